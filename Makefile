@@ -1,0 +1,33 @@
+# build: .venv with the package and its development tools     demo: watch a classifier forget     test: everything without a GPU
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+WORKERS ?= 2
+
+.PHONY: build demo test test-long lint bench clean
+
+build: $(VENV)/.built
+
+$(VENV)/.built: pyproject.toml setup.py $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,dev]"
+	touch $@
+
+demo: build
+	$(BIN)/python -m sfron_fast demo
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+
+test-long: build
+	$(BIN)/python -m pytest -m long
+
+clean:
+	rm -rf build *.egg-info sfron_fast/*.so
