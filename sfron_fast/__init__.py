@@ -1,0 +1,25 @@
+"""sfron_fast: fast, faithful SFR-on unlearning for PyTorch."""
+
+from .evaluation import evaluate
+from .fisher import Fisher, estimate_fisher
+from .losses import adaptive_cross_entropy, adaptive_mse, adaptive_weights
+from .optim import SFRonAdamW, SFRonSGD
+from .recipes import Recipe
+from .saliency import SaliencyMask
+from .unlearning import UnlearnResult, unlearn
+
+__version__ = "0.1.0"
+__all__ = [
+    "Fisher",
+    "Recipe",
+    "SFRonAdamW",
+    "SFRonSGD",
+    "SaliencyMask",
+    "UnlearnResult",
+    "adaptive_cross_entropy",
+    "adaptive_mse",
+    "adaptive_weights",
+    "estimate_fisher",
+    "evaluate",
+    "unlearn",
+]

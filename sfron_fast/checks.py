@@ -1,0 +1,186 @@
+"""What the reference kernels demand of their arguments; ``csrc/common/check.h`` demands the same natively.
+
+Every message names the argument, what was expected and what was found. A check never writes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:
+    """Raise ValueError unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, found {found}{'; ' + remedy if remedy else ''}")
+
+
+def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """A finite-or-infinite real number in [low, high], or (low, high] with ``open_low``."""
+    interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        require(False, argument, interval, repr(value))
+    inside = (value > low if open_low else value >= low) and value <= high
+    require(inside, argument, interval, value)  # NaN fails both comparisons
+
+
+def _aligned(
+    name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None, optional: bool
+) -> None:
+    """``tensors[i]`` has the shape and device of ``like[i]`` and its dtype or one of ``dtypes``."""
+    if optional and not tensors:
+        return
+    require(len(tensors) == len(like), name, f"{len(like)} tensors", len(tensors))
+    for i, (tensor, model) in enumerate(zip(tensors, like, strict=True)):
+        where = f"{name}[{i}]"
+        require(tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape))
+        require(tensor.device == model.device, where, f"device {model.device}", tensor.device)
+        allowed = {model.dtype, *(dtypes or ())}
+        names = " or ".join(sorted(str(d) for d in allowed))
+        require(tensor.dtype in allowed, where, f"dtype {names}", tensor.dtype)
+        require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
+
+
+def _floats(name: str, tensors: Sequence[Tensor]) -> None:
+    for i, tensor in enumerate(tensors):
+        where = f"{name}[{i}]"
+        require(tensor.dtype in FLOATS, where, "float32, bfloat16, float16 or float64", tensor.dtype)
+        require(tensor.device == tensors[0].device, where, f"device {tensors[0].device}", tensor.device)
+
+
+def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
+    if not masks:
+        return
+    require(len(masks) == len(like), "masks", f"{len(like)} tensors", len(masks))
+    for i, (mask, tensor) in enumerate(zip(masks, like, strict=True)):
+        size = (tensor.numel() + 7) // 8
+        require(mask.dtype == torch.uint8, f"masks[{i}]", "packed bits in uint8", mask.dtype)
+        require(
+            mask.dim() == 1 and mask.numel() in (0, size),
+            f"masks[{i}]", f"{size} bytes for {tensor.numel()} weights (or 0 bytes: no mask)", tuple(mask.shape),
+        )
+        require(mask.device == tensor.device, f"masks[{i}]", f"device {tensor.device}", mask.device)
+
+
+def _scalar_tensors(**scalars: Tensor | None) -> None:
+    for name, scalar in scalars.items():
+        if scalar is not None:
+            require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
+            require(scalar.dtype == torch.float32, name, "float32", scalar.dtype)
+
+
+def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> None:
+    _floats("grads", grads)
+    _masks(masks, grads)
+    _scalar_tensors(grad_scale=grad_scale)
+
+
+def _step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], slow_out: Sequence[Tensor], slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
+    scalars: dict[str, Any],
+) -> None:
+    _floats("params", params)
+    _aligned("grads", grads, params, None, optional=False)
+    _aligned("slow_out", slow_out, params, None, optional=True)
+    _aligned("slow_in", slow_in, params, None, optional=True)
+    _masks(masks, params)
+    _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
+    number("lr", scalars["lr"], 0.0)
+    number("weight_decay", scalars["weight_decay"], 0.0)
+    number("max_norm", scalars["max_norm"], 0.0, open_low=True)
+    number("slow_lr", scalars["slow_lr"], 0.0, 1.0)
+
+
+def sgd_step_(
+    params: Sequence[Tensor], grads: Sequence[Tensor], momentum_buffers: Sequence[Tensor],
+    slow_out: Sequence[Tensor], slow_in: Sequence[Tensor], masks: Sequence[Tensor], norm: Tensor | None,
+    grad_scale: Tensor | None, found_inf: Tensor | None, **scalars: Any,
+) -> None:
+    _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
+    _aligned("momentum_buffers", momentum_buffers, params, (torch.float32,), optional=True)
+    number("momentum", scalars["momentum"], 0.0)
+
+
+def adamw_step_(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor], steps: Sequence[Tensor], slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor], masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None,
+    found_inf: Tensor | None, **scalars: Any,
+) -> None:
+    _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
+    for name, state in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
+        _aligned(name, state, params, (torch.float32,), optional=False)
+    _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, (torch.float32,), optional=True)
+    require(len(steps) == len(params), "steps", f"{len(params)} tensors", len(steps))
+    _scalar_tensors(**{f"steps[{i}]": step for i, step in enumerate(steps)})
+    for name in ("beta1", "beta2"):
+        number(name, scalars[name], 0.0, 1.0)
+        require(scalars[name] < 1.0, name, "a number in [0, 1)", scalars[name])
+    number("eps", scalars["eps"], 0.0)
+
+
+def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float) -> None:
+    _floats("slow", slow)
+    _aligned("fast", fast, slow, None, optional=False)
+    number("slow_lr", slow_lr, 0.0, 1.0)
+
+
+def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float) -> None:
+    _floats("grads", grads)
+    require(len(fisher) == len(grads), "fisher", f"{len(grads)} tensors", len(fisher))
+    for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
+        wanted = torch.float64 if g.dtype == torch.float64 else torch.float32
+        require(f.shape == g.shape, f"fisher[{i}]", f"shape {tuple(g.shape)}", tuple(f.shape))
+        require(f.dtype == wanted, f"fisher[{i}]", f"dtype {wanted}", f.dtype)
+        require(f.device == g.device, f"fisher[{i}]", f"device {g.device}", f.device)
+    number("weight", weight, 0.0)
+
+
+def saliency_mask(forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float) -> None:
+    for i, f in enumerate(forget):
+        ok = f.dtype in (torch.float32, torch.float64)
+        require(ok, f"forget[{i}]", "float32 or float64", f.dtype)
+    _aligned("retain", retain, forget, None, optional=False)
+    number("threshold", threshold, 0.0, open_low=True)
+    number("eps", eps, 0.0)
+
+
+def adaptive_cross_entropy(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
+) -> None:
+    require(logits.dim() == 3 and logits.shape[2] > 0, "logits", "[samples, tokens, classes]", tuple(logits.shape))
+    _floats("logits", [logits])
+    require(labels.shape == logits.shape[:2], "labels", f"shape {tuple(logits.shape[:2])}", tuple(labels.shape))
+    require(labels.dtype == torch.int64, "labels", "int64", labels.dtype)
+    require(labels.device == logits.device, "labels", f"device {logits.device}", labels.device)
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
+    if labels.device.type == "cpu":  # on other devices reading the labels would wait for the device
+        outside = labels[(labels != ignore_index) & ((labels < 0) | (labels >= logits.shape[2]))]
+        if outside.numel():
+            require(False, "labels", f"classes 0 to {logits.shape[2] - 1} or {ignore_index}", int(outside[0]))
+
+
+def adaptive_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> None:
+    require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))
+
+
+def adaptive_mse(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> None:
+    require(prediction.dim() == 2, "prediction", "[samples, elements]", tuple(prediction.shape))
+    _floats("prediction", [prediction])
+    _aligned("target", [target], [prediction], None, optional=False)
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
+
+
+def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool) -> None:
+    require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))

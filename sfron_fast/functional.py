@@ -1,0 +1,203 @@
+"""Stateless functions over lists of tensors: make them dense, call the op, bump the version counters.
+
+The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent". Updated
+tensors may be non-contiguous (they are copied in and out; contiguous ones are updated in place). fp64 goes to
+the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+
+Tensors = Sequence[Tensor]
+
+
+def _op(name: str, tensors: Tensors) -> Callable[..., Any]:
+    """The native or default kernel; fp64 has only the reference, behind the same checks."""
+    if any(t.dtype == torch.float64 for t in tensors):
+        return ops.default_kernel(name)
+    return getattr(ops, name)
+
+
+def _read(tensors: Tensors | None) -> list[Tensor]:
+    """Inputs as contiguous local tensors."""
+    return [t if t.is_contiguous() else t.contiguous() for t in map(_local, tensors or ())]
+
+
+class _Written:
+    """Outputs as contiguous local tensors; copies the stand-ins of non-contiguous ones back at the end."""
+
+    def __init__(self, **lists: Tensors | None) -> None:
+        self.touched: list[Tensor] = []
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.lists: list[list[Tensor]] = [self._dense(name, tensors or ()) for name, tensors in lists.items()]
+
+    def _dense(self, name: str, tensors: Tensors) -> list[Tensor]:
+        dense = []
+        for i, tensor in enumerate(tensors):
+            if tensor.requires_grad and torch.is_grad_enabled() and tensor.is_leaf:
+                raise RuntimeError(
+                    f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
+                    "an in-place update of it cannot be differentiated"
+                )
+            local = _local(tensor)
+            if not local.is_contiguous():
+                self.copies.append((local, local.contiguous()))
+                dense.append(self.copies[-1][1])
+            else:
+                dense.append(local)
+        self.touched.extend(tensors)
+        return dense
+
+    def finish(self) -> None:
+        """Native kernels write behind autograd's back: copy back, then tell it."""
+        with torch.no_grad():
+            for target, copy in self.copies:
+                target.copy_(copy)
+        torch.autograd.graph.increment_version(self.touched)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The local shard of a DTensor (it shares storage); any other tensor itself."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
+    """L2 norm, fp32 [] on the gradients' device, of the selected gradients divided by ``grad_scale``.
+
+    ``masks``: packed uint8 [ceil(n / 8)] per gradient, zero bytes = all selected. inf or NaN tells of a
+    non-finite selected gradient. No host synchronisation. Source: README equation 6 (paper: clip of S * grad L^f).
+    """
+    grads = _read(grads)
+    if not grads:
+        return torch.zeros(())
+    return _op("masked_grad_norm", grads)(grads, list(masks or ()), grad_scale)
+
+
+def sgd_step_(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first: bool = False,
+    masks: Tensors | None = None,
+    freeze_masked: bool = False,
+    norm: Tensor | None = None,
+    max_norm: float = float("inf"),
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    slow_out: Tensors | None = None,
+    slow_in: Tensors | None = None,
+    slow_lr: float = 1.0,
+) -> None:
+    """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update, interpolate.
+
+    Args:
+        params, grads: tensors of equal shape, dtype, device.
+        momentum_buffers: parameter-shaped, fp32 or the parameter's dtype; ``first`` marks them uninitialised.
+        masks: packed uint8 [ceil(n / 8)] each; deselected gradients count as zero, and with ``freeze_masked``
+            their weights and state keep their bits.
+        norm: fp32 [], from ``masked_grad_norm``; clips to ``max_norm``; not finite = the update is skipped.
+        grad_scale, found_inf: fp32 [], torch.amp's; gradients are divided by the first, skipped by the second.
+        slow_out: receives the parameters as they were before the step (start of a cycle).
+        slow_in, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
+    Raises:
+        ValueError, RuntimeError: a bad argument, by name, before anything is written.
+    """
+    if not params:
+        return
+    written = _Written(params=params, momentum_buffers=momentum_buffers, slow_out=slow_out)
+    p, m, so = written.lists
+    _op("sgd_step_", p)(
+        p, _read(grads), m, so, _read(slow_in), list(masks or ()), norm, grad_scale, found_inf,
+        lr=float(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr,
+    )  # fmt: skip
+    written.finish()
+
+
+def adamw_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    steps: Tensors,
+    max_exp_avg_sqs: Tensors | None = None,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    maximize: bool = False,
+    masks: Tensors | None = None,
+    freeze_masked: bool = False,
+    norm: Tensor | None = None,
+    max_norm: float = float("inf"),
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    slow_out: Tensors | None = None,
+    slow_in: Tensors | None = None,
+    slow_lr: float = 1.0,
+) -> None:
+    """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
+
+    ``steps``: fp32 [] per parameter, on its device, incremented here unless the update is skipped.
+    ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
+    """
+    if not params:
+        return
+    written = _Written(
+        params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, max_exp_avg_sqs=max_exp_avg_sqs,
+        steps=steps, slow_out=slow_out,
+    )  # fmt: skip
+    p, m, v, vmax, s, so = written.lists
+    _op("adamw_step_", p)(
+        p, _read(grads), m, v, vmax, s, so, _read(slow_in), list(masks or ()), norm, grad_scale, found_inf,
+        lr=float(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
+        maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr,
+    )  # fmt: skip
+    written.finish()
+
+
+def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
+    """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step)."""
+    if not slow:
+        return
+    written = _Written(slow=slow, fast=fast)
+    s, f = written.lists
+    _op("interpolate_", s)(s, f, slow_lr)
+    written.finish()
+
+
+def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
+    """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place."""
+    if not fisher:
+        return
+    written = _Written(fisher=fisher)
+    (f,) = written.lists
+    _op("fisher_accumulate_", f)(f, _read(grads), weight)
+    written.finish()
+
+
+def saliency_mask(
+    forget: Tensors, retain: Tensors, threshold: float, eps: float = reference.FISHER_EPS
+) -> tuple[list[Tensor], Tensor]:
+    """1[F_forget + eps >= threshold (F_retain + eps)], packed uint8 per tensor, and the counts int64 [tensors]."""
+    if not forget:
+        return [], torch.zeros(0, dtype=torch.int64)
+    return _op("saliency_mask", [*forget, *retain])(_read(forget), _read(retain), threshold, eps)

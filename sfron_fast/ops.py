@@ -1,0 +1,163 @@
+"""Every op once: schema, fake kernel, default kernel (= ``reference.py``), autograd.
+
+Importing this module also loads the native kernels, which register themselves for their device in front of
+the defaults; the dispatcher, not this package, chooses. Lists: an empty list means "absent"; a mask of zero
+bytes means "every weight of this tensor is selected". Ops that end in ``_`` write their (x!) arguments in
+place and return nothing. Bad input raises before anything is written.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, checks, reference
+
+_library = torch.library.Library("sfron_fast", "DEF")
+
+SCHEMAS = {
+    "masked_grad_norm": "(Tensor[] grads, Tensor[] masks, Tensor? grad_scale) -> Tensor",
+    "sgd_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_out,
+        Tensor[] slow_in, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
+        float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first,
+        bool freeze_masked, float max_norm, float slow_lr) -> ()""",
+    "adamw_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
+        Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_out, Tensor[] slow_in,
+        Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
+        float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
+        float max_norm, float slow_lr) -> ()""",
+    "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr) -> ()",
+    "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight) -> ()",
+    "saliency_mask": "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)",
+    "adaptive_cross_entropy": """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser, Tensor lse)""",
+    "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights, Tensor lse,
+        int ignore_index) -> Tensor""",
+    "adaptive_mse": """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser)""",
+    "adaptive_mse_backward": "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor",
+}
+
+
+def default_kernel(name: str) -> Callable[..., Any]:
+    """Checked reference kernel: what runs where no native kernel serves the device or the dtype."""
+    formula, check = getattr(reference, name), getattr(checks, name)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        _native.warn_once()
+        return formula(*args, **kwargs)
+
+    return kernel
+
+
+# --- fakes: shapes and dtypes for torch.compile -------------------------------------------------------------------
+
+
+def _writes_in_place(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _norm_fake(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
+    device = grads[0].device if grads else torch.device("cpu")
+    return torch.empty((), dtype=torch.float32, device=device)
+
+
+def _mask_fake(
+    forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float
+) -> tuple[list[Tensor], Tensor]:
+    device = forget[0].device if forget else torch.device("cpu")
+    packed = [f.new_empty((f.numel() + 7) // 8, dtype=torch.uint8) for f in forget]
+    return packed, torch.empty(len(forget), dtype=torch.int64, device=device)
+
+
+def _sample_outputs(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = reference.accumulate_dtype(source.dtype)
+    scalar = source.new_empty((), dtype=dtype)
+    per_sample = source.new_empty(source.shape[0], dtype=dtype)
+    return scalar, per_sample, torch.empty_like(per_sample), torch.empty_like(scalar)
+
+
+def _cross_entropy_fake(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
+) -> tuple[Tensor, ...]:
+    lse = logits.new_empty(logits.shape[:2], dtype=reference.accumulate_dtype(logits.dtype))
+    return *_sample_outputs(logits), lse
+
+
+def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> tuple[Tensor, ...]:
+    return _sample_outputs(prediction)
+
+
+def _like_second(grad: Tensor, source: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(source, memory_format=torch.contiguous_format)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "masked_grad_norm": _norm_fake,
+    "saliency_mask": _mask_fake,
+    "adaptive_cross_entropy": _cross_entropy_fake,
+    "adaptive_cross_entropy_backward": _like_second,
+    "adaptive_mse": _mse_fake,
+    "adaptive_mse_backward": _like_second,
+}
+
+
+# --- autograd: only the first output, the loss, has a gradient; the weights are detached (spec 1.7) ----------------
+
+
+def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, _, _, ctx.ignore_index = inputs
+    loss, losses, weights, normaliser, lse = output
+    ctx.mark_non_differentiable(losses, weights, normaliser, lse)
+    ctx.save_for_backward(logits, labels, weights, lse)
+
+
+def _cross_entropy_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    logits, labels, weights, lse = ctx.saved_tensors
+    gradient = torch.ops.sfron_fast.adaptive_cross_entropy_backward(
+        grad, logits, labels, weights, lse, ctx.ignore_index
+    )
+    return gradient, None, None, None, None
+
+
+def _mse_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    prediction, target, _, _, ctx.mean = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(prediction, target, output[2])
+
+
+def _mse_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    prediction, target, weights = ctx.saved_tensors
+    gradient = torch.ops.sfron_fast.adaptive_mse_backward(grad, prediction, target, weights, ctx.mean)
+    return gradient, None, None, None, None
+
+
+for _name, _schema in SCHEMAS.items():
+    _library.define(f"{_name}{' '.join(_schema.split())}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, default_kernel(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sfron_fast::{_name}", FAKES.get(_name, _writes_in_place), lib=_library)
+torch.library.register_autograd(
+    "sfron_fast::adaptive_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_context, lib=_library
+)
+torch.library.register_autograd(
+    "sfron_fast::adaptive_mse", _mse_backward, setup_context=_mse_context, lib=_library
+)
+_native.load()
+
+masked_grad_norm = torch.ops.sfron_fast.masked_grad_norm.default
+sgd_step_ = torch.ops.sfron_fast.sgd_step_.default
+adamw_step_ = torch.ops.sfron_fast.adamw_step_.default
+interpolate_ = torch.ops.sfron_fast.interpolate_.default
+fisher_accumulate_ = torch.ops.sfron_fast.fisher_accumulate_.default
+saliency_mask = torch.ops.sfron_fast.saliency_mask.default
+adaptive_cross_entropy = torch.ops.sfron_fast.adaptive_cross_entropy.default
+adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
+
+
+def kernel_for(name: str, device: str) -> str:
+    """Which kernel the dispatcher picks for an op on a device type: "native" or "reference"."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}[device]
+    native = torch._C._dispatch_has_kernel_for_dispatch_key(f"sfron_fast::{name}", key)
+    return "native" if native else "reference"

@@ -1,0 +1,345 @@
+"""Every formula of the package in plain PyTorch: the truth the tests use and the kernel of last resort.
+
+Each function takes the arguments of the op of the same name in ``ops.py``. Only single operations
+(mul, add, sub, div, sqrt, maximum) are used, in the order the native kernels use, so that in fp32 the
+elementwise results are the same bits everywhere. Low-precision tensors are computed in fp32 and rounded
+once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "absent").
+
+``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n / 8) bytes.
+Equation numbers "spec 1.x" are those of the README.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6)
+FISHER_EPS = 1e-15  # the authors' epsilon in the saliency ratio
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type a formula is computed in: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(accumulate_dtype(x.dtype))
+
+
+# --- masks: element i of the flattened tensor is bit i % 8 of byte i // 8 -----------------------------------
+
+
+def pack_bits(selected: Tensor) -> Tensor:
+    """bool of any shape, n elements -> uint8 [ceil(n / 8)], unused high bits zero."""
+    flat = selected.reshape(-1)
+    padded = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8, device=flat.device)
+    padded[: flat.numel()] = flat
+    shifts = torch.arange(8, dtype=torch.uint8, device=flat.device)
+    return (padded.view(-1, 8) << shifts).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """uint8 [ceil(n / 8)] -> bool of ``shape``."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(1) >> shifts).bitwise_and(1).to(torch.bool)
+    return bits.view(-1)[: math.prod(shape)].view(*shape)
+
+
+def _selected(masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor | None:
+    """The i-th mask as bool shaped like the tensor, or None where every weight is selected."""
+    if not masks or (masks[i].numel() == 0 and like.numel() > 0):
+        return None
+    return unpack_bits(masks[i], like.shape)
+
+
+# --- the masked gradient: spec 1.8, line 6 ---------------------------------------------------------------------
+
+
+def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
+    """L2 norm [] of the selected, unscaled gradients; inf or NaN if one of them is not finite."""
+    device = grads[0].device if grads else torch.device("cpu")
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for i, grad in enumerate(grads):
+        selected = _selected(masks, i, grad)
+        wide = grad.to(torch.float64)
+        if grad_scale is not None:  # unscale as the update does: in the formula's own type
+            wide = (_wide(grad) * (1.0 / _scalar(grad_scale, grad))).to(torch.float64)
+        if selected is not None:  # select, never multiply: 0 * inf is NaN
+            wide = torch.where(selected, wide, 0.0)
+        total = total + (wide * wide).sum()
+    return total.sqrt().to(torch.float32)
+
+
+def _scalar(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(device=like.device, dtype=accumulate_dtype(like.dtype))
+
+
+def grad_multiplier(
+    norm: Tensor | None, grad_scale: Tensor | None, max_norm: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """[]: unscale and clip in one factor, min(1, max_norm / (norm + 1e-6)) / grad_scale."""
+    factor = torch.ones((), dtype=dtype, device=device)
+    if grad_scale is not None:
+        factor = factor / grad_scale.to(device=device, dtype=dtype)
+    if norm is not None:
+        limit = torch.full((), max_norm, dtype=dtype, device=device)
+        factor = factor * (limit / (norm.to(device=device, dtype=dtype) + CLIP_EPS)).clamp(max=1.0)
+    return factor
+
+
+def skip_step(norm: Tensor | None, found_inf: Tensor | None) -> bool:
+    """True if this step must not be applied: a non-finite norm, or an overflow found by the caller."""
+    return (norm is not None and not bool(torch.isfinite(norm))) or (found_inf is not None and bool(found_inf != 0))
+
+
+def _masked_grad(grad: Tensor, selected: Tensor | None, factor: Tensor, maximize: bool) -> Tensor:
+    g = _wide(grad) * factor.to(accumulate_dtype(grad.dtype))
+    if maximize:
+        g = -g
+    return g if selected is None else torch.where(selected, g, 0.0)
+
+
+def _store(target: Tensor, value: Tensor, frozen: Tensor | None) -> None:
+    """Write ``value``; where ``frozen`` (a mask of selected weights) is given, only the selected elements."""
+    value = value.to(target.dtype)
+    target.copy_(value if frozen is None else torch.where(frozen, value, target))
+
+
+def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """start + weight (end - start), from the nearer end, as torch.lerp does."""
+    if weight < 0.5:
+        return start + (end - start) * weight
+    return end - (end - start) * (1.0 - weight)
+
+
+def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> Tensor:
+    """The slow step (spec 1.5), folded into the last retain step: slow + alpha (fast - slow)."""
+    return lerp(_wide(slow_in[i]), new, slow_lr) if slow_in else new
+
+
+def _each(
+    params: Sequence[Tensor], grads: Sequence[Tensor], masks: Sequence[Tensor], slow_out: Sequence[Tensor]
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if slow_out:
+            slow_out[i].copy_(param)  # lazily: the weights a cycle starts from, stored by its forget step
+        yield i, param, grad, _selected(masks, i, param)
+
+
+# --- optimizer steps -------------------------------------------------------------------------------------------
+
+
+def sgd_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    freeze_masked: bool,
+    max_norm: float,
+    slow_lr: float,
+) -> None:
+    """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are uninitialised."""
+    skip = skip_step(norm, found_inf)
+    for i, param, grad, selected in _each(params, grads, masks, slow_out):
+        frozen = selected if freeze_masked else None
+        p = _wide(param)
+        if not skip:
+            factor = grad_multiplier(norm, grad_scale, max_norm, param.device, p.dtype)
+            g = _masked_grad(grad, selected, factor, maximize)
+            if weight_decay != 0.0:
+                g = g + p * weight_decay
+            if momentum_buffers:
+                m = g if first else _wide(momentum_buffers[i]) * momentum + g * (1.0 - dampening)
+                # frozen weights of an uninitialised buffer still need a defined value
+                _store(momentum_buffers[i], torch.where(frozen, m, 0.0) if first and frozen is not None else m,
+                       None if first else frozen)
+                g = g + m * momentum if nesterov else m
+            new = p - g * lr
+            p = new if frozen is None else torch.where(frozen, new, p)
+        elif first and momentum_buffers:
+            momentum_buffers[i].zero_()
+        param.copy_(_slow_in(p, i, slow_in, slow_lr))
+
+
+def adamw_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    freeze_masked: bool,
+    max_norm: float,
+    slow_lr: float,
+) -> None:
+    """torch.optim.AdamW (decoupled) or Adam (L2) on the masked, clipped gradient.
+
+    ``steps`` are fp32 scalars [] beside their parameters; each counts the updates applied, so a skipped step
+    leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
+    """
+    skip = skip_step(norm, found_inf)
+    for i, param, grad, selected in _each(params, grads, masks, slow_out):
+        frozen = selected if freeze_masked else None
+        p = _wide(param)
+        if not skip:
+            steps[i].add_(1)
+            scale, denominator = adam_corrections(lr, beta1, beta2, int(steps[i]))
+            factor = grad_multiplier(norm, grad_scale, max_norm, param.device, p.dtype)
+            g = _masked_grad(grad, selected, factor, maximize)
+            new = p * (1.0 - lr * weight_decay) if decoupled else p
+            if not decoupled and weight_decay != 0.0:
+                g = g + p * weight_decay
+            m = lerp(_wide(exp_avgs[i]), g, 1.0 - beta1)
+            v = _wide(exp_avg_sqs[i]) * beta2 + (g * (1.0 - beta2)) * g
+            _store(exp_avgs[i], m, frozen)
+            _store(exp_avg_sqs[i], v, frozen)
+            if max_exp_avg_sqs:
+                v = torch.maximum(_wide(max_exp_avg_sqs[i]), v)
+                _store(max_exp_avg_sqs[i], v, frozen)
+            # a tensor divisor: by a Python scalar some devices multiply with the reciprocal instead
+            root = _sqrt(v) / torch.full((), denominator, dtype=p.dtype, device=p.device)
+            new = new - (m * scale) / (root + eps)
+            p = new if frozen is None else torch.where(frozen, new, p)
+        param.copy_(_slow_in(p, i, slow_in, slow_lr))
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """IEEE sqrt: torch's fp32 one may be MKL's, an ulp off; fp64 with an ulp to spare still rounds to the right fp32."""
+    return x.to(torch.float64).sqrt().to(x.dtype)
+
+
+def adam_corrections(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
+    """lr / (1 - beta1^step) and sqrt(1 - beta2^step), in double."""
+    return lr / (1.0 - int_power(beta1, step)), math.sqrt(1.0 - int_power(beta2, step))
+
+
+def int_power(base: float, exponent: int) -> float:
+    """base ** exponent by squaring: the same bits on every processor, unlike a library's pow."""
+    result = 1.0
+    while exponent > 0:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float) -> None:
+    """slow += alpha (fast - slow); fast = slow (spec 1.5)."""
+    for s, f in zip(slow, fast, strict=True):
+        s.copy_(lerp(_wide(s), _wide(f), slow_lr))
+        f.copy_(s)
+
+
+# --- saliency: spec 1.6 ------------------------------------------------------------------------------------------
+
+
+def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float) -> None:
+    """F += weight * g^2, F in fp32 (fp64 for fp64)."""
+    for f, g in zip(fisher, grads, strict=True):
+        wide = g.to(f.dtype)
+        f.add_((wide * wide) * weight)
+
+
+def saliency_mask(
+    forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float
+) -> tuple[list[Tensor], Tensor]:
+    """F_forget + eps >= gamma (F_retain + eps), packed; and how many weights each tensor selects, int64 [tensors]."""
+    selected = [f + eps >= (r + eps) * threshold for f, r in zip(forget, retain, strict=True)]
+    device = forget[0].device if forget else torch.device("cpu")
+    counts = torch.zeros(len(selected), dtype=torch.int64, device=device)
+    for i, s in enumerate(selected):
+        counts[i] = s.sum()
+    return [pack_bits(s) for s in selected], counts
+
+
+# --- adaptive losses: spec 1.7 -----------------------------------------------------------------------------------
+
+
+def adaptive_weights(losses: Tensor, temperature: float, floor: float) -> tuple[Tensor, Tensor]:
+    """Per-sample losses [samples] -> weights max(l, floor)^-lambda / normaliser [samples], and the normaliser []."""
+    raw = losses.clamp_min(floor).pow(-temperature)
+    normaliser = raw.sum()
+    return raw / normaliser, normaliser
+
+
+def adaptive_cross_entropy(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """logits [samples, tokens, classes], labels [samples, tokens] -> loss, losses, weights, normaliser, lse.
+
+    A sample's loss is the mean over its tokens with a label; a sample without one has loss and weight 0.
+    losses, weights [samples], lse [samples, tokens] (log-sum-exp) in fp32 (fp64 for fp64).
+    """
+    wide = _wide(logits)
+    lse = torch.logsumexp(wide, dim=2)
+    counted = labels != ignore_index
+    picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
+    tokens = counted.sum(dim=1)
+    losses = torch.where(counted, lse - picked, 0.0).sum(dim=1) / tokens.clamp_min(1)
+    raw = torch.where(tokens > 0, losses.clamp_min(floor).pow(-temperature), 0.0)
+    normaliser = raw.sum()
+    # no labelled sample at all: loss 0 with weight 0, not 0 / 0
+    weights = raw / torch.where(normaliser > 0, normaliser, 1.0)
+    return (weights * losses).sum(), losses, weights, normaliser, lse
+
+
+def adaptive_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> Tensor:
+    """d loss / d logits = grad * w_i / tokens_i * (softmax - onehot); weights are constants."""
+    wide = _wide(logits)
+    counted = labels != ignore_index
+    row = torch.where(counted, (weights / counted.sum(dim=1).clamp_min(1)).unsqueeze(1), 0.0) * grad
+    delta = torch.exp(wide - lse.unsqueeze(2))
+    onehot = torch.where(counted, labels, 0).unsqueeze(2)
+    delta.scatter_add_(2, onehot, torch.full_like(onehot, -1, dtype=delta.dtype))
+    return torch.where(counted.unsqueeze(2), delta * row.unsqueeze(2), 0.0).to(logits.dtype)
+
+
+def adaptive_mse(
+    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples], normaliser."""
+    difference = _wide(prediction) - _wide(target)
+    losses = (difference * difference).sum(dim=1)
+    if mean:
+        losses = losses / max(prediction.shape[1], 1)
+    weights, normaliser = adaptive_weights(losses, temperature, floor)
+    return (weights * losses).sum(), losses, weights, normaliser
+
+
+def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool) -> Tensor:
+    """d loss / d prediction = grad * w_i * 2 (prediction - target) [/ elements]."""
+    scale = 2.0 / max(prediction.shape[1], 1) if mean else 2.0
+    difference = _wide(prediction) - _wide(target)
+    return (difference * (weights * scale * grad).unsqueeze(1)).to(prediction.dtype)
