@@ -1,0 +1,145 @@
+"""Diagonal Fisher information, accumulated in fp32 on the model's own device (README equation 2, paper F_diag)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional, reference
+from .batches import evaluating, model_device, move, progress_bar
+from .checks import require
+from .naming import model_digest
+
+Estimator = Literal["batch", "sample", "batch_equal"]
+LossFn = Callable[[Any, Tensor], Tensor]
+
+
+class Fisher(dict[str, Tensor]):
+    """Parameter name -> fp32 tensor of the parameter's shape, with ``metadata`` on how it was made."""
+
+    def __init__(self, values: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(values)
+        self.metadata = metadata or {}
+
+
+def estimate_fisher(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFn = F.cross_entropy,
+    *,
+    estimator: Estimator = "batch",
+    chunk_size: int = 32,
+    progress: bool = False,
+) -> Fisher:
+    """Diagonal (empirical) Fisher of every trainable parameter over one pass of ``loader``, in eval mode.
+
+    Args:
+        model: its parameters, buffers and training flags are as before afterwards.
+        loader: batches ``(inputs, targets)``; may have a short last batch.
+        loss_fn: (model output, targets) -> mean loss of the batch [].
+        estimator: "sample" = mean of per-sample squared gradients, the definition; "batch" = squared
+            batch-mean gradients, each weighted by its true sample count; "batch_equal" = the same with every
+            batch counting alike, as the authors' code does (a short last batch then weighs too much).
+            A threshold means something else under each; the choice is kept in the metadata.
+        chunk_size: samples differentiated at a time by "sample"; memory is chunk_size gradients.
+        progress: show a tqdm bar.
+    Returns:
+        ``Fisher`` with metadata estimator, samples, batches, batch_size, model (digest) and no_gradient (names of
+        parameters that no loss ever reached; a mask built from it never selects them).
+    Raises:
+        ValueError: empty loader, no trainable parameter, unknown estimator, non-finite or non-scalar loss, a label
+            that is no class of the model.
+    """
+    require(estimator in ("batch", "sample", "batch_equal"), "estimator", "'batch', 'sample' or 'batch_equal'",
+            repr(estimator))  # fmt: skip
+    require(isinstance(chunk_size, int) and chunk_size > 0, "chunk_size", "an integer > 0", repr(chunk_size))
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    require(bool(params), "model", "at least one parameter that requires grad", "none")
+    fisher = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
+    reached: set[str] = set()
+    samples = batches = batch_size = 0
+    square = _per_sample if estimator == "sample" else _per_batch
+    with evaluating(model):
+        for inputs, targets in progress_bar(_batches(loader, model_device(model)), loader, "Fisher", progress):
+            count = len(targets)
+            equal = estimator == "batch_equal"
+            try:
+                for chunk, weight in square(model, params, inputs, targets, loss_fn, chunk_size):
+                    reached |= chunk.keys()
+                    functional.fisher_accumulate_(
+                        [fisher[n] for n in chunk], list(chunk.values()), 1.0 if equal else weight
+                    )
+            except (IndexError, RuntimeError) as error:
+                if "out of bounds" not in str(error):
+                    raise
+                raise ValueError(f"loader: expected labels that are classes of the model, found one that is none "
+                                 f"({error}); give the model one output per class") from error  # fmt: skip
+            samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
+    require(samples > 0, "loader", "at least one sample", "an empty loader", "check the split and drop_last")
+    total = batches if estimator == "batch_equal" else samples
+    torch._foreach_div_(list(fisher.values()), float(total))
+    return Fisher(fisher, {
+        "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
+        "no_gradient": sorted(params.keys() - reached), "model": model_digest(model),
+    })  # fmt: skip
+
+
+def _batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Tensor]]:
+    for batch in loader:
+        inputs, targets = move(batch, device)
+        if len(targets):
+            yield inputs, targets
+
+
+def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    with torch.enable_grad():
+        loss = loss_fn(model(inputs), targets)
+    require(loss.dim() == 0, "loss_fn", "a scalar mean loss", f"shape {tuple(loss.shape)}", "use reduction='mean'")
+    require(loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant")
+    _check_finite(loss)
+    return loss
+
+
+def _check_finite(loss: Tensor) -> None:
+    finite = bool(torch.isfinite(loss).all())
+    require(finite, "loss_fn", "a finite loss", loss.detach().tolist(), "check the data and the model")
+
+
+def _per_batch(
+    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int
+) -> Iterator[tuple[dict[str, Tensor], float]]:
+    """One batch-mean gradient, weighted by the batch's sample count."""
+    loss = _mean_loss(model, inputs, targets, loss_fn)
+    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    yield {n: g for n, g in zip(params, grads, strict=True) if g is not None}, float(len(targets))
+
+
+def _per_sample(
+    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int
+) -> Iterator[tuple[dict[str, Tensor], float]]:
+    """Every sample's own gradient, differentiated a chunk at a time."""
+    reached = _reached(model, params, inputs, targets, loss_fn)
+    weights = {n: p.detach() for n, p in params.items() if n in reached}
+    rest = {**dict(model.named_buffers()), **{n: p.detach() for n, p in model.named_parameters() if n not in weights}}
+
+    def sample_loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        output = torch.func.functional_call(model, {**rest, **weights}, (x.unsqueeze(0),))
+        return loss_fn(output, y.unsqueeze(0))
+
+    grad = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0, 0))
+    for start in range(0, len(targets), chunk_size):
+        chunk, losses = grad(weights, inputs[start : start + chunk_size], targets[start : start + chunk_size])
+        _check_finite(losses)
+        for i in range(len(next(iter(chunk.values())))):
+            yield {n: g[i] for n, g in chunk.items()}, 1.0
+
+
+def _reached(
+    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn
+) -> set[str]:
+    """Names of the parameters the loss depends on; torch.func gives zeros for the others, which say less."""
+    loss = _mean_loss(model, inputs[:1], targets[:1], loss_fn)
+    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    return {n for n, g in zip(params, grads, strict=True) if g is not None}

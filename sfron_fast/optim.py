@@ -1,0 +1,165 @@
+"""SFRonSGD and SFRonAdamW: torch.optim optimizers with a forget step and a slow step.
+
+A cycle is one ``forget_step()`` (masked, clipped ascent on fast weights) and ``retain_steps`` calls of ``step()``
+(ordinary descent); the last of them also interpolates the slow weights. ``step()`` outside a cycle is the stock
+optimizer. Source: Huang et al., NeurIPS 2024, algorithm of README section "Equations"; the knobs are its table.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from . import functional
+from .checks import number, require
+from .cycle import Batch, SFRonOptimizer
+from .saliency import SaliencyMask
+
+Moments = Literal["shared", "separate", "none"]
+MaskSemantics = Literal["gradient", "update"]
+
+
+class SFRonSGD(SFRonOptimizer):
+    """torch.optim.SGD with a forget step: the authors' optimizer for ResNet-18.
+
+    Args:
+        params: ``model.named_parameters()`` (needed with ``saliency``), parameters, or groups.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD.
+        saliency: which weights a forget step changes; None = all.
+        forget_lr: learning rate beta of the forget step; None = ``lr``.
+        max_norm: clip of the masked gradient norm in forget steps, in retain steps only with ``clip_retain``.
+        retain_steps: T_in, calls of ``step()`` that close a cycle.
+        slow_lr: alpha in (0, 1]; 1 keeps the fast weights, costs nothing and allocates nothing.
+        moments: momentum of a forget step: "shared" with the retain steps (the authors), "separate"
+            (DualOptim), "none" (the paper: plain step, no decay).
+        mask_semantics: "gradient" masks the gradient only (the authors: decay and momentum still move masked
+            weights); "update" leaves masked weights and their state bit-identical in forget steps.
+        state_dtype: torch.float32 for fp32 momentum beside low-precision parameters; None = the parameter's.
+    Raises:
+        ValueError: naming the argument, what was expected and what was found.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        saliency: SaliencyMask | None = None,
+        forget_lr: float | None = None,
+        max_norm: float | None = None,
+        clip_retain: bool = False,
+        retain_steps: int = 1,
+        slow_lr: float = 1.0,
+        moments: Moments = "shared",
+        mask_semantics: MaskSemantics = "gradient",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        own = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+               "nesterov": nesterov, "maximize": maximize}  # fmt: skip
+        knobs = {"forget_lr": forget_lr, "max_norm": max_norm, "clip_retain": clip_retain,
+                 "retain_steps": retain_steps, "slow_lr": slow_lr, "moments": moments,
+                 "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
+        super().__init__(params, {**own, **knobs}, saliency)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        number("momentum", group["momentum"], 0.0)
+        number("dampening", group["dampening"], 0.0)
+        if group["nesterov"]:
+            ok = group["momentum"] > 0 and group["dampening"] == 0
+            found = f"momentum {group['momentum']}, dampening {group['dampening']}"
+            require(ok, "nesterov", "momentum > 0 and dampening 0", found)
+
+    def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
+        group = batch.group
+        rule |= {k: group[k] for k in ("momentum", "dampening", "weight_decay", "nesterov")}
+        if group["momentum"] == 0.0:
+            functional.sgd_step_(batch.params, batch.grads, **{**rule, "nesterov": False})
+            return
+        key = f"{prefix}momentum_buffer"
+        # torch starts the buffer at the first gradient itself; tensors that have one already continue
+        fresh = [self.state[p].get(key) is None for p in batch.params]
+        for first in (True, False):
+            chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
+            if chosen:
+                self._update_chosen(batch, chosen, key, {**rule, "first": first})
+
+    def _update_chosen(self, batch: Batch, chosen: list[int], key: str, rule: dict[str, Any]) -> None:
+        def pick(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensors[i] for i in chosen] if tensors else []
+
+        params = pick(batch.params)
+        buffers = self._state(params, key, self._zeros(batch.group))
+        per_tensor = {k: pick(rule.get(k) or []) for k in ("masks", "slow_in", "slow_out")}
+        functional.sgd_step_(params, pick(batch.grads), buffers, **{**rule, **per_tensor})
+
+
+class SFRonAdamW(SFRonOptimizer):
+    """torch.optim.AdamW (or, with ``decoupled_weight_decay=False``, Adam) with a forget step.
+
+    Args:
+        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.AdamW / Adam.
+        The others: as SFRonSGD.
+    One step count per parameter serves the bias correction of forget and retain steps (``moments="shared"``).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = True,
+        saliency: SaliencyMask | None = None,
+        forget_lr: float | None = None,
+        max_norm: float | None = None,
+        clip_retain: bool = False,
+        retain_steps: int = 1,
+        slow_lr: float = 1.0,
+        moments: Moments = "shared",
+        mask_semantics: MaskSemantics = "gradient",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+               "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}  # fmt: skip
+        knobs = {"forget_lr": forget_lr, "max_norm": max_norm, "clip_retain": clip_retain,
+                 "retain_steps": retain_steps, "slow_lr": slow_lr, "moments": moments,
+                 "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
+        super().__init__(params, {**own, **knobs}, saliency)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        number("eps", group["eps"], 0.0)
+        betas = group["betas"]
+        require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", "two numbers in [0, 1)", repr(betas))
+        for i, beta in enumerate(betas):
+            number(f"betas[{i}]", beta, 0.0, 1.0)
+            require(float(beta) < 1.0, f"betas[{i}]", "a number in [0, 1)", beta)
+
+    def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
+        group, params = batch.group, batch.params
+        zeros = self._zeros(group)
+        functional.adamw_step_(
+            params,
+            batch.grads,
+            self._state(params, f"{prefix}exp_avg", zeros),
+            self._state(params, f"{prefix}exp_avg_sq", zeros),
+            self._state(params, f"{prefix}step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device)),
+            self._state(params, f"{prefix}max_exp_avg_sq", zeros) if group["amsgrad"] else None,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled=group["decoupled_weight_decay"],
+            **rule,
+        )

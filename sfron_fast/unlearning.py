@@ -1,0 +1,294 @@
+"""unlearn(): a saliency mask, then cycles of one forget step and T_in retain steps; schedule, guards, checkpoints."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import losses
+from .batches import check_labels, model_device, move, progress_bar
+from .checkpoint import EndlessLoader, random_state, save_whole, set_random_state
+from .checks import number, require
+from .evaluation import Stopwatch, accuracy, predict
+from .fisher import estimate_fisher
+from .naming import model_digest
+from .recipes.sfron import Recipe
+from .saliency import SaliencyMask
+
+SampleLoss = Callable[[Any, Tensor], Tensor]
+CHECKPOINT = "checkpoint.pt"
+MASK = "mask.safetensors"
+
+
+@dataclass
+class UnlearnResult:
+    """What ``unlearn`` did. ``model`` is the model passed in, changed in place."""
+
+    model: nn.Module
+    mask: SaliencyMask
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry per evaluation
+    seconds: float = 0.0  # Fisher and mask included, evaluations and checkpoints excluded
+    skipped_steps: int = 0
+    stopped_early: bool = False
+
+
+def unlearn(
+    model: nn.Module,
+    retain_loader: Iterable[Any],
+    forget_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None = None,
+    *,
+    recipe: Recipe | None = None,
+    mask: SaliencyMask | None = None,
+    loss_fn: SampleLoss | None = None,
+    eval_every: int = 0,
+    forget_floor: float | None = None,
+    over_forgetting: Literal["warn", "stop"] = "warn",
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    on_cycle: Callable[[int, nn.Module], None] | None = None,
+    progress: bool = False,
+) -> UnlearnResult:
+    """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of ``retain_loader``.
+
+    Args:
+        model: a trained model, changed in place; training flags are restored.
+        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again.
+        val_loader: held-out batches for the evaluations.
+        recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
+        mask: a saliency mask made earlier; None = estimate both Fishers now.
+        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy.
+        eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in percent.
+        forget_floor: forget accuracy in percent below which the model has forgotten too much, for example
+            what a model that never saw the samples reaches; None = validation accuracy before the run; 0 switches
+            the guard off (right when a whole class goes). It acts at evaluations, so it wants ``eval_every``.
+        over_forgetting: what the guard does: "warn" once, or "stop" the run.
+        checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A resumed run ends
+            with the bits of one never stopped, on the same machine. Give the model it started from.
+        checkpoint_every: steps (forget and retain) between checkpoints.
+        on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
+        progress: show tqdm bars.
+    Raises:
+        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run.
+    """
+    recipe = Recipe.paper() if recipe is None else recipe
+    require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
+    require(isinstance(eval_every, int) and eval_every >= 0, "eval_every", "an integer >= 0", repr(eval_every))
+    require(isinstance(checkpoint_every, int) and checkpoint_every > 0, "checkpoint_every", "an integer > 0",
+            repr(checkpoint_every))  # fmt: skip
+    require(over_forgetting in ("warn", "stop"), "over_forgetting", "'warn' or 'stop'", repr(over_forgetting))
+    if forget_floor is not None:
+        number("forget_floor", forget_floor, 0.0, 100.0)
+    folder = None if checkpoint is None else Path(checkpoint)
+    run = _Run(model, retain_loader, forget_loader, recipe, loss_fn, folder)
+    flags = {module: module.training for module in model.modules()}
+    try:
+        with run.watch:
+            run.prepare(mask, progress)
+            with run.watch.pause():
+                guard = _Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
+            total = recipe.cycles * (1 + recipe.retain_steps)
+            for position in progress_bar(range(run.position, total), range(run.position, total), "Unlearn", progress):
+                if run.result.stopped_early:
+                    break
+                run.advance()
+                cycle, inside = divmod(position + 1, 1 + recipe.retain_steps)
+                if not inside and (guard.due(cycle) or on_cycle is not None):
+                    with run.watch.pause():
+                        guard.look(cycle)
+                        if on_cycle is not None:
+                            on_cycle(cycle, model)
+                if folder is not None and ((position + 1) % checkpoint_every == 0 or position + 1 == total):
+                    with run.watch.pause():
+                        run.save()
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    run.result.seconds = run.earlier_seconds + run.watch.seconds
+    run.result.skipped_steps = run.optimizer.skipped_steps
+    return run.result
+
+
+class _Run:
+    """The state of one run; ``position`` counts forget and retain steps done."""
+
+    def __init__(
+        self, model: nn.Module, retain: Iterable[Any], forget: Iterable[Any], recipe: Recipe,
+        loss_fn: SampleLoss | None, folder: Path | None,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.loss_fn, self.folder = model, recipe, loss_fn, folder
+        self.device = model_device(model)
+        self.retain, self.forget = EndlessLoader(retain, "retain_loader"), EndlessLoader(forget, "forget_loader")
+        self.position, self.earlier_seconds = 0, 0.0
+        self.watch = Stopwatch()
+        self.start = model_digest(model)
+
+    def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
+        """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
+        saved = self._saved()
+        if saved is not None:
+            given, mask = mask, SaliencyMask.load(self._in_folder(MASK))
+            require(given is None or given == mask, "mask", "the mask the checkpointed run began with", "another")
+        elif mask is None:
+            def mean_loss(output: Any, targets: Tensor) -> Tensor:
+                return self._losses(output, targets).mean()
+
+            forget, retain = (
+                estimate_fisher(self.model, loader, mean_loss, estimator=self.recipe.estimator, progress=progress)
+                for loader in (self.forget.loader, self.retain.loader)
+            )
+            mask = SaliencyMask.from_fisher(forget, retain, threshold=self.recipe.threshold)
+        self.result = UnlearnResult(self.model, mask)
+        self.optimizer = self.recipe.make_optimizer(self.model, mask)
+        self.schedule = self.recipe.make_scheduler(self.optimizer)
+        if saved is not None:
+            self._restore(saved)
+        elif self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mask.save(self.folder / MASK)
+
+    def _losses(self, output: Any, targets: Tensor) -> Tensor:
+        if self.loss_fn is None:
+            return F.cross_entropy(output, targets, reduction="none")
+        values = self.loss_fn(output, targets)
+        require(values.shape == (len(targets),), "loss_fn", f"per-sample losses [{len(targets)}]", list(values.shape))
+        return values
+
+    def advance(self) -> None:
+        """One forget or retain step."""
+        cycle, done = divmod(self.position, 1 + self.recipe.retain_steps)
+        self.model.train()
+        self.optimizer.zero_grad()
+        if done == 0:
+            self._forget_step(self.recipe.forget_weight_at(cycle))
+        else:
+            self._retain_step()
+        self.position += 1
+
+    def _forget_step(self, weight: float) -> None:
+        inputs, targets = move(self.forget.next(), self.device, "forget_loader")
+        kept = None if self.recipe.forget_updates_buffers else [b.clone() for b in self.model.buffers()]
+        output = self.model(inputs)
+        temperature, floor = self.recipe.temperature, self.recipe.loss_floor
+        if self.loss_fn is None:
+            check_labels(output, targets)
+            loss = losses.adaptive_cross_entropy(output, targets, temperature, floor=floor)
+        else:
+            values = self._losses(output, targets)
+            loss = (losses.adaptive_weights(values, temperature, floor) * values).sum()
+        (-weight * loss).backward()
+        if kept is not None:
+            with torch.no_grad():
+                for buffer, value in zip(self.model.buffers(), kept, strict=True):
+                    buffer.copy_(value)
+        self.optimizer.forget_step()
+
+    def _retain_step(self) -> None:
+        inputs, targets = move(self.retain.next(), self.device, "retain_loader")
+        output = self.model(inputs)
+        if self.loss_fn is None:
+            check_labels(output, targets)
+        loss = self._losses(output, targets).mean()
+        loss.backward()
+        self.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # skipped on the device, and counted
+        self.optimizer.step()
+        self.optimizer.found_inf = None
+        self.schedule.step()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        state = {
+            "recipe": asdict(self.recipe), "start": self.start, "position": self.position,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(), "retain": self.retain.state_dict(),
+            "forget": self.forget.state_dict(), "random": random_state(), "history": self.result.history,
+            "stopped_early": self.result.stopped_early, "seconds": self.earlier_seconds + self.watch.seconds,
+        }  # fmt: skip
+        save_whole(state, self._in_folder(CHECKPOINT))
+
+    def _in_folder(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name
+
+    def _saved(self) -> dict[str, Any] | None:
+        if self.folder is None or not (self.folder / CHECKPOINT).exists():
+            return None
+        path = self.folder / CHECKPOINT
+        try:
+            saved = torch.load(path, weights_only=True, map_location=self.device)
+            theirs = saved["recipe"]
+        except Exception as error:
+            raise ValueError(f"checkpoint: expected a checkpoint of unlearn, found {path}: {error!r}; remove it to "
+                             "start again") from error  # fmt: skip
+        require(theirs == asdict(self.recipe), "checkpoint", f"a run with this recipe ({self.recipe.name})", "another recipe's",
+                "use another folder, or the recipe the run began with")  # fmt: skip
+        require(saved["start"] == self.start, "model", "the weights the checkpointed run started from", "other weights",
+                "load the original model first")  # fmt: skip
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved["optimizer"])  # may refuse, so before anything of the caller's changes
+        self.schedule.load_state_dict(saved["schedule"])
+        self.retain.load_state_dict(saved["retain"])
+        self.forget.load_state_dict(saved["forget"])
+        self.model.load_state_dict(saved["model"])
+        set_random_state(saved["random"])
+        self.position, self.earlier_seconds = saved["position"], saved["seconds"]
+        self.result.history = saved["history"]
+        self.result.stopped_early = saved["stopped_early"]
+
+
+class _Guard:
+    """Evaluates along the run; warns or stops when the forget accuracy falls below the floor."""
+
+    def __init__(
+        self, run: _Run, val_loader: Iterable[Any] | None, every: int, floor: float | None, action: str
+    ) -> None:
+        self.run, self.val_loader, self.every, self.action, self.warned = run, val_loader, every, action, False
+        if every and floor is None and val_loader is not None:
+            floor = run.result.history[0]["val_accuracy"] if run.result.history else None
+        self.floor = floor
+        if every and not run.result.history:
+            first = self._measure(0)
+            self.floor = first.get("val_accuracy") if floor is None else floor
+
+    def _measure(self, cycle: int) -> dict[str, float]:
+        loaders = (self.run.forget, self.run.retain)  # val_loader may share a generator with either
+        state, own = random_state(), [loader.own_state() for loader in loaders]  # looking must not change the run
+        entry: dict[str, float] = {"cycle": cycle, "skipped_steps": self.run.optimizer.skipped_steps}
+        entry["forget_accuracy"] = accuracy(predict(self.run.model, self.run.forget.loader))
+        if self.val_loader is not None:
+            entry["val_accuracy"] = accuracy(predict(self.run.model, self.val_loader))
+        set_random_state(state)
+        for loader, generators in zip(loaders, own, strict=True):
+            loader.set_own_state(generators)
+        self.run.result.history.append(entry)
+        return entry
+
+    def due(self, cycle: int) -> bool:
+        return self.every > 0 and cycle % self.every == 0
+
+    def look(self, cycle: int) -> None:
+        if not self.due(cycle):
+            return
+        entry = self._measure(cycle)
+        if self.floor is None or entry["forget_accuracy"] >= self.floor:
+            return
+        if self.action == "stop":
+            self.run.result.stopped_early = True
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below {self.floor:.1f} % in "
+                f"cycle {cycle}; lower forget_weight or cycles, or pass over_forgetting='stop' (forget_floor=0 if a "
+                "whole class is to go)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
