@@ -1,0 +1,59 @@
+"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what runs where and why."""
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+
+def environment() -> str:
+    """Versions, devices, and which kernel serves each op on each device, and why not a native one."""
+    from . import __version__, _native, ops
+
+    lines = [
+        f"sfron_fast  {__version__}",
+        f"torch       {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        f"python      {platform.python_version()} on {platform.platform()}",
+        f"threads     {torch.get_num_threads()}",
+    ]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines.append(f"devices     cpu{''.join(', cuda: ' + name for name in devices)}")
+    lines.append(f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}")
+    if not _native.available():
+        lines.append(f"            to get it: {_native.REMEDY}")
+    width = max(map(len, ops.SCHEMAS))
+    lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
+    for name in ops.SCHEMAS:
+        lines.append(f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sfron_fast", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="unlearn on scikit-learn's digits and write a report")
+    demo.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default: report)")
+    demo.add_argument("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
+    commands.add_parser("env", help="versions, devices, and which kernel serves which op")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "env":
+        print(environment())
+        return 0
+    if chosen.seeds < 1:
+        parser.error(f"--seeds: expected an integer >= 1, found {chosen.seeds}")
+    from . import demo as digits
+
+    try:
+        folder = digits.main(chosen.out, tuple(range(chosen.seeds)))
+    except ImportError as error:  # an optional package
+        print(error, file=sys.stderr)
+        return 1
+    print(folder.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
