@@ -29,5 +29,8 @@ test: lint
 test-long: build
 	$(BIN)/python -m pytest -m long
 
+bench: build
+	$(BIN)/python -m benchmarks.run
+
 clean:
 	rm -rf build *.egg-info sfron_fast/*.so

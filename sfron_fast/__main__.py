@@ -10,7 +10,7 @@ import torch
 
 def environment() -> str:
     """Versions, devices, and which kernel serves each op on each device, and why not a native one."""
-    from . import __version__, _native, ops
+    from . import __version__, _native, ops, triton
 
     lines = [
         f"sfron_fast  {__version__}",
@@ -23,6 +23,8 @@ def environment() -> str:
     lines.append(f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}")
     if not _native.available():
         lines.append(f"            to get it: {_native.REMEDY}")
+    absent = next(filter(None, map(triton.reason, triton.MODULES)), None)
+    lines.append(f"triton      {'found' if absent is None else 'absent: ' + absent}")
     width = max(map(len, ops.SCHEMAS))
     lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
     for name in ops.SCHEMAS:

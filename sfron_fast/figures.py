@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 INK, SOFT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 # Okabe and Ito's colours, told apart with any colour vision. Known methods look the same in every figure.
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
-NAMED = {"Original": "#8a8a8a", "Retrain": "#222222", "SFR-on": "#D55E00"} | dict(
-    zip(("FT", "GA", "RL", "SalUn", "BT", "SCRUB"), OTHERS, strict=True)
-)
+NAMED = {
+    "Original": "#8a8a8a", "Retrain": "#222222", "SFR-on": "#D55E00", "SFR-on (paper)": "#D55E00",
+    "SFR-on (official)": "#8C3A00",
+} | dict(zip(("FT", "GA", "RL", "SalUn", "BT", "SCRUB"), OTHERS, strict=True))  # fmt: skip
 FORGET, TEST = "#D55E00", "#0072B2"
 LOSS_FLOOR = 1e-8  # smaller losses are drawn here: a logarithmic axis has no zero
 

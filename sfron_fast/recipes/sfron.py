@@ -10,7 +10,7 @@ from ..checks import number, require
 from ..cycle import SFRonOptimizer
 from ..fisher import Estimator
 from ..losses import LOSS_FLOOR
-from ..optim import MaskSemantics, Moments, SFRonAdamW, SFRonSGD
+from ..optim import MaskSemantics, Moments, SFRonAdamW, SFRonSGD, check_betas
 from ..saliency import SaliencyMask
 
 Decay = Literal["linear", "cosine", "constant"]
@@ -63,7 +63,7 @@ class Recipe:
 
     @classmethod
     def paper(cls, **overrides: Any) -> "Recipe":
-        """The paper's algorithm (README, "Equations"): plain forget step, linear decay, per-sample Fisher, slow step."""
+        """The paper's algorithm (README, "Equations"): plain forget step, linear decay, sample Fisher, slow step."""
         return cls._with({"name": "SFR-on (paper)", "forget_lr": 0.01, "slow_lr": 0.5}, overrides)
 
     @classmethod
@@ -99,6 +99,7 @@ class Recipe:
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), 0.0, open_low=name == "max_norm")
         number("slow_lr", self.slow_lr, 0.0, 1.0, open_low=True)
+        check_betas(self.betas)
         choices = {"forget_decay": tuple(_DECAYS), "lr_decay": ("cosine", "constant"), "optimizer": ("sgd", "adamw"),
                    "estimator": get_args(Estimator), "moments": get_args(Moments),
                    "mask_semantics": get_args(MaskSemantics)}  # fmt: skip
