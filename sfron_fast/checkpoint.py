@@ -80,10 +80,12 @@ class EndlessLoader:
         return [g.get_state() for g in self._generators()]
 
     def set_own_state(self, states: list[torch.Tensor]) -> None:
+        """Put back what ``own_state`` returned."""
         for generator, state in zip(self._generators(), states, strict=True):
             generator.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
+        """The place, and what finds it again."""
         return {"begun": self.begun, "drawn": self.drawn, "own": self.own_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The two-phase optimizer under SFRonSGD and SFRonAdamW: phases, masks, clipping, slow weights."""
 
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,12 @@ class Batch(NamedTuple):
     grads: list[Tensor]
     masks: list[Tensor]
 
+    def on(self, device: torch.device) -> "Batch":
+        """The part of it on one device."""
+        chosen = [i for i, p in enumerate(self.params) if p.device == device]
+        params, grads, masks = ([t[i] for i in chosen] if t else [] for t in self[1:])
+        return Batch(self.group, params, grads, masks)
+
 
 class SFRonOptimizer(Resumable):
     """Phases, masks and clipping; a subclass adds its update rule."""
@@ -30,7 +37,7 @@ class SFRonOptimizer(Resumable):
             raise ValueError(f"saliency: expected a SaliencyMask or None, found {type(saliency).__name__}; "
                              "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
         self.saliency = saliency
-        self._skipped, self._masks = {}, {}
+        self._skipped, self._masks, self._known_states = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         super().__init__(params, {**defaults, "masked": saliency is not None, "retain_pending": 0, "skipped": 0})
 
@@ -81,32 +88,34 @@ class SFRonOptimizer(Resumable):
         if not group["masked"]:
             return []
         masks = self._masks.get(index)
-        if masks is None or any(m.device != p.device for m, p in zip(masks, group["params"], strict=True)):
+        if masks is None or (masks and masks[0].device != group["params"][0].device):  # the model has moved
             masks = self._masks[index] = self._resolve(group)
         return masks
 
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
         for index, group in enumerate(self.param_groups):
-            masks = self._group_masks(index, group) if masked else []
-            by_device: dict[torch.device, Batch] = {}
-            for i, param in enumerate(group["params"]):
-                grad = param.grad
-                if grad is None:
-                    continue
-                if grad.is_sparse or param.is_complex():
-                    kind = "a sparse gradient" if grad.is_sparse else "a complex parameter"
-                    raise RuntimeError(f"params: expected real tensors with dense gradients, found {kind} in group "
-                                       f"{index}, parameter {i}; use a dense gradient or leave it out")  # fmt: skip
-                batch = by_device.get(param.device)
-                if batch is None:
-                    batch = by_device[param.device] = Batch(group, [], [], [])
-                batch.params.append(param)
-                batch.grads.append(grad)
-                if masks:
-                    batch.masks.append(masks[i])
-            batches.extend(by_device.values())
+            params, masks = group["params"], self._group_masks(index, group) if masked else []
+            grads = [p.grad for p in params]
+            if any(g is None for g in grads):
+                have = [i for i, g in enumerate(grads) if g is not None]
+                params, grads = [params[i] for i in have], [grads[i] for i in have]
+                masks = [masks[i] for i in have] if masks else []
+            self._check_kind(index, params, grads)
+            whole = Batch(group, params, grads, masks)
+            devices = {p.device for p in params}
+            batches += [whole.on(d) for d in devices] if len(devices) > 1 else [whole] if params else []
         return batches
+
+    @staticmethod
+    def _check_kind(index: int, params: list[Tensor], grads: list[Tensor]) -> None:
+        if {g.layout for g in grads} | {p.is_complex() for p in params} <= {torch.strided, False}:
+            return
+        for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            kind = "a complex parameter" if param.is_complex() else "a sparse gradient"
+            if param.is_complex() or grad.layout != torch.strided:
+                raise RuntimeError(f"params: expected real tensors with dense gradients, found {kind} in group "
+                                   f"{index}, parameter {i}; use a dense gradient or leave it out")  # fmt: skip
 
     # --- phases ------------------------------------------------------------------------------------------------
 
@@ -224,13 +233,24 @@ class SFRonOptimizer(Resumable):
     # --- state ---------------------------------------------------------------------------------------------------
 
     def _state(self, params: list[Tensor], key: str, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        tensors = []
-        for param in params:
-            state = self.state[param]
-            if state.get(key) is None:  # torch.optim.SGD saves None where there is no momentum yet
-                state[key] = make(param)
-            tensors.append(state[key])
+        tensors: list[Any] = [state.get(key) for state in self._states(params)]
+        # torch.optim.SGD saves None where there is no momentum yet
+        for i in [i for i, tensor in enumerate(tensors) if tensor is None]:
+            tensors[i] = self.state[params[i]][key] = make(params[i])
         return tensors
+
+    def _states(self, params: list[Tensor]) -> list[dict[str, Any]]:
+        """Each parameter's state; for a whole group remembered, because hashing thousands of tensors is slow."""
+        known = self._known_states.get(id(params))
+        if known is not None:
+            owner, size, listed, states = known
+            same = owner is self.state and size == len(self.state) and len(listed) == len(params)
+            if same and all(map(is_, listed, params)) and self.state[params[0]] is states[0]:
+                return states
+        states = [self.state[p] for p in params]
+        if any(params is group["params"] for group in self.param_groups):
+            self._known_states[id(params)] = (self.state, len(self.state), list(params), states)
+        return states
 
     def _zeros(self, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         return lambda p: torch.zeros_like(p, dtype=group["state_dtype"] or p.dtype, memory_format=torch.preserve_format)

@@ -6,6 +6,7 @@ the reference kernels. Raises ValueError or RuntimeError, naming the argument, b
 """
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,57 +17,65 @@ from . import ops, reference
 Tensors = Sequence[Tensor]
 
 
+_PLAIN = {Tensor, torch.nn.Parameter}
+_dtype = attrgetter("dtype")
+
+
 def _op(name: str, tensors: Tensors) -> Callable[..., Any]:
     """The native or default kernel; fp64 has only the reference, behind the same checks."""
-    if any(t.dtype == torch.float64 for t in tensors):
+    if torch.float64 in set(map(_dtype, tensors)):
         return ops.default_kernel(name)
     return getattr(ops, name)
 
 
-def _read(tensors: Tensors | None) -> list[Tensor]:
+def _dense(tensors: Tensors) -> bool:
+    """True for contiguous tensors that are no subclass; a few nanoseconds each, lists can be long."""
+    return _PLAIN.issuperset(map(type, tensors)) and all(map(Tensor.is_contiguous, tensors))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The local shard of a DTensor (it shares storage); any other tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def _read(tensors: Tensors | None) -> Tensors:
     """Inputs as contiguous local tensors."""
-    return [t if t.is_contiguous() else t.contiguous() for t in map(_local, tensors or ())]
+    if not tensors:
+        return []
+    return tensors if _dense(tensors) else [_local(t).contiguous() for t in tensors]
 
 
 class _Written:
     """Outputs as contiguous local tensors; copies the stand-ins of non-contiguous ones back at the end."""
 
     def __init__(self, **lists: Tensors | None) -> None:
-        self.touched: list[Tensor] = []
         self.copies: list[tuple[Tensor, Tensor]] = []
-        self.lists: list[list[Tensor]] = [self._dense(name, tensors or ()) for name, tensors in lists.items()]
+        self.lists = [self._writable(name, tensors) if tensors else [] for name, tensors in lists.items()]
 
-    def _dense(self, name: str, tensors: Tensors) -> list[Tensor]:
+    def _writable(self, name: str, tensors: Tensors) -> Tensors:
+        if torch.is_grad_enabled():
+            for i, tensor in enumerate(tensors):
+                if tensor.requires_grad and tensor.is_leaf:
+                    raise RuntimeError(
+                        f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
+                        "an in-place update of it cannot be differentiated"
+                    )
+        if _dense(tensors):
+            return tensors
         dense = []
-        for i, tensor in enumerate(tensors):
-            if tensor.requires_grad and torch.is_grad_enabled() and tensor.is_leaf:
-                raise RuntimeError(
-                    f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
-                    "an in-place update of it cannot be differentiated"
-                )
-            local = _local(tensor)
-            if not local.is_contiguous():
-                self.copies.append((local, local.contiguous()))
-                dense.append(self.copies[-1][1])
-            else:
-                dense.append(local)
-        self.touched.extend(tensors)
+        for local in map(_local, tensors):
+            dense.append(local.contiguous())
+            if dense[-1] is not local:
+                self.copies.append((local, dense[-1]))
         return dense
 
-    def finish(self) -> None:
-        """Native kernels write behind autograd's back: copy back, then tell it."""
+    def finish(self, touched: Tensors) -> None:
+        """Copy back, then tell autograd what native kernels wrote behind its back (state is in no graph)."""
         with torch.no_grad():
             for target, copy in self.copies:
                 target.copy_(copy)
-        torch.autograd.graph.increment_version(self.touched)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The local shard of a DTensor (it shares storage); any other tensor itself."""
-    if type(tensor) in (Tensor, torch.nn.Parameter):
-        return tensor
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
+        torch.autograd.graph.increment_version(touched)
 
 
 def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
@@ -78,7 +87,7 @@ def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale
     grads = _read(grads)
     if not grads:
         return torch.zeros(())
-    return _op("masked_grad_norm", grads)(grads, list(masks or ()), grad_scale)
+    return _op("masked_grad_norm", grads)(grads, masks or [], grad_scale)
 
 
 def sgd_step_(
@@ -102,6 +111,7 @@ def sgd_step_(
     slow_out: Tensors | None = None,
     slow_in: Tensors | None = None,
     slow_lr: float = 1.0,
+    hyper: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update, interpolate.
 
@@ -114,6 +124,8 @@ def sgd_step_(
         grad_scale, found_inf: fp32 [], torch.amp's; gradients are divided by the first, skipped by the second.
         slow_out: receives the parameters as they were before the step (start of a cycle).
         slow_in, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
+        hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the numbers, so that a
+            captured CUDA graph follows a schedule.
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
     """
@@ -122,11 +134,11 @@ def sgd_step_(
     written = _Written(params=params, momentum_buffers=momentum_buffers, slow_out=slow_out)
     p, m, so = written.lists
     _op("sgd_step_", p)(
-        p, _read(grads), m, so, _read(slow_in), list(masks or ()), norm, grad_scale, found_inf,
+        p, _read(grads), m, so, _read(slow_in), masks or [], norm, grad_scale, found_inf,
         lr=float(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-        maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr,
+        maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
     )  # fmt: skip
-    written.finish()
+    written.finish(params)
 
 
 def adamw_step_(
@@ -153,6 +165,7 @@ def adamw_step_(
     slow_out: Tensors | None = None,
     slow_in: Tensors | None = None,
     slow_lr: float = 1.0,
+    hyper: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
 
@@ -167,11 +180,11 @@ def adamw_step_(
     )  # fmt: skip
     p, m, v, vmax, s, so = written.lists
     _op("adamw_step_", p)(
-        p, _read(grads), m, v, vmax, s, so, _read(slow_in), list(masks or ()), norm, grad_scale, found_inf,
+        p, _read(grads), m, v, vmax, s, so, _read(slow_in), masks or [], norm, grad_scale, found_inf,
         lr=float(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
-        maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr,
+        maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
     )  # fmt: skip
-    written.finish()
+    written.finish(params)
 
 
 def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
@@ -181,7 +194,7 @@ def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
     written = _Written(slow=slow, fast=fast)
     s, f = written.lists
     _op("interpolate_", s)(s, f, slow_lr)
-    written.finish()
+    written.finish([*slow, *fast])
 
 
 def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
@@ -191,7 +204,7 @@ def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
     written = _Written(fisher=fisher)
     (f,) = written.lists
     _op("fisher_accumulate_", f)(f, _read(grads), weight)
-    written.finish()
+    written.finish(fisher)
 
 
 def saliency_mask(

@@ -71,6 +71,8 @@ def _cross_entropy(
     require(logits.shape[0] > 0, "logits", "at least one sample", tuple(logits.shape), "skip empty batches")
     if logits.dim() == 2:
         logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
     op = _kernel("adaptive_cross_entropy", logits)
     loss, losses, weights, normaliser, _ = op(
         logits.contiguous(), labels.contiguous(), float(temperature), float(floor), ignore_index
@@ -99,6 +101,8 @@ def adaptive_mse(
     require(prediction.shape[0] > 0, "prediction", "at least one sample", tuple(prediction.shape))
     require(not target.requires_grad, "target", "a constant", "requires_grad=True", "pass target.detach()")
     require(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
     op = _kernel("adaptive_mse", prediction)
     rows, targets = prediction.flatten(1).contiguous(), target.flatten(1).contiguous()
     return op(rows, targets, float(temperature), float(floor), reduction == "mean")[0]
@@ -113,6 +117,8 @@ def _kernel(name: str, source: Tensor):
 
 def _double_cross_entropy(logits: Tensor, labels: Tensor, *scalars):
     ops.checks.adaptive_cross_entropy(logits, labels, *scalars)
+    # autograd multiplies by 0 where the formula selects, and 0 times an ignored inf is NaN
+    logits = logits.where((labels != scalars[-1]).unsqueeze(2), 0.0)
     return _constant_weights(reference.adaptive_cross_entropy(logits, labels, *scalars))
 
 

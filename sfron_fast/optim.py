@@ -20,6 +20,14 @@ Moments = Literal["shared", "separate", "none"]
 MaskSemantics = Literal["gradient", "update"]
 
 
+def check_betas(betas: Any) -> None:
+    """Adam's two, each in [0, 1)."""
+    require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", "two numbers in [0, 1)", repr(betas))
+    for i, beta in enumerate(betas):
+        number(f"betas[{i}]", beta, 0.0, 1.0)
+        require(float(beta) < 1.0, f"betas[{i}]", "a number in [0, 1)", beta)
+
+
 class SFRonSGD(SFRonOptimizer):
     """torch.optim.SGD with a forget step: the authors' optimizer for ResNet-18.
 
@@ -140,11 +148,7 @@ class SFRonAdamW(SFRonOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         number("eps", group["eps"], 0.0)
-        betas = group["betas"]
-        require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", "two numbers in [0, 1)", repr(betas))
-        for i, beta in enumerate(betas):
-            number(f"betas[{i}]", beta, 0.0, 1.0)
-            require(float(beta) < 1.0, f"betas[{i}]", "a number in [0, 1)", beta)
+        check_betas(group["betas"])
 
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
         group, params = batch.group, batch.params

@@ -44,7 +44,7 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """uint8 [ceil(n / 8)] -> bool of ``shape``."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.unsqueeze(1) >> shifts).bitwise_and(1).to(torch.bool)
-    return bits.view(-1)[: math.prod(shape)].view(*shape)
+    return bits.view(-1)[: math.prod(shape)].view(tuple(shape))
 
 
 def _selected(masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor | None:
@@ -152,8 +152,10 @@ def sgd_step_(
     freeze_masked: bool,
     max_norm: float,
     slow_lr: float,
+    hyper: Tensor | None = None,
 ) -> None:
     """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are uninitialised."""
+    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf)
     for i, param, grad, selected in _each(params, grads, masks, slow_out):
         frozen = selected if freeze_masked else None
@@ -200,12 +202,14 @@ def adamw_step_(
     freeze_masked: bool,
     max_norm: float,
     slow_lr: float,
+    hyper: Tensor | None = None,
 ) -> None:
     """torch.optim.AdamW (decoupled) or Adam (L2) on the masked, clipped gradient.
 
     ``steps`` are fp32 scalars [] beside their parameters; each counts the updates applied, so a skipped step
     leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
     """
+    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf)
     for i, param, grad, selected in _each(params, grads, masks, slow_out):
         frozen = selected if freeze_masked else None

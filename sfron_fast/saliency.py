@@ -204,7 +204,7 @@ class SaliencyMask(Mapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                bits = {name: file.get_tensor(name) for name in file.keys()}
+                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             require(header.get("format") == FORMAT, "path", f"a mask in format {FORMAT}", header.get("format"))
             shapes = {n: tuple(map(int, s)) for n, s in json.loads(header["shapes"]).items()}
             mask = cls(bits, shapes, json.loads(header["provenance"]))

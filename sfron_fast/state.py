@@ -20,6 +20,7 @@ class Resumable(Optimizer):
     found_inf: Tensor | None  # torch.amp's: not 0 = skip the update, on the device
     _skipped: dict[torch.device, Tensor]
     _masks: dict[int, list[Tensor]]
+    _known_states: dict[int, Any]
 
     @property
     def skipped_steps(self) -> int:
@@ -85,7 +86,7 @@ class Resumable(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("saliency", None)
-        self._masks, self._skipped = {}, {}
+        self._masks, self._skipped, self._known_states = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         for group in self.param_groups:
             for key, value in self.defaults.items():

@@ -227,7 +227,8 @@ class _Run:
         except Exception as error:
             raise ValueError(f"checkpoint: expected a checkpoint of unlearn, found {path}: {error!r}; remove it to "
                              "start again") from error  # fmt: skip
-        require(theirs == asdict(self.recipe), "checkpoint", f"a run with this recipe ({self.recipe.name})", "another recipe's",
+        same = theirs == asdict(self.recipe)
+        require(same, "checkpoint", f"a run with this recipe ({self.recipe.name})", "another recipe's",
                 "use another folder, or the recipe the run began with")  # fmt: skip
         require(saved["start"] == self.start, "model", "the weights the checkpointed run started from", "other weights",
                 "load the original model first")  # fmt: skip
