@@ -1,8 +1,6 @@
 """Stop anywhere and go on bit-identically: random generators, the place in each loader, whole-or-nothing files."""
 
-import os
 import random
-import tempfile
 from collections.abc import Iterable
 from operator import length_hint
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from .checks import require
+from .files import write_whole
 
 
 def random_state() -> dict[str, Any]:
@@ -106,13 +105,9 @@ class EndlessLoader:
 
 def save_whole(state: dict[str, Any], path: Path) -> None:
     """torch.save that leaves the previous file whole if the process dies while writing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+    write_whole(path, fill)

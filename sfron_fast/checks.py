@@ -81,6 +81,19 @@ def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scal
     _scalar_tensors(grad_scale=grad_scale)
 
 
+def _hyper(scalars: dict[str, Any], params: Sequence[Tensor]) -> tuple[Any, Any, Any]:
+    """lr, weight_decay, slow_lr: from the tensor where it can be read without waiting for a device."""
+    hyper = scalars.get("hyper")
+    if hyper is not None:
+        require(hyper.shape == (3,), "hyper", "shape (3,)", tuple(hyper.shape))
+        require(hyper.dtype == torch.float64, "hyper", "dtype torch.float64", hyper.dtype)
+        if params:
+            require(hyper.device == params[0].device, "hyper", f"device {params[0].device}", hyper.device)
+        if hyper.device.type == "cpu":
+            return tuple(hyper.tolist())
+    return scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
+
+
 def _step(
     params: Sequence[Tensor], grads: Sequence[Tensor], slow_out: Sequence[Tensor], slow_in: Sequence[Tensor],
     masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
@@ -92,10 +105,11 @@ def _step(
     _aligned("slow_in", slow_in, params, None, optional=True)
     _masks(masks, params)
     _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
-    number("lr", scalars["lr"], 0.0)
-    number("weight_decay", scalars["weight_decay"], 0.0)
+    lr, weight_decay, slow_lr = _hyper(scalars, params)
+    number("lr", lr, 0.0)
+    number("weight_decay", weight_decay, 0.0)
     number("max_norm", scalars["max_norm"], 0.0, open_low=True)
-    number("slow_lr", scalars["slow_lr"], 0.0, 1.0)
+    number("slow_lr", slow_lr, 0.0, 1.0)
 
 
 def sgd_step_(

@@ -6,7 +6,6 @@ the reference kernels. Raises ValueError or RuntimeError, naming the argument, b
 """
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ Tensors = Sequence[Tensor]
 
 
 _PLAIN = {Tensor, torch.nn.Parameter}
-_dtype = attrgetter("dtype")
 
 
 def _op(name: str, tensors: Tensors) -> Callable[..., Any]:
     """The native or default kernel; fp64 has only the reference, behind the same checks."""
-    if torch.float64 in set(map(_dtype, tensors)):
+    if torch.float64 in {t.dtype for t in tensors}:  # dynamo cannot trace an attrgetter
         return ops.default_kernel(name)
     return getattr(ops, name)
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, checks, reference
+from . import _native, checks, reference, triton
 
+_native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
 _library = torch.library.Library("sfron_fast", "DEF")
 
 SCHEMAS = {
@@ -21,12 +22,12 @@ SCHEMAS = {
     "sgd_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_out,
         Tensor[] slow_in, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
         float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first,
-        bool freeze_masked, float max_norm, float slow_lr) -> ()""",
+        bool freeze_masked, float max_norm, float slow_lr, Tensor? hyper=None) -> ()""",
     "adamw_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
         Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_out, Tensor[] slow_in,
         Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
         float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
-        float max_norm, float slow_lr) -> ()""",
+        float max_norm, float slow_lr, Tensor? hyper=None) -> ()""",
     "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr) -> ()",
     "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight) -> ()",
     "saliency_mask": "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)",
@@ -109,7 +110,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, labels, _, _, ctx.ignore_index = inputs
-    loss, losses, weights, normaliser, lse = output
+    _, losses, weights, normaliser, lse = output
     ctx.mark_non_differentiable(losses, weights, normaliser, lse)
     ctx.save_for_backward(logits, labels, weights, lse)
 
@@ -144,7 +145,8 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "sfron_fast::adaptive_mse", _mse_backward, setup_context=_mse_context, lib=_library
 )
-_native.load()
+for _name in triton.MODULES:  # row ops: Triton itself is imported when the first CUDA tensor arrives
+    _library.impl(_name, triton.op_kernel(_name, getattr(checks, _name), default_kernel(_name)), "CUDA")
 
 masked_grad_norm = torch.ops.sfron_fast.masked_grad_norm.default
 sgd_step_ = torch.ops.sfron_fast.sgd_step_.default
@@ -157,7 +159,9 @@ adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
 
 
 def kernel_for(name: str, device: str) -> str:
-    """Which kernel the dispatcher picks for an op on a device type: "native" or "reference"."""
+    """Which kernel serves an op on a device type: "native", "triton" or "reference"."""
     key = {"cpu": "CPU", "cuda": "CUDA"}[device]
+    if device == "cuda" and name in triton.MODULES:
+        return "reference" if triton.reason(name) else "triton"
     native = torch._C._dispatch_has_kernel_for_dispatch_key(f"sfron_fast::{name}", key)
     return "native" if native else "reference"

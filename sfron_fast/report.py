@@ -9,7 +9,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from numbers import Integral, Real
@@ -20,6 +20,7 @@ import torch
 
 from sfron_fast.checks import require
 from sfron_fast.evaluation import COMPARED, METRICS
+from sfron_fast.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,10 +138,10 @@ class Report:
         content = self.to_dict()
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         for name, figure in figures.items():
-            _write(path / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
-        _write(path / "report.json", lambda to: to.write_text(text, encoding="utf-8"))
+            write_whole(path / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
+        write_whole(path / "report.json", lambda to: to.write_text(text, encoding="utf-8"))
         page = self._markdown(figures, content["provenance"])
-        _write(path / "report.md", lambda to: to.write_text(page, encoding="utf-8"))
+        write_whole(path / "report.md", lambda to: to.write_text(page, encoding="utf-8"))
         return path
 
     def _methods(self, setting: str) -> list[str]:
@@ -249,13 +250,3 @@ def _chunks(widths: Sequence[int]) -> list[list[int]]:
         blocks[-1].append(i)
         used += 2 + widths[i]
     return blocks
-
-
-def _write(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let `fill` write a temporary file beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fill(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from . import functional, reference
 from .checks import number, require
+from .files import write_whole
 from .naming import canonical_name
 
 FORMAT = "sfron_fast.saliency_mask.v1"
@@ -181,14 +181,8 @@ class SaliencyMask(Mapping[str, Tensor]):
         provenance = json.dumps(self.metadata)
         header = {"format": FORMAT, "shapes": json.dumps(self.shapes), "provenance": provenance,
                   "digest": self.digest(), "provenance_digest": _sha256(provenance)}  # fmt: skip
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        os.close(handle)
-        try:
-            save_file({n: b.cpu().contiguous() for n, b in self._bits.items()}, temporary, metadata=header)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        bits = {n: b.cpu().contiguous() for n, b in self._bits.items()}
+        write_whole(path, lambda temporary: save_file(bits, temporary, metadata=header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SaliencyMask":
