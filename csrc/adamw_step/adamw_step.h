@@ -1,0 +1,103 @@
+#pragma once
+// One pass of torch.optim.AdamW (or Adam) over a list: unscale, clip, mask, decay, moments, update, slow interpolation
+// (README, equations 5 and 8).
+#include <cmath>
+#include <vector>
+
+#include "common/clip.h"
+#include "common/hd.h"
+
+namespace sfron {
+
+class Runs;
+
+struct AdamwTensor {
+  void* param;            // [numel]
+  const void* grad;       // [numel], the parameter's dtype
+  void* exp_avg;          // [numel]
+  void* exp_avg_sq;       // [numel]
+  void* max_exp_avg_sq;   // [numel] or null: no AMSGrad
+  void* slow_out;         // [numel] or null: receives the parameter as it was
+  const void* slow_in;    // [numel] or null: the result is interpolated from here
+  const uint8_t* mask;    // [ceil(numel / 8)] or null
+  int64_t numel;
+  DType dtype, avg_dtype, sq_dtype, max_dtype;
+  float scale, denominator;  // lr / (1 - beta1^step), sqrt(1 - beta2^step)
+  float* step;               // [] beside the parameter: the updates so far
+};
+
+// The arguments of one call, as given.
+struct AdamwOptions {
+  double beta1, beta2, eps;
+  bool decoupled, freeze;
+};
+
+// Prepared in double and rounded once, where torch rounds.
+struct AdamwScalars {
+  float factor;  // of the gradient: clip and unscale, negative to maximise
+  float keep;    // of the parameter: 1 - lr * weight_decay if decoupled, else 1
+  float beta2, rest2, eps, weight_decay;  // rest2 = 1 - beta2
+  bool l2, freeze, skip;                  // l2: the decay joins the gradient
+  Lerp avg, slow;
+};
+
+SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const Hyper& h, const StepState& state) {
+  AdamwScalars s{};
+  s.factor = state.factor;
+  s.keep = o.decoupled ? static_cast<float>(1.0 - h.lr * h.weight_decay) : 1.0f;
+  s.beta2 = static_cast<float>(o.beta2);
+  s.rest2 = static_cast<float>(1.0 - o.beta2);
+  s.eps = static_cast<float>(o.eps);
+  s.weight_decay = static_cast<float>(h.weight_decay);
+  s.l2 = !o.decoupled && h.weight_decay != 0.0;
+  s.freeze = o.freeze;
+  s.skip = state.skip;
+  s.avg = make_lerp(1.0 - o.beta1);
+  s.slow = make_lerp(h.slow_lr);
+  return s;
+}
+
+struct AdamwElement {
+  float param, exp_avg, exp_avg_sq, max_exp_avg_sq;
+};
+
+template <bool kAmsgrad>
+SFRON_HD AdamwElement adamw_one(
+    AdamwElement old, float grad, bool selected, float scale, float denominator, const AdamwScalars& s) {
+  float g = selected ? grad * s.factor : 0.0f;
+  g = s.l2 ? g + old.param * s.weight_decay : g;
+  const float m = lerp_one(old.exp_avg, g, s.avg);
+  const float v = old.exp_avg_sq * s.beta2 + (g * s.rest2) * g;
+  const float largest = old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
+  const float root = sqrtf(kAmsgrad ? largest : v) / denominator;
+  const float updated = old.param * s.keep - (m * scale) / (root + s.eps);
+  const bool write = selected || !s.freeze;
+  return {write ? updated : old.param, write ? m : old.exp_avg, write ? v : old.exp_avg_sq,
+          write ? largest : old.max_exp_avg_sq};
+}
+
+// base ** exponent by squaring: the same bits on every processor, unlike a library's pow.
+SFRON_HD double int_power(double base, int64_t exponent) {
+  double result = 1.0;
+  for (; exponent > 0; exponent >>= 1, base *= base) {
+    if (exponent & 1) result *= base;
+  }
+  return result;
+}
+
+struct Corrections {
+  float scale, denominator;  // of AdamwTensor
+};
+
+SFRON_HD Corrections adam_corrections(double lr, double beta1, double beta2, int64_t step) {
+  return {static_cast<float>(lr / (1.0 - int_power(beta1, step))),
+          static_cast<float>(std::sqrt(1.0 - int_power(beta2, step)))};
+}
+
+void adamw_step_cpu(
+    const std::vector<AdamwTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const AdamwScalars& s);
+void launch_adamw_step(
+    const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, const StepInputs& inputs,
+    const Queue& queue);
+
+}  // namespace sfron

@@ -1,0 +1,73 @@
+#include "adamw_step/adamw_step.h"
+#include "common/cuda.h"
+#include "common/step.h"
+
+namespace sfron {
+namespace {
+
+void check_beta(const char* name, double beta) {
+  if (!(beta >= 0.0 && beta < 1.0)) fail({name}, "a number in [0, 1)", number_name(beta));
+}
+
+void adamw_step(
+    const TensorList& params, const TensorList& grads, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+    const TensorList& max_exp_avg_sqs, const TensorList& steps, const TensorList& slow_out, const TensorList& slow_in,
+    const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+    double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
+    bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper) {
+  const DeviceScope scope(params);
+  const StepArguments a = step_arguments(
+      params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
+      max_norm, maximize);
+  const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kSameOrFloat32);
+  const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
+  const Arrays largest = optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
+  const std::vector<float*> counts = scalar_views("steps", steps, a.params);
+  check_beta("beta1", beta1);
+  check_beta("beta2", beta2);
+  check_number("eps", eps, 0.0, std::numeric_limits<double>::infinity());
+
+  const AdamwOptions options{beta1, beta2, eps, decoupled, freeze_masked};
+  std::vector<AdamwTensor> tensors(a.params.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    AdamwTensor& t = tensors[i];
+    t.param = a.params[i].data;
+    t.grad = a.grads[i].data;
+    t.step = counts[i];
+    t.exp_avg = avgs[i].data;
+    t.exp_avg_sq = squares[i].data;
+    t.max_exp_avg_sq = data_or_null(largest, i);
+    t.slow_out = data_or_null(a.slow_out, i);
+    t.slow_in = data_or_null(a.slow_in, i);
+    t.mask = a.masks.empty() ? nullptr : a.masks[i];
+    t.numel = a.params[i].numel;
+    t.dtype = a.params[i].dtype;
+    t.avg_dtype = avgs[i].dtype;
+    t.sq_dtype = squares[i].dtype;
+    t.max_dtype = largest.empty() ? t.dtype : largest[i].dtype;
+  }
+#if defined(USE_CUDA)
+  if (scope.on_cuda()) return launch_adamw_step(tensors, options, a.inputs, scope.queue());
+#endif
+  const Hyper known = step_hyper(a.inputs);
+  const AdamwScalars s = adamw_scalars(options, known, step_state(a.inputs));
+  float counted = NAN;  // the step count of the corrections; usually it is the same for all tensors
+  Corrections corrections{};
+  for (AdamwTensor& t : tensors) {
+    if (s.skip) break;  // a skipped step does not count
+    const float step = *t.step += 1.0f;
+    if (step != counted) corrections = adam_corrections(known.lr, beta1, beta2, static_cast<int64_t>(step));
+    counted = step;
+    t.scale = corrections.scale;
+    t.denominator = corrections.denominator;
+  }
+  const Runs runs(tensors);
+  parallel(runs, [&](int64_t begin, int64_t end) { adamw_step_cpu(tensors, runs, begin, end, s); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("adamw_step_", TORCH_BOX(&adamw_step)); }
+SFRON_CUDA_OP("adamw_step_", adamw_step)
+
+}  // namespace sfron

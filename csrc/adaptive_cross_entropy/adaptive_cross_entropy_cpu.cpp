@@ -1,0 +1,140 @@
+#include "adaptive_cross_entropy/adaptive_cross_entropy.h"
+
+#include <algorithm>
+
+#include "common/dtype.h"
+#include "common/isa.h"
+#include "common/lanes.h"
+
+namespace sfron {
+namespace {
+
+// A row is taken in blocks that stay in the L1 cache between their maximum and their sum, so memory is read once.
+constexpr int64_t kBlock = 2048;
+
+// The last n % 32 elements of x [n] as a whole group of lanes, filled up with a value that does not count. The lanes
+// end where x ends, so that they can be read at once where there are enough elements before.
+struct Edge {
+  alignas(64) float values[kLanes];
+
+  SFRON_HD Edge(const float* x, int64_t n, float filling) {
+    const int64_t rest = n % kLanes, skip = kLanes - rest;
+    if (n >= kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) values[j] = j >= skip ? x[n - kLanes + j] : filling;
+    } else {
+      for (int64_t j = 0; j < kLanes; ++j) values[j] = filling;
+      for (int64_t j = 0; j < rest; ++j) values[skip + j] = x[j];
+    }
+  }
+};
+
+SFRON_HD float block_maximum(const float* x, int64_t n) {  // x [n]
+  alignas(64) float lane[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) lane[j] = -INFINITY;
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+  }
+  if (n % kLanes != 0) {
+    const Edge edge(x, n, -INFINITY);
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] = edge.values[j] > lane[j] ? edge.values[j] : lane[j];
+  }
+  return fold_lanes(lane, [](float a, float b) { return b > a ? b : a; });
+}
+
+// Sum of e^(x - shift); at most 64 additions per lane, then a tree: the same order on every processor. Computing takes
+// as long as memory, so the next block is fetched meanwhile: it lies behind this one, as rows follow each other.
+SFRON_HD float block_sum(const float* x, int64_t n, float shift, const char* next, int64_t bytes) {  // x [n]
+  alignas(64) float lane[kLanes] = {};
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    prefetch_lines(next + i * bytes);
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_one(x[i + j] - shift);
+  }
+  if (n % kLanes != 0) {
+    const Edge edge(x, n, -INFINITY);
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_one(edge.values[j] - shift);
+  }
+  return fold_lanes(lane, [](float a, float b) { return a + b; });
+}
+
+// out = weight * softmax, x and out [n].
+SFRON_HD void block_backward(const float* x, int64_t n, float lse, float weight, float* out) {
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    prefetch(i, x);
+    SFRON_INDEPENDENT
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], lse, 0.0f, weight);
+  }
+  if (n % kLanes != 0) {
+    Edge edge(x, n, lse);
+    for (int64_t j = 0; j < kLanes; ++j) {
+      edge.values[j] = cross_entropy_backward_one(edge.values[j], lse, 0.0f, weight);
+    }
+    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge.values[kLanes - rest + j];
+  }
+}
+
+struct ForwardKernel {
+  void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses) const {
+    alignas(64) float scratch[kBlock];
+    for (int64_t row = begin; row < end; ++row) {
+      float maximum = -INFINITY;
+      double sum = 0.0;
+      for (int64_t at = 0; at < t.classes; at += kBlock) {
+        const int64_t n = std::min(kBlock, t.classes - at);
+        const float* x = load_tile(t.logits, t.dtype, row * t.classes + at, n, scratch);  // [n]
+        const float largest = block_maximum(x, n);
+        if (largest > maximum) {  // what was summed so far was relative to the old maximum
+          if (sum != 0.0) sum *= exp_one(row_shift(maximum) - row_shift(largest));
+          maximum = largest;
+        }
+        const int64_t bytes = dtype_bytes(t.dtype);
+        const char* next = static_cast<const char*>(t.logits) + (row * t.classes + at + n) * bytes;
+        sum += block_sum(x, n, row_shift(maximum), next, bytes);
+      }
+      const double exact = row_log_sum(maximum, sum);
+      lse[row] = static_cast<float>(exact);
+      const int64_t label = t.labels[row];
+      losses[row] = label == t.ignore_index ? 0.0 : exact - load_one(t.logits, t.dtype, row * t.classes + label);
+    }
+  }
+};
+
+struct BackwardKernel {
+  void operator()(
+      const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights,
+      void* gradient) const {
+    alignas(64) float scratch[kBlock], result[kBlock];
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t label = t.labels[row], start = row * t.classes;
+      const bool counted = label != t.ignore_index;
+      const float weight = row_weights[row];
+      for (int64_t at = 0; at < t.classes; at += kBlock) {
+        const int64_t n = std::min(kBlock, t.classes - at);
+        if (!counted) {
+          zero_tile(gradient, t.dtype, start + at, n);
+          continue;
+        }
+        const float* x = load_tile(t.logits, t.dtype, start + at, n, scratch);  // [n]
+        float* out = open_tile(gradient, t.dtype, start + at, result);          // [n]
+        block_backward(x, n, lse[row], weight, out);
+        if (label >= at && label < at + n) {
+          out[label - at] = cross_entropy_backward_one(
+              load_one(t.logits, t.dtype, start + label), lse[row], 1.0f, weight);
+        }
+        store_tile(gradient, t.dtype, start + at, n, out);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void adaptive_cross_entropy_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses) {
+  run_isa(ForwardKernel{}, t, begin, end, lse, losses);
+}
+
+void adaptive_cross_entropy_backward_cpu(
+    const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) {
+  run_isa(BackwardKernel{}, t, begin, end, lse, row_weights, gradient);
+}
+
+}  // namespace sfron

@@ -1,0 +1,105 @@
+#include "adaptive_cross_entropy/adaptive_cross_entropy.h"
+
+#include <tuple>
+
+#include "common/check.h"
+#include "common/weights.h"
+
+namespace sfron {
+namespace {
+
+struct Batch {
+  CrossEntropyRows rows;
+  View logits;
+  int64_t samples, tokens, count;  // count = samples * tokens
+};
+
+Batch checked(const Tensor& logits, const Tensor& labels, int64_t ignore_index) {
+  const View x = float_view({"logits"}, logits.get()), y = any_view({"labels"}, labels.get());
+  if (x.dim != 3 || x.sizes[2] == 0) fail({"logits"}, "[samples, tokens, classes]", shape_name(x.sizes, x.dim));
+  check_shape({"labels"}, y, x.sizes, 2);
+  check_dtype({"labels"}, y, codes().int64);
+  const int64_t* label = static_cast<const int64_t*>(y.data);
+  const int64_t classes = x.sizes[2];
+  for (int64_t i = 0; i < y.numel; ++i) {
+    if (label[i] == ignore_index || (label[i] >= 0 && label[i] < classes)) continue;
+    fail({"labels"}, "classes 0 to " + std::to_string(classes - 1) + " or " + std::to_string(ignore_index),
+         std::to_string(label[i]));
+  }
+  return {{x.data, label, classes, ignore_index, x.dtype}, x, x.sizes[0], x.sizes[1], y.numel};
+}
+
+// A class costs about as much as four parameters of an optimizer step.
+int64_t row_grain(int64_t classes) { return std::max<int64_t>(kGrain / 4 / classes, 1); }
+
+int64_t labelled(const Batch& batch, int64_t sample) {
+  const int64_t* label = batch.rows.labels + sample * batch.tokens;
+  return std::count_if(label, label + batch.tokens, [&](int64_t l) { return l != batch.rows.ignore_index; });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy(
+    const Tensor& logits, const Tensor& labels, double temperature, double floor, int64_t ignore_index) {
+  const Batch batch = checked(logits, labels, ignore_index);
+  const double inf = std::numeric_limits<double>::infinity();
+  check_number("temperature", temperature, 0.0, inf);
+  check_number("floor", floor, 0.0, inf, true);
+
+  const int32_t code = codes().float32;
+  Tensor loss = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
+  Tensor weights = new_tensor({batch.samples}, code), normaliser = new_tensor({}, code);
+  Tensor lse = new_tensor({batch.samples, batch.tokens}, code);
+
+  std::vector<double> row_losses(batch.count), raw(batch.samples);
+  parallel(batch.count, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
+    adaptive_cross_entropy_cpu(batch.rows, begin, end, data_of<float>(lse), row_losses.data());
+  });
+  parallel(batch.samples, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t counted = labelled(batch, i);
+      double sum = 0.0;
+      for (int64_t t = 0; t < batch.tokens; ++t) sum += row_losses[i * batch.tokens + t];
+      const float mean = static_cast<float>(sum / std::max<int64_t>(counted, 1));
+      data_of<float>(losses)[i] = mean;
+      raw[i] = counted > 0 ? raw_weight(mean, temperature, floor) : 0.0;
+    }
+  });
+  const WeightedLoss result =
+      weighted_loss(batch.samples, data_of<float>(losses), raw.data(), data_of<float>(weights));
+  *data_of<float>(loss) = result.loss;
+  *data_of<float>(normaliser) = result.normaliser;
+  return {loss, losses, weights, normaliser, lse};
+}
+
+Tensor adaptive_cross_entropy_backward(
+    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
+    int64_t ignore_index) {
+  const Batch batch = checked(logits, labels, ignore_index);
+  const float upstream = *scalar_view({"grad"}, grad.get());
+  const View w = any_view({"weights"}, weights.get()), normalisers = any_view({"lse"}, lse.get());
+  check_shape({"weights"}, w, batch.logits.sizes, 1);
+  check_dtype({"weights"}, w, codes().float32);
+  check_shape({"lse"}, normalisers, batch.logits.sizes, 2);
+  check_dtype({"lse"}, normalisers, codes().float32);
+
+  std::vector<float> row_weights(batch.count);
+  for (int64_t i = 0; i < batch.samples; ++i) {
+    const float counted = static_cast<float>(std::max<int64_t>(labelled(batch, i), 1));
+    const float weight = (static_cast<const float*>(w.data)[i] / counted) * upstream;
+    std::fill_n(row_weights.begin() + i * batch.tokens, batch.tokens, weight);
+  }
+  Tensor gradient = new_tensor({batch.samples, batch.tokens, batch.rows.classes}, batch.logits.code);
+  parallel(batch.count, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
+    adaptive_cross_entropy_backward_cpu(
+        batch.rows, begin, end, static_cast<const float*>(normalisers.data), row_weights.data(), gradient.data_ptr());
+  });
+  return gradient;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {
+  m.impl("adaptive_cross_entropy", TORCH_BOX(&adaptive_cross_entropy));
+  m.impl("adaptive_cross_entropy_backward", TORCH_BOX(&adaptive_cross_entropy_backward));
+}
+
+}  // namespace sfron

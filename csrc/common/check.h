@@ -1,0 +1,228 @@
+#pragma once
+// The side that knows torch: checks arguments as sfron_fast/checks.py does, hands out raw pointers, opens the one
+// parallel region. Every message names the argument, what was expected and what was found; checks come before writes.
+// Lists may hold thousands of tensors, so each property is fetched once, through the C shim, and kept in a View.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/fail.h"
+#include "common/hd.h"
+#include "common/isa.h"
+#include "common/runs.h"
+
+namespace sfron {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// A Tensor[] argument: owns bare handles. A vector of Tensors allocates a shared count for each, half of a call's cost.
+class TensorList {
+ public:
+  explicit TensorList(StableListHandle list) {
+    size_t size = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
+    handles_.resize(size);
+    for (size_t i = 0; i < size; ++i) {
+      StableIValue item;
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
+      handles_[i] = torch::stable::detail::to<AtenTensorHandle>(item);
+    }
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
+  }
+  TensorList(TensorList&&) noexcept = default;
+  TensorList(const TensorList&) = delete;
+  ~TensorList() {
+    for (const AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
+  }
+
+  size_t size() const { return handles_.size(); }
+  bool empty() const { return handles_.empty(); }
+  AtenTensorHandle operator[](size_t i) const { return handles_[i]; }
+
+ private:
+  std::vector<AtenTensorHandle> handles_;
+};
+
+struct View {
+  void* data;
+  int64_t numel;
+  int64_t dim;
+  const int64_t* sizes;  // [dim], borrowed from the tensor
+  int32_t code;          // the shim's dtype
+  DType dtype;           // meaningful for float views
+};
+using Views = std::vector<View>;
+
+// What is left to know of a tensor that was compared with a View.
+struct Array {
+  void* data;
+  DType dtype;
+};
+using Arrays = std::vector<Array>;
+
+struct DTypeCodes {
+  int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
+  int32_t float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
+  int32_t uint8 = aoti_torch_dtype_uint8(), int64 = aoti_torch_dtype_int64(), cpu = aoti_torch_device_type_cpu();
+};
+
+inline const DTypeCodes& codes() {
+  static const DTypeCodes all;
+  return all;
+}
+
+inline std::string dtype_name(int32_t code) {
+  const DTypeCodes& c = codes();
+  return code == c.float32    ? "torch.float32"
+         : code == c.bfloat16 ? "torch.bfloat16"
+         : code == c.float16  ? "torch.float16"
+         : code == c.float64  ? "torch.float64"
+         : code == c.uint8    ? "torch.uint8"
+         : code == c.int64    ? "torch.int64"
+                              : "dtype code " + std::to_string(code);
+}
+
+// Where the tensors of the running op must be: the CPU, unless a CudaScope (common/cuda.h) says otherwise.
+struct Device {
+  int32_t type, index;
+};
+
+inline Device& wanted_device() {
+  static thread_local Device device{codes().cpu, 0};
+  return device;
+}
+
+inline std::string device_name(int32_t type, int32_t index) {
+  if (type == codes().cpu) return "cpu";
+  if (type == aoti_torch_device_type_cuda()) return "cuda:" + std::to_string(index);
+  return "device type " + std::to_string(type);
+}
+
+inline void check_device(Name name, AtenTensorHandle handle, int32_t type) {
+  const Device wanted = wanted_device();
+  int32_t index = wanted.index;
+  if (type == wanted.type && type == codes().cpu) return;
+  const bool fetched = aoti_torch_get_device_index(handle, &index) == TORCH_SUCCESS;
+  if (fetched && type == wanted.type && index == wanted.index) return;
+  fail(name, "device " + device_name(wanted.type, wanted.index), device_name(type, index));
+}
+
+// Any contiguous tensor on the wanted device.
+inline View any_view(Name name, AtenTensorHandle handle) {
+  View view{};
+  int64_t* sizes = nullptr;
+  int32_t device = 0;
+  bool contiguous = false;
+  const bool fetched = aoti_torch_get_device_type(handle, &device) == TORCH_SUCCESS &&
+                       aoti_torch_get_dtype(handle, &view.code) == TORCH_SUCCESS &&
+                       aoti_torch_get_dim(handle, &view.dim) == TORCH_SUCCESS &&
+                       aoti_torch_get_sizes(handle, &sizes) == TORCH_SUCCESS &&
+                       aoti_torch_get_numel(handle, &view.numel) == TORCH_SUCCESS &&
+                       aoti_torch_is_contiguous(handle, &contiguous) == TORCH_SUCCESS;
+  if (!fetched) fail(name, "a dense tensor", "one whose properties torch does not tell");
+  view.sizes = sizes;
+  check_device(name, handle, device);
+  if (!contiguous) fail(name, "a contiguous tensor", "strides that are not; use .contiguous()");
+  if (aoti_torch_get_data_ptr(handle, &view.data) != TORCH_SUCCESS) fail(name, "a tensor with storage", "none");
+  const DTypeCodes& c = codes();
+  view.dtype = view.code == c.bfloat16  ? DType::kBFloat16
+               : view.code == c.float16 ? DType::kFloat16
+                                        : DType::kFloat32;
+  return view;
+}
+
+inline View float_view(Name name, AtenTensorHandle handle) {
+  const View view = any_view(name, handle);
+  const DTypeCodes& c = codes();
+  if (view.code != c.float32 && view.code != c.bfloat16 && view.code != c.float16) {
+    fail(name, "torch.float32, torch.bfloat16 or torch.float16 (float64 has only the reference kernels, through "
+               "sfron_fast.functional)", dtype_name(view.code));
+  }
+  return view;
+}
+
+inline Views float_views(const char* name, const TensorList& tensors) {
+  Views views(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) views[i] = float_view({name, static_cast<int64_t>(i)}, tensors[i]);
+  return views;
+}
+
+inline void check_shape(Name name, const View& view, const int64_t* sizes, int64_t dim) {
+  if (view.dim == dim && std::memcmp(view.sizes, sizes, dim * sizeof(int64_t)) == 0) return;
+  fail(name, "shape " + shape_name(sizes, dim), shape_name(view.sizes, view.dim));
+}
+
+inline void check_dtype(Name name, const View& view, int32_t code) {
+  if (view.code != code) fail(name, "dtype " + dtype_name(code), dtype_name(view.code));
+}
+
+enum class Allowed { kSame, kSameOrFloat32, kFloat32 };
+
+inline void check_allowed(Name name, const View& view, int32_t like, Allowed allowed) {
+  const int32_t float32 = codes().float32;
+  const bool same = view.code == like, wide = view.code == float32;
+  if (allowed == Allowed::kSame ? same : allowed == Allowed::kFloat32 ? wide : same || wide) return;
+  const bool both = allowed == Allowed::kSameOrFloat32 && like != float32;
+  fail(name, "dtype " + dtype_name(allowed == Allowed::kFloat32 ? float32 : like) + (both ? " or torch.float32" : ""),
+       dtype_name(view.code));
+}
+
+inline float* scalar_view(Name name, AtenTensorHandle scalar) {
+  const View view = any_view(name, scalar);
+  if (view.numel != 1) fail(name, "one element", shape_name(view.sizes, view.dim));
+  if (view.code != codes().float32) fail(name, "float32", dtype_name(view.code));
+  return static_cast<float*>(view.data);
+}
+
+inline float* optional_scalar_view(const char* name, const MaybeTensor& scalar) {
+  return scalar.has_value() ? scalar_view({name}, scalar->get()) : nullptr;
+}
+
+// A new contiguous tensor on the wanted device, uninitialised.
+inline Tensor new_tensor(const std::vector<int64_t>& sizes, int32_t code) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), code, wanted_device().type,
+      wanted_device().index, &handle));
+  return Tensor(handle);
+}
+
+template <class T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Work for one thread: below it a second one costs more to wake than it saves.
+constexpr int64_t kGrain = 32768;  // elements
+
+// The one parallel region of an op: f(begin, end) over pieces of [0, count), on torch's threads.
+template <class F>
+void parallel(int64_t count, int64_t grain, const F& f) {
+  isa();  // may refuse SFRON_FAST_ISA: here and not inside the region
+  torch::stable::parallel_for(0, count, grain, f);
+}
+
+template <class F>
+void parallel(const Runs& runs, const F& f) {
+  parallel(runs.units(), std::max<int64_t>(kGrain / runs.unit(), 1), f);
+}
+
+}  // namespace sfron
+
+// How torch's boxing makes a TensorList of a Tensor[] argument.
+namespace torch::stable::detail {
+template <>
+struct ToImpl<sfron::TensorList> {
+  static sfron::TensorList call(StableIValue value, uint64_t, bool) {
+    return sfron::TensorList(to<StableListHandle>(value));
+  }
+};
+}  // namespace torch::stable::detail

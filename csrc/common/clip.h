@@ -1,0 +1,45 @@
+#pragma once
+// The gradient's factor and the rule that skips a step, for both optimizers: read from host memory on the CPU and from
+// device memory in a kernel, so that nothing waits for the norm.
+#include "common/hd.h"
+
+namespace sfron {
+
+constexpr float kClipEps = 1e-6f;  // torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6)
+
+// What may change from step to step; in a CUDA graph it comes from device memory.
+struct Hyper {
+  double lr, weight_decay, slow_lr;
+};
+
+struct StepInputs {
+  const float *norm, *grad_scale, *found_inf;  // [] or null
+  const double* hyper;                         // [3] or null: lr, weight_decay, slow_lr instead of `given`
+  Hyper given;
+  float max_norm;
+  bool maximize;
+};
+
+struct StepState {
+  float factor;  // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and g (-f) are the same
+  bool skip;     // a non-finite norm, or an overflow that the caller found
+};
+
+SFRON_HD Hyper step_hyper(const StepInputs& in) {
+  return in.hyper == nullptr ? in.given : Hyper{in.hyper[0], in.hyper[1], in.hyper[2]};
+}
+
+SFRON_HD StepState step_state(const StepInputs& in) {
+  StepState state{1.0f, false};
+  if (in.grad_scale != nullptr) state.factor = state.factor / *in.grad_scale;
+  if (in.norm != nullptr) {
+    const float norm = *in.norm, clip = in.max_norm / (norm + kClipEps);
+    state.factor = state.factor * (clip > 1.0f ? 1.0f : clip);
+    state.skip = !(norm - norm == 0.0f);
+  }
+  if (in.found_inf != nullptr) state.skip = state.skip || *in.found_inf != 0.0f;
+  if (in.maximize) state.factor = -state.factor;
+  return state;
+}
+
+}  // namespace sfron

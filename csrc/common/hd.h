@@ -1,0 +1,43 @@
+#pragma once
+// What host and device share: the function mark, the dtype codes and the formula that several ops need.
+// Every formula is scalar, float in and float out, and written as single operations: the build forbids
+// contraction (-ffp-contract=off, -fmad=false), so all processors and the reference compute the same bits.
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define SFRON_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define SFRON_HD inline __attribute__((always_inline))  // must dissolve into the loop, or that does not vectorise
+#else
+#define SFRON_HD inline
+#endif
+
+namespace sfron {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+SFRON_HD int64_t dtype_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// Where a kernel is launched: torch's current stream, as a bare pointer.
+struct Queue {
+  int32_t device;
+  void* stream;
+};
+
+// start + weight (end - start), taken from the nearer end as torch.lerp does. Both cases are one expression,
+// because x - d * r and x + d * (-r) are the same bits.
+struct Lerp {
+  float coefficient;
+  bool from_end;
+};
+
+SFRON_HD Lerp make_lerp(double weight) {
+  if (weight < 0.5) return {static_cast<float>(weight), false};
+  return {-static_cast<float>(1.0 - weight), true};
+}
+
+SFRON_HD float lerp_one(float start, float end, const Lerp& s) {
+  return (s.from_end ? end : start) + (end - start) * s.coefficient;
+}
+
+}  // namespace sfron

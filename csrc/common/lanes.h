@@ -1,0 +1,100 @@
+#pragma once
+// The CPU loops. A mask bit per element defeats the vectoriser, so work goes in blocks of 32 lanes that share one mask
+// word; each lane computes and then selects, without branches. Iterations of a block must be independent.
+#include <cstdint>
+#include <cstring>
+
+#include "common/hd.h"
+
+#if defined(__clang__)
+#define SFRON_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define SFRON_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define SFRON_INDEPENDENT
+#endif
+
+namespace sfron {
+
+constexpr int64_t kLanes = 32;
+
+// Bit j of a word, as memory and not as a shift: then the test is a vector AND on every instruction set.
+alignas(64) constexpr uint32_t kBit[kLanes] = {
+    1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,  1u << 8,  1u << 9,  1u << 10,
+    1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15, 1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21,
+    1u << 22, 1u << 23, 1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
+
+// 32 mask bits, the lowest for the first element; compilers make one load of it.
+SFRON_HD uint32_t mask_word(const uint8_t* bytes) {
+  return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8 | static_cast<uint32_t>(bytes[2]) << 16 |
+         static_cast<uint32_t>(bytes[3]) << 24;
+}
+
+// Fetches what the streams will need `kAhead` elements later: once per block, as prefetches stop the vectoriser.
+// Prefetching beyond the end of a tensor is harmless.
+constexpr int64_t kAhead = 512;
+
+SFRON_HD void prefetch_lines(const void* address) {  // the 128 bytes of 32 floats
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+  __builtin_prefetch(static_cast<const char*>(address) + 64);
+#endif
+}
+
+template <class... Pointers>
+SFRON_HD void prefetch(int64_t i, Pointers... streams) {
+  (prefetch_lines(streams + i + kAhead), ...);
+}
+
+// Calls body(i, selected) for i in [0, n); `mask` holds bit i % 8 of byte i / 8, null = all selected.
+// ahead(i) is called before each block of 32, to prefetch.
+template <class Ahead, class Body>
+SFRON_HD void each_lane(int64_t n, const uint8_t* mask, const Ahead& ahead, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8);
+    ahead(i);
+    SFRON_INDEPENDENT
+    for (int64_t j = 0; j < kLanes; ++j) body(i + j, (word & kBit[j]) != 0);
+  }
+  for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
+}
+
+// values = lerp(start, values): the slow step, on a tile that is still in the cache.
+SFRON_HD void lerp_tile(float* values, const float* start, int64_t n, Lerp s) {
+  each_lane(
+      n, nullptr, [=](int64_t i) { prefetch(i, start); },
+      [=](int64_t i, bool) { values[i] = lerp_one(start[i], values[i], s); });
+}
+
+// Combines the lanes as a tree, in place. Constant bounds: each level is one vector operation.
+template <int64_t kHalf = kLanes / 2, class T, class Combine>
+SFRON_HD T fold_lanes(T* lane, const Combine& combine) {
+  SFRON_INDEPENDENT
+  for (int64_t j = 0; j < kHalf; ++j) lane[j] = combine(lane[j], lane[j + kHalf]);
+  if constexpr (kHalf > 1) {
+    return fold_lanes<kHalf / 2>(lane, combine);
+  } else {
+    return lane[0];
+  }
+}
+
+// The sum of term(i, selected), i in [0, n), in double: lane j adds the terms j, j + 32, ... and the lanes are added as
+// a tree. The order is fixed, so the bits do not depend on the instruction set.
+template <class Ahead, class Term>
+SFRON_HD double sum_lanes(int64_t n, const uint8_t* mask, const Ahead& ahead, const Term& term) {
+  alignas(64) double lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8);
+    ahead(i);
+    SFRON_INDEPENDENT
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += term(i + j, (word & kBit[j]) != 0);
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) {
+    lane[j] += term(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
+  }
+  return fold_lanes(lane, [](double a, double b) { return a + b; });
+}
+
+}  // namespace sfron

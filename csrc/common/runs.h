@@ -1,0 +1,49 @@
+#pragma once
+// A list of tensors as one index space, so that a single parallel region serves 4,000 small tensors or one large.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace sfron {
+
+// Work is divided at multiples of 64 elements: a whole mask word, and whole cache lines of every dtype.
+constexpr int64_t kUnit = 64;
+
+class Runs {
+ public:
+  // Tensors are anything with `numel`; `unit` elements of one tensor are never divided.
+  template <class TensorArgs>
+  explicit Runs(const std::vector<TensorArgs>& tensors, int64_t unit = kUnit) : unit_(unit) {
+    first_.reserve(tensors.size() + 1);
+    numel_.reserve(tensors.size());
+    first_.push_back(0);
+    for (const TensorArgs& tensor : tensors) {
+      first_.push_back(first_.back() + (tensor.numel + unit - 1) / unit);
+      numel_.push_back(tensor.numel);
+    }
+  }
+
+  int64_t units() const { return first_.back(); }
+  int64_t unit() const { return unit_; }
+
+  // Calls f(tensor, begin, end) for each stretch of elements in units [begin, end).
+  template <class F>
+  void walk(int64_t begin, int64_t end, const F& f) const {
+    if (begin >= end) return;
+    // upper_bound, not lower_bound: it steps over empty tensors, which start where their successor starts
+    size_t i = std::upper_bound(first_.begin(), first_.end(), begin) - first_.begin() - 1;
+    for (; begin < end; ++i) {
+      const int64_t stop = std::min(end, first_[i + 1]);
+      if (stop <= begin) continue;
+      f(static_cast<int64_t>(i), (begin - first_[i]) * unit_, std::min((stop - first_[i]) * unit_, numel_[i]));
+      begin = stop;
+    }
+  }
+
+ private:
+  int64_t unit_;
+  std::vector<int64_t> first_;  // [tensors + 1] units before each tensor
+  std::vector<int64_t> numel_;  // [tensors]
+};
+
+}  // namespace sfron

@@ -1,0 +1,55 @@
+#pragma once
+// What the optimizer steps share on the host: the checked arguments of both ops.
+#include "common/clip.h"
+#include "common/lists.h"
+
+namespace sfron {
+
+struct StepArguments {
+  Views params;
+  Arrays grads, slow_out, slow_in;
+  std::vector<const uint8_t*> masks;
+  StepInputs inputs;
+};
+
+// [3] on the parameters' device: lr, weight_decay and slow_lr, instead of the numbers.
+inline const double* hyper_view(const MaybeTensor& hyper) {
+  if (!hyper.has_value()) return nullptr;
+  const View view = any_view({"hyper"}, hyper->get());
+  const int64_t three = 3;
+  check_shape({"hyper"}, view, &three, 1);
+  check_dtype({"hyper"}, view, codes().float64);
+  return static_cast<const double*>(view.data);
+}
+
+inline StepArguments step_arguments(
+    const TensorList& params, const TensorList& grads, const TensorList& slow_out, const TensorList& slow_in,
+    const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+    const Hyper& given, const MaybeTensor& hyper, double max_norm, bool maximize) {
+  StepArguments a{};
+  a.params = float_views("params", params);
+  a.grads = arrays_like("grads", grads, a.params, Allowed::kSame);
+  a.slow_out = optional_arrays_like("slow_out", slow_out, a.params, Allowed::kSame);
+  a.slow_in = optional_arrays_like("slow_in", slow_in, a.params, Allowed::kSame);
+  a.masks = mask_views(masks, a.params);
+  a.inputs.norm = optional_scalar_view("norm", norm);
+  a.inputs.grad_scale = optional_scalar_view("grad_scale", grad_scale);
+  a.inputs.found_inf = optional_scalar_view("found_inf", found_inf);
+  a.inputs.hyper = hyper_view(hyper);
+  a.inputs.given = given;
+  a.inputs.max_norm = static_cast<float>(max_norm);
+  a.inputs.maximize = maximize;
+  // what lies on another device cannot be read without waiting for it
+  const Hyper known = wanted_device().type == codes().cpu ? step_hyper(a.inputs) : given;
+  const double inf = std::numeric_limits<double>::infinity();
+  check_number("lr", known.lr, 0.0, inf);
+  check_number("weight_decay", known.weight_decay, 0.0, inf);
+  if (max_norm != inf) check_number("max_norm", max_norm, 0.0, inf, true);  // inf: measured, not clipped
+  check_number("slow_lr", known.slow_lr, 0.0, 1.0);
+  return a;
+}
+
+// Element i of an optional list.
+inline void* data_or_null(const Arrays& arrays, size_t i) { return arrays.empty() ? nullptr : arrays[i].data; }
+
+}  // namespace sfron

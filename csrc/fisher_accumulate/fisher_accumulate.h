@@ -1,0 +1,25 @@
+#pragma once
+// F += weight * g^2 (README, equation 3), F in fp32 whatever the gradient's dtype.
+#include <vector>
+
+#include "common/hd.h"
+
+namespace sfron {
+
+class Runs;
+
+struct FisherTensor {
+  float* fisher;     // [numel]
+  const void* grad;  // [numel]
+  int64_t numel;
+  DType dtype;  // of the gradient
+  int32_t unused = 0;  // no padding: tables on the device are compared as bytes
+};
+
+SFRON_HD float fisher_accumulate_one(float fisher, float grad, float weight) { return fisher + (grad * grad) * weight; }
+
+void fisher_accumulate_cpu(
+    const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight);
+void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, float weight, const Queue& queue);
+
+}  // namespace sfron

@@ -1,0 +1,32 @@
+#include "common/cuda.h"
+#include "common/lists.h"
+#include "common/runs.h"
+#include "fisher_accumulate/fisher_accumulate.h"
+
+namespace sfron {
+namespace {
+
+void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double weight) {
+  const DeviceScope scope(grads);
+  const Views views = float_views("grads", grads);
+  const Arrays sums = arrays_like("fisher", fisher, views, Allowed::kFloat32);
+  check_number("weight", weight, 0.0, std::numeric_limits<double>::infinity());
+
+  std::vector<FisherTensor> tensors(views.size());
+  for (size_t i = 0; i < views.size(); ++i) {
+    tensors[i] = {static_cast<float*>(sums[i].data), views[i].data, views[i].numel, views[i].dtype};
+  }
+  const float scalar = static_cast<float>(weight);
+#if defined(USE_CUDA)
+  if (scope.on_cuda()) return launch_fisher_accumulate(tensors, scalar, scope.queue());
+#endif
+  const Runs runs(tensors);
+  parallel(runs, [&](int64_t begin, int64_t end) { fisher_accumulate_cpu(tensors, runs, begin, end, scalar); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("fisher_accumulate_", TORCH_BOX(&fisher_accumulate)); }
+SFRON_CUDA_OP("fisher_accumulate_", fisher_accumulate)
+
+}  // namespace sfron

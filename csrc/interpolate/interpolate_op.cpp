@@ -1,0 +1,32 @@
+#include "common/cuda.h"
+#include "common/lists.h"
+#include "common/runs.h"
+#include "interpolate/interpolate.h"
+
+namespace sfron {
+namespace {
+
+void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr) {
+  const DeviceScope scope(slow);
+  const Views slows = float_views("slow", slow);
+  const Arrays fasts = arrays_like("fast", fast, slows, Allowed::kSame);
+  check_number("slow_lr", slow_lr, 0.0, 1.0);
+
+  std::vector<InterpolateTensor> tensors(slows.size());
+  for (size_t i = 0; i < slows.size(); ++i) {
+    tensors[i] = {slows[i].data, fasts[i].data, slows[i].numel, slows[i].dtype};
+  }
+  const Lerp scalars = make_lerp(slow_lr);
+#if defined(USE_CUDA)
+  if (scope.on_cuda()) return launch_interpolate(tensors, scalars, scope.queue());
+#endif
+  const Runs runs(tensors);
+  parallel(runs, [&](int64_t begin, int64_t end) { interpolate_cpu(tensors, runs, begin, end, scalars); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("interpolate_", TORCH_BOX(&interpolate)); }
+SFRON_CUDA_OP("interpolate_", interpolate)
+
+}  // namespace sfron

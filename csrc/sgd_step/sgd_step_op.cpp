@@ -1,0 +1,48 @@
+#include "common/cuda.h"
+#include "common/step.h"
+#include "sgd_step/sgd_step.h"
+
+namespace sfron {
+namespace {
+
+void sgd_step(
+    const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers, const TensorList& slow_out,
+    const TensorList& slow_in, const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
+    const MaybeTensor& found_inf, double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+    bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper) {
+  const DeviceScope scope(params);
+  const StepArguments a = step_arguments(
+      params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
+      max_norm, maximize);
+  const Arrays buffers = optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kSameOrFloat32);
+  check_number("momentum", momentum, 0.0, std::numeric_limits<double>::infinity());
+  check_number("dampening", dampening, 0.0, std::numeric_limits<double>::infinity());
+  const SgdOptions options{momentum, dampening, nesterov, first, freeze_masked};
+
+  std::vector<SgdTensor> tensors(a.params.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    SgdTensor& t = tensors[i];
+    t.param = a.params[i].data;
+    t.grad = a.grads[i].data;
+    t.momentum = data_or_null(buffers, i);
+    t.slow_out = data_or_null(a.slow_out, i);
+    t.slow_in = data_or_null(a.slow_in, i);
+    t.mask = a.masks.empty() ? nullptr : a.masks[i];
+    t.numel = a.params[i].numel;
+    t.dtype = a.params[i].dtype;
+    t.momentum_dtype = buffers.empty() ? t.dtype : buffers[i].dtype;
+  }
+#if defined(USE_CUDA)
+  if (scope.on_cuda()) return launch_sgd_step(tensors, options, a.inputs, scope.queue());
+#endif
+  const Runs runs(tensors);
+  const SgdScalars s = sgd_scalars(options, step_hyper(a.inputs), step_state(a.inputs));
+  parallel(runs, [&](int64_t begin, int64_t end) { sgd_step_cpu(tensors, runs, begin, end, s); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("sgd_step_", TORCH_BOX(&sgd_step)); }
+SFRON_CUDA_OP("sgd_step_", sgd_step)
+
+}  // namespace sfron

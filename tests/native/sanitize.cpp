@@ -1,0 +1,223 @@
+// Drives every <op>_cpu over exactly sized, misaligned heap arrays under the address and undefined-behaviour
+// sanitizers, in pieces as threads would, and compares with a plain loop over the same formula headers.
+// `--plant overrun` and `--plant value` make one mistake each, which the run must report.
+#include "adamw_step/adamw_step.h"
+#include "adaptive_cross_entropy/adaptive_cross_entropy.h"
+#include "adaptive_mse/adaptive_mse.h"
+#include "arrays.h"
+#include "common/runs.h"
+#include "fisher_accumulate/fisher_accumulate.h"
+#include "interpolate/interpolate.h"
+#include "masked_grad_norm/masked_grad_norm.h"
+#include "saliency_mask/saliency_mask.h"
+#include "sgd_step/sgd_step.h"
+
+using namespace sfron;
+
+namespace {
+
+void interpolate(const char* plant) {
+  std::vector<Buffer> slow = buffers(), fast = buffers_like(slow, false), slow2 = slow, fast2 = fast;
+  const Lerp s = make_lerp(pick(5) * 0.25), wrong = make_lerp(0.1);
+  std::vector<InterpolateTensor> tensors;
+  for (size_t i = 0; i < slow.size(); ++i) {
+    tensors.push_back({slow[i].data, fast[i].data, slow[i].numel, slow[i].dtype});
+  }
+  if (std::strcmp(plant, "overrun") == 0) tensors.back().numel += 1;
+  const Runs runs(tensors);
+  const Lerp& used = std::strcmp(plant, "value") == 0 ? wrong : s;
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) { interpolate_cpu(tensors, runs, b, e, used); });
+  for (size_t t = 0; t < slow.size(); ++t) {
+    for (int64_t i = 0; i < slow[t].numel; ++i) {
+      const float x = interpolate_one(slow2[t].get(i), fast2[t].get(i), s);
+      slow2[t].set(i, x);
+      fast2[t].set(i, x);
+    }
+    expect(slow[t].same(slow2[t]) && fast[t].same(fast2[t]), "interpolate", "slow or fast", t);
+  }
+}
+
+void sgd_step() {
+  std::vector<Buffer> param = buffers(), grad = buffers_like(param, false), momentum = buffers_like(param, true);
+  std::vector<Buffer> out = buffers_like(param, false), in = buffers_like(param, false);
+  const std::vector<Buffer> param2 = param, momentum2 = momentum;
+  const std::vector<Mask> masks = masks_like(param);
+  const bool has_momentum = pick(2), has_out = pick(2), has_in = pick(2);
+  SgdScalars s{};
+  s.factor = random_float(), s.lr = 0.1f, s.momentum = 0.9f, s.undampened = 0.7f, s.weight_decay = 0.01f;
+  s.decay = pick(2), s.nesterov = pick(2), s.first = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0;
+  s.slow = make_lerp(pick(5) * 0.25);
+  std::vector<SgdTensor> tensors(param.size());
+  for (size_t i = 0; i < param.size(); ++i) {
+    tensors[i].param = param[i].data, tensors[i].grad = grad[i].data, tensors[i].mask = masks[i].data();
+    tensors[i].momentum = has_momentum ? momentum[i].data : nullptr;
+    tensors[i].slow_out = has_out ? out[i].data : nullptr, tensors[i].slow_in = has_in ? in[i].data : nullptr;
+    tensors[i].numel = param[i].numel, tensors[i].dtype = param[i].dtype, tensors[i].momentum_dtype = momentum[i].dtype;
+  }
+  const Runs runs(tensors);
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) { sgd_step_cpu(tensors, runs, b, e, s); });
+  for (size_t t = 0; t < param.size(); ++t) {
+    Buffer p = param2[t], m = momentum2[t];
+    if (has_out) expect(out[t].same(p), "sgd_step", "slow_out", t);
+    for (int64_t i = 0; i < p.numel; ++i) {
+      const bool selected = masks[t].selected(i);
+      SgdElement e{p.get(i), m.get(i)};
+      if (s.skip) {
+        e.momentum = s.first && has_momentum ? 0.0f : e.momentum;
+      } else if (has_momentum) {
+        e = sgd_momentum_one(e, grad[t].get(i), selected, s);
+      } else {
+        e.param = sgd_one(e.param, grad[t].get(i), selected, s);
+      }
+      p.set(i, has_in ? lerp_one(in[t].get(i), e.param, s.slow) : e.param);
+      m.set(i, e.momentum);
+    }
+    expect(param[t].same(p) && momentum[t].same(m), "sgd_step", "param or momentum", t);
+  }
+}
+
+void adamw_step() {
+  std::vector<Buffer> param = buffers(), grad = buffers_like(param, false), avg = buffers_like(param, true);
+  std::vector<Buffer> sq = buffers_like(param, true, true), top = buffers_like(param, true, true);
+  std::vector<Buffer> out = buffers_like(param, false), in = buffers_like(param, false);
+  const std::vector<Buffer> param2 = param, avg2 = avg, sq2 = sq, top2 = top;
+  const std::vector<Mask> masks = masks_like(param);
+  const bool amsgrad = pick(2), has_out = pick(2), has_in = pick(2);
+  AdamwScalars s{};
+  s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f, s.eps = 1e-8f, s.weight_decay = 0.01f;
+  s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1), s.slow = make_lerp(pick(5) * 0.25);
+  const float scale = 0.01f, denominator = 0.3f;
+  std::vector<AdamwTensor> tensors(param.size());
+  for (size_t i = 0; i < param.size(); ++i) {
+    AdamwTensor& t = tensors[i] = AdamwTensor{};
+    t.param = param[i].data, t.grad = grad[i].data, t.exp_avg = avg[i].data, t.exp_avg_sq = sq[i].data;
+    t.max_exp_avg_sq = amsgrad ? top[i].data : nullptr, t.mask = masks[i].data(), t.numel = param[i].numel;
+    t.slow_out = has_out ? out[i].data : nullptr, t.slow_in = has_in ? in[i].data : nullptr;
+    t.dtype = param[i].dtype, t.avg_dtype = avg[i].dtype, t.sq_dtype = sq[i].dtype, t.max_dtype = top[i].dtype;
+    t.scale = scale, t.denominator = denominator;
+  }
+  const Runs runs(tensors);
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) { adamw_step_cpu(tensors, runs, b, e, s); });
+  for (size_t t = 0; t < param.size(); ++t) {
+    Buffer p = param2[t], m = avg2[t], v = sq2[t], w = top2[t];
+    if (has_out) expect(out[t].same(p), "adamw_step", "slow_out", t);
+    for (int64_t i = 0; i < p.numel; ++i) {
+      AdamwElement e{p.get(i), m.get(i), v.get(i), w.get(i)};
+      const float g = grad[t].get(i);
+      const bool selected = masks[t].selected(i);
+      if (!s.skip && amsgrad) e = adamw_one<true>(e, g, selected, scale, denominator, s);
+      if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, selected, scale, denominator, s);
+      p.set(i, has_in ? lerp_one(in[t].get(i), e.param, s.slow) : e.param);
+      m.set(i, e.exp_avg), v.set(i, e.exp_avg_sq);
+      if (amsgrad) w.set(i, e.max_exp_avg_sq);
+    }
+    const bool states = avg[t].same(m) && sq[t].same(v) && top[t].same(w);
+    expect(param[t].same(p) && states, "adamw_step", "param or state", t);
+  }
+}
+
+void lists() {  // norm, Fisher, saliency mask
+  const std::vector<Buffer> grad = buffers(), retain = buffers(true, true);
+  std::vector<Buffer> fisher = buffers(true, true);
+  const std::vector<Buffer> fisher2 = fisher;
+  const std::vector<Mask> masks = masks_like(grad);
+  std::vector<MaskedGradNormTensor> norms;
+  std::vector<FisherTensor> fishers;
+  std::vector<SaliencyTensor> saliency;
+  std::vector<std::vector<uint8_t>> packed;
+  for (size_t t = 0; t < grad.size(); ++t) packed.emplace_back((grad[t].numel + 7) / 8, uint8_t{0xff});
+  for (size_t t = 0; t < grad.size(); ++t) {
+    float* sums = reinterpret_cast<float*>(fisher[t].data);
+    norms.push_back({grad[t].data, masks[t].data(), grad[t].numel, grad[t].dtype});
+    fishers.push_back({sums, grad[t].data, grad[t].numel, grad[t].dtype});
+    saliency.push_back({sums, reinterpret_cast<const float*>(retain[t].data), packed[t].data(), grad[t].numel});
+  }
+  const Runs chunks(norms, kNormChunk), runs(fishers);
+  std::vector<double> partials(chunks.units());
+  in_pieces(chunks.units(), [&](int64_t b, int64_t e) {
+    masked_grad_norm_cpu(norms, chunks, b, e, 0.3f, partials.data());
+  });
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) { fisher_accumulate_cpu(fishers, runs, b, e, 0.3f); });
+  const SaliencyScalars s{0.9f, 1e-15f};
+  std::vector<std::atomic<int64_t>> counts(grad.size());
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) { saliency_mask_cpu(saliency, runs, b, e, s, counts.data()); });
+
+  double sum = 0.0, expected = 0.0;
+  for (const double partial : partials) sum += partial;
+  for (size_t t = 0; t < grad.size(); ++t) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < grad[t].numel; ++i) {
+      expected += masked_square_one(grad[t].get(i), masks[t].selected(i), 0.3f);
+      expect(fisher[t].get(i) == fisher_accumulate_one(fisher2[t].get(i), grad[t].get(i), 0.3f), "fisher", "sum", i);
+      const bool selected = saliency_one(fisher[t].get(i), retain[t].get(i), s);
+      expect(selected == (packed[t][i / 8] >> (i % 8) & 1), "saliency_mask", "bit", i);
+      count += selected;
+    }
+    expect(counts[t] == count, "saliency_mask", "count", t);
+    if (grad[t].numel % 8) expect(packed[t].back() >> (grad[t].numel % 8) == 0, "saliency_mask", "high bits", t);
+  }
+  expect(std::fabs(sum - expected) <= 1e-11 * expected, "masked_grad_norm", "sum", 0);
+}
+
+void cross_entropy() {
+  const int64_t classes = kSizes[1 + pick(12)], rows = pick(4);
+  const Buffer logits(rows * classes, random_dtype());
+  std::vector<int64_t> labels(rows);
+  for (int64_t& label : labels) label = pick(4) == 0 ? -100 : pick(classes);
+  const CrossEntropyRows t{logits.data, labels.data(), classes, -100, logits.dtype};
+  std::vector<float> lse(rows);
+  std::vector<double> losses(rows);
+  in_pieces(rows, [&](int64_t b, int64_t e) { adaptive_cross_entropy_cpu(t, b, e, lse.data(), losses.data()); });
+  Buffer gradient(rows * classes, logits.dtype), expected(rows * classes, logits.dtype);
+  const std::vector<float> weights(rows, 0.3f);
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    adaptive_cross_entropy_backward_cpu(t, b, e, lse.data(), weights.data(), gradient.data);
+  });
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = 0.0;
+    const bool counted = labels[r] >= 0;
+    for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits.get(r * classes + c)));
+    const double loss = counted ? std::log(sum) - logits.get(r * classes + labels[r]) : 0.0;
+    expect(std::fabs(lse[r] - std::log(sum)) < 2e-6 * std::fmax(1.0, std::log(sum)), "cross_entropy", "lse", r);
+    expect(std::fabs(losses[r] - loss) < 2e-6, "cross_entropy", "loss", r);
+    for (int64_t c = 0; c < classes; ++c) {
+      const float onehot = c == labels[r] ? 1.0f : 0.0f, x = logits.get(r * classes + c);
+      expected.set(r * classes + c, counted ? cross_entropy_backward_one(x, lse[r], onehot, 0.3f) : 0.0f);
+    }
+  }
+  expect(gradient.same(expected), "cross_entropy", "gradient", classes);
+}
+
+void mse() {
+  const int64_t elements = kSizes[pick(14)], samples = pick(4);
+  const Buffer x(samples * elements, random_dtype()), y(samples * elements, x.dtype);
+  Buffer gradient = x, expected = x;
+  const MseSamples t{x.data, y.data, samples, elements, x.dtype};
+  std::vector<double> partials(samples * mse_chunks(t));
+  const std::vector<float> weights(samples, 0.3f);
+  const int64_t chunks = samples * mse_chunks(t);
+  in_pieces(chunks, [&](int64_t b, int64_t e) { adaptive_mse_cpu(t, b, e, partials.data()); });
+  in_pieces(chunks, [&](int64_t b, int64_t e) { adaptive_mse_backward_cpu(t, b, e, weights.data(), gradient.data); });
+  double sum = 0.0, plain = 0.0;
+  for (const double partial : partials) sum += partial;
+  for (int64_t i = 0; i < x.numel; ++i) {
+    plain += squared_error_one(x.get(i), y.get(i));
+    expected.set(i, mse_backward_one(x.get(i), y.get(i), 0.3f));
+  }
+  expect(std::fabs(sum - plain) <= 1e-11 * plain && gradient.same(expected), "mse", "sum or gradient", elements);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* plant = argc == 3 && std::strcmp(argv[1], "--plant") == 0 ? argv[2] : "";
+  for (int round = 0; round < 60; ++round) {
+    interpolate(plant);
+    sgd_step();
+    adamw_step();
+    lists();
+    cross_entropy();
+    mse();
+  }
+  std::puts("clean");
+}
