@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 WORKERS ?= 2
 
-.PHONY: build demo test test-long lint bench clean
+.PHONY: build demo test test-long lint bench kernels clean
 
 build: $(VENV)/.built
 
@@ -31,6 +31,9 @@ test-long: build
 
 bench: build
 	$(BIN)/python -m benchmarks.run
+
+kernels: build
+	$(BIN)/python -m benchmarks.kernels_report
 
 clean:
 	rm -rf build *.egg-info sfron_fast/*.so

@@ -1,0 +1,123 @@
+#include "adamw_step/adamw_step.h"
+
+#include "common/group.cuh"
+#include "common/plan.cuh"
+#include "common/table.cuh"
+
+namespace sfron {
+namespace {
+
+// Blocks per processor, hence at most 80 or 128 registers: up to six streams need them, Blackwell's code a few more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kPlain = 2;
+#else
+constexpr int kPlain = 3;
+#endif
+template <bool kAmsgrad, bool kSlowIn>
+constexpr int kResident = kAmsgrad || kSlowIn ? 2 : kPlain;
+
+// E: dtype of the parameters, S: of the moments. With kSlowIn the result is interpolated from the slow weights.
+template <class E, class S, int kCount, bool kAmsgrad, bool kSlowIn>
+__device__ __forceinline__ void adamw_groups(
+    const AdamwTensor& t, int64_t at, int64_t stop, Corrections c, const AdamwScalars& s) {
+  constexpr int kUnroll = kCount == 4 ? 2 : 1;  // four to twelve 16-byte loads in flight
+  constexpr int64_t kStride = kWarp * kCount;
+#pragma unroll 1
+  for (; at < stop; at += kUnroll * kStride) {
+    Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
+    Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
+    uint32_t bits[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = clamped(at, u * kStride, stop);
+      param[u].load(t.param, t.dtype, e);
+      grad[u].load(t.grad, t.dtype, e);
+      avg[u].load(t.exp_avg, t.avg_dtype, e);
+      square[u].load(t.exp_avg_sq, t.sq_dtype, e);
+      if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.max_dtype, e);
+      if constexpr (kSlowIn) slow[u].load(t.slow_in, t.dtype, e);
+      bits[u] = mask_bits(t.mask, e);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = at + u * kStride;
+      if (e < stop) {
+        if (t.slow_out != nullptr) param[u].store(t.slow_out, e);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          AdamwElement x{param[u].get(k), avg[u].get(k), square[u].get(k), 0.0f};
+          if constexpr (kAmsgrad) x.max_exp_avg_sq = largest[u].get(k);
+          if (!s.skip) {
+            x = adamw_one<kAmsgrad>(x, grad[u].get(k), (bits[u] >> k & 1) != 0, c.scale, c.denominator, s);
+          }
+          if constexpr (kSlowIn) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
+          param[u].set(k, x.param);
+          avg[u].set(k, x.exp_avg);
+          square[u].set(k, x.exp_avg_sq);
+          if constexpr (kAmsgrad) largest[u].set(k, x.max_exp_avg_sq);
+        }
+        avg[u].store(t.exp_avg, e);
+        square[u].store(t.exp_avg_sq, e);
+        if constexpr (kAmsgrad) largest[u].store(t.max_exp_avg_sq, e);
+        param[u].store(t.param, e);
+      }
+    }
+  }
+}
+
+template <bool kAmsgrad, bool kSlowIn>
+__global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
+    adamw_step_kernel(Table<AdamwTensor> table, AdamwOptions options, StepInputs inputs, bool slow_out) {
+  const AdamwScalars s = adamw_scalars(options, step_hyper(inputs), step_state(inputs));
+  if (s.skip && !kSlowIn && !slow_out) return;
+  float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes some time in double
+  Corrections c{0.0f, 1.0f};
+  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
+    const AdamwTensor t = table.tensors[i];
+    const float step = *in_global(t.step) + 1.0f;
+    if (step != known) {
+      known = step;
+      c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, static_cast<int64_t>(step));
+    }
+    // moments of different dtypes, which no optimizer makes, have only the slow path
+    const bool alike = t.avg_dtype == t.sq_dtype && (!kAmsgrad || t.max_dtype == t.sq_dtype);
+    dispatch(t.dtype, t.sq_dtype, [&](auto e, auto m) {
+      using E = decltype(e);
+      using S = decltype(m);
+      sweep(
+          begin, end, kGroupOf<E>,
+          alike && all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_out, t.slow_in),
+          [&](int64_t at, int64_t stop) { adamw_groups<E, S, kGroupOf<E>, kAmsgrad, kSlowIn>(t, at, stop, c, s); },
+          [&](int64_t at, int64_t stop) {
+            adamw_groups<AnyElement, AnyElement, 1, kAmsgrad, kSlowIn>(t, at, stop, c, s);
+          });
+    });
+  });
+  if (s.skip) return;  // a skipped step does not count
+  in_last_block(table.finished, [&] {
+    for (int64_t i = threadIdx.x; i < table.count; i += kBlock) *in_global(table.tensors[i].step) += 1.0f;
+  });
+}
+
+}  // namespace
+
+void launch_adamw_step(
+    const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, const StepInputs& inputs,
+    const Queue& queue) {
+  const char* const op = "adamw_step_";
+  static Plans plans(op);
+  use_device(op, queue);
+  const Table<AdamwTensor> table = make_table(plans, tensors, queue);
+  if (table.count == 0) return;
+  const AdamwTensor& one = tensors[0];
+  const bool amsgrad = one.max_exp_avg_sq != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
+  const auto run = [&](auto has_amsgrad, auto has_slow_in) {
+    constexpr bool kAmsgrad = has_amsgrad, kSlowIn = has_slow_in;
+    const auto kernel = adamw_step_kernel<kAmsgrad, kSlowIn>;
+    const int64_t blocks = blocks_for(op, kernel, table.units, queue);
+    launch(op, kernel, blocks, queue, table, options, inputs, one.slow_out != nullptr);
+  };
+  with_flags(amsgrad, slow_in, run);
+}
+
+}  // namespace sfron

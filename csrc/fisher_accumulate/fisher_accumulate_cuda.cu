@@ -1,0 +1,66 @@
+#include "fisher_accumulate/fisher_accumulate.h"
+
+#include "common/group.cuh"
+#include "common/plan.cuh"
+#include "common/table.cuh"
+
+namespace sfron {
+namespace {
+
+constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
+
+template <class E, int kCount>
+__device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at, int64_t stop, float weight) {
+  constexpr int kUnroll = kCount == 8 ? 2 : 4;  // six or eight 16-byte loads in flight
+  constexpr int64_t kStride = kWarp * kCount;
+  using F = std::conditional_t<kCount == 1, AnyElement, float>;
+#pragma unroll 1
+  for (; at < stop; at += kUnroll * kStride) {
+    Group<F, kCount> fisher[kUnroll];
+    Group<E, kCount> grad[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = clamped(at, u * kStride, stop);
+      fisher[u].load(t.fisher, DType::kFloat32, e);
+      grad[u].load(t.grad, t.dtype, e);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = at + u * kStride;
+      if (e < stop) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          fisher[u].set(k, fisher_accumulate_one(fisher[u].get(k), grad[u].get(k), weight));
+        }
+        fisher[u].store(t.fisher, e);
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Table<FisherTensor> table, float weight) {
+  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
+    const FisherTensor t = table.tensors[i];
+    dispatch(t.dtype, t.dtype, [&](auto e, auto) {
+      using E = decltype(e);
+      sweep(
+          begin, end, kGroupOf<E>, all_aligned(t.fisher, t.grad),
+          [&](int64_t at, int64_t stop) { fisher_groups<E, kGroupOf<E>>(t, at, stop, weight); },
+          [&](int64_t at, int64_t stop) { fisher_groups<AnyElement, 1>(t, at, stop, weight); });
+    });
+  });
+}
+
+}  // namespace
+
+void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, float weight, const Queue& queue) {
+  const char* const op = "fisher_accumulate_";
+  static Plans plans(op);
+  use_device(op, queue);
+  const Table<FisherTensor> table = make_table(plans, tensors, queue);
+  if (table.units == 0) return;
+  const int64_t blocks = blocks_for(op, fisher_accumulate_kernel, table.units, queue);
+  launch(op, fisher_accumulate_kernel, blocks, queue, table, weight);
+}
+
+}  // namespace sfron

@@ -1,0 +1,94 @@
+#include "masked_grad_norm/masked_grad_norm.h"
+
+#include <cmath>
+
+#include "common/group.cuh"
+#include "common/plan.cuh"
+#include "common/table.cuh"
+
+namespace sfron {
+namespace {
+
+constexpr int kUnroll = 4;    // one stream: it takes four 16-byte loads to hide the latency
+constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
+
+template <class E, int kCount>
+__device__ __forceinline__ void square_groups(
+    const MaskedGradNormTensor& t, int64_t at, int64_t stop, float inverse_scale, double& sum) {
+  constexpr int64_t kStride = kWarp * kCount;
+#pragma unroll 1
+  for (; at < stop; at += kUnroll * kStride) {
+    Group<E, kCount> grad[kUnroll];
+    uint32_t bits[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = clamped(at, u * kStride, stop);
+      grad[u].load(t.grad, t.dtype, e);
+      bits[u] = mask_bits(t.mask, e);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (at + u * kStride < stop) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          sum += masked_square_one(grad[u].get(k), (bits[u] >> k & 1) != 0, inverse_scale);
+        }
+      }
+    }
+  }
+}
+
+// The sum over the block, in thread 0; a tree, so always in the same order.
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double sums[kBlock];
+  sums[threadIdx.x] = value;
+  __syncthreads();
+  for (unsigned half = kBlock / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    __syncthreads();
+  }
+  return sums[0];
+}
+
+// partials[block] = the squares of its units. The grid depends on the device alone, so the order of addition does too.
+__global__ void __launch_bounds__(kBlock, kResident)
+    masked_grad_norm_kernel(Table<MaskedGradNormTensor> table, const float* grad_scale) {
+  const float inverse_scale = grad_scale == nullptr ? 1.0f : 1.0f / *grad_scale;
+  double sum = 0.0;
+  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
+    const MaskedGradNormTensor t = table.tensors[i];
+    dispatch(t.dtype, t.dtype, [&](auto e, auto) {
+      using E = decltype(e);
+      sweep(
+          begin, end, kGroupOf<E>, aligned(t.grad),
+          [&](int64_t at, int64_t stop) { square_groups<E, kGroupOf<E>>(t, at, stop, inverse_scale, sum); },
+          [&](int64_t at, int64_t stop) { square_groups<AnyElement, 1>(t, at, stop, inverse_scale, sum); });
+    });
+  });
+  const double total = block_sum(sum);
+  if (threadIdx.x == 0) table.partials[blockIdx.x] = total;
+}
+
+// One block; partials [count], norm [].
+__global__ void __launch_bounds__(kBlock) masked_grad_norm_finish_kernel(
+    const double* partials, int64_t count, float* norm) {
+  double sum = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += kBlock) sum += partials[i];
+  const double total = block_sum(sum);
+  if (threadIdx.x == 0) *norm = static_cast<float>(sqrt(total));
+}
+
+}  // namespace
+
+void launch_masked_grad_norm(
+    const std::vector<MaskedGradNormTensor>& tensors, const float* grad_scale, float* norm, const Queue& queue) {
+  const char* const op = "masked_grad_norm";
+  static Plans plans(op);
+  use_device(op, queue);
+  const Table<MaskedGradNormTensor> table = make_table(plans, tensors, queue);
+  const int64_t blocks = blocks_for(op, masked_grad_norm_kernel, table.units, queue);
+  launch(op, masked_grad_norm_kernel, blocks, queue, table, grad_scale);
+  launch(op, masked_grad_norm_finish_kernel, 1, queue, table.partials, blocks, norm);
+}
+
+}  // namespace sfron

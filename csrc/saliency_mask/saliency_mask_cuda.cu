@@ -1,0 +1,90 @@
+#include "saliency_mask/saliency_mask.h"
+
+#include "common/group.cuh"
+#include "common/plan.cuh"
+#include "common/table.cuh"
+
+namespace sfron {
+namespace {
+
+constexpr int kUnroll = 2;    // eight 16-byte loads in flight
+constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
+constexpr int kByte = 8;      // a lane makes whole bytes of the mask, so no two lanes write the same one
+constexpr int64_t kStride = kWarp * kByte;
+
+// Whole bytes by 16-byte loads; returns how many bits are set.
+__device__ __forceinline__ uint32_t saliency_groups(
+    const SaliencyTensor& t, int64_t at, int64_t stop, const SaliencyScalars& s) {
+  uint32_t selected = 0;
+#pragma unroll 1
+  for (; at < stop; at += kUnroll * kStride) {
+    Group<float, kByte> forget[kUnroll], retain[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = clamped(at, u * kStride, stop);
+      forget[u].load(t.forget, DType::kFloat32, e);
+      retain[u].load(t.retain, DType::kFloat32, e);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (at + u * kStride < stop) {
+        uint32_t byte = 0;
+#pragma unroll
+        for (int k = 0; k < kByte; ++k) byte |= saliency_one(forget[u].get(k), retain[u].get(k), s) ? 1u << k : 0u;
+        in_global(t.mask)[(at + u * kStride) / kByte] = static_cast<uint8_t>(byte);
+        selected += __popc(byte);
+      }
+    }
+  }
+  return selected;
+}
+
+// The same by single loads: the last byte, and pointers that are not at a multiple of 16 bytes.
+__device__ __forceinline__ uint32_t saliency_singles(
+    const SaliencyTensor& t, int64_t at, int64_t stop, const SaliencyScalars& s) {
+  const float *forget = in_global(t.forget), *retain = in_global(t.retain);
+  uint32_t selected = 0;
+#pragma unroll 1
+  for (; at < stop; at += kStride) {
+    uint32_t byte = 0;
+#pragma unroll
+    for (int k = 0; k < kByte; ++k) {
+      if (at + k < stop) byte |= saliency_one(forget[at + k], retain[at + k], s) ? 1u << k : 0u;
+    }
+    in_global(t.mask)[at / kByte] = static_cast<uint8_t>(byte);
+    selected += __popc(byte);
+  }
+  return selected;
+}
+
+// counts: [tensors]. Whole numbers may be added atomically: their sum does not depend on the order.
+__global__ void __launch_bounds__(kBlock, kResident)
+    saliency_mask_kernel(Table<SaliencyTensor> table, SaliencyScalars s, int64_t* counts) {
+  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
+    const SaliencyTensor t = table.tensors[i];
+    const int lane = threadIdx.x % kWarp;
+    const int64_t whole = all_aligned(t.forget, t.retain) ? end - (end - begin) % kByte : begin;
+    uint32_t selected = saliency_groups(t, begin + lane * kByte, whole, s);
+    selected += saliency_singles(t, whole + lane * kByte, end, s);
+    const uint32_t total = __reduce_add_sync(~0u, selected);
+    if (lane == 0 && total != 0) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(counts + i), static_cast<unsigned long long>(total));
+    }
+  });
+}
+
+}  // namespace
+
+void launch_saliency_mask(
+    const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
+  const char* const op = "saliency_mask";
+  static Plans plans(op);
+  use_device(op, queue);
+  const size_t bytes = tensors.size() * sizeof(int64_t);
+  check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)), op, "clearing the counts");
+  const Table<SaliencyTensor> table = make_table(plans, tensors, queue);
+  if (table.units == 0) return;
+  launch(op, saliency_mask_kernel, blocks_for(op, saliency_mask_kernel, table.units, queue), queue, table, s, counts);
+}
+
+}  // namespace sfron

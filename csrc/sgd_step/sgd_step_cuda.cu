@@ -1,0 +1,98 @@
+#include "sgd_step/sgd_step.h"
+
+#include "common/group.cuh"
+#include "common/plan.cuh"
+#include "common/table.cuh"
+
+namespace sfron {
+namespace {
+
+// Blocks per processor, hence at most 64 or 80 registers.
+template <bool kMomentum, bool kSlowIn>
+constexpr int kResident = kMomentum && kSlowIn ? 3 : 4;
+
+// E: dtype of the parameters, M: of the momentum. With kSlowIn the result is interpolated from the slow weights.
+template <class E, class M, int kCount, bool kMomentum, bool kSlowIn>
+__device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64_t stop, const SgdScalars& s) {
+  constexpr int kUnroll = kMomentum && kCount != 4 ? 1 : 2;  // four to eight 16-byte loads in flight
+  constexpr int64_t kStride = kWarp * kCount;
+#pragma unroll 1
+  for (; at < stop; at += kUnroll * kStride) {
+    Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
+    Group<M, kCount> momentum[kUnroll];
+    uint32_t bits[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = clamped(at, u * kStride, stop);
+      param[u].load(t.param, t.dtype, e);
+      grad[u].load(t.grad, t.dtype, e);
+      if constexpr (kMomentum) momentum[u].load(t.momentum, t.momentum_dtype, e);
+      if constexpr (kSlowIn) slow[u].load(t.slow_in, t.dtype, e);
+      bits[u] = mask_bits(t.mask, e);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t e = at + u * kStride;
+      if (e < stop) {
+        if (t.slow_out != nullptr) param[u].store(t.slow_out, e);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          const bool selected = (bits[u] >> k & 1) != 0;
+          float p = param[u].get(k);
+          if constexpr (kMomentum) {
+            const float m = momentum[u].get(k);
+            const SgdElement updated = sgd_momentum_one({p, m}, grad[u].get(k), selected, s);
+            momentum[u].set(k, !s.skip ? updated.momentum : s.first ? 0.0f : m);
+            p = s.skip ? p : updated.param;
+          } else {
+            p = s.skip ? p : sgd_one(p, grad[u].get(k), selected, s);
+          }
+          if constexpr (kSlowIn) p = lerp_one(slow[u].get(k), p, s.slow);
+          param[u].set(k, p);
+        }
+        if constexpr (kMomentum) momentum[u].store(t.momentum, e);
+        param[u].store(t.param, e);
+      }
+    }
+  }
+}
+
+template <bool kMomentum, bool kSlowIn>
+__global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowIn>))
+    sgd_step_kernel(Table<SgdTensor> table, SgdOptions options, StepInputs inputs, bool slow_out) {
+  const SgdScalars s = sgd_scalars(options, step_hyper(inputs), step_state(inputs));
+  if (s.skip && !kSlowIn && !slow_out && !(kMomentum && s.first)) return;
+  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
+    const SgdTensor t = table.tensors[i];
+    dispatch(t.dtype, t.momentum_dtype, [&](auto e, auto m) {
+      using E = decltype(e);
+      using M = decltype(m);
+      sweep(
+          begin, end, kGroupOf<E>, all_aligned(t.param, t.grad, t.momentum, t.slow_out, t.slow_in),
+          [&](int64_t at, int64_t stop) { sgd_groups<E, M, kGroupOf<E>, kMomentum, kSlowIn>(t, at, stop, s); },
+          [&](int64_t at, int64_t stop) { sgd_groups<AnyElement, AnyElement, 1, kMomentum, kSlowIn>(t, at, stop, s); });
+    });
+  });
+}
+
+}  // namespace
+
+void launch_sgd_step(
+    const std::vector<SgdTensor>& tensors, const SgdOptions& options, const StepInputs& inputs, const Queue& queue) {
+  const char* const op = "sgd_step_";
+  static Plans plans(op);
+  use_device(op, queue);
+  const Table<SgdTensor> table = make_table(plans, tensors, queue);
+  if (table.units == 0) return;
+  const SgdTensor& one = tensors[0];
+  const bool momentum = one.momentum != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
+  const auto run = [&](auto has_momentum, auto has_slow_in) {
+    constexpr bool kMomentum = has_momentum, kSlowIn = has_slow_in;
+    const auto kernel = sgd_step_kernel<kMomentum, kSlowIn>;
+    const int64_t blocks = blocks_for(op, kernel, table.units, queue);
+    launch(op, kernel, blocks, queue, table, options, inputs, one.slow_out != nullptr);
+  };
+  with_flags(momentum, slow_in, run);
+}
+
+}  // namespace sfron

@@ -1,0 +1,90 @@
+"""The CUDA kernels, compiled by g++ over a small shim of the CUDA runtime and run under sanitizers: no GPU needed."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+SOURCES = [*sorted(ROOT.glob("csrc/*/*_cuda.cu")), *sorted(ROOT.glob("csrc/common/*.cpp")), *sorted(HERE.glob("*.cpp"))]
+FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-w",
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # fmt: skip
+FOLDERS = [HERE / "shim", ROOT / "csrc", HERE]
+NO_LEAKS = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # cached tables live as long as the process
+
+
+def compile_one(source: Path, target: Path, folders: list[Path]) -> Path:
+    includes = [f"-I{folder}" for folder in folders]
+    subprocess.run(["g++", *FLAGS, *includes, "-x", "c++", "-c", source, "-o", target], check=True)
+    return target
+
+
+def link(objects: list[Path], target: Path) -> Path:
+    partial = target.with_suffix(f".{os.getpid()}")  # complete or absent, also when two test processes build at once
+    subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", partial], check=True)
+    return partial.replace(target)
+
+
+def run(program: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([program, *words], env=NO_LEAKS, text=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """Folder with the objects and the program, kept until a source changes."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("**/*.h")]
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted({*SOURCES, *headers}):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"sfron_fast_host_{os.getuid()}_{digest.hexdigest()[:16]}"
+    if not (folder / "host_tests").exists():
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool:
+            targets = [Path(scratch) / f"{source.name}.o" for source in SOURCES]
+            objects = list(pool.map(compile_one, SOURCES, targets, [FOLDERS] * len(SOURCES)))
+            objects = [path.replace(folder / path.name) for path in objects]
+        link(objects, folder / "host_tests")
+    return folder
+
+
+def test_kernels_match_plain_loops(build):
+    result = run(build / "host_tests")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all host tests passed" in result.stdout
+
+
+@pytest.mark.parametrize("fault", ["overrun", "mask"])
+def test_planted_overrun_is_caught(build, fault):
+    """A tensor one element longer than its memory; a mask one byte short."""
+    result = run(build / "host_tests", fault)
+    assert result.returncode != 0
+    assert "heap-buffer-overflow" in result.stderr
+
+
+MUTATIONS = {
+    "one element is skipped": ("table.cuh", "run_singles(rest + lane, end)", "run_singles(rest + lane + 1, end)"),
+    "half of a unit is forgotten": ("table.cuh", "begin + kDeviceUnit : numel", "begin + kDeviceUnit / 2 : numel"),
+    "neighbours are swapped": ("group.cuh", "words[k / 2] >> (k % 2 * 16)", "words[k / 2] >> (16 - k % 2 * 16)"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_planted_mistake_is_caught(build, name, tmp_path):
+    """A kernel with a mistake in its indexing must not pass the comparison."""
+    header, right, wrong = MUTATIONS[name]
+    text = (ROOT / "csrc" / "common" / header).read_text()
+    assert text.count(right) == 1
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / header).write_text(text.replace(right, wrong))
+    source = ROOT / "csrc" / "interpolate" / "interpolate_cuda.cu"
+    mutant = compile_one(source, tmp_path / f"{source.name}.o", [tmp_path, *FOLDERS])
+    objects = [build / f"{path.name}.o" for path in SOURCES if path != source]
+    assert run(link([mutant, *objects], tmp_path / "mutant")).returncode != 0

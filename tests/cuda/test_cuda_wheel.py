@@ -1,0 +1,41 @@
+"""A CUDA wheel can be built where neither a GPU nor a CUDA build of torch is, and loads there for its CPU kernels."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
+USE = """
+import torch, sfron_fast
+from sfron_fast import _native, functional, ops
+assert _native.available(), _native.reason()
+assert ops.kernel_for("interpolate_", "cpu") == ops.kernel_for("interpolate_", "cuda") == "native"
+slow, fast = [torch.zeros(100)], [torch.ones(100)]
+functional.interpolate_(slow, fast, 0.25)
+assert slow[0].eq(0.25).all() and fast[0].eq(0.25).all()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_builds_links_and_loads(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for part in filter(lambda part: (ROOT / part).exists(), PARTS):
+        path = ROOT / part
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(path, source / part, ignore=ignored) if path.is_dir() else shutil.copy(path, source)
+    settings = {**os.environ, "USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", tmp_path, source]
+    subprocess.run(pip, env=settings, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    alone = {**os.environ, "PYTHONPATH": str(site), "SFRON_FAST_NATIVE": "require"}
+    subprocess.run([sys.executable, "-c", USE], env=alone, cwd=tmp_path, check=True)
