@@ -24,7 +24,8 @@ import torch
 CLASSES = (10, 200, 1000, 32000, 128256, 152064)
 SAMPLES = {(256, 3 * 32 * 32): "images 3x32x32", (64, 4 * 32 * 32): "latents 4x32x32", (4, 3 * 512 * 512): "3x512x512"}
 DTYPES = (torch.bfloat16, torch.float32)
-COLUMNS = ["kernel", "for", "dtype", "tile", "warps", "programs", "registers", "stack", "spills", "ld128", "ld", "st128", "st"]
+COLUMNS = ["kernel", "for", "dtype", "tile", "warps", "programs", "registers", "stack", "spills"]
+COLUMNS += ["ld128", "ld", "st128", "st"]
 
 
 @dataclass
@@ -100,6 +101,8 @@ def cross_entropy_launches(samples: int, tokens: int, classes: int, dtype: torch
     with recorded() as launches:
         loss, _, weights, _, lse = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
         op.adaptive_cross_entropy_backward(loss, logits, labels, weights, lse, -100)
+        if tokens == 1:
+            op.adaptive_cross_entropy_inplace(logits, labels, 0.5, 1e-6, -100)
     return named(launches, f"V={classes}" + (f" x {tokens} tokens" if tokens > 1 else ""), dtype)
 
 
@@ -151,9 +154,10 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
         )  # fmt: skip
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     moves = Counter((op, ".128" in kind) for op, kind in re.findall(r"\b(LDG|STG|LDL|STL)((?:\.\w+)*) ", sass))
+    purpose = launch.purpose + (", in place" if launch.constants.get("GRADIENT") else "")
     tile = [str(launch.constants[n]) for n in ("ROWS", "DEPTH", "BLOCK", "LANES") if n in launch.constants]
     return {
-        "kernel": launch.kernel, "for": launch.purpose, "dtype": launch.dtype, "tile": "x".join(tile),
+        "kernel": launch.kernel, "for": purpose, "dtype": launch.dtype, "tile": "x".join(tile),
         "warps": launch.options["num_warps"], "programs": launch.programs, "registers": used["REG"],
         "stack": used["STACK"] + used["LOCAL"], "spills": sum(n for (op, _), n in moves.items() if op[2] == "L"),
         "ld128": moves["LDG", True], "ld": moves["LDG", False], "st128": moves["STG", True], "st": moves["STG", False],

@@ -1,0 +1,131 @@
+"""Adaptive cross-entropy: a row's loss, its weight, and for the last program to arrive the sum of all.
+
+One token per sample: the whole forward pass is one launch, at any number of classes. More tokens: a second
+launch takes the mean of each sample. The backward pass is one launch (two with more tokens). Each reads the
+logits once. Programs end in a counter, never in a float atomic, so results are repeatable.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from . import common
+from .cross_entropy_kernels import (
+    _adaptive_cross_entropy_bwd_kernel,
+    _adaptive_cross_entropy_fwd_kernel,
+    _adaptive_cross_entropy_long_fwd_kernel,
+    _adaptive_cross_entropy_samples_bwd_kernel,
+    _adaptive_cross_entropy_samples_fwd_kernel,
+)
+
+TILE = 4096  # logits of one program where whole rows fit: 32 for each thread of 4 warps
+MAX_TILE_CLASSES = 4096  # longer rows are read in pieces with a running maximum
+MAX_GRADIENT_CLASSES = 8192  # the same where the gradient is written too: worth more registers
+LONG_WARPS = 8
+BACKWARD_BLOCK = 8192  # logits of one program: 32 for each thread of 8 warps
+TOKEN_BLOCK = 1024
+MAX_ROWS = 256
+
+
+def adaptive_cross_entropy(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Launches ``sfron_fast::adaptive_cross_entropy``: the op's arguments and outputs, already checked."""
+    return _forward(logits.contiguous(), labels.contiguous(), temperature, floor, ignore_index, None)
+
+
+def adaptive_cross_entropy_inplace(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The forward pass, leaving ``scale * normaliser * d loss / d logits`` where the logits were, in one launch.
+
+    The normaliser is known only when every row is done; whoever uses the gradient divides by it (an optimizer's
+    ``grad_scale``). So a row is read and written once, or is read again while it is in the L2 cache. One token per
+    sample, contiguous logits. Not an op, and unknown to autograd: it does not bump the version counter.
+    """
+    if logits.shape[1] != 1 or not logits.is_contiguous():
+        raise ValueError(f"logits: expected contiguous [samples, 1, classes], found {tuple(logits.shape)}")
+    return _forward(logits, labels.contiguous(), temperature, floor, ignore_index, scale)
+
+
+def _forward(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``scale`` None: the logits are only read."""
+    samples, tokens, classes = logits.shape
+    rows = samples * tokens
+    loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
+    lse = torch.empty((samples, tokens), dtype=torch.float32, device=logits.device)
+    if rows == 0:
+        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.zero_(), lse
+    one_token, gradient = tokens == 1, scale is not None
+    row_losses = losses if one_token else torch.empty_like(lse)
+    counter, numbers = common.arrival_counter(logits), (*common.split(temperature), floor)
+    factor = 1.0 if scale is None else scale
+    align = common.alignment(classes)
+    outputs = (lse, row_losses, weights, loss, normaliser, counter, rows, classes // align, ignore_index)
+    with common.on_device(logits):
+        if classes <= (MAX_GRADIENT_CLASSES if gradient else MAX_TILE_CLASSES):
+            block, tile_rows = tile(rows, classes, TILE)
+            programs = triton.cdiv(rows, tile_rows)
+            _adaptive_cross_entropy_fwd_kernel[(programs,)](
+                logits, labels, *outputs, programs, *numbers, factor, ALIGN=align, ROWS=tile_rows, BLOCK=block,
+                ONE_TOKEN=one_token, ONE_PROGRAM=programs == 1, GRADIENT=gradient,
+                num_warps=4 if block <= 4096 else 8, **common.STRICT,
+            )  # fmt: skip
+        else:
+            warps = gradient_warps(classes * logits.element_size()) if gradient else LONG_WARPS
+            depth, lanes = pieces(logits.dtype, warps)
+            _adaptive_cross_entropy_long_fwd_kernel[(rows,)](
+                logits, labels, *outputs, rows, *numbers, factor, ALIGN=align, DEPTH=depth, LANES=lanes,
+                ONE_TOKEN=one_token, GRADIENT=gradient, num_warps=warps, **common.STRICT,
+            )  # fmt: skip
+        if not one_token:
+            _adaptive_cross_entropy_samples_fwd_kernel[(samples,)](
+                row_losses, labels, losses, weights, loss, normaliser, counter, samples, tokens, ignore_index,
+                *numbers, BLOCK=TOKEN_BLOCK, num_warps=4, **common.STRICT,
+            )  # fmt: skip
+    return loss, losses, weights, normaliser, lse
+
+
+def adaptive_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> Tensor:
+    """Launches ``sfron_fast::adaptive_cross_entropy_backward``: the op's arguments and output, already checked."""
+    samples, tokens, classes = logits.shape
+    rows = samples * tokens
+    logits, labels, lse, weights = (t.contiguous() for t in (logits, labels, lse, weights))
+    gradient = torch.empty_like(logits)
+    if rows == 0:
+        return gradient
+    with common.on_device(logits):
+        scale = weights
+        if tokens > 1:
+            scale = torch.empty_like(weights)
+            _adaptive_cross_entropy_samples_bwd_kernel[(samples,)](
+                labels, weights, scale, tokens, ignore_index, BLOCK=TOKEN_BLOCK, num_warps=4, **common.STRICT
+            )
+        align = common.alignment(classes)
+        block, tile_rows = tile(rows, min(classes, BACKWARD_BLOCK), BACKWARD_BLOCK)
+        chunks = triton.cdiv(classes, block)
+        _adaptive_cross_entropy_bwd_kernel[(triton.cdiv(rows, tile_rows) * chunks,)](
+            grad, logits, labels, scale, lse, gradient, rows, classes // align, tokens, ignore_index, chunks,
+            ALIGN=align, ROWS=tile_rows, BLOCK=block, num_warps=8, **common.STRICT,
+        )  # fmt: skip
+    return gradient
+
+
+def tile(rows: int, classes: int, size: int) -> tuple[int, int]:
+    """(columns, rows) of a tile of about ``size`` elements that spans ``classes``."""
+    block = common.power_of_two(classes)
+    return block, min(max(size // block, 1), MAX_ROWS, common.power_of_two(rows))
+
+
+def pieces(dtype: torch.dtype, warps: int) -> tuple[int, int]:
+    """(depth, lanes): four independent 16-byte loads for each thread."""
+    return 4, 32 * warps * (16 // dtype.itemsize)
+
+
+def gradient_warps(row_bytes: int) -> int:
+    """Larger programs for longer rows, so that the rows under way on an H100 or H200 fit its 50 MB of L2."""
+    return 8 if row_bytes <= 32768 else 16 if row_bytes <= 98304 else 32

@@ -1,0 +1,319 @@
+"""The Triton kernels, run by Triton's interpreter on the CPU: `TRITON_INTERPRET=1 pytest tests/interpreted_triton.py`.
+
+Not collected by itself: the variable has to be set before Triton is imported and must not reach other tests, so
+test_triton_kernels.py runs this file in processes of its own.
+"""
+
+import math
+
+import numpy
+import pytest
+import row_cases as rc
+import torch
+import triton
+import triton.language as tl
+from cases import assert_same_bits, shifted, transposed
+from triton.runtime import interpreter
+
+from sfron_fast import reference
+from sfron_fast.triton import adaptive_cross_entropy as ce
+from sfron_fast.triton import adaptive_mse as mse
+from sfron_fast.triton import common
+
+_convert = interpreter._convert_float
+
+
+def _round_bfloat16(data, source, target, rounding):
+    """A GPU rounds fp32 to the nearest bf16; the interpreter cuts the bits off."""
+    if (source, target) != (tl.float32, tl.bfloat16):
+        return _convert(data, source, target, rounding)
+    rounded = torch.from_numpy(numpy.ascontiguousarray(data)).to(torch.bfloat16)
+    return rounded.view(torch.int16).numpy().view(numpy.uint16).reshape(data.shape)
+
+
+interpreter._convert_float = _round_bfloat16  # this process runs nothing else
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy: log(0) in rows that do not count
+each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
+
+
+def run_cross_entropy(case):
+    logits, labels = case.tensors
+    outputs = ce.adaptive_cross_entropy(logits, labels, *case.numbers)
+    gradient = ce.adaptive_cross_entropy_backward(
+        case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2]
+    )
+    return outputs, gradient
+
+
+def run_mse(case):
+    outputs = mse.adaptive_mse(*case.tensors, *case.numbers)
+    return outputs, mse.adaptive_mse_backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """The paths of large tensors with few elements: long rows, many programs, several parts of a sample."""
+    monkeypatch.setattr(ce, "TILE", 64)
+    monkeypatch.setattr(ce, "MAX_TILE_CLASSES", 32)
+    monkeypatch.setattr(ce, "MAX_GRADIENT_CLASSES", 32)
+    monkeypatch.setattr(ce, "pieces", lambda dtype, warps: (4, 8))
+    monkeypatch.setattr(ce, "BACKWARD_BLOCK", 64)
+    monkeypatch.setattr(ce, "TOKEN_BLOCK", 16)
+    monkeypatch.setattr(common, "FINISH_BLOCK", tl.constexpr(4))
+    monkeypatch.setattr(mse, "BLOCK", 64)
+    monkeypatch.setattr(mse, "PROGRAMS", 40)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", rc.ROWS, ids=str)
+def test_cross_entropy_matches_truth(shape, dtype):
+    case = rc.cross_entropy(shape, dtype)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case), pieces=1 + shape[2] // 4096)
+
+
+@pytest.mark.parametrize(("temperature", "floor"), rc.NUMBERS)
+@pytest.mark.parametrize("shape", [(40, 1, 10), (4, 3, 65)], ids=str)
+def test_cross_entropy_numbers(shape, temperature, floor):
+    case = rc.cross_entropy(shape, torch.float32, temperature=temperature, floor=floor)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case))
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(13, 1, 10), (3, 1, 33), (5, 1, 257), (3, 20, 70)], ids=str)
+def test_cross_entropy_beyond_one_tile(small_tiles, shape, dtype):
+    case = rc.cross_entropy(shape, dtype)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case), pieces=1 + shape[2] // 32)
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", rc.SPECIAL)
+def test_cross_entropy_special_logits(kind, dtype):
+    case = rc.special_case(kind, dtype)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case))
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", rc.SPECIAL)
+def test_cross_entropy_special_logits_in_pieces(small_tiles, kind, dtype):
+    case = rc.special_case(kind, dtype)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case), pieces=3)
+
+
+def test_cross_entropy_largest_logits():
+    """Ten logits of 1e30: the loss is log 10, though lse itself cannot tell it from 0."""
+    case = rc.Rows((torch.full((2, 1, 10), 1e30), torch.zeros(2, 1, dtype=torch.int64)), (0.5, 1e-6, rc.IGNORE))
+    outputs, gradient = run_cross_entropy(case)
+    torch.testing.assert_close(outputs[1], torch.full((2,), math.log(10)))
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("fill", [math.inf, -math.inf, math.nan])
+def test_cross_entropy_not_finite(request, fill, long):
+    """A row of -inf, a +inf, a NaN: lse, losses and gradient are not finite where the reference's are not."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.cross_entropy((4, 1, 70), torch.float32)
+    case.tensors[0][2, 0, 5 if fill == math.inf else slice(None)] = fill
+    outputs, gradient = run_cross_entropy(case)
+    wanted = reference.adaptive_cross_entropy(*case.tensors, *case.numbers)
+    for got, want in ((outputs[4], wanted[4]), (outputs[1], wanted[1]), (outputs[0], wanted[0])):
+        finite = torch.isfinite(want)
+        assert torch.equal(torch.isfinite(got), finite)
+        assert torch.equal(got[~finite].nan_to_num(nan=7.0), want[~finite].nan_to_num(nan=7.0))
+    assert not torch.isfinite(gradient[2]).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("shape", [(13, 1, 10), (4, 1, 300)], ids=str)
+def test_cross_entropy_inplace(request, shape, long, dtype):
+    """Forward results to the bit, and where the logits were, normaliser times the gradient."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.cross_entropy(shape, dtype)
+    case.numbers = (0.5, 1e-6, rc.IGNORE)
+    case.grad = -0.5
+    logits, labels = case.tensors
+    wanted = ce.adaptive_cross_entropy(logits, labels, *case.numbers)
+    overwritten = logits.clone()
+    outputs = ce.adaptive_cross_entropy_inplace(overwritten, labels, *case.numbers, scale=case.grad)
+    for a, b in zip(outputs, wanted, strict=True):
+        assert_same_bits(a, b)
+    # dividing rounds once more, and a half result was rounded before it: judged with the room of two roundings
+    truth = reference.adaptive_cross_entropy_backward(
+        case.upstream().double(), logits.double(), labels, outputs[2].double(), outputs[4].double(), rc.IGNORE
+    ) * outputs[3].double()
+    error = truth.abs() * (rc.tol.EPS[dtype] + 2.0**-20) + 2.0**-22 * outputs[3].double() + rc.tol.TINY[dtype]
+    rc.near(overwritten, truth, error, "gradient")
+    with pytest.raises(ValueError, match="contiguous"):
+        ce.adaptive_cross_entropy_inplace(torch.zeros(2, 2, 5), torch.zeros(2, 2), 0.5, 1e-6, rc.IGNORE)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_cross_entropy_inplace_label_that_is_no_class(request, long):
+    if long:
+        request.getfixturevalue("small_tiles")
+    logits, labels = rc.cross_entropy((4, 1, 70), torch.float32, temperature=0.0).tensors
+    labels[3] = 70
+    outputs = ce.adaptive_cross_entropy_inplace(logits, labels, 0.0, 1e-6, rc.IGNORE)
+    assert outputs[0].isnan()
+    assert logits[3].isnan().all()
+    assert torch.isfinite(logits[0]).all()
+    assert not logits[1].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_cross_entropy_nothing_labelled(tokens):
+    case = rc.cross_entropy((3, tokens, 10), torch.float32)
+    case.tensors[1].fill_(rc.IGNORE)
+    outputs, gradient = run_cross_entropy(case)
+    for output in (*outputs[:4], gradient):
+        assert not output.any()
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("wrong", [70, -1, -99, 2**40, -(2**40)])
+def test_cross_entropy_label_that_is_no_class(request, wrong, temperature, long):
+    """Never read through, never garbage: the loss is NaN, and so is the gradient of that row."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.cross_entropy((4, 1, 70), torch.float32, temperature=temperature)
+    case.tensors[1][3] = wrong
+    outputs, gradient = run_cross_entropy(case)
+    assert outputs[0].isnan()
+    assert outputs[1].isnan().tolist() == [False, False, False, True]
+    assert torch.isfinite(outputs[4]).all()
+    assert gradient[3].isnan().all()
+    assert not gradient[1].any()
+
+
+def test_other_ignore_index():
+    case = rc.cross_entropy((20, 2, 10), torch.float32, ignore=3)
+    rc.judge_cross_entropy(case, *run_cross_entropy(case))
+
+
+@pytest.mark.parametrize("layout", [shifted, transposed])
+def test_layout_does_not_matter(layout):
+    for case, run in (
+        (rc.cross_entropy((3, 2, 65), torch.bfloat16), run_cross_entropy),
+        (rc.squared_error((3, 65), torch.bfloat16), run_mse),
+    ):
+        outputs, gradient = run(case)
+        laid = rc.Rows(tuple(layout(t) for t in case.tensors), case.numbers)
+        others, other_gradient = run(laid)
+        for a, b in zip((*outputs, gradient), (*others, other_gradient), strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize(
+    ("make", "run", "shape"),
+    [
+        (rc.cross_entropy, run_cross_entropy, (40, 1, 10)),
+        (rc.cross_entropy, run_cross_entropy, (3, 8, 70)),
+        (rc.squared_error, run_mse, (3, 1000)),
+    ],
+)
+def test_repeatable(small_tiles, make, run, shape):
+    """Twice, bitwise; the arrival counter is back at 0 after a call, or the second would never finish."""
+    case = make(shape, torch.float32)
+    first, second = run(case), run(case)
+    for a, b in zip((*first[0], first[1]), (*second[0], second[1]), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_counter_is_left_at_zero(small_tiles, monkeypatch):
+    counter = torch.zeros(1, dtype=torch.int32)
+    monkeypatch.setattr(common, "arrival_counter", lambda like: counter)
+    for shape in ((40, 1, 10), (3, 1, 70), (3, 5, 70)):
+        run_cross_entropy(rc.cross_entropy(shape, torch.float32))
+        assert counter.item() == 0
+    for shape in ((3, 1000), (300, 3)):
+        run_mse(rc.squared_error(shape, torch.float32))
+        assert counter.item() == 0
+
+
+def test_half_results_do_not_depend_on_upstream_type():
+    """grad_output 1, 0 and other values; a zero must give zeros, not garbage times zero."""
+    case = rc.cross_entropy((5, 1, 10), torch.float32)
+    case.grad = 0.0
+    assert not run_cross_entropy(case)[1].any()
+    case.grad = 1.0
+    rc.judge_cross_entropy(case, *run_cross_entropy(case))
+
+
+@each_dtype
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("shape", rc.SQUARES, ids=str)
+def test_mse_matches_truth(shape, mean, dtype):
+    case = rc.squared_error(shape, dtype, mean=mean)
+    rc.judge_squared_error(case, *run_mse(case))
+
+
+@pytest.mark.parametrize(("temperature", "floor"), rc.NUMBERS)
+def test_mse_numbers(temperature, floor):
+    case = rc.squared_error((9, 65), torch.float32, temperature=temperature, floor=floor)
+    rc.judge_squared_error(case, *run_mse(case))
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1, 3000), (3, 700), (42, 65), (100, 7)], ids=str)
+def test_mse_in_parts(small_tiles, shape, dtype):
+    case = rc.squared_error(shape, dtype)
+    rc.judge_squared_error(case, *run_mse(case))
+
+
+def test_mse_zero_loss_and_huge_loss():
+    case = rc.squared_error((4, 10), torch.float32, scale=1e10)
+    case.tensors[0][1] = case.tensors[1][1]
+    rc.judge_squared_error(case, *run_mse(case))
+
+
+def test_empty():
+    loss, losses, weights, normaliser, lse = ce.adaptive_cross_entropy(
+        torch.empty(0, 1, 5), torch.empty(0, 1, dtype=torch.int64), 0.5, 1e-6, -100
+    )
+    assert loss == 0
+    assert normaliser == 0
+    assert losses.shape == weights.shape == (0,)
+    assert lse.shape == (0, 1)
+    outputs, gradient = run_cross_entropy(
+        rc.Rows((torch.empty(3, 0, 5), torch.empty(3, 0, dtype=torch.int64)), (0.5, 1e-6, -100))
+    )
+    assert not any(output.any() for output in outputs)
+    assert gradient.shape == (3, 0, 5)
+    assert mse.adaptive_mse(torch.empty(0, 5), torch.empty(0, 5), 0.5, 1e-6, True)[0] == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 0.5, 1.0, 2.0, 10.0])
+def test_raw_weight_over_the_whole_range(temperature):
+    """Bases from subnormal to the largest: within the bound that judges weights, or beyond the range of fp32."""
+    base = torch.cat([torch.logspace(-44, 38, 4000), torch.tensor([0.7071067, 1.0, 1.4142136, 2.0])])
+    raw = torch.empty_like(base)
+    _raw_weight_kernel[(1,)](base, raw, base.numel(), *common.split(temperature), 1e-45, BLOCK=4096)
+    truth = base.double().pow(-temperature)
+    inside = (truth < 1e38) & (truth > 2.0**-125)
+    bound = truth * (4 + 3 * temperature + 2) * 2.0**-24
+    assert ((raw.double() - truth).abs() <= bound)[inside].all()
+    assert (raw[truth > 3.5e38] == math.inf).all()
+    assert (raw[truth < 2.0**-127] == 0).all()
+
+
+@triton.jit
+def _raw_weight_kernel(base_ptr, raw_ptr, n, high, low, floor, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    base = tl.load(base_ptr + at, mask=at < n, other=1.0)
+    tl.store(raw_ptr + at, common.raw_weight(base, high, low, floor), mask=at < n)
+
+
+@pytest.mark.parametrize(
+    ("base", "temperature", "wanted"),
+    [(math.inf, 0.5, 0.0), (math.inf, 0.0, 1.0), (math.nan, 0.5, math.nan), (math.nan, 0.0, 1.0), (2.0, math.inf, 0.0),
+     (0.5, math.inf, math.inf), (1.0, math.inf, 1.0), (0.25, 0.5, 2.0)],
+)  # fmt: skip
+def test_raw_weight_at_the_edges(base, temperature, wanted):
+    base, raw = torch.tensor([base]), torch.empty(1)
+    _raw_weight_kernel[(1,)](base, raw, 1, *common.split(temperature), 1e-6, BLOCK=1)
+    assert torch.equal(raw.nan_to_num(nan=7.0), torch.tensor([wanted]).nan_to_num(nan=7.0))

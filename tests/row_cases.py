@@ -1,0 +1,171 @@
+"""Inputs of the row ops and their judgement against the truth in fp64, for the interpreter and for a GPU alike."""
+
+import math
+from dataclasses import dataclass
+
+import tolerances as tol
+import torch
+from torch import Tensor
+
+from sfron_fast import reference
+
+IGNORE = -100
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EXP = 2.0**-126  # what exp flushes to 0
+
+# (samples, tokens, classes): one row and many, below, at and above a tile, more rows than one program takes
+ROWS = [(1, 1, 1), (3, 1, 2), (300, 1, 10), (7, 1, 63), (5, 1, 64), (2, 3, 65), (9, 1, 1000), (3, 2, 5000)]
+ROWS += [(2, 1100, 3)]
+NUMBERS = [(0.5, 1e-6), (0.0, 1e-6), (1.0, 1.5), (3.7, 1e-3)]  # temperature, floor
+SQUARES = [(1, 1), (3, 63), (300, 10), (2, 64), (5, 65), (2, 5000), (3, 0), (1, 20001)]  # samples, elements
+
+
+@dataclass
+class Rows:
+    """One call of a row op: its tensors, its numbers, the gradient that comes from above."""
+
+    tensors: tuple[Tensor, Tensor]
+    numbers: tuple
+    grad: float = -1.75
+
+    def upstream(self) -> Tensor:
+        return torch.full((), self.grad, dtype=torch.float32, device=self.tensors[0].device)
+
+
+def cross_entropy(shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, scale=3.0, ignore=IGNORE) -> Rows:
+    """Random logits and labels; of three or more samples the second has no label, of tokens every fifth has none."""
+    samples, tokens, classes = shape
+    logits = (torch.randn(shape, dtype=torch.float64) * scale).to(dtype)
+    labels = torch.randint(classes, (samples, tokens))
+    if tokens > 1:
+        labels.view(-1)[::5] = ignore
+    if samples > 2:
+        labels[1] = ignore
+    return Rows((logits.to(device), labels.to(device)), (temperature, floor, ignore))
+
+
+def squared_error(shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, mean=True, scale=1.0) -> Rows:
+    pair = [(torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device) for _ in range(2)]
+    return Rows((pair[0], pair[1]), (temperature, floor, mean))
+
+
+def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:
+    """|actual - truth| <= bound; where the truth is not finite, the same inf or NaN."""
+    actual = actual.detach().cpu().double()
+    assert actual.shape == truth.shape, (what, actual.shape, truth.shape)
+    exact = torch.isfinite(truth)
+    same = (actual == truth) | (actual.isnan() & truth.isnan())
+    wrong = ~torch.where(exact, (actual - truth).abs() <= bound, same)
+    if wrong.any():
+        i = int(wrong.reshape(-1).nonzero()[0])
+        a, t, b = (x.expand(truth.shape).reshape(-1)[i].item() for x in (actual, truth, bound))
+        raise AssertionError(f"{what}: {wrong.sum()} of {wrong.numel()} wrong, first [{i}]: {a}, not {t} +- {b:.2e}")
+
+
+def weight_bounds(losses, loss_error, counted, temperature, floor, may_be_empty) -> dict[str, Tensor]:
+    """``tolerances.weighted``, where the power is exp2 of an exponent split into a whole part and a rest.
+
+    Of the rest, below 1 + temperature / 2, the products, the logarithm and the sums round: (3 temperature + 2) U.
+    """
+
+    def raw_of(base):
+        return torch.where(counted, base.pow(-temperature), 0.0)
+
+    bounds = tol.weighted(losses, loss_error, raw_of, temperature, floor)
+    power = (3 * temperature + 2) * tol.U
+    bounds["weight_relative"] = bounds["weight_relative"] + 2 * power
+    bounds["weight_error"] = bounds["weight_error"] + bounds["weights"] * 2 * power
+    bounds["normaliser_error"] = bounds["normaliser_error"] + bounds["normaliser"] * power
+    bounds["loss_error"] = bounds["loss_error"] + (bounds["weights"] * losses).abs().sum() * 2 * power
+    return bounds
+
+
+def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0) -> None:
+    """Every output against fp64. ``pieces`` = how often a long row's running sum may have been scaled anew."""
+    logits, labels = (t.cpu() for t in case.tensors)
+    temperature, floor, ignore = case.numbers
+    wide, counted = logits.double(), labels != ignore
+    truth = reference.adaptive_cross_entropy(wide, labels, temperature, floor, ignore)
+    lse = truth[4]
+    top = wide.amax(dim=2)
+    shift = torch.where(top.isinf(), 0.0, top)
+    softmax = torch.exp(wide - lse.unsqueeze(2))
+    distance = torch.where(wide.isinf(), 0.0, wide - shift.unsqueeze(2)).abs()
+    # of each exponential the difference and its product with log2(e) round, then exp2; of the sum every addition;
+    # scaling a running sum anew is one more exponential and a product
+    spread = (softmax * distance).sum(dim=2) * 2 * tol.U
+    total = spread + (tol.roundings(wide.shape[2]) + pieces * 5) * tol.U + tol.FUNCTION
+    logarithm = (lse - shift).abs() * tol.FUNCTION
+    near(outputs[4], lse, total + logarithm + lse.abs() * tol.U, "lse")
+    picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
+    token_error = total + logarithm + ((shift - picked).abs() + (lse - picked).abs()) * tol.U
+    tokens = counted.sum(dim=1).clamp_min(1)
+    loss_error = torch.where(counted, token_error, 0.0).sum(dim=1) / tokens + truth[1] * tol.U
+    bounds = weight_bounds(truth[1], loss_error, counted.any(dim=1), temperature, floor, True)
+    judge_samples(outputs, truth, loss_error, bounds)
+    scale = torch.where(counted, (truth[2] / tokens).unsqueeze(1), 0.0).unsqueeze(2) * case.grad
+    relative = tol.FUNCTION + 2 * (wide - lse.unsqueeze(2)).abs().nan_to_num(posinf=0.0) * tol.U
+    relative = relative + (total + logarithm + lse.abs() * tol.U).unsqueeze(2)
+    expected = reference.adaptive_cross_entropy_backward(
+        torch.tensor(case.grad, dtype=torch.float64), wide, labels, truth[2], lse, ignore
+    )
+    error = scale.abs() * (softmax * torch.expm1(relative) + EXP)
+    error = error + expected.abs() * (bounds["weight_relative"].view(-1, 1, 1) + 5 * tol.U)
+    error = error * 1.001 + tol.stored(expected.abs() + error, logits.dtype)
+    near(gradient, expected, error, "gradient")
+    assert gradient.dtype == logits.dtype
+
+
+def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
+    prediction, target = (t.cpu() for t in case.tensors)
+    temperature, floor, mean = case.numbers
+    truth = reference.adaptive_mse(prediction.double(), target.double(), temperature, floor, mean)
+    samples, elements = prediction.shape
+    loss_error = truth[1] * tol.squared_errors(elements) + 2.0**-149
+    bounds = weight_bounds(truth[1], loss_error, torch.ones(samples, dtype=torch.bool), temperature, floor, False)
+    judge_samples(outputs, truth, loss_error, bounds)
+    expected = reference.adaptive_mse_backward(
+        torch.tensor(case.grad, dtype=torch.float64), prediction.double(), target.double(), truth[2], mean
+    )
+    # the difference, the factor, three products
+    error = expected.abs() * (bounds["weight_relative"].unsqueeze(1) + 5 * tol.U)
+    near(gradient, expected, error * 1.001 + tol.stored(expected.abs() + error, prediction.dtype), "gradient")
+    assert gradient.dtype == prediction.dtype
+
+
+def judge_samples(outputs, truth, loss_error, bounds) -> None:
+    loss, losses, weights, normaliser = outputs[:4]
+    for output in outputs:
+        assert output.dtype == torch.float32
+    near(losses, truth[1], loss_error, "losses")
+    near(weights, truth[2], bounds["weight_error"], "weights")
+    near(normaliser, truth[3], bounds["normaliser_error"], "normaliser")
+    near(loss, truth[0], bounds["loss_error"], "loss")
+
+
+# --- logits that arithmetic trips over ------------------------------------------------------------------------------
+
+
+def special_logits(kind: str, dtype: torch.dtype) -> Tensor:
+    """[6, 1, 70]"""
+    x = torch.randn(6, 1, 70, dtype=torch.float64)
+    large = 6e4 if dtype == torch.float16 else 1e6
+    if kind == "huge":
+        x = x.clamp(-1, 1) * large
+    elif kind == "very negative":  # exp(0 - maximum) would overflow
+        x = x - min(large, 1e4)
+    elif kind == "minus infinity":  # masked classes, a whole block of them, but never the label's
+        x[:, :, 1:40] = -math.inf
+    elif kind == "only the label":  # loss exactly 0: the floor must hold
+        x[:, :, 1:] = -math.inf
+    elif kind == "equal":
+        x[:] = 2.0
+    return x.to(dtype)
+
+
+SPECIAL = ["huge", "very negative", "minus infinity", "only the label", "equal"]
+
+
+def special_case(kind: str, dtype: torch.dtype, device="cpu") -> Rows:
+    return Rows((special_logits(kind, dtype).to(device), torch.zeros(6, 1, dtype=torch.int64, device=device)),
+                (0.5, 1e-6, IGNORE))  # fmt: skip

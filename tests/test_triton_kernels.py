@@ -1,0 +1,196 @@
+"""Triton without a GPU: run by the interpreter, compiled to machine code for sm_90, launched as promised, or replaced.
+
+Nothing here runs on a GPU; tests/gpu/test_triton_ops.py does, where there is one.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from cases import assert_same_lists, named
+from row_cases import cross_entropy, squared_error
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sfron_fast.triton as row_kernels
+from sfron_fast import __main__, checks, ops, reference
+
+TESTS = Path(__file__).parent
+INTERPRETED = ["cross_entropy and not special", "special or raw", "not cross_entropy and not raw"]
+ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
+
+
+@pytest.mark.parametrize("group", INTERPRETED)
+def test_interpreted(group):
+    """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach other tests."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-k", group]
+    done = subprocess.run(
+        [*command, "interpreted_triton.py"], cwd=TESTS, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS.parent), "PYTEST_ADDOPTS": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_compiles_without_spills(dtype):
+    """A part of `make kernels`: the extremes of the shapes in use, and 16-byte loads wherever rows are aligned."""
+    pytest.importorskip("triton")
+    from benchmarks import triton_report
+
+    picked = getattr(torch, dtype)
+    launches = triton_report.cross_entropy_launches(256, 1, 1000, picked)
+    launches += triton_report.cross_entropy_launches(8192, 1, 152064, picked)
+    launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
+    assert triton_report.report(launches) == 0
+
+
+class Recorded(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("tokens", "launches"), [(1, 1), (7, 2)])
+@pytest.mark.parametrize("classes", [10, 1000, 152064])
+def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
+    """One launch forward and one backward, two each for sequences; no torch call but to allocate outputs."""
+    pytest.importorskip("triton")
+    from benchmarks.triton_report import recorded
+    from sfron_fast.triton import adaptive_cross_entropy as op
+    from sfron_fast.triton import common
+
+    monkeypatch.setattr(common, "arrival_counter", lambda like: like)
+    logits = torch.empty((256, tokens, classes), dtype=torch.bfloat16, device="meta")
+    labels = torch.empty((256, tokens), dtype=torch.int64, device="meta")
+    with recorded() as made, Recorded() as torch_calls:
+        loss, losses, weights, _, lse = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
+        assert len(made) == launches
+        gradient = op.adaptive_cross_entropy_backward(loss, logits, labels, weights, lse, -100)
+    assert len(made) == 2 * launches
+    assert set(torch_calls.calls) <= ALLOCATIONS
+    assert losses.dtype == lse.dtype == torch.float32
+    assert gradient.dtype == logits.dtype
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5_000_000), (256, 3072), (100_000, 10)], ids=str)
+def test_mse_launches(monkeypatch, shape):
+    pytest.importorskip("triton")
+    from benchmarks.triton_report import recorded
+    from sfron_fast.triton import adaptive_mse as op
+    from sfron_fast.triton import common
+
+    monkeypatch.setattr(common, "arrival_counter", lambda like: like)
+    prediction, target = (torch.empty(shape, device="meta") for _ in range(2))
+    with recorded() as made, Recorded() as torch_calls:
+        loss, _, weights, _ = op.adaptive_mse(prediction, target, 0.5, 1e-6, True)
+        op.adaptive_mse_backward(loss, prediction, target, weights, True)
+    assert len(made) == 2
+    assert set(torch_calls.calls) <= ALLOCATIONS
+    block, rows, chunks, steps = op.partition(*shape)
+    assert block * chunks * steps >= shape[1]
+    assert block * rows <= op.BLOCK
+    if shape[1] * shape[0] > 10**6:  # enough programs to fill a GPU
+        assert made[0].programs >= 132
+
+
+def test_numbers_are_run_time_scalars():
+    """A new temperature, floor or batch size must not compile anything."""
+    pytest.importorskip("triton")
+    from benchmarks.triton_report import recorded
+    from sfron_fast.triton import adaptive_cross_entropy as op
+
+    kinds = set()
+    for samples, temperature, floor, ignore in ((256, 0.5, 1e-6, -100), (255, 1.0, 1.0, 1), (144, 0.0, 2.0, 16)):
+        logits, labels = torch.empty((samples, 1, 32000), device="meta"), torch.empty((samples, 1), device="meta")
+        with recorded() as made:
+            op.adaptive_cross_entropy(logits, labels.long(), temperature, floor, ignore)
+        kinds.add(made[0].key())
+    assert len(kinds) == 1
+    for kernel in (v for n, v in vars(op).items() if n.endswith("_kernel")):
+        integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
+        names = "temperature_high temperature_low floor gradient_scale"  # floats are never specialised
+        assert all(p.do_not_specialize or p.name in names for p in integers)
+
+
+def test_registered_for_cuda():
+    for name in row_kernels.MODULES:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sfron_fast::{name}", "CUDA")
+        assert "triton" not in ops.kernel_for(name, "cpu")
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import sys, sfron_fast; sys.exit('triton' in sys.modules and 'torch._inductor' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent).returncode == 0
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    monkeypatch.setattr(row_kernels, "_reasons", {})
+    monkeypatch.setattr(row_kernels, "_told", False)
+
+
+def _serve(name, case):
+    """The CUDA kernel of an op, called on CPU tensors, and what the reference says."""
+    got = row_kernels.op_kernel(name, getattr(checks, name), getattr(reference, name))(*case.tensors, *case.numbers)
+    assert_same_lists(named(got), named(getattr(reference, name)(*case.tensors, *case.numbers)))
+
+
+def test_without_triton_the_reference_serves_and_says_so_once(forgetful, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    monkeypatch.setattr(row_kernels.importlib, "import_module", missing)
+    with pytest.warns(RuntimeWarning, match="No module named 'triton'.*pip install triton"):
+        _serve("adaptive_cross_entropy", cross_entropy((3, 1, 5), torch.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _serve("adaptive_mse", squared_error((3, 5), torch.float32))
+    assert ops.kernel_for("adaptive_mse", "cuda") == "reference"
+    assert "triton      absent: importing Triton failed: No module named 'triton'" in __main__.environment()
+
+
+def test_a_kernel_that_cannot_be_built_is_replaced_and_says_so_once(forgetful, monkeypatch):
+    calls = []
+
+    def broken(*args):
+        calls.append(1)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(row_kernels, "launcher", lambda name: None if name in row_kernels._reasons else broken)
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
+        _serve("adaptive_mse", squared_error((3, 5), torch.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _serve("adaptive_mse", squared_error((3, 5), torch.float32))
+    assert len(calls) == 1
+    assert row_kernels.reason("adaptive_mse") == "RuntimeError: Failed to find C compiler"
+
+
+def test_bad_input_and_memory_are_not_reasons_to_fall_back(forgetful, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(row_kernels, "launcher", lambda name: full)
+    kernel = row_kernels.op_kernel("adaptive_mse", checks.adaptive_mse, reference.adaptive_mse)
+    x = torch.randn(3, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernel(x, x, 0.5, 1e-6, True)
+    with pytest.raises(ValueError, match="temperature: expected"):
+        kernel(x, x, -1.0, 1e-6, True)
+    assert not row_kernels._reasons
+
+
+def test_double_goes_to_the_reference(forgetful, monkeypatch):
+    monkeypatch.setattr(row_kernels, "launcher", lambda name: pytest.fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _serve("adaptive_mse", squared_error((3, 5), torch.float64))
