@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .flat import flat_size, is_flat
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -20,14 +22,21 @@ def require(condition: bool, argument: str, expected: str, found: object, remedy
 
 
 def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """A finite-or-infinite real number in [low, high], or (low, high] with ``open_low``."""
+    """A finite number in [low, high], or (low, high] with ``open_low``."""
     interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
     try:
         value = float(value)
     except (TypeError, ValueError):
         require(False, argument, interval, repr(value))
-    inside = (value > low if open_low else value >= low) and value <= high
+    inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
     require(inside, argument, interval, value)  # NaN fails both comparisons
+
+
+def one_device(*lists: Any) -> None:
+    """All tensors of the arguments on one device: what a kernel checks, for fakes and meta tensors."""
+    tensors = [t for item in lists for t in (item if isinstance(item, (list, tuple)) else [item])]
+    devices = dict.fromkeys(t.device for t in tensors if isinstance(t, Tensor))
+    require(len(devices) < 2, "tensors", "one device", " and ".join(map(str, devices)))
 
 
 def _aligned(
@@ -35,6 +44,13 @@ def _aligned(
 ) -> None:
     """``tensors[i]`` has the shape and device of ``like[i]`` and its dtype or one of ``dtypes``."""
     if optional and not tensors:
+        return
+    if is_flat(tensors, like):
+        _flat(name, tensors[0], like, flat_size(like))
+        for model in like:
+            allowed = {model.dtype, *(dtypes or ())}
+            names = " or ".join(sorted(str(d) for d in allowed))
+            require(tensors[0].dtype in allowed, f"{name}[0]", f"dtype {names}", tensors[0].dtype)
         return
     require(len(tensors) == len(like), name, f"{len(like)} tensors", len(tensors))
     for i, (tensor, model) in enumerate(zip(tensors, like, strict=True)):
@@ -47,6 +63,13 @@ def _aligned(
         require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
 
 
+def _flat(name: str, flat: Tensor, like: Sequence[Tensor], size: int) -> None:
+    expected = f"{len(like)} tensors, or a flat one of shape ({size},)"
+    require(flat.shape == (size,), name, expected, f"one of shape {tuple(flat.shape)}")
+    require(flat.device == like[0].device, f"{name}[0]", f"device {like[0].device}", flat.device)
+    require(flat.is_contiguous(), f"{name}[0]", "a contiguous tensor", f"strides {flat.stride()}")
+
+
 def _floats(name: str, tensors: Sequence[Tensor]) -> None:
     for i, tensor in enumerate(tensors):
         where = f"{name}[{i}]"
@@ -56,6 +79,10 @@ def _floats(name: str, tensors: Sequence[Tensor]) -> None:
 
 def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
     if not masks:
+        return
+    if is_flat(masks, like):
+        _flat("masks", masks[0], like, flat_size(like) // 8)
+        require(masks[0].dtype == torch.uint8, "masks[0]", "packed bits in uint8", masks[0].dtype)
         return
     require(len(masks) == len(like), "masks", f"{len(like)} tensors", len(masks))
     for i, (mask, tensor) in enumerate(zip(masks, like, strict=True)):
@@ -108,7 +135,8 @@ def _step(
     lr, weight_decay, slow_lr = _hyper(scalars, params)
     number("lr", lr, 0.0)
     number("weight_decay", weight_decay, 0.0)
-    number("max_norm", scalars["max_norm"], 0.0, open_low=True)
+    if scalars["max_norm"] != math.inf:  # inf: measured, not clipped
+        number("max_norm", scalars["max_norm"], 0.0, open_low=True)
     number("slow_lr", slow_lr, 0.0, 1.0)
 
 
@@ -120,6 +148,7 @@ def sgd_step_(
     _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
     _aligned("momentum_buffers", momentum_buffers, params, (torch.float32,), optional=True)
     number("momentum", scalars["momentum"], 0.0)
+    number("dampening", scalars["dampening"], 0.0)
 
 
 def adamw_step_(
@@ -132,8 +161,12 @@ def adamw_step_(
     for name, state in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
         _aligned(name, state, params, (torch.float32,), optional=False)
     _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, (torch.float32,), optional=True)
-    require(len(steps) == len(params), "steps", f"{len(params)} tensors", len(steps))
-    _scalar_tensors(**{f"steps[{i}]": step for i, step in enumerate(steps)})
+    if is_flat(steps, params):
+        _flat("steps", steps[0], params, len(params))
+        require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)
+    else:
+        require(len(steps) == len(params), "steps", f"{len(params)} tensors", len(steps))
+        _scalar_tensors(**{f"steps[{i}]": step for i, step in enumerate(steps)})
     for name in ("beta1", "beta2"):
         number(name, scalars[name], 0.0, 1.0)
         require(scalars[name] < 1.0, name, "a number in [0, 1)", scalars[name])

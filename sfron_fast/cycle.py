@@ -1,32 +1,20 @@
 """The two-phase optimizer under SFRonSGD and SFRonAdamW: phases, masks, clipping, slow weights."""
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import functional
-from .checks import number, require
+from .checks import FLOATS, number, require
+from .flat import FlatStates, flatten_masks
+from .groups import Batch
 from .saliency import SaliencyMask
 from .state import Resumable
-
-
-class Batch(NamedTuple):
-    """The parameters of one group, on one device, that have a gradient; lists run in parallel."""
-
-    group: dict[str, Any]
-    params: list[Tensor]
-    grads: list[Tensor]
-    masks: list[Tensor]
-
-    def on(self, device: torch.device) -> "Batch":
-        """The part of it on one device."""
-        chosen = [i for i, p in enumerate(self.params) if p.device == device]
-        params, grads, masks = ([t[i] for i in chosen] if t else [] for t in self[1:])
-        return Batch(self.group, params, grads, masks)
 
 
 class SFRonOptimizer(Resumable):
@@ -37,7 +25,7 @@ class SFRonOptimizer(Resumable):
             raise ValueError(f"saliency: expected a SaliencyMask or None, found {type(saliency).__name__}; "
                              "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
         self.saliency = saliency
-        self._skipped, self._masks, self._known_states = {}, {}, {}
+        self._skipped, self._masks, self._flat = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         super().__init__(params, {**defaults, "masked": saliency is not None, "retain_pending": 0, "skipped": 0})
 
@@ -84,38 +72,55 @@ class SFRonOptimizer(Resumable):
                              "model.named_parameters(), or masked=False in the group")  # fmt: skip
         return self.saliency.resolve(list(zip(names, group["params"], strict=True)))
 
-    def _group_masks(self, index: int, group: dict[str, Any]) -> list[Tensor]:
-        if not group["masked"]:
-            return []
-        masks = self._masks.get(index)
-        if masks is None or (masks and masks[0].device != group["params"][0].device):  # the model has moved
-            masks = self._masks[index] = self._resolve(group)
-        return masks
+    def _group_masks(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], Tensor | None]:
+        """Per-parameter masks, and the same as one flat list."""
+        if not group["masked"] or not group["params"]:
+            return [], None
+        known = self._masks.get(index)
+        if known is None or known[1].device != group["params"][0].device:  # the model has moved
+            masks = self._resolve(group)
+            known = self._masks[index] = (masks, flatten_masks(masks, group["params"]))
+        return known
 
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
         for index, group in enumerate(self.param_groups):
-            params, masks = group["params"], self._group_masks(index, group) if masked else []
-            grads = [p.grad for p in params]
-            if any(g is None for g in grads):
-                have = [i for i, g in enumerate(grads) if g is not None]
-                params, grads = [params[i] for i in have], [grads[i] for i in have]
-                masks = [masks[i] for i in have] if masks else []
-            self._check_kind(index, params, grads)
-            whole = Batch(group, params, grads, masks)
-            devices = {p.device for p in params}
-            batches += [whole.on(d) for d in devices] if len(devices) > 1 else [whole] if params else []
+            masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
+            params, grads = group["params"], [p.grad for p in group["params"]]
+            if {g.layout for g in grads if g is not None} - {torch.strided}:
+                sparse = next(i for i, g in enumerate(grads) if g is not None and g.layout != torch.strided)
+                raise RuntimeError(f"params: expected dense gradients, found a sparse gradient in group {index}, "
+                                   f"parameter {sparse}; use a dense one or leave the parameter out")  # fmt: skip
+            whole = not any(map(is_, grads, repeat(None)))
+            flat = self._flat_states(index, params) if whole else None
+            batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None)
+            if not whole:
+                batch = batch.part([i for i, g in enumerate(grads) if g is not None])
+            if flat is not None:
+                batches.append(batch)
+            elif batch.params:
+                self._refuse_complex(index, batch.params)
+                devices = dict.fromkeys(p.device for p in batch.params)
+                batches += [batch] if len(devices) == 1 else [batch.on(d) for d in devices]
         return batches
 
     @staticmethod
-    def _check_kind(index: int, params: list[Tensor], grads: list[Tensor]) -> None:
-        if {g.layout for g in grads} | {p.is_complex() for p in params} <= {torch.strided, False}:
-            return
-        for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            kind = "a complex parameter" if param.is_complex() else "a sparse gradient"
-            if param.is_complex() or grad.layout != torch.strided:
-                raise RuntimeError(f"params: expected real tensors with dense gradients, found {kind} in group "
-                                   f"{index}, parameter {i}; use a dense gradient or leave it out")  # fmt: skip
+    def _refuse_complex(index: int, params: list[Tensor]) -> None:
+        if any(p.is_complex() for p in params):
+            raise RuntimeError(f"params: expected real tensors, found a complex parameter in group {index}; "
+                               "leave it out or train its view_as_real")  # fmt: skip
+
+    def _flat_states(self, index: int, params: list[Tensor]) -> FlatStates | None:
+        """The group's states as flat lists, if it is of several plain parameters of one dtype and device."""
+        known = self._flat.get(index)
+        if known is not None and known.serves(params, self.state):
+            return known
+        self._flat.pop(index, None)
+        kinds = {(type(p) in (Tensor, torch.nn.Parameter) and p.dtype in FLOATS, p.dtype, p.device) for p in params}
+        if len(params) < 2 or len(kinds) != 1 or not next(iter(kinds))[0]:
+            return None
+        self._flat[index] = FlatStates(params, self.state)
+        return self._flat[index]
 
     # --- phases ------------------------------------------------------------------------------------------------
 
@@ -143,10 +148,10 @@ class SFRonOptimizer(Resumable):
         batches = self._batches(masked=True)
         norms = self._norms(batches)
         self._count_skip(norms, batches)
-        self._store_slow_without_grad()
+        self._store_slow_without_grad(batches)
         for batch in batches:
             group = batch.group
-            slow = self._slow(batch.params) if group["slow_lr"] < 1.0 else None
+            slow = self._slow(batch) if group["slow_lr"] < 1.0 else None
             rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
             self._apply(batch, norms, rule, forget=True)
         for group in self.param_groups:
@@ -163,10 +168,10 @@ class SFRonOptimizer(Resumable):
         last = self.param_groups[0]["retain_pending"] == 1
         for batch in batches:
             closes = last and batch.group["slow_lr"] < 1.0
-            slow = self._slow(batch.params) if closes else None
+            slow = self._slow(batch) if closes else None
             self._apply(batch, norms, {"lr": batch.group["lr"], "slow_in": slow}, forget=False)
         if last:
-            self._interpolate_without_grad()
+            self._interpolate_without_grad(batches)
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
         return loss
@@ -180,16 +185,17 @@ class SFRonOptimizer(Resumable):
 
     def _norms(self, batches: list[Batch]) -> dict[torch.device, Tensor]:
         """The global norm of the (masked) gradients, beside the parameters of every device; counts overflows."""
-        devices: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+        devices: dict[torch.device, list[Batch]] = {}
         for batch in batches:
-            grads, masks = devices.setdefault(batch.params[0].device, ([], []))
-            none = torch.empty(0, dtype=torch.uint8, device=batch.params[0].device)
-            grads.extend(batch.grads)
-            masks.extend(batch.masks or [none] * len(batch.grads))
-        norms = {
-            device: functional.masked_grad_norm(grads, masks, grad_scale=_to(self.grad_scale, device))
-            for device, (grads, masks) in devices.items()
-        }
+            devices.setdefault(batch.params[0].device, []).append(batch)
+        norms = {}
+        for device, there in devices.items():
+            masks = there[0].mask_argument() if len(there) == 1 else []
+            if len(there) > 1 and any(batch.masks for batch in there):
+                none = torch.empty(0, dtype=torch.uint8, device=device)
+                masks = [m for batch in there for m in batch.masks or [none] * len(batch.grads)]
+            grads = there[0].grads if len(there) == 1 else [g for batch in there for g in batch.grads]
+            norms[device] = functional.masked_grad_norm(grads, masks, grad_scale=_to(self.grad_scale, device))
         if len(norms) > 1:
             everywhere = list(norms.values())
             norms = {d: torch.linalg.vector_norm(torch.stack([n.to(d) for n in everywhere])) for d in norms}
@@ -219,7 +225,7 @@ class SFRonOptimizer(Resumable):
         rule |= {"grad_scale": _to(self.grad_scale, device), "found_inf": _to(self.found_inf, device)}
         rule |= {"slow_lr": batch.group["slow_lr"], "maximize": batch.group["maximize"]}
         if forget:
-            rule |= {"masks": batch.masks, "freeze_masked": batch.group["mask_semantics"] == "update"}
+            rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
         moments = batch.group["moments"]
         if forget and moments == "none":
             functional.sgd_step_(batch.params, batch.grads, **rule)  # theta - beta g, no decay: spec 1.8, line 7
@@ -232,48 +238,49 @@ class SFRonOptimizer(Resumable):
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def _state(self, params: list[Tensor], key: str, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        tensors: list[Any] = [state.get(key) for state in self._states(params)]
-        # torch.optim.SGD saves None where there is no momentum yet
-        for i in [i for i, tensor in enumerate(tensors) if tensor is None]:
-            tensors[i] = self.state[params[i]][key] = make(params[i])
+    def _state(
+        self, batch: Batch, key: str, dtype: torch.dtype | None, fill: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """An entry of each parameter's state, as a flat list where possible; new ones start as ``fill``, or zero.
+
+        ``dtype`` None = the parameter's.
+        """
+        if batch.flat is not None:
+            flat = batch.flat.get(key, dtype or batch.params[0].dtype, fill)
+            if flat is not None:
+                return [flat]
+        tensors: list[Tensor] = []
+        for i, param in enumerate(batch.params):
+            state = self.state[param]
+            if state.get(key) is None:  # torch.optim.SGD saves None where there is no momentum yet
+                like = param.new_zeros(()) if key.endswith("step") else param
+                state[key] = torch.zeros_like(like, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+                if fill is not None:
+                    state[key].copy_(fill[i])
+            tensors.append(state[key])
         return tensors
 
-    def _states(self, params: list[Tensor]) -> list[dict[str, Any]]:
-        """Each parameter's state; for a whole group remembered, because hashing thousands of tensors is slow."""
-        known = self._known_states.get(id(params))
-        if known is not None:
-            owner, size, listed, states = known
-            same = owner is self.state and size == len(self.state) and len(listed) == len(params)
-            if same and all(map(is_, listed, params)) and self.state[params[0]] is states[0]:
-                return states
-        states = [self.state[p] for p in params]
-        if any(params is group["params"] for group in self.param_groups):
-            self._known_states[id(params)] = (self.state, len(self.state), list(params), states)
-        return states
+    def _slow(self, batch: Batch) -> list[Tensor]:
+        return self._state(batch, "slow", None, fill=batch.params)
 
-    def _zeros(self, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        return lambda p: torch.zeros_like(p, dtype=group["state_dtype"] or p.dtype, memory_format=torch.preserve_format)
-
-    def _slow(self, params: list[Tensor]) -> list[Tensor]:
-        return self._state(params, "slow", lambda p: p.detach().clone(memory_format=torch.preserve_format))
-
-    def _without_grad(self) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+    def _without_grad(self, batches: list[Batch]) -> Iterator[Batch]:
+        """Of every group with a slow step, the parameters outside ``batches``."""
+        whole = [batch.group for batch in batches if batch.flat is not None]
         for group in self.param_groups:
-            if group["slow_lr"] < 1.0:
-                yield group, [p for p in group["params"] if p.grad is None and p.requires_grad]
+            if group["slow_lr"] < 1.0 and not any(group is g for g in whole):
+                yield Batch(group, [p for p in group["params"] if p.grad is None and p.requires_grad], [], [])
 
-    def _store_slow_without_grad(self) -> None:
+    def _store_slow_without_grad(self, batches: list[Batch]) -> None:
         """A weight without forget gradient may still move in the retain steps of this cycle."""
-        for _, params in self._without_grad():
-            for param, slow in zip(params, self._slow(params), strict=True):
+        for batch in self._without_grad(batches):
+            for param, slow in zip(batch.params, self._slow(batch), strict=True):
                 slow.copy_(param)
 
-    def _interpolate_without_grad(self) -> None:
+    def _interpolate_without_grad(self, batches: list[Batch]) -> None:
         """A weight without a gradient in the last retain step may have moved in an earlier one."""
-        for group, params in self._without_grad():
-            moved = [p for p in params if "slow" in self.state.get(p, ())]
-            functional.interpolate_(self._slow(moved), moved, group["slow_lr"])
+        for batch in self._without_grad(batches):
+            moved = batch.part([i for i, p in enumerate(batch.params) if "slow" in self.state.get(p, ())])
+            functional.interpolate_(self._slow(moved), moved.params, batch.group["slow_lr"])
 
 
 def _to(scalar: Tensor | None, device: torch.device) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Stateless functions over lists of tensors: make them dense, call the op, bump the version counters.
 
-The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent". Updated
+The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent"; state, slow
+weights and masks may be flat lists (``flat.py``). Updated
 tensors may be non-contiguous (they are copied in and out; contiguous ones are updated in place). fp64 goes to
 the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
+from .checks import require
 
 Tensors = Sequence[Tensor]
 
@@ -82,10 +84,10 @@ def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale
     ``masks``: packed uint8 [ceil(n / 8)] per gradient, zero bytes = all selected. inf or NaN tells of a
     non-finite selected gradient. No host synchronisation. Source: README equation 6 (paper: clip of S * grad L^f).
     """
-    grads = _read(grads)
     if not grads:
         return torch.zeros(())
-    return _op("masked_grad_norm", grads)(grads, masks or [], grad_scale)
+    with torch.no_grad():
+        return _op("masked_grad_norm", grads)(_read(grads), masks or [], grad_scale)
 
 
 def sgd_step_(
@@ -128,7 +130,7 @@ def sgd_step_(
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
     """
     if not params:
-        return
+        return require(not grads, "grads", "0 tensors", len(grads))
     written = _Written(params=params, momentum_buffers=momentum_buffers, slow_out=slow_out)
     p, m, so = written.lists
     _op("sgd_step_", p)(
@@ -171,7 +173,7 @@ def adamw_step_(
     ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
     """
     if not params:
-        return
+        return require(not grads, "grads", "0 tensors", len(grads))
     written = _Written(
         params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, max_exp_avg_sqs=max_exp_avg_sqs,
         steps=steps, slow_out=slow_out,
@@ -188,7 +190,7 @@ def adamw_step_(
 def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
     """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step)."""
     if not slow:
-        return
+        return require(not fast, "fast", "0 tensors", len(fast))
     written = _Written(slow=slow, fast=fast)
     s, f = written.lists
     _op("interpolate_", s)(s, f, slow_lr)
@@ -198,7 +200,7 @@ def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
 def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
     """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place."""
     if not fisher:
-        return
+        return require(not grads, "grads", "0 tensors", len(grads))
     written = _Written(fisher=fisher)
     (f,) = written.lists
     _op("fisher_accumulate_", f)(f, _read(grads), weight)
@@ -210,5 +212,6 @@ def saliency_mask(
 ) -> tuple[list[Tensor], Tensor]:
     """1[F_forget + eps >= threshold (F_retain + eps)], packed uint8 per tensor, and the counts int64 [tensors]."""
     if not forget:
+        require(not retain, "retain", "0 tensors", len(retain))
         return [], torch.zeros(0, dtype=torch.int64)
     return _op("saliency_mask", [*forget, *retain])(_read(forget), _read(retain), threshold, eps)

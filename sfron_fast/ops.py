@@ -1,9 +1,9 @@
 """Every op once: schema, fake kernel, default kernel (= ``reference.py``), autograd.
 
 Importing this module also loads the native kernels, which register themselves for their device in front of
-the defaults; the dispatcher, not this package, chooses. Lists: an empty list means "absent"; a mask of zero
-bytes means "every weight of this tensor is selected". Ops that end in ``_`` write their (x!) arguments in
-place and return nothing. Bad input raises before anything is written.
+the defaults; the dispatcher, not this package, chooses. Lists: an empty list means "absent"; a flat one
+(``flat.py``) stands for many tensors; a mask of zero bytes means "every weight of this tensor is selected". Ops
+that end in ``_`` write their (x!) arguments in place and return nothing. Bad input raises before anything is written.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +58,17 @@ def default_kernel(name: str) -> Callable[..., Any]:
 
 def _writes_in_place(*args: Any, **kwargs: Any) -> None:
     return None
+
+
+def fake_kernel(name: str) -> Callable[..., Any]:
+    """Shapes only; but a meta tensor beside real ones would come here and do nothing, in silence."""
+    shapes = FAKES.get(name, _writes_in_place)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        checks.one_device(*args, *kwargs.values())
+        return shapes(*args, **kwargs)
+
+    return kernel
 
 
 def _norm_fake(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
@@ -138,7 +149,7 @@ def _mse_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, 
 for _name, _schema in SCHEMAS.items():
     _library.define(f"{_name}{' '.join(_schema.split())}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, default_kernel(_name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sfron_fast::{_name}", FAKES.get(_name, _writes_in_place), lib=_library)
+    torch.library.register_fake(f"sfron_fast::{_name}", fake_kernel(_name), lib=_library)
 torch.library.register_autograd(
     "sfron_fast::adaptive_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_context, lib=_library
 )

@@ -8,12 +8,13 @@ optimizer. Source: Huang et al., NeurIPS 2024, algorithm of README section "Equa
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .checks import number, require
-from .cycle import Batch, SFRonOptimizer
+from .cycle import SFRonOptimizer
+from .flat import spread
+from .groups import Batch
 from .saliency import SaliencyMask
 
 Moments = Literal["shared", "separate", "none"]
@@ -90,22 +91,22 @@ class SFRonSGD(SFRonOptimizer):
         if group["momentum"] == 0.0:
             functional.sgd_step_(batch.params, batch.grads, **{**rule, "nesterov": False})
             return
-        key = f"{prefix}momentum_buffer"
-        # torch starts the buffer at the first gradient itself; tensors that have one already continue
-        fresh = [self.state[p].get(key) is None for p in batch.params]
+        key, dtype = f"{prefix}momentum_buffer", group["state_dtype"]
+        if batch.flat is not None and key in batch.flat.flats:
+            fresh = [False]
+        else:
+            fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
+        if all(fresh) or not any(fresh):  # torch starts the buffer at the first gradient itself
+            buffers = self._state(batch, key, dtype)
+            functional.sgd_step_(batch.params, batch.grads, buffers, **rule, first=all(fresh))
+            return
+        lists = {k: spread(rule[k], batch.params) for k in ("slow_in", "slow_out") if rule.get(k)}
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
-            if chosen:
-                self._update_chosen(batch, chosen, key, {**rule, "first": first})
-
-    def _update_chosen(self, batch: Batch, chosen: list[int], key: str, rule: dict[str, Any]) -> None:
-        def pick(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensors[i] for i in chosen] if tensors else []
-
-        params = pick(batch.params)
-        buffers = self._state(params, key, self._zeros(batch.group))
-        per_tensor = {k: pick(rule.get(k) or []) for k in ("masks", "slow_in", "slow_out")}
-        functional.sgd_step_(params, pick(batch.grads), buffers, **{**rule, **per_tensor})
+            part = batch.part(chosen)
+            own = {k: [tensors[i] for i in chosen] for k, tensors in lists.items()}
+            own |= {"masks": part.masks} if "masks" in rule else {}
+            functional.sgd_step_(part.params, part.grads, self._state(part, key, dtype), **{**rule, **own}, first=first)
 
 
 class SFRonAdamW(SFRonOptimizer):
@@ -151,15 +152,14 @@ class SFRonAdamW(SFRonOptimizer):
         check_betas(group["betas"])
 
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
-        group, params = batch.group, batch.params
-        zeros = self._zeros(group)
+        group, dtype = batch.group, batch.group["state_dtype"]
         functional.adamw_step_(
-            params,
+            batch.params,
             batch.grads,
-            self._state(params, f"{prefix}exp_avg", zeros),
-            self._state(params, f"{prefix}exp_avg_sq", zeros),
-            self._state(params, f"{prefix}step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device)),
-            self._state(params, f"{prefix}max_exp_avg_sq", zeros) if group["amsgrad"] else None,
+            self._state(batch, f"{prefix}exp_avg", dtype),
+            self._state(batch, f"{prefix}exp_avg_sq", dtype),
+            self._state(batch, f"{prefix}step", torch.float32),
+            self._state(batch, f"{prefix}max_exp_avg_sq", dtype) if group["amsgrad"] else None,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],

@@ -3,7 +3,7 @@
 Each function takes the arguments of the op of the same name in ``ops.py``. Only single operations
 (mul, add, sub, div, sqrt, maximum) are used, in the order the native kernels use, so that in fp32 the
 elementwise results are the same bits everywhere. Low-precision tensors are computed in fp32 and rounded
-once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "absent").
+once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "absent"), or flat (``flat.py``).
 
 ``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n / 8) bytes.
 Equation numbers "spec 1.x" are those of the README.
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from .flat import spread, spread_masks, spread_scalars
 
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6)
 FISHER_EPS = 1e-15  # the authors' epsilon in the saliency ratio
@@ -61,6 +63,7 @@ def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scal
     """L2 norm [] of the selected, unscaled gradients; inf or NaN if one of them is not finite."""
     device = grads[0].device if grads else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
+    masks = spread_masks(masks, grads)
     for i, grad in enumerate(grads):
         selected = _selected(masks, i, grad)
         wide = grad.to(torch.float64)
@@ -122,6 +125,7 @@ def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> 
 def _each(
     params: Sequence[Tensor], grads: Sequence[Tensor], masks: Sequence[Tensor], slow_out: Sequence[Tensor]
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+    slow_out, masks = spread(slow_out, params), spread_masks(masks, params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if slow_out:
             slow_out[i].copy_(param)  # lazily: the weights a cycle starts from, stored by its forget step
@@ -157,6 +161,7 @@ def sgd_step_(
     """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are uninitialised."""
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf)
+    momentum_buffers, slow_in = spread(momentum_buffers, params), spread(slow_in, params)
     for i, param, grad, selected in _each(params, grads, masks, slow_out):
         frozen = selected if freeze_masked else None
         p = _wide(param)
@@ -211,6 +216,9 @@ def adamw_step_(
     """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf)
+    exp_avgs, exp_avg_sqs = spread(exp_avgs, params), spread(exp_avg_sqs, params)
+    max_exp_avg_sqs, slow_in = spread(max_exp_avg_sqs, params), spread(slow_in, params)
+    steps = spread_scalars(steps, params)
     for i, param, grad, selected in _each(params, grads, masks, slow_out):
         frozen = selected if freeze_masked else None
         p = _wide(param)
@@ -237,7 +245,7 @@ def adamw_step_(
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """IEEE sqrt: torch's fp32 one may be MKL's, an ulp off; fp64 with an ulp to spare still rounds to the right fp32."""
+    """IEEE sqrt: torch's fp32 one may be MKL's, an ulp off; fp64, even an ulp off, rounds to the right fp32."""
     return x.to(torch.float64).sqrt().to(x.dtype)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .checks import require
+from .flat import FlatStates
 from .saliency import SaliencyMask
 
 
@@ -19,8 +20,8 @@ class Resumable(Optimizer):
     grad_scale: Tensor | None  # torch.amp's: gradients are divided by it
     found_inf: Tensor | None  # torch.amp's: not 0 = skip the update, on the device
     _skipped: dict[torch.device, Tensor]
-    _masks: dict[int, list[Tensor]]
-    _known_states: dict[int, Any]
+    _masks: dict[int, tuple[list[Tensor], Tensor]]
+    _flat: dict[int, FlatStates]
 
     @property
     def skipped_steps(self) -> int:
@@ -86,7 +87,7 @@ class Resumable(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("saliency", None)
-        self._masks, self._skipped, self._known_states = {}, {}, {}
+        self._masks, self._skipped, self._flat = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         for group in self.param_groups:
             for key, value in self.defaults.items():

@@ -1,0 +1,129 @@
+"""Flat lists: one tensor that stands for many, one after another, each from a multiple of 64 elements.
+
+The optimizers keep their state so. A call then passes one handle in place of thousands, which is what small
+tensors cost; and a mask's bits start at a whole word.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNIT = 64
+
+
+def flat_size(like: Sequence[Tensor]) -> int:
+    """Elements of a flat list shaped like ``like``."""
+    return sum(-(-t.numel() // UNIT) * UNIT for t in like)
+
+
+def is_flat(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
+    """Whether the one tensor given stands for all of ``like``."""
+    return len(tensors) == 1 and len(like) > 1
+
+
+def spread(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors of a flat list, as views shaped like ``like``; any other list as it is."""
+    return list(_views(tensors[0], like)) if is_flat(tensors, like) else tensors
+
+
+def spread_masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The packed masks of a flat list; any other list as it is."""
+    if not is_flat(masks, like):
+        return masks
+    starts = _starts(like)
+    return [masks[0][s // 8 : s // 8 + (t.numel() + 7) // 8] for s, t in zip(starts, like, strict=True)]
+
+
+def spread_scalars(scalars: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The scalars [] of a flat [tensors]; any other list as it is."""
+    return scalars[0].unbind() if is_flat(scalars, like) else scalars
+
+
+def flatten_masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
+    """Packed masks as one flat list, uint8 [flat_size / 8]; a single one as it is."""
+    if len(like) == 1:
+        return masks[0]
+    flat = masks[0].new_zeros(flat_size(like) // 8)
+    for mask, target in zip(masks, spread_masks([flat], like), strict=True):
+        target.copy_(mask)
+    return flat
+
+
+def _starts(like: Sequence[Tensor]) -> Iterator[int]:
+    start = 0
+    for t in like:
+        yield start
+        start += -(-t.numel() // UNIT) * UNIT
+
+
+def _views(flat: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
+    for start, t in zip(_starts(like), like, strict=True):
+        yield flat[start : start + t.numel()].view(t.shape)
+
+
+class FlatStates:
+    """The states of one list of parameters, every key a flat list; the entries of the states are its views.
+
+    An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of them.
+    """
+
+    def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> None:
+        self.params, self.state, self.device = list(params), state, params[0].device
+        self.states: list[dict[str, Any]] = []  # looked up when the first is needed: no need, no entry
+        self.flats: dict[str, Tensor] = {}
+        self._entries: dict[str, list[Tensor]] = {}
+        self._ids: list[int] = []
+
+    def serves(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
+        """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
+        same = len(params) == len(self.params) and all(map(is_, self.params, params))
+        if not same or state is not self.state or params[0].device != self.device:
+            return False
+        if self.states and state.get(params[0]) is not self.states[0]:
+            return False
+        if self._ids != self._now():
+            for key, entries in self._entries.items():
+                if not all(state.get(key) is entry for state, entry in zip(self.states, entries, strict=True)):
+                    del self.flats[key]
+            self._entries = {key: self._entries[key] for key in self.flats}
+            self._remember()
+        return True
+
+    def get(self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None) -> Tensor | None:
+        """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.
+
+        None if it cannot be flat: an entry of another kind, dtype, shape or device than expected.
+        """
+        if key in self.flats:
+            return self.flats[key]
+        self.states = self.states or [self.state[p] for p in self.params]
+        scalar = key.endswith("step")
+        found = [state.get(key) for state in self.states]
+        for entry, param in zip(found, self.params, strict=True):
+            shape = torch.Size() if scalar else param.shape
+            if entry is not None and (type(entry), entry.dtype, entry.shape, entry.device) != (
+                Tensor, dtype, shape, self.device,
+            ):  # fmt: skip
+                return None
+        size = len(self.params) if scalar else flat_size(self.params)
+        flat = torch.zeros(size, dtype=dtype, device=self.device)
+        entries = list(flat.unbind() if scalar else _views(flat, self.params))
+        for i, (state, entry, old) in enumerate(zip(self.states, entries, found, strict=True)):
+            if old is not None:
+                entry.copy_(old)
+            elif fill is not None:
+                entry.copy_(fill[i])
+            state[key] = entry
+        self.flats[key], self._entries[key] = flat, entries
+        self._remember()
+        return flat
+
+    def _now(self) -> list[int]:
+        return list(map(id, chain.from_iterable(map(dict.values, self.states))))
+
+    def _remember(self) -> None:
+        self._ids = self._now()
