@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+TRITON := triton==3.9.0
 WORKERS ?= 2
 
 .PHONY: build demo test test-long lint bench kernels clean
@@ -12,7 +13,7 @@ build: $(VENV)/.built
 $(VENV)/.built: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet $(TORCH) $(TRITON) "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,dev]"
 	touch $@
 
@@ -34,6 +35,7 @@ bench: build
 
 kernels: build
 	$(BIN)/python -m benchmarks.kernels_report
+	$(BIN)/python -m benchmarks.triton_report
 
 clean:
 	rm -rf build *.egg-info sfron_fast/*.so

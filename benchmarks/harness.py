@@ -1,6 +1,7 @@
 """Timing and bookkeeping: arms of a case alternate, medians are compared, every row says where it comes from."""
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -17,11 +18,13 @@ import torch
 
 @dataclass
 class Arm:
-    """One way of doing a case's work. ``check`` returns what the work left behind, to compare arms before timing."""
+    """One way of doing a case's work. ``check`` runs it and returns what it did, to compare arms before timing."""
 
     name: str
     run: Callable[[], Any]
     check: Callable[[], list[torch.Tensor]] | None = None
+    tolerance: float = 1e-3  # of the norm of all tensors together; 0 = equal values
+    values: Callable[[], list[torch.Tensor]] | None = None  # copies of what ``run`` changes in place
 
 
 @dataclass
@@ -34,6 +37,9 @@ class Row:
     repetitions: int
     bytes: int  # the least the work must move; 0 = not a streaming case
     gb_per_s: float
+    host_ms: float = 0.0  # median, until the call returns; 0 = the CPU does the work itself
+    wall_ms: float = 0.0  # median, until the device is done, with nothing queued before
+    launches: int = -1  # kernels and copies on the device; -1 = not counted
 
 
 def time_case(case: str, arms: list[Arm], moved: int = 0, seconds: float = 8.0, most: int = 200) -> list[Row]:
@@ -49,19 +55,28 @@ def time_case(case: str, arms: list[Arm], moved: int = 0, seconds: float = 8.0, 
             arm.run()
             times[arm.name].append(time.perf_counter() - start)
         rounds += 1
-    return [_row(case, name, seconds_, moved) for name, seconds_ in times.items()]
+    return [make_row(case, name, seconds_, moved) for name, seconds_ in times.items()]
 
 
 def _agree(case: str, arms: list[Arm]) -> None:
-    results = {arm.name: arm.check() for arm in arms if arm.check is not None}
-    names = list(results)
-    for name in names[1:]:
-        for i, (a, b) in enumerate(zip(results[names[0]], results[name], strict=True)):
-            if not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-6):
-                raise AssertionError(f"{case}: {name} and {names[0]} disagree in tensor {i}; nothing was timed")
+    checked = [arm for arm in arms if arm.check is not None]
+    wanted = checked[0].check() if checked else []
+    for arm in checked[1:]:
+        if not (error := difference(arm.check(), wanted)) <= arm.tolerance:
+            raise AssertionError(f"{case}: {arm.name} and {checked[0].name} differ by {error:.1e}; nothing was timed")
 
 
-def _row(case: str, arm: str, seconds: list[float], moved: int) -> Row:
+def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Norm of the difference over the norm of ``wanted``; NaN stays NaN. Few launches however many tensors."""
+    if [t.shape for t in found] != [t.shape for t in wanted]:
+        return float("nan")
+    found, wanted = [t.float() for t in found], [t.float() for t in wanted]
+    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ts))).item()
+             for ts in (torch._foreach_sub(found, wanted), wanted)]  # fmt: skip
+    return norms[0] / norms[1] if norms[1] > 0 else norms[0]
+
+
+def make_row(case: str, arm: str, seconds: list[float], moved: int) -> Row:
     low, *_, high = statistics.quantiles(seconds, n=5)
     middle = statistics.median(seconds)
     return Row(case, arm, low * 1e3, middle * 1e3, high * 1e3, len(seconds), moved, moved / middle / 1e9)
@@ -70,17 +85,51 @@ def _row(case: str, arm: str, seconds: list[float], moved: int) -> Row:
 def provenance() -> dict[str, Any]:
     """Machine, versions, commit, threads and date of a measurement."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return {
         "device": f"{cpu or platform.processor()}, {os.cpu_count()} logical cores",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def commit() -> str:
+    """HEAD, marked if there are changes; without a repository ``$COMMIT``, or a digest of the sources."""
+    head = _output("git", "rev-parse", "--short", "HEAD")
+    if head:
+        return head + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
+    root, sha = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(p for folder in ("csrc", "sfron_fast") for p in (root / folder).rglob("*.*")):
+        if path.suffix in (".py", ".cpp", ".cu", ".h", ".cuh"):
+            sha.update(path.read_bytes())
+    return os.environ.get("COMMIT") or f"sources {sha.hexdigest()[:12]}"
+
+
+def gpu_provenance() -> dict[str, Any]:
+    """As ``provenance``, of the current CUDA device; the driver as the driver itself says."""
+    try:
+        import triton
+    except ImportError:
+        triton = None
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **provenance(),
+        "gpu": f"{gpu.name}, {gpu.multi_processor_count} processors, {gpu.total_memory >> 20} MiB",
+        "driver": (_output(*query).splitlines() or ["?"])[0],
+        "cuda": torch.version.cuda or "none",
+        "triton": triton.__version__ if triton else "none",
+    }
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _lines(path: str) -> list[str]:
@@ -92,9 +141,19 @@ def _lines(path: str) -> list[str]:
 
 def save(rows: list[Row], out: Path) -> None:
     """Write ``<out>.json`` (this run) and append to ``<out>.csv`` (every run)."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     origin = provenance()
-    out.with_suffix(".json").write_text(json.dumps({"provenance": origin, "rows": [asdict(r) for r in rows]}, indent=1))
+    write_json(rows, origin, out)
+    append_csv(rows, origin, out)
+
+
+def write_json(rows: list[Row], origin: dict[str, Any], out: Path, **more: Any) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"provenance": origin, "rows": [asdict(r) for r in rows], **more}
+    out.with_suffix(".json").write_text(json.dumps(whole, indent=1))
+
+
+def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
     table = out.with_suffix(".csv")
     fresh = not table.exists()
     with table.open("a", newline="") as file:
@@ -106,12 +165,16 @@ def save(rows: list[Row], out: Path) -> None:
 
 def show(rows: list[Row]) -> str:
     """Aligned table: the last arm of a case is ours; speed-up of it over each other arm."""
-    lines = [f"{'case':34} {'arm':34} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ours is':>8}"]
+    device = any(r.wall_ms for r in rows)
+    more = f" {'host ms':>9} {'wall ms':>9} {'launches':>8}" if device else ""
+    lines = [f"{'case':34} {'arm':34} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ours is':>8}{more}"]
     for case in dict.fromkeys(r.case for r in rows):
         mine = [r for r in rows if r.case == case]
         ours = mine[-1]
         for r in mine:
             speed = f"{r.p50_ms / ours.p50_ms:7.2f}x" if r is not ours else ""
             rate = f"{r.gb_per_s:7.1f}" if r.bytes else f"{'':7}"
-            lines.append(f"{case:34} {r.arm:34} {r.p50_ms:9.3f} {r.p20_ms:9.3f} {r.p80_ms:9.3f} {rate} {speed:>8}")
+            counted = str(r.launches) if r.launches >= 0 else "?"
+            more = f" {r.host_ms:9.3f} {r.wall_ms:9.3f} {counted:>8}" if device else ""
+            lines.append(f"{case:34} {r.arm:34} {r.p50_ms:9.3f} {r.p20_ms:9.3f} {r.p80_ms:9.3f} {rate} {speed:>8}{more}")
     return "\n".join(lines)

@@ -24,6 +24,19 @@ def resnet18(width: int = 64, classes: int = 10) -> list[Shape]:
     return list(shapes())
 
 
+def dit_xl2(hidden: int = 1152, depth: int = 28) -> list[Shape]:
+    """What is trained of DiT-XL/2 with 1,000 classes: 674,834,720 weights in 291 tensors."""
+
+    def linear(outputs: int, inputs: int) -> list[Shape]:
+        return [(outputs, inputs), (outputs,)]
+
+    shapes: list[Shape] = [(hidden, 4, 2, 2), (hidden,), *linear(hidden, 256), *linear(hidden, hidden), (1001, hidden)]
+    for _ in range(depth):
+        shapes += [*linear(3 * hidden, hidden), *linear(hidden, hidden)]
+        shapes += [*linear(4 * hidden, hidden), *linear(hidden, 4 * hidden), *linear(6 * hidden, hidden)]
+    return [*shapes, *linear(32, hidden), *linear(2 * hidden, hidden)]
+
+
 def small_tensors(count: int = 4000, elements: int = 64) -> list[Shape]:
     """Many tiny tensors: host overhead and nothing else."""
     return [(elements,)] * count

@@ -1,8 +1,6 @@
 """The two-phase optimizer under SFRonSGD and SFRonAdamW: phases, masks, clipping, slow weights."""
 
 from collections.abc import Callable, Iterator
-from itertools import repeat
-from operator import is_
 from typing import Any
 
 import torch
@@ -87,11 +85,7 @@ class SFRonOptimizer(Resumable):
         for index, group in enumerate(self.param_groups):
             masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
             params, grads = group["params"], [p.grad for p in group["params"]]
-            if {g.layout for g in grads if g is not None} - {torch.strided}:
-                sparse = next(i for i, g in enumerate(grads) if g is not None and g.layout != torch.strided)
-                raise RuntimeError(f"params: expected dense gradients, found a sparse gradient in group {index}, "
-                                   f"parameter {sparse}; use a dense one or leave the parameter out")  # fmt: skip
-            whole = not any(map(is_, grads, repeat(None)))
+            whole = type(None) not in set(map(type, grads))
             flat = self._flat_states(index, params) if whole else None
             batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None)
             if not whole:
@@ -99,16 +93,9 @@ class SFRonOptimizer(Resumable):
             if flat is not None:
                 batches.append(batch)
             elif batch.params:
-                self._refuse_complex(index, batch.params)
                 devices = dict.fromkeys(p.device for p in batch.params)
                 batches += [batch] if len(devices) == 1 else [batch.on(d) for d in devices]
         return batches
-
-    @staticmethod
-    def _refuse_complex(index: int, params: list[Tensor]) -> None:
-        if any(p.is_complex() for p in params):
-            raise RuntimeError(f"params: expected real tensors, found a complex parameter in group {index}; "
-                               "leave it out or train its view_as_real")  # fmt: skip
 
     def _flat_states(self, index: int, params: list[Tensor]) -> FlatStates | None:
         """The group's states as flat lists, if it is of several plain parameters of one dtype and device."""

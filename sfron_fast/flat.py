@@ -76,22 +76,31 @@ class FlatStates:
         self.states: list[dict[str, Any]] = []  # looked up when the first is needed: no need, no entry
         self.flats: dict[str, Tensor] = {}
         self._entries: dict[str, list[Tensor]] = {}
-        self._ids: list[int] = []
+        self._seen: list[Any] = []  # every entry of every state, in order
+        self._all: list[dict[str, Any]] = []  # every state of the optimizer, in order
 
     def serves(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
         """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
         same = len(params) == len(self.params) and all(map(is_, self.params, params))
         if not same or state is not self.state or params[0].device != self.device:
             return False
-        if self.states and state.get(params[0]) is not self.states[0]:
+        if self.states and not self._same_states(state):
             return False
-        if self._ids != self._now():
+        values = chain.from_iterable(map(dict.values, self.states))
+        if sum(map(len, self.states)) != len(self._seen) or not all(map(is_, values, self._seen)):
             for key, entries in self._entries.items():
                 if not all(state.get(key) is entry for state, entry in zip(self.states, entries, strict=True)):
                     del self.flats[key]
             self._entries = {key: self._entries[key] for key in self.flats}
             self._remember()
         return True
+
+    def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
+        """Whether no parameter was given another dict; without a look-up per parameter, which hashes it."""
+        if len(state) == len(self._all) and all(map(is_, state.values(), self._all)):
+            return True
+        self._all = list(state.values())
+        return all(map(is_, map(state.get, self.params), self.states))
 
     def get(self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None) -> Tensor | None:
         """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.
@@ -122,8 +131,5 @@ class FlatStates:
         self._remember()
         return flat
 
-    def _now(self) -> list[int]:
-        return list(map(id, chain.from_iterable(map(dict.values, self.states))))
-
     def _remember(self) -> None:
-        self._ids = self._now()
+        self._seen = list(chain.from_iterable(map(dict.values, self.states)))

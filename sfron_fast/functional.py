@@ -1,12 +1,12 @@
-"""Stateless functions over lists of tensors: make them dense, call the op, bump the version counters.
+"""Stateless functions over lists of tensors: call the op, on dense copies where it wants them; bump versions.
 
 The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent"; state, slow
-weights and masks may be flat lists (``flat.py``). Updated
-tensors may be non-contiguous (they are copied in and out; contiguous ones are updated in place). fp64 goes to
-the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
+weights and masks may be flat lists (``flat.py``). Tensors may be non-contiguous (updated ones are then copied in
+and out). fp64 goes to the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything
+is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,65 +17,59 @@ from .checks import require
 
 Tensors = Sequence[Tensor]
 
-
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def _op(name: str, tensors: Tensors) -> Callable[..., Any]:
-    """The native or default kernel; fp64 has only the reference, behind the same checks."""
-    if torch.float64 in {t.dtype for t in tensors}:  # dynamo cannot trace an attrgetter
-        return ops.default_kernel(name)
-    return getattr(ops, name)
+def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest: Any, **scalars: Any) -> Any:
+    """The op on ``lists`` (in the schema's order) and ``rest``; bumps the versions of the first written lists.
+
+    Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
+    writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
+    """
+    if torch.is_grad_enabled():
+        _refuse_leaves({key: lists[key] for key in written})
+    if _PLAIN.issuperset(map(type, next(iter(lists.values())))) and not torch.compiler.is_compiling():
+        try:
+            result = getattr(ops, name)(*lists.values(), *rest, **scalars)
+        except ValueError as refusal:
+            if "contiguous" not in str(refusal) and "float64" not in str(refusal):
+                raise
+        else:
+            _touch(name, lists, written)
+            return result
+    dense = {key: [_local(t).contiguous() for t in tensors] for key, tensors in lists.items()}
+    double = any(t.dtype == torch.float64 for tensors in dense.values() for t in tensors)
+    kernel = ops.default_kernel(name) if double else getattr(ops, name)
+    result = kernel(*dense.values(), *rest, **scalars)
+    with torch.no_grad():
+        for key in written:
+            for target, copy in zip(map(_local, lists[key]), dense[key], strict=True):
+                if copy is not target:
+                    target.copy_(copy)
+    _touch(name, lists, written)
+    return result
 
 
-def _dense(tensors: Tensors) -> bool:
-    """True for contiguous tensors that are no subclass; a few nanoseconds each, lists can be long."""
-    return _PLAIN.issuperset(map(type, tensors)) and all(map(Tensor.is_contiguous, tensors))
+def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:
+    """Tell autograd what a native kernel wrote behind its back; an optimizer's state is in no graph."""
+    for key in written[: 2 if name == "interpolate_" else 1]:
+        torch.autograd.graph.increment_version(lists[key])
+
+
+def _refuse_leaves(lists: dict[str, Tensors]) -> None:
+    for name, tensors in lists.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.requires_grad and tensor.is_leaf:
+                raise RuntimeError(
+                    f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
+                    "an in-place update of it cannot be differentiated"
+                )
 
 
 def _local(tensor: Tensor) -> Tensor:
     """The local shard of a DTensor (it shares storage); any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return to_local() if to_local is not None else tensor
-
-
-def _read(tensors: Tensors | None) -> Tensors:
-    """Inputs as contiguous local tensors."""
-    if not tensors:
-        return []
-    return tensors if _dense(tensors) else [_local(t).contiguous() for t in tensors]
-
-
-class _Written:
-    """Outputs as contiguous local tensors; copies the stand-ins of non-contiguous ones back at the end."""
-
-    def __init__(self, **lists: Tensors | None) -> None:
-        self.copies: list[tuple[Tensor, Tensor]] = []
-        self.lists = [self._writable(name, tensors) if tensors else [] for name, tensors in lists.items()]
-
-    def _writable(self, name: str, tensors: Tensors) -> Tensors:
-        if torch.is_grad_enabled():
-            for i, tensor in enumerate(tensors):
-                if tensor.requires_grad and tensor.is_leaf:
-                    raise RuntimeError(
-                        f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
-                        "an in-place update of it cannot be differentiated"
-                    )
-        if _dense(tensors):
-            return tensors
-        dense = []
-        for local in map(_local, tensors):
-            dense.append(local.contiguous())
-            if dense[-1] is not local:
-                self.copies.append((local, dense[-1]))
-        return dense
-
-    def finish(self, touched: Tensors) -> None:
-        """Copy back, then tell autograd what native kernels wrote behind its back (state is in no graph)."""
-        with torch.no_grad():
-            for target, copy in self.copies:
-                target.copy_(copy)
-        torch.autograd.graph.increment_version(touched)
 
 
 def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
@@ -87,7 +81,7 @@ def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale
     if not grads:
         return torch.zeros(())
     with torch.no_grad():
-        return _op("masked_grad_norm", grads)(_read(grads), masks or [], grad_scale)
+        return _call("masked_grad_norm", {"grads": grads, "masks": masks or []}, (), grad_scale)
 
 
 def sgd_step_(
@@ -131,14 +125,15 @@ def sgd_step_(
     """
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
-    written = _Written(params=params, momentum_buffers=momentum_buffers, slow_out=slow_out)
-    p, m, so = written.lists
-    _op("sgd_step_", p)(
-        p, _read(grads), m, so, _read(slow_in), masks or [], norm, grad_scale, found_inf,
+    lists = {
+        "params": params, "grads": grads, "momentum_buffers": momentum_buffers or [], "slow_out": slow_out or [],
+        "slow_in": slow_in or [], "masks": masks or [],
+    }  # fmt: skip
+    _call(
+        "sgd_step_", lists, ("params", "momentum_buffers", "slow_out"), norm, grad_scale, found_inf,
         lr=float(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
     )  # fmt: skip
-    written.finish(params)
 
 
 def adamw_step_(
@@ -174,37 +169,31 @@ def adamw_step_(
     """
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
-    written = _Written(
-        params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, max_exp_avg_sqs=max_exp_avg_sqs,
-        steps=steps, slow_out=slow_out,
-    )  # fmt: skip
-    p, m, v, vmax, s, so = written.lists
-    _op("adamw_step_", p)(
-        p, _read(grads), m, v, vmax, s, so, _read(slow_in), masks or [], norm, grad_scale, found_inf,
+    lists = {
+        "params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
+        "max_exp_avg_sqs": max_exp_avg_sqs or [], "steps": steps, "slow_out": slow_out or [],
+        "slow_in": slow_in or [], "masks": masks or [],
+    }  # fmt: skip
+    written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_out")
+    _call(
+        "adamw_step_", lists, written, norm, grad_scale, found_inf,
         lr=float(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
         maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
     )  # fmt: skip
-    written.finish(params)
 
 
 def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
     """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step)."""
     if not slow:
         return require(not fast, "fast", "0 tensors", len(fast))
-    written = _Written(slow=slow, fast=fast)
-    s, f = written.lists
-    _op("interpolate_", s)(s, f, slow_lr)
-    written.finish([*slow, *fast])
+    _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr)
 
 
 def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
     """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place."""
     if not fisher:
         return require(not grads, "grads", "0 tensors", len(grads))
-    written = _Written(fisher=fisher)
-    (f,) = written.lists
-    _op("fisher_accumulate_", f)(f, _read(grads), weight)
-    written.finish(fisher)
+    _call("fisher_accumulate_", {"fisher": fisher, "grads": grads}, ("fisher",), weight)
 
 
 def saliency_mask(
@@ -214,4 +203,4 @@ def saliency_mask(
     if not forget:
         require(not retain, "retain", "0 tensors", len(retain))
         return [], torch.zeros(0, dtype=torch.int64)
-    return _op("saliency_mask", [*forget, *retain])(_read(forget), _read(retain), threshold, eps)
+    return _call("saliency_mask", {"forget": forget, "retain": retain}, (), threshold, eps)

@@ -185,14 +185,14 @@ def test_sparse_and_complex_are_refused_before_anything_changes(kind):
     before = weight.detach().clone(), other.detach().clone()
     other.grad, weight.grad = torch.ones(3), torch.ones(4, 2).to_sparse()
     for method in (optimizer.forget_step, optimizer.step):
-        with pytest.raises(RuntimeError, match="dense gradients, found a sparse gradient in group 0, parameter 1"):
+        with pytest.raises((ValueError, RuntimeError), match=r"grads\[1\]: expected a dense tensor"):
             method()
     assert not optimizer.mid_cycle
     assert torch.equal(weight, before[0])
     assert torch.equal(other, before[1])
     wave = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
     wave.grad = torch.zeros_like(wave)
-    with pytest.raises(RuntimeError, match="complex"):
+    with pytest.raises((ValueError, RuntimeError), match=r"params\[0\]: expected"):
         kind([wave]).step()
 
 

@@ -32,8 +32,8 @@ SFRON_HD uint16_t to_float16(float x) {
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// Each returns how many elements it did; the portable loop does the rest. The maskz forms, with every lane on, spare the
-// undefined register of the plain ones, which g++ 12 warns of.
+// Each returns how many elements it did; the portable loop does the rest. The maskz forms, every lane on, spare the
+// undefined register of the plain ones, of which g++ 12 warns.
 __attribute__((target("avx,f16c"))) int64_t load_8(const uint16_t* source, float* target, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
