@@ -1,6 +1,10 @@
 #pragma once
 // Tensors of any dtype as tiles of floats: fp32 memory is used where it lies, bf16 and fp16 are converted to a scratch
 // tile in the L1 cache and rounded once when stored. So every kernel has a single fp32 text.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstring>
 
 #include "common/hd.h"
@@ -62,10 +66,28 @@ inline float load_one(const void* data, DType dtype, int64_t at) {
   return *load_tile(data, dtype, at, 1, &value);
 }
 
-// Raw copies and zeros of the same elements, for any dtype.
-inline void copy_tile(void* target, const void* source, DType dtype, int64_t at, int64_t n) {
-  const int64_t bytes = dtype_bytes(dtype);
-  std::memcpy(static_cast<char*>(target) + at * bytes, static_cast<const char*>(source) + at * bytes, n * bytes);
+// A copy that is not read soon, as the slow weights are: from a large tensor it goes around the cache, because a line
+// that is only written would first be read. Call end_stream() after the last one.
+constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
+
+inline void stream_tile(void* target, const void* source, DType dtype, int64_t at, int64_t n, int64_t numel) {
+  char* to = static_cast<char*>(target) + at * dtype_bytes(dtype);
+  const char* from = static_cast<const char*>(source) + at * dtype_bytes(dtype);
+  int64_t bytes = n * dtype_bytes(dtype);
+#if defined(__SSE2__)
+  if (numel >= kStreamed && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    for (; bytes >= 16; bytes -= 16, to += 16, from += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+
+inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 inline void zero_tile(void* target, DType dtype, int64_t at, int64_t n) {

@@ -13,7 +13,7 @@ struct SgdKernel {
     Scratch scratch[4];
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
-      if (t.slow_out != nullptr) copy_tile(t.slow_out, t.param, t.dtype, at, n);
+      if (t.slow_out != nullptr) stream_tile(t.slow_out, t.param, t.dtype, at, n, t.numel);
       float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);                        // [n]
       const uint8_t* mask = t.mask == nullptr ? nullptr : t.mask + at / 8;  // [ceil(n / 8)]
       if (!s.skip) {
@@ -51,6 +51,7 @@ void sgd_step_cpu(
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
     run_isa(SgdKernel{}, tensors[i], first, last, s);
   });
+  end_stream();
 }
 
 }  // namespace sfron
