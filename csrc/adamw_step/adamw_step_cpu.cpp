@@ -17,7 +17,7 @@ struct AdamwKernel {
       if (t.slow_out != nullptr) stream_tile(t.slow_out, t.param, t.dtype, at, n, t.numel);
       float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);  // [n]
       if (!s.skip) {
-        const uint8_t* mask = t.mask == nullptr ? nullptr : t.mask + at / 8;  // [ceil(n / 8)]
+        const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
         const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);    // [n]
         float* m = load_tile(t.exp_avg, t.avg_dtype, at, n, scratch[2]);      // [n]
         float* v = load_tile(t.exp_avg_sq, t.sq_dtype, at, n, scratch[3]);    // [n]

@@ -46,6 +46,15 @@ SFRON_HD void prefetch(int64_t i, Pointers... streams) {
   (prefetch_lines(streams + i + kAhead), ...);
 }
 
+// The mask from element `at` on. A line of it serves 512 elements, too seldom for the hardware to fetch it in time.
+SFRON_HD const uint8_t* mask_tile(const uint8_t* mask, int64_t at) {
+  if (mask == nullptr) return nullptr;
+#if defined(__GNUC__)
+  __builtin_prefetch(mask + (at + 3 * kAhead) / 8);
+#endif
+  return mask + at / 8;
+}
+
 // Calls body(i, selected) for i in [0, n); `mask` holds bit i % 8 of byte i / 8, null = all selected.
 // ahead(i) is called before each block of 32, to prefetch.
 template <class Ahead, class Body>

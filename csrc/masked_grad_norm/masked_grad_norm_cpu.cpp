@@ -23,7 +23,7 @@ struct MaskedGradNormKernel {
         for (int64_t at = begin + offset; at < stop; at += quarter) {
           const int64_t n = std::min(kTile, stop - at);
           const float* grad = load_tile(t.grad, t.dtype, at, n, scratch);       // [n]
-          const uint8_t* mask = t.mask == nullptr ? nullptr : t.mask + at / 8;  // [ceil(n / 8)]
+          const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
           sum += sum_lanes(
               n, mask, [=](int64_t i) { prefetch(i, grad); },
               [=](int64_t i, bool selected) { return masked_square_one(grad[i], selected, inverse_scale); });

@@ -15,7 +15,7 @@ struct SgdKernel {
       const int64_t n = std::min(kTile, end - at);
       if (t.slow_out != nullptr) stream_tile(t.slow_out, t.param, t.dtype, at, n, t.numel);
       float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);                        // [n]
-      const uint8_t* mask = t.mask == nullptr ? nullptr : t.mask + at / 8;  // [ceil(n / 8)]
+      const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
       if (!s.skip) {
         const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);  // [n]
         if (t.momentum == nullptr) {
