@@ -1,5 +1,5 @@
 #pragma once
-// Cross-entropy per row with the adaptive per-sample weight (README, equation 7): row losses and log-sum-exp forward,
+// Cross-entropy per row with the adaptive per-sample weight (README, equations 4 and 5): row losses and log-sum-exp forward,
 // row_weight * (softmax - onehot) backward.
 #include <cmath>
 #include <cstring>

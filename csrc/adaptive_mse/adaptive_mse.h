@@ -1,5 +1,5 @@
 #pragma once
-// Squared error per sample with the adaptive weight (README, equation 7), as diffusion models train with.
+// Squared error per sample with the adaptive weight (README, equations 4 and 5), as diffusion models train with.
 #include "common/hd.h"
 
 namespace sfron {

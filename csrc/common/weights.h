@@ -1,5 +1,5 @@
 #pragma once
-// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equation 7). Host, in double.
+// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equations 4 and 5). Host, in double.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

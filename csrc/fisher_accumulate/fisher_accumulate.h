@@ -1,5 +1,5 @@
 #pragma once
-// F += weight * g^2 (README, equation 3), F in fp32 whatever the gradient's dtype.
+// F += weight * g^2 (README, equation 2), F in fp32 whatever the gradient's dtype.
 #include <vector>
 
 #include "common/hd.h"

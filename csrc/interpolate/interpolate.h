@@ -1,5 +1,5 @@
 #pragma once
-// slow += alpha (fast - slow); fast = slow (README, equation 5): the op to read first and to copy for a new one.
+// slow += alpha (fast - slow); fast = slow (README, equation 9): the op to read first and to copy for a new one.
 #include <vector>
 
 #include "common/hd.h"

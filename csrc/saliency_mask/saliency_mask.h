@@ -1,5 +1,5 @@
 #pragma once
-// F_forget + eps >= gamma (F_retain + eps) (README, equation 4): one bit per weight, and how many are set.
+// F_forget + eps >= gamma (F_retain + eps) (README, equation 3): one bit per weight, and how many are set.
 #include <atomic>
 #include <vector>
 
