@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.9.0
 WORKERS ?= 2
 
-.PHONY: build demo test test-long lint bench kernels clean
+.PHONY: build demo test test-long lint bench kernels gpu clean
 
 build: $(VENV)/.built
 
@@ -36,6 +36,16 @@ bench: build
 kernels: build
 	$(BIN)/python -m benchmarks.kernels_report
 	$(BIN)/python -m benchmarks.triton_report
+
+# On a machine with a GPU, in one go: builds, tests, sanitizes, measures; results in $$OUT (default: build/gpu). It
+# installs nothing and needs no network: nvcc, g++ and a python3 with torch >= 2.11, setuptools and ninja; the package's
+# other needs (numpy, safetensors) and pytest there too, or unpacked from wheels onto PYTHONPATH
+# (`pip download --only-binary=:all: -d wheels pytest`, then `pip install --no-index --target site wheels/*`).
+# To prove the stable ABI, first lay a wheel built elsewhere into dist/:
+# `USE_CUDA=1 pip wheel --no-build-isolation --no-deps -w dist .`
+# Without a GPU it rehearses what it can and says what it skipped.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_run
 
 clean:
 	rm -rf build *.egg-info sfron_fast/*.so

@@ -1,6 +1,8 @@
 """The optimizer's work as different people write it: the authors' loop, the best stock composition, this package."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +13,18 @@ from .harness import Arm
 from .lists import Shape
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
-SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # clipped gradients: smaller steps would drown in rounding
 MAX_NORM = 1.0
 
 
 class Problem:
     """Parameters, gradients and masks of one arm; every arm gets equal ones."""
 
-    def __init__(self, shapes: list[Shape], density: float = 0.5) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.params = [nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
-        self.gradients = [torch.randn(s, generator=generator) * 1e-3 for s in shapes]
-        self.masks = [torch.rand(s, generator=generator) < density for s in shapes]
+    def __init__(self, shapes: list[Shape], device: str = "cpu", density: float = 0.5) -> None:
+        on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+        self.params = [nn.Parameter(torch.randn(s, **on)) for s in shapes]
+        self.gradients = [torch.randn(s, **on).mul_(1e-3) for s in shapes]
+        self.masks = [torch.rand(s, **on) < density for s in shapes]
         self.numel = sum(p.numel() for p in self.params)
         for p, g in zip(self.params, self.gradients, strict=True):
             p.grad = g.clone()
@@ -37,18 +39,22 @@ class Problem:
         return [p.detach().clone() for p in self.params]
 
 
-def _checked(problem: Problem, run) -> list[Tensor]:
+def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[Tensor]:
+    """What ``run`` adds to the values; a comparison of the values themselves would hardly see one step."""
+    before = values()
     run()
-    return problem.values()
+    after = values()
+    torch._foreach_sub_(after, before)
+    return after
 
 
-def _arm(name: str, problem: Problem, run) -> Arm:
-    return Arm(name, run, lambda: _checked(problem, run))
+def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
+    return Arm(name, run, lambda: change(problem.values, run), tolerance=1e-2, values=problem.values)
 
 
-def ours(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0) -> Arm:
+def ours(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu") -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
-    problem = Problem(shapes)
+    problem = Problem(shapes, device)
     masked = work != "plain"
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
@@ -67,7 +73,7 @@ def ours(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0) -> Arm
             for group in optimizer.param_groups:
                 group["retain_pending"] = 0
 
-    return _arm("sfron_fast", problem, run)
+    return list_arm("sfron_fast", problem, run)
 
 
 def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.Optimizer:
@@ -76,9 +82,11 @@ def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.
     return torch.optim.SGD(problem.params, **SGD, **flags)
 
 
-def best_stock(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, mask_dtype: str = "bool") -> Arm:
+def best_stock(
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, mask_dtype: str = "bool", device: str = "cpu"
+) -> Arm:
     """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy."""
-    problem = Problem(shapes)
+    problem = Problem(shapes, device)
     optimizer = _torch_optimizer(problem, kind, fused=True)
     masks = problem.masks if mask_dtype == "bool" else [m.float() for m in problem.masks]
     slow = problem.values() if slow_lr < 1.0 else []
@@ -99,19 +107,26 @@ def best_stock(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, 
                     torch._foreach_copy_(problem.params, slow)
 
     name = f"stock, fused ({mask_dtype} mask)" if work != "plain" else "torch fused=True"
-    return _arm(name, problem, run)
+    return list_arm(name, problem, run)
 
 
-def authors_style(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0) -> Arm:
-    """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation."""
-    problem = Problem(shapes)
+def authors_style(
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False
+) -> Arm:
+    """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation.
+
+    ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
+    """
+    problem = Problem(shapes, device)
+    if cpu_masks:
+        problem.masks = [mask.cpu() for mask in problem.masks]
     optimizer = _torch_optimizer(problem, kind)
     original = copy.deepcopy(problem.params)
 
     def run() -> None:
         nonlocal original
         for p, mask in zip(problem.params, problem.masks, strict=True):
-            p.grad *= mask
+            p.grad *= mask.to(p.device)
         nn.utils.clip_grad_norm_(problem.params, MAX_NORM)
         optimizer.step()
         if work == "pair":
@@ -122,10 +137,23 @@ def authors_style(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.
                 p.data.copy_((1.0 - slow_lr) * o.data + slow_lr * p.data)
             original = copy.deepcopy(problem.params)
 
-    return _arm("authors' style", problem, run)
+    return list_arm("authors' style, masks on CPU" if cpu_masks else "authors' style", problem, run)
 
 
 def inplace_scale(moved: int) -> Arm:
     """The probe: an in-place scale that moves the same bytes (half read, half written)."""
     buffer = torch.ones(moved // 8)
     return Arm("probe: in-place scale", lambda: buffer.mul_(1.0))
+
+
+def copy_probe(moved: int, device: str, chunk: int = 1 << 30) -> Arm:
+    """The probe on a GPU: a copy that moves the same bytes (half read, half written), in chunks to save memory."""
+    half = max(moved // 2, 1)
+    source, target = (torch.ones(min(half, chunk), dtype=torch.uint8, device=device) for _ in range(2))
+
+    def run() -> None:
+        for start in range(0, half, chunk):
+            size = min(chunk, half - start)
+            target[:size].copy_(source[:size])
+
+    return Arm("probe: copy", run)

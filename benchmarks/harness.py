@@ -77,7 +77,7 @@ def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 
 def make_row(case: str, arm: str, seconds: list[float], moved: int) -> Row:
-    low, *_, high = statistics.quantiles(seconds, n=5)
+    low, *_, high = statistics.quantiles(seconds, n=5, method="inclusive")
     middle = statistics.median(seconds)
     return Row(case, arm, low * 1e3, middle * 1e3, high * 1e3, len(seconds), moved, moved / middle / 1e9)
 
@@ -155,9 +155,12 @@ def write_json(rows: list[Row], origin: dict[str, Any], out: Path, **more: Any) 
 def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     table = out.with_suffix(".csv")
+    columns = [*asdict(rows[0]), *origin]
+    if table.exists() and table.read_text().split("\n", 1)[0].split(",") != columns:
+        table.replace(table.with_suffix(".old.csv"))  # another version's, or another device's
     fresh = not table.exists()
     with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*asdict(rows[0]), *origin])
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if fresh:
             writer.writeheader()
         writer.writerows({**asdict(r), **origin} for r in rows)
@@ -176,5 +179,6 @@ def show(rows: list[Row]) -> str:
             rate = f"{r.gb_per_s:7.1f}" if r.bytes else f"{'':7}"
             counted = str(r.launches) if r.launches >= 0 else "?"
             more = f" {r.host_ms:9.3f} {r.wall_ms:9.3f} {counted:>8}" if device else ""
-            lines.append(f"{case:34} {r.arm:34} {r.p50_ms:9.3f} {r.p20_ms:9.3f} {r.p80_ms:9.3f} {rate} {speed:>8}{more}")
+            times = f"{r.p50_ms:9.3f} {r.p20_ms:9.3f} {r.p80_ms:9.3f}"
+            lines.append(f"{case:34} {r.arm:34} {times} {rate} {speed:>8}{more}")
     return "\n".join(lines)

@@ -90,7 +90,7 @@ def mask_arms() -> list[Arm]:
 
     return [
         Arm("torch ratio and compare", stock, stock),
-        Arm("sfron_fast", ours, lambda: [reference.unpack_bits(m, s) for m, s in zip(ours(), LARGE, strict=True)]),
+        Arm("sfron_fast", ours, lambda: [reference.unpack_bits(m, s) for m, s in zip(ours(), LARGE, strict=True)], 0.0),
     ]
 
 

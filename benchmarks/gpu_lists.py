@@ -1,0 +1,237 @@
+"""The GPU benchmark's list cases: optimizer steps, norm, Fisher, mask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sfron_fast import functional, reference
+
+from . import arms
+from .arms import ADAMW, MAX_NORM, SGD, Problem
+from .gpu_timer import replayed, warmed
+from .harness import Arm
+from .lists import Shape, dit_xl2, resnet18, small_tensors
+
+FLOORS = {  # bytes a weight that a step must move at least: see run.py; a pair also stores and reads the slow weights
+    ("adamw", "plain"): 28.0, ("adamw", "forget"): 32.25, ("adamw", "pair"): 68.25,
+    ("sgd", "plain"): 20.0, ("sgd", "forget"): 24.25, ("sgd", "pair"): 52.25,
+}  # fmt: skip
+
+
+@dataclass
+class Case:
+    """``arms`` are made one by one, so that one that cannot be made costs only itself; the last is this package."""
+
+    name: str
+    arms: Sequence[Callable[[], Arm]]
+    bytes: int = 0
+    seconds: float = 2.0
+    needs: float = 0.0  # seconds, for what cannot be interrupted
+
+
+def weights(shapes: list[Shape]) -> int:
+    return sum(torch.Size(s).numel() for s in shapes)
+
+
+def cases(device: str, tiny: bool) -> list[Case]:
+    """``tiny``: the same cases on lists of a few thousand weights."""
+    dit = dit_xl2(16, 1) if tiny else dit_xl2()
+    resnet = resnet18(4) if tiny else resnet18()
+    many, medium = small_tensors(50 if tiny else 10_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
+    return [
+        step_case("DiT-XL/2", dit, "adamw", "forget", device, cpu_masks=True, seconds=4.0),
+        step_case("DiT-XL/2", dit, "adamw", "pair", device, cpu_masks=True, seconds=4.0),
+        graph_case("ResNet-18", resnet, "sgd", "forget", device),
+        step_case("ResNet-18", resnet, "sgd", "forget", device, cpu_masks=True),
+        step_case("ResNet-18", resnet, "sgd", "pair", device),
+        step_case("10,000 x 64", many, "adamw", "forget", device),
+        fisher_case("DiT-XL/2", dit, device),
+        mask_case("DiT-XL/2", dit, device),
+        fisher_case("ResNet-18", resnet, device, published=True),
+        step_case("DiT-XL/2", dit, "adamw", "plain", device),
+        step_case("DiT-XL/2", dit, "sgd", "plain", device),
+        step_case("DiT-XL/2", dit, "sgd", "forget", device),
+        norm_case("DiT-XL/2", dit, device),
+        step_case("1,000 x 1,024", medium, "adamw", "forget", device),
+        step_case("10,000 x 64", many, "sgd", "plain", device),
+    ]
+
+
+def compile_cases(device: str, tiny: bool) -> list[Case]:
+    """Apart, to be run last: compiling may take longer than everything else."""
+    backend = "aot_eager" if tiny else "inductor"
+    lists = {
+        ("ResNet-18", "sgd"): resnet18(4) if tiny else resnet18(),
+        ("DiT-XL/2", "adamw"): dit_xl2(16, 1) if tiny else dit_xl2(),
+    }
+    return [
+        Case(
+            f"{name}, {kind} forget, compiled",
+            [partial(compiled_stock, shapes, kind, device, backend),
+             partial(arms.ours, shapes, kind, "forget", device=device)],
+            int(FLOORS[kind, "forget"] * weights(shapes)),
+            needs=0.2 * len(shapes),  # time to compile
+        )
+        for (name, kind), shapes in lists.items()
+    ]  # fmt: skip
+
+
+def step_case(
+    name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0
+) -> Case:
+    """A step of every arm. The cache is flushed before each, so lists need no rotation, small ones included."""
+    moved = int(FLOORS[kind, work] * weights(shapes))
+    slow = 0.5 if work == "pair" else 1.0
+    about = (shapes, kind, work, slow)
+    made: list[Callable[[], Arm]] = [partial(arms.copy_probe, moved, device)]
+    made += [partial(arms.authors_style, *about, device, cpu_masks=True)] if cpu_masks else []
+    made += [partial(arms.authors_style, *about, device)] if work != "plain" else []
+    made += [partial(arms.best_stock, *about, device=device), partial(arms.ours, *about, device)]
+    alpha = ", alpha 0.5" if work == "pair" else ""
+    return Case(f"{name}, {kind} {work}{alpha}", made, moved, seconds)
+
+
+def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str) -> Case:
+    moved = int(FLOORS[kind, work] * weights(shapes))
+
+    def stock_eager() -> Arm:
+        return warmed(arms.best_stock(shapes, kind, work, device=device))
+
+    def stock_replayed() -> Arm:
+        return replayed(arms.best_stock(shapes, kind, work, device=device), device)
+
+    def ours_replayed() -> Arm:
+        return replayed(arms.ours(shapes, kind, work, device=device), device)
+
+    made = [partial(arms.copy_probe, moved, device), stock_eager, stock_replayed, ours_replayed]
+    return Case(f"{name}, {kind} {work}, replayed", made, moved)
+
+
+def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:
+    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no gradient."""
+    problem = Problem(shapes, device)
+    grads = [p.grad for p in problem.params]
+    params = [p.detach() for p in problem.params]
+    first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    step = torch.zeros((), device=device)
+
+    def clipped(grads: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        masked = torch._foreach_mul(grads, masks)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(masked)))
+        return torch._foreach_mul(masked, (MAX_NORM / (norm + 1e-6)).clamp(max=1.0))
+
+    def adamw(params, grads, masks, first, second, step) -> None:
+        beta1, beta2, lr = 0.9, 0.999, ADAMW["lr"]
+        g = clipped(grads, masks)
+        step += 1
+        torch._foreach_mul_(params, 1.0 - lr * ADAMW["weight_decay"])
+        torch._foreach_lerp_(first, g, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, g, g, 1.0 - beta2)
+        size, root = lr / (1.0 - beta1**step), (1.0 - beta2**step).sqrt()
+        below = torch._foreach_add(torch._foreach_div(torch._foreach_sqrt(second), root), 1e-8)
+        torch._foreach_sub_(params, torch._foreach_mul(torch._foreach_div(first, below), size))
+
+    def sgd(params, grads, masks, first, second, step) -> None:
+        g = torch._foreach_add(clipped(grads, masks), params, alpha=SGD["weight_decay"])
+        torch._foreach_mul_(first, SGD["momentum"])
+        torch._foreach_add_(first, g)
+        torch._foreach_sub_(params, first, alpha=SGD["lr"])
+
+    compiled = torch.compile(adamw if kind == "adamw" else sgd, fullgraph=True, dynamic=False, backend=backend)
+    masks = problem.masks
+
+    def run() -> None:
+        compiled(params, grads, masks, first, second, step)
+
+    return arms.list_arm("torch.compile of stock maths", problem, run)
+
+
+def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = False) -> Case:
+    """F += g^2 / n. ``published``: gradients cross to the CPU and are squared and added there."""
+    share = 0.01
+
+    def over_cpu(sums: list[Tensor], grads: list[Tensor]) -> None:
+        for f, g in zip(sums, grads, strict=True):
+            f += g.cpu() ** 2 * share
+
+    def naive(sums: list[Tensor], grads: list[Tensor]) -> None:
+        for f, g in zip(sums, grads, strict=True):
+            f += g**2 * share
+
+    def foreach(sums: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_addcmul_(sums, grads, grads, share)
+
+    def ours(sums: list[Tensor], grads: list[Tensor]) -> None:
+        functional.fisher_accumulate_(sums, grads, share)
+
+    def arm(title: str, add: Callable[[list[Tensor], list[Tensor]], None], where: str = device) -> Arm:
+        grads, sums = Problem(shapes, device).gradients, [torch.zeros(s, device=where) for s in shapes]
+
+        def check() -> list[Tensor]:
+            add(sums, grads)
+            return [f.to(device, copy=True) for f in sums]
+
+        return Arm(title, lambda: add(sums, grads), check)
+
+    moved = 12 * weights(shapes)
+    made: list[Callable[[], Arm]] = [partial(arms.copy_probe, moved, device)]
+    made += [partial(arm, "as published, on the CPU", over_cpu, "cpu")] if published else []
+    made += [partial(arm, "per tensor, on the device", naive), partial(arm, "foreach addcmul", foreach)]
+    return Case(f"{name}, Fisher accumulate", [*made, partial(arm, "sfron_fast", ours)], moved)
+
+
+def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
+    eps, threshold = reference.FISHER_EPS, 1.0  # at 1, quotient and product round alike
+
+    def fishers() -> list[list[Tensor]]:
+        on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
+        return [[torch.rand(s, **on) for s in shapes] for _ in range(2)]
+
+    def stock() -> Arm:
+        forget, retain = fishers()
+
+        def run() -> list[Tensor]:
+            return [(f + eps) / (r + eps) >= threshold for f, r in zip(forget, retain, strict=True)]
+
+        return Arm("torch ratio and compare", run, run)
+
+    def ours() -> Arm:
+        forget, retain = fishers()
+
+        def run() -> list[Tensor]:
+            return functional.saliency_mask(forget, retain, threshold)[0]
+
+        def check() -> list[Tensor]:
+            return [reference.unpack_bits(m, s) for m, s in zip(run(), shapes, strict=True)]
+
+        return Arm("sfron_fast", run, check, tolerance=0.0)
+
+    moved = int(8.125 * weights(shapes))
+    return Case(f"{name}, mask build", [partial(arms.copy_probe, moved, device), stock, ours], moved)
+
+
+def norm_case(name: str, shapes: list[Shape], device: str) -> Case:
+    def stock() -> Arm:
+        problem = Problem(shapes, device)
+
+        def run() -> list[Tensor]:
+            masked = torch._foreach_mul(problem.gradients, problem.masks)
+            return [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(masked)))]
+
+        return Arm("foreach mask and norm", run, run)
+
+    def ours() -> Arm:
+        problem = Problem(shapes, device)
+        packed = [reference.pack_bits(m) for m in problem.masks]
+
+        def run() -> list[Tensor]:
+            return [functional.masked_grad_norm(problem.gradients, packed)]
+
+        return Arm("sfron_fast", run, run)
+
+    moved = int(4.125 * weights(shapes))
+    return Case(f"{name}, masked norm", [partial(arms.copy_probe, moved, device), stock, ours], moved)

@@ -1,0 +1,146 @@
+"""The GPU benchmark's row cases: adaptive losses, forward and backward, against eager, compiled and Liger's kernels."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sfron_fast as sf
+
+from . import arms
+from .gpu_lists import Case
+from .gpu_timer import rotating
+from .harness import Arm
+
+TEMPERATURE, FLOOR = 0.5, 1e-6
+ROTATED = 1 << 27  # bytes of inputs that one arm goes through
+
+
+def cases(device: str, tiny: bool) -> list[Case]:
+    bf16, fp32 = torch.bfloat16, torch.float32
+    entropies = [(8192, 32_000, bf16), (8192, 128_256, bf16), (256, 1000, fp32), (256, 1000, bf16),
+                 (8192, 32_000, fp32), (8192, 128_256, fp32)]  # fmt: skip
+    squares = [(256, 3 * 32 * 32, fp32), (64, 4 * 32 * 32, fp32), (4, 3 * 512 * 512, bf16)]
+    if tiny:
+        entropies, squares = [(8, 100, bf16), (8, 100, fp32)], [(4, 48, fp32)]
+    return [
+        *(cross_entropy_case(n, v, dtype, device, tiny) for n, v, dtype in entropies),
+        *(mse_case(n, d, dtype, device, tiny) for n, d, dtype in squares),
+    ]
+
+
+def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
+    """Floor: every logit read once and its gradient written once. Ours last, through autograd: a read more."""
+    size = samples * classes * dtype.itemsize
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2  # eager rounds its gradient once, as ours
+
+    def inputs(grad: bool) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator(device).manual_seed(2)
+        on: dict[str, Any] = {"generator": generator, "device": device}
+        return [
+            (torch.randn(samples, classes, dtype=dtype, **on).requires_grad_(grad),
+             torch.randint(classes, (samples,), **on))
+            for _ in range(copies(size))
+        ]  # fmt: skip
+
+    def stock(logits: Tensor, labels: Tensor) -> Tensor:
+        return weighted(F.cross_entropy(logits.float(), labels, reduction="none"))
+
+    def in_place(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The gradient comes without its normaliser, over the logits."""
+        from sfron_fast.triton.adaptive_cross_entropy import adaptive_cross_entropy_inplace
+
+        logits, labels = pair
+        parts = adaptive_cross_entropy_inplace(logits.unsqueeze(1), labels.unsqueeze(1), TEMPERATURE, FLOOR, -100)
+        return [logits, parts[3]]
+
+    def ours_in_place() -> Arm:
+        arm = rotating("sfron_fast, in place", in_place, inputs(False))
+
+        def check() -> list[Tensor]:
+            logits, normaliser = in_place(inputs(False)[0])
+            return [logits / normaliser]
+
+        return Arm(arm.name, arm.run, check, tolerance)
+
+    def liger(logits: Tensor, labels: Tensor) -> Tensor:
+        from liger_kernel.transformers.functional import liger_cross_entropy
+
+        return weighted(liger_cross_entropy(logits, labels, reduction="none"))
+
+    def liger_arm() -> Arm:
+        import liger_kernel  # noqa: F401  # before anything is allocated
+
+        step, ring = differentiated(liger), inputs(True)
+        arm = rotating("Liger, weighted", step, ring)
+        return Arm(arm.name, arm.run, lambda: step(inputs(True)[0]), tolerance)  # it writes over its logits
+
+    def arm(name: str, function: Callable[..., Tensor]) -> Arm:
+        return rotating(name, differentiated(function), inputs(True), tolerance)
+
+    ours = partial(sf.adaptive_cross_entropy, temperature=TEMPERATURE, floor=FLOOR)
+    made = [
+        partial(arms.copy_probe, 2 * size, device),
+        partial(arm, "eager torch", stock),
+        lambda: arm("torch.compile", compiled(stock, tiny)),
+        liger_arm,
+        *([ours_in_place] if device == "cuda" else []),  # a Triton kernel: nothing to rehearse
+        partial(arm, "sfron_fast", ours),
+    ]
+    return Case(f"cross-entropy {samples:,} x {classes:,} {short(dtype)}", made, 2 * size, 1.5)
+
+
+def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
+    """Floor: prediction and target read once, the gradient written once."""
+    size = samples * elements * dtype.itemsize
+
+    def inputs() -> list[tuple[Tensor, Tensor]]:
+        on: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(3), "device": device, "dtype": dtype}
+        made = [torch.randn(2, samples, elements, **on).unbind() for _ in range(copies(2 * size))]
+        return [(prediction.clone().requires_grad_(), target) for prediction, target in made]
+
+    def stock(prediction: Tensor, target: Tensor) -> Tensor:
+        return weighted((prediction.float() - target.float()).square().mean(1))
+
+    def arm(name: str, function: Callable[..., Tensor]) -> Arm:
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+        return rotating(name, differentiated(function), inputs(), tolerance)
+
+    ours = partial(sf.adaptive_mse, temperature=TEMPERATURE, floor=FLOOR)
+    made = [
+        partial(arms.copy_probe, 3 * size, device),
+        partial(arm, "eager torch", stock),
+        lambda: arm("torch.compile", compiled(stock, tiny)),
+        partial(arm, "sfron_fast", ours),
+    ]
+    return Case(f"mse {samples:,} x {elements:,} {short(dtype)}", made, 3 * size, 1.0)
+
+
+def copies(size: int) -> int:
+    return max(1, min(64, ROTATED // max(size, 1)))
+
+
+def weighted(losses: Tensor) -> Tensor:
+    """Equations 4 and 5 of the README in plain torch."""
+    raw = losses.detach().clamp_min(FLOOR).pow(-TEMPERATURE)
+    return (raw / raw.sum() * losses).sum()
+
+
+def compiled(function: Callable[..., Tensor], tiny: bool) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=False, backend="aot_eager" if tiny else "inductor")
+
+
+def differentiated(function: Callable[..., Tensor]) -> Callable[[tuple[Tensor, Tensor]], list[Tensor]]:
+    def step(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
+        pair[0].grad = None
+        function(*pair).backward()
+        return [pair[0].grad]
+
+    return step
+
+
+def short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

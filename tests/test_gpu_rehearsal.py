@@ -1,0 +1,146 @@
+"""`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's clock."""
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_run, harness, plots
+from benchmarks.gpu_run import Step, Summary, run_all
+from benchmarks.gpu_timer import Clock, time_arms
+from benchmarks.harness import Arm, Row
+from benchmarks.lists import dit_xl2, resnet18
+
+PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
+ROWS = [
+    Row("step", "probe: copy", 1.0, 1.0, 1.0, 7, 8, 9.0),
+    Row("step", "stock", 3.0, 4.0, 5.0, 7, 8, 2.0),
+    Row("step", "sfron_fast", 1.0, 2.0, 3.0, 7, 8, 4.0),
+    Row("loss", "sfron_fast", 1.0, 2.0, 3.0, 7, 0, 0.0),
+]
+
+
+def test_model_shapes():
+    counts = [(len(shapes), sum(torch.Size(s).numel() for s in shapes)) for shapes in (dit_xl2(), resnet18())]
+    assert counts == [(291, 674_834_720), (62, 11_173_962)]
+
+
+def test_every_case_runs_and_its_arms_agree(tmp_path, capsys):
+    assert gpu.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    cases = gpu.interleaved("cpu", tiny=True)
+    last = {row["case"]: row["arm"] for row in result["rows"]}
+    assert last.keys() == {case.name for case in cases}
+    assert all(arm.startswith("sfron_fast") for arm in last.values())
+    assert all("iger" in m["arm"] for m in result["messages"])  # not installed, or not for the CPU
+    assert result["provenance"]["rehearsal"]
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + len(result["rows"])
+
+
+def test_without_a_gpu_the_benchmark_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_an_arm_that_fails_or_disagrees_is_not_timed():
+    def fail():
+        raise RuntimeError("broken")
+
+    arms = [Arm(name, lambda: None, check) for name, check in (
+        ("first", lambda: [torch.ones(3)]), ("broken", fail), ("wrong", lambda: [torch.tensor([1.0, 1.0, 1.1])]),
+        ("nan", lambda: [torch.full((3,), torch.nan)]), ("shape", lambda: [torch.ones(2)]),
+        ("same", lambda: [torch.ones(3) + 1e-5]),
+    )]  # fmt: skip
+    notes = {}
+    rows = time_arms("case", arms, 0, Clock("cpu"), 0.0, notes.__setitem__)
+    assert [row.arm for row in rows] == ["first", "same"]
+    assert notes.keys() == {"broken", "wrong", "nan", "shape"}
+    assert "RuntimeError: broken" in notes["broken"]
+
+
+def test_a_failing_case_does_not_stop_the_others_and_fails_the_run(tmp_path, monkeypatch, capsys):
+    def broken():
+        raise ValueError("no such arm")
+
+    good = Arm("sfron_fast", lambda: None)
+    chosen = [gpu.Case("bad", [lambda: Arm("x", lambda: 1 / 0)]), gpu.Case("good", [broken, lambda: good]),
+              gpu.Case("late", [lambda: good], needs=1e9)]  # fmt: skip
+    monkeypatch.setattr(gpu, "interleaved", lambda device, tiny: chosen)
+    assert gpu.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 1
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["case"] for row in result["rows"]] == ["good"]
+    assert [m["message"].split(":")[0] for m in result["messages"]] == [
+        "failed", "cannot be made", "skipped"
+    ]  # fmt: skip
+
+
+def test_a_table_of_other_columns_is_moved_aside(tmp_path):
+    for origin in ({"device": "a"}, {"device": "a", "gpu": "b"}, {"device": "a", "gpu": "b"}):
+        harness.append_csv(ROWS, origin, tmp_path / "gpu")
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + 2 * len(ROWS)
+    assert len((tmp_path / "gpu.old.csv").read_text().splitlines()) == 1 + len(ROWS)
+
+
+def test_plots(tmp_path, monkeypatch):
+    harness.write_json(ROWS, harness.provenance(), tmp_path / "gpu")
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert plots.fractions(rows) == {"step": {"stock": 0.25, "sfron_fast": 0.5}}
+    assert plots.speedups(rows) == {"step": {"stock": 2.0}}
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "no plots" in plots.draw(tmp_path / "gpu.json")
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    assert "gpu_roofline.png" in plots.draw(tmp_path / "gpu.json")
+    assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in ("roofline", "speedup"))
+
+
+def test_steps_are_independent_and_limited(tmp_path):
+    def shell(name, text, limit=20.0, **more):
+        return Step(name, limit, ["sh", "-c", text], cwd=tmp_path, **more)
+
+    chosen = [
+        shell("fails", "echo why; exit 3"),
+        shell("hangs", "sleep 60 & sleep 60", 0.3),
+        shell("lacks", "", missing="no tool"),
+        Step("absent", 5, ["no-such-program"], cwd=tmp_path),
+        shell("works", "echo $SAY", env={"SAY": "hello"}),
+    ]
+    summary = Summary(tmp_path)
+    run_all(chosen, summary, "a GPU", 100.0)
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    states = ["FAILED", "TIMED OUT", "skipped", "FAILED", "ok"]
+    assert [line[15:].split("  ")[0] for line in lines] == states
+    assert summary.failed == 3
+    log = (tmp_path / "log.txt").read_text()
+    assert "why" in log
+    assert "hello" in log
+    run_all([shell("late", "true")], summary, "a GPU", 1.0)
+    assert "the time is used up" in (tmp_path / "summary.txt").read_text()
+
+
+def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
+    every = gpu_run.steps(sys.executable, "-", tmp_path, tmp_path)
+    assert {s.name for s in every if s.rehearsal} == {"benchmark", "memcheck", "racecheck"}
+    summary = Summary(tmp_path)
+    run_all([s for s in every if s.name in ("build", "tests/gpu", "per-op tests", "memcheck")], summary, "", 100.0)
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert [line[15:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"]
+    assert all("no CUDA device" in line for line in lines)
+
+
+@pytest.mark.skipif(not list(PACKAGE.glob("_C*.so")), reason="the kernels are not built")
+def test_a_wheel_is_loaded_from_its_own_folder(tmp_path):
+    dist, scratch = tmp_path / "dist", tmp_path / "scratch"
+    dist.mkdir()
+    scratch.mkdir()
+    assert "no wheel" in gpu_run.wheel(sys.executable, scratch, dist).missing
+    with zipfile.ZipFile(dist / "sfron_fast-0-cp310-abi3-linux_x86_64.whl", "w") as archive:
+        for file in [*PACKAGE.rglob("*.py"), *PACKAGE.glob("_C*.so")]:
+            archive.write(file, file.relative_to(PACKAGE.parent))
+    summary = Summary(tmp_path)
+    run_all([gpu_run.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
+    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
