@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-TRITON := triton==3.9.0
+TRITON := triton==3.7.1
 WORKERS ?= 2
 
 .PHONY: build demo test test-long lint bench kernels gpu clean

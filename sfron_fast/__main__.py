@@ -29,6 +29,8 @@ def environment() -> str:
     lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
     for name in ops.SCHEMAS:
         lines.append(f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}")
+    if torch.version.cuda is None:
+        lines += ["", "cuda: this torch is built without CUDA, so list ops have no native kernel for it"]
     return "\n".join(lines)
 
 

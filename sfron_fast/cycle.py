@@ -215,7 +215,7 @@ class SFRonOptimizer(Resumable):
             rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
         moments = batch.group["moments"]
         if forget and moments == "none":
-            functional.sgd_step_(batch.params, batch.grads, **rule)  # theta - beta g, no decay: spec 1.8, line 7
+            functional.sgd_step_(batch.params, batch.grads, **rule)  # theta - beta g, no decay: equation 7
         else:
             self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
 

@@ -116,7 +116,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-# --- autograd: only the first output, the loss, has a gradient; the weights are detached (spec 1.7) ----------------
+# --- autograd: only the first output, the loss, has a gradient; the weights are detached (equations 4 and 5) ---------
 
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

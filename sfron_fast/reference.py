@@ -6,7 +6,7 @@ elementwise results are the same bits everywhere. Low-precision tensors are comp
 once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "absent"), or flat (``flat.py``).
 
 ``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n / 8) bytes.
-Equation numbers "spec 1.x" are those of the README.
+Equation numbers are those of the README.
 """
 
 import math
@@ -56,7 +56,7 @@ def _selected(masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor | None:
     return unpack_bits(masks[i], like.shape)
 
 
-# --- the masked gradient: spec 1.8, line 6 ---------------------------------------------------------------------
+# --- the masked gradient: equation 6 ---------------------------------------------------------------------
 
 
 def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
@@ -118,7 +118,7 @@ def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
 
 
 def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> Tensor:
-    """The slow step (spec 1.5), folded into the last retain step: slow + alpha (fast - slow)."""
+    """The slow step (equation 9), folded into the last retain step: slow + alpha (fast - slow)."""
     return lerp(_wide(slow_in[i]), new, slow_lr) if slow_in else new
 
 
@@ -266,13 +266,13 @@ def int_power(base: float, exponent: int) -> float:
 
 
 def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float) -> None:
-    """slow += alpha (fast - slow); fast = slow (spec 1.5)."""
+    """slow += alpha (fast - slow); fast = slow (equation 9)."""
     for s, f in zip(slow, fast, strict=True):
         s.copy_(lerp(_wide(s), _wide(f), slow_lr))
         f.copy_(s)
 
 
-# --- saliency: spec 1.6 ------------------------------------------------------------------------------------------
+# --- saliency: equation 3 ------------------------------------------------------------------------------------------
 
 
 def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float) -> None:
@@ -294,7 +294,7 @@ def saliency_mask(
     return [pack_bits(s) for s in selected], counts
 
 
-# --- adaptive losses: spec 1.7 -----------------------------------------------------------------------------------
+# --- adaptive losses: equations 4 and 5 ------------------------------------------------------------------------
 
 
 def adaptive_weights(losses: Tensor, temperature: float, floor: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """unlearn(): a saliency mask, then cycles of one forget step and T_in retain steps; schedule, guards, checkpoints."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,9 @@ from . import losses
 from .batches import check_labels, model_device, move, progress_bar
 from .checkpoint import EndlessLoader, random_state, save_whole, set_random_state
 from .checks import number, require
-from .evaluation import Stopwatch, accuracy, predict
+from .evaluation import Stopwatch
 from .fisher import estimate_fisher
+from .guard import Guard
 from .naming import model_digest
 from .recipes.sfron import Recipe
 from .saliency import SaliencyMask
@@ -75,7 +75,8 @@ def unlearn(
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
         progress: show tqdm bars.
     Raises:
-        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run.
+        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run. Found
+            before the model changes; only with a ``mask`` given is a label first seen when its batch comes.
     """
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
@@ -85,6 +86,9 @@ def unlearn(
     require(over_forgetting in ("warn", "stop"), "over_forgetting", "'warn' or 'stop'", repr(over_forgetting))
     if forget_floor is not None:
         number("forget_floor", forget_floor, 0.0, 100.0)
+    armed = eval_every > 0 and (forget_floor is not None or val_loader is not None)
+    require(armed or over_forgetting == "warn", "over_forgetting", "eval_every > 0 and a val_loader or forget_floor "
+            "with 'stop'", "no evaluation to stop at")  # fmt: skip
     folder = None if checkpoint is None else Path(checkpoint)
     run = _Run(model, retain_loader, forget_loader, recipe, loss_fn, folder)
     flags = {module: module.training for module in model.modules()}
@@ -92,7 +96,8 @@ def unlearn(
         with run.watch:
             run.prepare(mask, progress)
             with run.watch.pause():
-                guard = _Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
+                guard = Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
+                run.open_folder()
             total = recipe.cycles * (1 + recipe.retain_steps)
             for position in progress_bar(range(run.position, total), range(run.position, total), "Unlearn", progress):
                 if run.result.stopped_early:
@@ -149,12 +154,25 @@ class _Run:
         self.schedule = self.recipe.make_scheduler(self.optimizer)
         if saved is not None:
             self._restore(saved)
-        elif self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            mask.save(self.folder / MASK)
+
+    @property
+    def cycle(self) -> int:
+        """Cycles begun so far."""
+        return self.position // (1 + self.recipe.retain_steps)
+
+    def open_folder(self) -> None:
+        """Make the checkpoint folder and save the mask in it; nothing else in it is overwritten."""
+        if self.folder is None or (self.folder / CHECKPOINT).exists():
+            return
+        path, mask = self.folder / MASK, self.result.mask
+        theirs = path.exists() and SaliencyMask.load(path) != mask
+        require(not theirs, "checkpoint", f"no other mask at {path}", "one", "use another folder, or remove it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mask.save(path)
 
     def _losses(self, output: Any, targets: Tensor) -> Tensor:
         if self.loss_fn is None:
+            require(targets.dtype == torch.int64, "targets", "int64 labels", targets.dtype, "use targets.long()")
             return F.cross_entropy(output, targets, reduction="none")
         values = self.loss_fn(output, targets)
         require(values.shape == (len(targets),), "loss_fn", f"per-sample losses [{len(targets)}]", list(values.shape))
@@ -173,33 +191,55 @@ class _Run:
 
     def _forget_step(self, weight: float) -> None:
         inputs, targets = move(self.forget.next(), self.device, "forget_loader")
-        kept = None if self.recipe.forget_updates_buffers else [b.clone() for b in self.model.buffers()]
-        output = self.model(inputs)
+        kept = self._buffers()
+        try:
+            loss = self._forget_loss(self.model(inputs), targets)
+        except Exception:
+            self._put_back(kept)  # bad input changes nothing
+            raise
+        (-weight * loss).backward()
+        self.optimizer.forget_step()
+        norm = self.optimizer.grad_norm
+        if not self.recipe.forget_updates_buffers:
+            self._put_back(kept)
+        elif norm is not None:
+            self._put_back(kept, unless=torch.isfinite(norm))  # a skipped step changes nothing
+
+    def _forget_loss(self, output: Any, targets: Tensor) -> Tensor:
         temperature, floor = self.recipe.temperature, self.recipe.loss_floor
         if self.loss_fn is None:
             check_labels(output, targets)
-            loss = losses.adaptive_cross_entropy(output, targets, temperature, floor=floor)
-        else:
-            values = self._losses(output, targets)
-            loss = (losses.adaptive_weights(values, temperature, floor) * values).sum()
-        (-weight * loss).backward()
-        if kept is not None:
-            with torch.no_grad():
-                for buffer, value in zip(self.model.buffers(), kept, strict=True):
-                    buffer.copy_(value)
-        self.optimizer.forget_step()
+            return losses.adaptive_cross_entropy(output, targets, temperature, floor=floor)
+        values = self._losses(output, targets)
+        return (losses.adaptive_weights(values, temperature, floor) * values).sum()
 
     def _retain_step(self) -> None:
         inputs, targets = move(self.retain.next(), self.device, "retain_loader")
-        output = self.model(inputs)
-        if self.loss_fn is None:
-            check_labels(output, targets)
-        loss = self._losses(output, targets).mean()
+        kept = self._buffers()
+        try:
+            output = self.model(inputs)
+            if self.loss_fn is None:
+                check_labels(output, targets)
+            loss = self._losses(output, targets).mean()
+        except Exception:
+            self._put_back(kept)
+            raise
         loss.backward()
-        self.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # skipped on the device, and counted
+        finite = torch.isfinite(loss.detach())
+        self.optimizer.found_inf = (~finite).float()  # skipped on the device, and counted
         self.optimizer.step()
         self.optimizer.found_inf = None
+        self._put_back(kept, unless=finite)
         self.schedule.step()
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.model.buffers()]
+
+    @torch.no_grad()
+    def _put_back(self, kept: list[Tensor], unless: Tensor | None = None) -> None:
+        """Buffers, such as BatchNorm's statistics, as they were; decided on the device."""
+        for buffer, value in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(value if unless is None else torch.where(unless.to(buffer.device), buffer, value))
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -244,52 +284,3 @@ class _Run:
         self.position, self.earlier_seconds = saved["position"], saved["seconds"]
         self.result.history = saved["history"]
         self.result.stopped_early = saved["stopped_early"]
-
-
-class _Guard:
-    """Evaluates along the run; warns or stops when the forget accuracy falls below the floor."""
-
-    def __init__(
-        self, run: _Run, val_loader: Iterable[Any] | None, every: int, floor: float | None, action: str
-    ) -> None:
-        self.run, self.val_loader, self.every, self.action, self.warned = run, val_loader, every, action, False
-        if every and floor is None and val_loader is not None:
-            floor = run.result.history[0]["val_accuracy"] if run.result.history else None
-        self.floor = floor
-        if every and not run.result.history:
-            first = self._measure(0)
-            self.floor = first.get("val_accuracy") if floor is None else floor
-
-    def _measure(self, cycle: int) -> dict[str, float]:
-        loaders = (self.run.forget, self.run.retain)  # val_loader may share a generator with either
-        state, own = random_state(), [loader.own_state() for loader in loaders]  # looking must not change the run
-        entry: dict[str, float] = {"cycle": cycle, "skipped_steps": self.run.optimizer.skipped_steps}
-        entry["forget_accuracy"] = accuracy(predict(self.run.model, self.run.forget.loader))
-        if self.val_loader is not None:
-            entry["val_accuracy"] = accuracy(predict(self.run.model, self.val_loader))
-        set_random_state(state)
-        for loader, generators in zip(loaders, own, strict=True):
-            loader.set_own_state(generators)
-        self.run.result.history.append(entry)
-        return entry
-
-    def due(self, cycle: int) -> bool:
-        return self.every > 0 and cycle % self.every == 0
-
-    def look(self, cycle: int) -> None:
-        if not self.due(cycle):
-            return
-        entry = self._measure(cycle)
-        if self.floor is None or entry["forget_accuracy"] >= self.floor:
-            return
-        if self.action == "stop":
-            self.run.result.stopped_early = True
-        if not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below {self.floor:.1f} % in "
-                f"cycle {cycle}; lower forget_weight or cycles, or pass over_forgetting='stop' (forget_floor=0 if a "
-                "whole class is to go)",
-                RuntimeWarning,
-                stacklevel=3,
-            )

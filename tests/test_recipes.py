@@ -13,7 +13,7 @@ from sfron_fast.recipes import finetune, gradient_ascent
 
 
 def literal_official(model, forget, retain, cycles, inner, *, lr, alpha, clip, momentum=0.9, decay=5e-4, lambd=0.5):
-    """The authors' classification code: spec 2.1."""
+    """The authors' classification code: sfron.py."""
     params = dict(model.named_parameters())
     fishers = []
     for batches in (forget, retain):
@@ -54,7 +54,7 @@ def literal_official(model, forget, retain, cycles, inner, *, lr, alpha, clip, m
 
 
 def literal_paper(model, forget, retain, cycles, inner, *, eta, beta, slow, lambd=0.5, gamma=1.0, mask=None):
-    """The paper's algorithm: spec 1.8, line by line. BatchNorm: forget batches leave no trace in the statistics."""
+    """The paper's algorithm: equations 6 to 9, line by line. BatchNorm: forget batches leave no trace."""
     params = dict(model.named_parameters())
     if mask is None:
         fishers = []

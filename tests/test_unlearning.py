@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ def test_guard_takes_the_validation_accuracy_before_the_run():
 
 
 @pytest.mark.parametrize("settings", [
-    {"eval_every": 1, "forget_floor": 0}, {"eval_every": 1}, {"forget_floor": 90.0, "over_forgetting": "stop"},
+    {"eval_every": 1, "forget_floor": 0}, {"eval_every": 1}, {"forget_floor": 90.0},
     {"eval_every": 1, "forget_floor": 0, "over_forgetting": "stop"},
 ])  # fmt: skip
 def test_guard_off(settings):
@@ -97,6 +98,53 @@ def test_guard_off(settings):
     assert not result.stopped_early
     if "eval_every" in settings:
         assert result.history[-1]["forget_accuracy"] < 90
+
+
+@pytest.mark.parametrize("settings", [{"forget_floor": 90.0}, {"eval_every": 1}])
+def test_a_stop_that_could_never_come_is_refused(settings):
+    with pytest.raises(ValueError, match="over_forgetting: expected eval_every > 0 and a val_loader or forget_floor"):
+        forgetful(over_forgetting="stop", **settings)
+
+
+@pytest.mark.parametrize("recipe", [sf.Recipe.paper, sf.Recipe.official])
+@pytest.mark.parametrize("bad", ["retain", "forget"])
+def test_a_skipped_step_leaves_batchnorm_alone(recipe, bad):
+    x, y = data(8)
+    broken = x.clone()
+    broken[0, 0] = float("nan")
+    batches = {"retain": [(x, y)], "forget": [(x, y)]}
+    batches[bad] = [(x, y), (broken, y)]
+    model = build("bn")
+    mask = random_mask(model)
+    result = sf.unlearn(model, batches["retain"], batches["forget"], recipe=recipe(cycles=4), mask=mask)
+    assert result.skipped_steps > 0
+    assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+def test_a_bad_label_changes_nothing_not_even_running_statistics():
+    x, y = data(8)
+    model = build("bn")
+    mask, before = random_mask(model), bits(model)
+    with pytest.raises(ValueError, match="targets: expected classes"):
+        sf.unlearn(model, [(x, y)], [(x, y + 50)], recipe=sf.Recipe.official(cycles=1), mask=mask)
+    assert same(bits(model), before)
+
+
+def test_another_mask_in_the_checkpoint_folder_is_not_overwritten(tmp_path):
+    x, y = data(8)
+    model = build()
+    other = random_mask(model, seed=9)
+    other.save(tmp_path / "mask.safetensors")
+    with pytest.raises(ValueError, match="checkpoint: expected no other mask"):
+        sf.unlearn(model, [(x, y)], [(x, y)], recipe=sf.Recipe.paper(cycles=1), checkpoint=tmp_path)
+    assert sf.SaliencyMask.load(tmp_path / "mask.safetensors") == other
+
+
+def test_a_recipe_of_numpy_numbers_can_be_resumed(tmp_path):
+    x, y = data(8)
+    recipe = sf.Recipe.official(cycles=1, lr=np.float64(0.01), betas=[np.float64(0.9), 0.99])
+    for _ in range(2):
+        sf.unlearn(build(), [(x, y)], [(x, y)], recipe=recipe, checkpoint=tmp_path)
 
 
 def test_stopped_run_stays_stopped(tmp_path):

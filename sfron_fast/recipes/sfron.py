@@ -106,6 +106,11 @@ class Recipe:
         for name, allowed in choices.items():
             value = getattr(self, name)
             require(value in allowed, name, " or ".join(map(repr, allowed)), repr(value))
+        for name in ("lr", "forget_lr", "forget_weight", "temperature", "loss_floor", "threshold", "momentum",
+                     "weight_decay", "max_norm", "slow_lr"):  # fmt: skip
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))  # checkpoints hold plain numbers
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
     def replace(self, **overrides: Any) -> "Recipe":
         """A copy with some settings changed."""
