@@ -11,20 +11,28 @@ from .checks import require
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device of the first parameter (the CPU for a model without any)."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """The device of the first parameter, else of the first buffer, else the CPU."""
+    return next(model.parameters(), next(model.buffers(), torch.empty(0))).device
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Every submodule's own training flag restored after, also after an error."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        model.train(flags[model])  # first: modules that override train() undo what their eval() did
+        for module, flag in flags.items():
+            module.training = flag
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own training flag restored after."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with keeping_modes(model):
+        model.eval()
         yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def move(batch: Any, device: torch.device, name: str = "loader") -> tuple[Any, Tensor]:

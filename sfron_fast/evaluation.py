@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfron_fast.batches import evaluating, model_device
 from sfron_fast.checks import require
 
 Loader = Iterable[Any]  # of batches (inputs, labels); read twice when the reference is a model
@@ -80,27 +81,19 @@ def predict(model: nn.Module, loader: Loader) -> Predictions:
 
 
 def _predict(model: nn.Module, loader: Loader, name: str) -> Predictions:
-    tensor = next(model.parameters(), next(model.buffers(), torch.empty(0)))
-    modes = [(module, module.training) for module in model.modules()]
+    device = model_device(model)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    try:
-        model.eval()
-        with torch.no_grad():
-            for batch in loader:
-                pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-                require(pair, name, "batches (inputs, labels)", type(batch).__name__, "change collate_fn")
-                inputs, target = batch
-                output = model(inputs.to(tensor.device) if hasattr(inputs, "to") else inputs)
-                _check(output, target, name)
-                plain = isinstance(inputs, Tensor) and not inputs.is_complex() and len(inputs) == len(target)
-                rows = inputs.reshape(len(target), -1) if plain else torch.full((len(target), 1), torch.nan)
-                sums = rows.sum(1, dtype=torch.float64)
-                parts.append((output.float().cpu(), target.long().cpu(), sums.cpu()))
-    finally:
-        # train() first: modules that override it (merged adapters) undo what their eval() did.
-        model.train(modes[0][1])
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        for batch in loader:
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            require(pair, name, "batches (inputs, labels)", type(batch).__name__, "change collate_fn")
+            inputs, target = batch
+            output = model(inputs.to(device) if hasattr(inputs, "to") else inputs)
+            _check(output, target, name)
+            plain = isinstance(inputs, Tensor) and not inputs.is_complex() and len(inputs) == len(target)
+            rows = inputs.reshape(len(target), -1) if plain else torch.full((len(target), 1), torch.nan)
+            sums = rows.sum(1, dtype=torch.float64)
+            parts.append((output.float().cpu(), target.long().cpu(), sums.cpu()))
     require(bool(parts), name, "at least one batch", "none", "pass a DataLoader or list, not a generator")
     widths = sorted({logits.shape[1] for logits, _, _ in parts})
     require(len(widths) == 1, name, "the same classes in every batch", widths, "evaluate one head at a time")

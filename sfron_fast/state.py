@@ -36,8 +36,9 @@ class Resumable(Optimizer):
         self.param_groups[0]["skipped"] = self.skipped_steps
         state = super().state_dict()
         if self.saliency is not None:
+            digest = self.saliency.digest()  # reads every mask: once, not per group
             for group in state["param_groups"]:
-                group["mask_digest"] = self.saliency.digest()
+                group["mask_digest"] = digest
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses
-from .batches import check_labels, model_device, move, progress_bar
+from .batches import check_labels, keeping_modes, model_device, move, progress_bar
 from .checkpoint import EndlessLoader, random_state, save_whole, set_random_state
 from .checks import number, require
 from .evaluation import Stopwatch
@@ -91,30 +91,25 @@ def unlearn(
             "with 'stop'", "no evaluation to stop at")  # fmt: skip
     folder = None if checkpoint is None else Path(checkpoint)
     run = _Run(model, retain_loader, forget_loader, recipe, loss_fn, folder)
-    flags = {module: module.training for module in model.modules()}
-    try:
-        with run.watch:
-            run.prepare(mask, progress)
-            with run.watch.pause():
-                guard = Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
-                run.open_folder()
-            total = recipe.cycles * (1 + recipe.retain_steps)
-            for position in progress_bar(range(run.position, total), range(run.position, total), "Unlearn", progress):
-                if run.result.stopped_early:
-                    break
-                run.advance()
-                cycle, inside = divmod(position + 1, 1 + recipe.retain_steps)
-                if not inside and (guard.due(cycle) or on_cycle is not None):
-                    with run.watch.pause():
-                        guard.look(cycle)
-                        if on_cycle is not None:
-                            on_cycle(cycle, model)
-                if folder is not None and ((position + 1) % checkpoint_every == 0 or position + 1 == total):
-                    with run.watch.pause():
-                        run.save()
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    with keeping_modes(model), run.watch:
+        run.prepare(mask, progress)
+        with run.watch.pause():
+            guard = Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
+            run.open_folder()
+        total = recipe.cycles * (1 + recipe.retain_steps)
+        for position in progress_bar(range(run.position, total), range(run.position, total), "Unlearn", progress):
+            if run.result.stopped_early:
+                break
+            run.advance()
+            cycle, inside = divmod(position + 1, 1 + recipe.retain_steps)
+            if not inside and (guard.due(cycle) or on_cycle is not None):
+                with run.watch.pause():
+                    guard.look(cycle)
+                    if on_cycle is not None:
+                        on_cycle(cycle, model)
+            if folder is not None and ((position + 1) % checkpoint_every == 0 or position + 1 == total):
+                with run.watch.pause():
+                    run.save()
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
     return run.result
