@@ -1,8 +1,188 @@
-// The Python module `sfron_fast._C` is empty: importing it runs the static registrations of every <op>_op.cpp,
-// which hand the native kernels to the dispatcher. The ops themselves are defined in sfron_fast/ops.py.
+// The Python module `sfron_fast._C`. Importing it runs the static registrations of every <op>_op.cpp, which hand the
+// native kernels to the dispatcher; the ops themselves are defined in sfron_fast/ops.py. What Python calls besides them
+// are quick looks at long lists, which the interpreter would take one by one (sfron_fast/_native.py documents them).
+//
+// Tensors are read through torch's DLPack exchange table, the C function that `torch.Tensor.__dlpack_c_exchange_api__`
+// publishes for this purpose: no reference is counted, nothing is allocated.
 #include <Python.h>
 
-static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_C", "Native kernels of sfron_fast.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+#include <cstdint>
 
-extern "C" PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
+#include "common/check.h"
+#include "common/records.h"
+
+namespace sfron {
+namespace {
+
+// The part of dlpack.h (version 1) that is needed; torch's copy is closed to extensions of the stable ABI.
+struct DlTensor {
+  void* data;
+  int32_t device_type, device_index;
+  int32_t dim;
+  uint8_t type, bits;
+  uint16_t lanes;
+  const int64_t *sizes, *strides;
+  uint64_t byte_offset;
+};
+
+struct DlExchange {
+  uint32_t major, minor;
+  void* previous;
+  void *allocate, *from_object, *to_object;
+  int (*look)(void* object, DlTensor* out);  // 0 = told; else a Python error is set
+  void* current_stream;
+};
+
+constexpr int32_t kDlCpu = 1, kDlCuda = 2;
+constexpr uint8_t kDlInt = 0, kDlUnsigned = 1, kDlFloat = 2, kDlBFloat = 4;
+
+struct Torch {
+  PyObject *tensor = nullptr, *parameter = nullptr;  // the types
+  const DlExchange* exchange = nullptr;
+};
+
+PyObject* attribute_of(const char* module, const char* name) {
+  PyObject* imported = PyImport_ImportModule(module);
+  PyObject* found = imported == nullptr ? nullptr : PyObject_GetAttrString(imported, name);
+  Py_XDECREF(imported);
+  return found;
+}
+
+// Looked up once. Without an exchange table of a version known here nothing is ever described: the ops take handles.
+const Torch& torch_types() {
+  static const Torch known = [] {
+    Torch t;
+    t.tensor = attribute_of("torch", "Tensor");
+    t.parameter = attribute_of("torch.nn", "Parameter");
+    PyObject* capsule =
+        t.tensor == nullptr ? nullptr : PyObject_GetAttrString(t.tensor, "__dlpack_c_exchange_api__");
+    const void* table = capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    Py_XDECREF(capsule);
+    PyErr_Clear();
+    const DlExchange* exchange = static_cast<const DlExchange*>(table);
+    if (exchange != nullptr && exchange->major == 1 && exchange->look != nullptr) t.exchange = exchange;
+    return t;
+  }();
+  return known;
+}
+
+int32_t dtype_code(const DlTensor& t) {
+  const DTypeCodes& c = codes();
+  if (t.lanes != 1) return -1;
+  if (t.type == kDlFloat) return t.bits == 32 ? c.float32 : t.bits == 16 ? c.float16 : t.bits == 64 ? c.float64 : -1;
+  if (t.type == kDlBFloat && t.bits == 16) return c.bfloat16;
+  if (t.type == kDlUnsigned && t.bits == 8) return c.uint8;
+  if (t.type == kDlInt && t.bits == 64) return c.int64;
+  return -1;
+}
+
+// A lazily negated tensor, z.conj().imag, holds the values with the other sign. It has gaps, so it is noticed for them,
+// unless it has a single element.
+bool maybe_negated(PyObject* object, int64_t numel) {
+  if (numel != 1) return false;
+  PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
+  const bool plain = answer == Py_False;
+  Py_XDECREF(answer);
+  PyErr_Clear();
+  return !plain;
+}
+
+// False for whatever the plain path should not meet: subclasses, wrappers of transforms, other devices, other dtypes.
+bool look(const Torch& torch, PyObject* object, Record* record) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != torch.parameter && type != torch.tensor) return false;
+  DlTensor t;
+  if (torch.exchange->look(object, &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const int32_t code = dtype_code(t);
+  if (code < 0) return false;
+  int32_t device_type = codes().cpu;
+  if (t.device_type != kDlCpu) {
+#if defined(USE_CUDA)
+    if (t.device_type != kDlCuda) return false;
+    device_type = aoti_torch_device_type_cuda();
+#else
+    return false;
+#endif
+  }
+  int64_t numel = 1, expected = 1;
+  for (int32_t d = 0; d < t.dim; ++d) numel *= t.sizes[d];
+  if (maybe_negated(object, numel)) return false;
+  bool contiguous = true;
+  for (int32_t d = t.dim; d-- > 0 && numel != 0;) {
+    if (t.sizes[d] == 1) continue;
+    contiguous = contiguous && t.strides[d] == expected;
+    expected *= t.sizes[d];
+  }
+  *record = {static_cast<char*>(t.data) + t.byte_offset, numel,       t.dim,          t.sizes, code,
+             device_type,                                t.device_type == kDlCpu ? 0 : t.device_index, contiguous};
+  return true;
+}
+
+PyObject* describe(PyObject*, PyObject* args) {
+  PyObject *target, *lists;
+  if (!PyArg_ParseTuple(args, "OO!:describe", &target, &PyTuple_Type, &lists)) return nullptr;
+  const Torch& torch = torch_types();
+  Record table;
+  if (torch.exchange == nullptr || !look(torch, target, &table)) Py_RETURN_FALSE;
+  const Py_ssize_t count = PyTuple_Size(lists);
+  int64_t* counts = static_cast<int64_t*>(table.data);
+  Record* record = reinterpret_cast<Record*>(counts + count);
+  int64_t room = table.numel - count;
+  for (Py_ssize_t l = 0; l < count; ++l) {
+    PyObject* list = PyTuple_GetItem(lists, l);
+    if (!PyList_Check(list)) Py_RETURN_FALSE;
+    const Py_ssize_t size = PyList_Size(list);
+    if ((room -= size * kRecordWords) < 0) {
+      PyErr_SetString(PyExc_ValueError, "records: expected a table with room for all lists, found a shorter one");
+      return nullptr;
+    }
+    counts[l] = size;
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      if (!look(torch, PyList_GetItem(list, i), record++)) Py_RETURN_FALSE;
+    }
+  }
+  Py_RETURN_TRUE;
+}
+
+PyObject* same(PyObject*, PyObject* args) {
+  PyObject *a, *b;
+  if (!PyArg_ParseTuple(args, "O!O!:same", &PyList_Type, &a, &PyList_Type, &b)) return nullptr;
+  const Py_ssize_t size = PyList_Size(a);
+  if (PyList_Size(b) != size) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (PyList_GetItem(a, i) != PyList_GetItem(b, i)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
+PyObject* same_values(PyObject*, PyObject* args) {
+  PyObject *dicts, *values;
+  if (!PyArg_ParseTuple(args, "O!O!:same_values", &PyList_Type, &dicts, &PyList_Type, &values)) return nullptr;
+  const Py_ssize_t size = PyList_Size(dicts), total = PyList_Size(values);
+  Py_ssize_t seen = 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject *dict = PyList_GetItem(dicts, i), *value;
+    if (!PyDict_Check(dict)) Py_RETURN_FALSE;
+    for (Py_ssize_t at = 0; PyDict_Next(dict, &at, nullptr, &value);) {
+      if (seen == total || PyList_GetItem(values, seen++) != value) Py_RETURN_FALSE;
+    }
+  }
+  return PyBool_FromLong(seen == total);
+}
+
+PyMethodDef functions[] = {
+    {"describe", describe, METH_VARARGS, "describe(table, lists) -> bool"},
+    {"same", same, METH_VARARGS, "same(list, list) -> bool"},
+    {"same_values", same_values, METH_VARARGS, "same_values(dicts, list) -> bool"},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_C", "Native kernels of sfron_fast.", -1, functions, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace sfron
+
+extern "C" PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&sfron::definition); }

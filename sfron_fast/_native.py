@@ -7,15 +7,18 @@ unset = use the kernels if they load, ``0`` = never, ``1`` or ``require`` = rais
 import importlib
 import os
 import warnings
+from itertools import chain
+from operator import is_
+from typing import Any
 
 _reason: str | None = None  # why the native kernels are absent; None once they are loaded
-_loaded = False
+_module: Any = None
 _told = False
 
 
 def load() -> None:
     """Import ``_C``, which registers the native kernels with the dispatcher. Called once, by ``ops``."""
-    global _reason, _loaded
+    global _reason, _module
     wish = os.environ.get("SFRON_FAST_NATIVE", "")
     if wish not in ("", "0", "1", "require"):
         raise ImportError(f"SFRON_FAST_NATIVE: expected 0, 1 or require, found {wish!r}; unset it or use one of those")
@@ -23,8 +26,7 @@ def load() -> None:
         _reason = "switched off by SFRON_FAST_NATIVE=0"
         return
     try:
-        importlib.import_module("sfron_fast._C")
-        _loaded = True
+        _module = importlib.import_module("sfron_fast._C")
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "sfron_fast._C"
         _reason = "the package was installed without its compiled kernels" if missing else f"loading failed: {error}"
@@ -37,7 +39,7 @@ REMEDY = "pip install --no-build-isolation --force-reinstall --no-deps sfron-fas
 
 def available() -> bool:
     """True if the compiled kernels are loaded."""
-    return _loaded
+    return _module is not None
 
 
 def reason() -> str | None:
@@ -48,7 +50,7 @@ def reason() -> str | None:
 def warn_once() -> None:
     """Say, the first time a reference kernel stands in for a native one, that it does and why."""
     global _told
-    if not _told and not _loaded and os.environ.get("SFRON_FAST_NATIVE") != "0":
+    if not _told and _module is None and os.environ.get("SFRON_FAST_NATIVE") != "0":
         _told = True
         warnings.warn(
             f"sfron_fast runs on its reference kernels (correct, slower): {_reason}. "
@@ -56,3 +58,36 @@ def warn_once() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+# --- looks at lists of thousands of objects, which Python alone would take one by one -----------------------------------
+
+RECORD_WORDS = 6  # int64 per tensor (csrc/common/records.h)
+
+
+def table_words(lists: tuple[list[Any], ...]) -> int:
+    """Length of the int64 table that ``describe`` fills."""
+    return len(lists) + RECORD_WORDS * sum(map(len, lists))
+
+
+def describe(table: Any, lists: tuple[list[Any], ...]) -> bool:
+    """Write pointer, shape, dtype and device of every tensor into ``table``, int64 [table_words(lists)] on the CPU.
+
+    False if one of them is not a plain tensor or parameter on a device with native kernels: then call the op itself.
+    """
+    return _module is not None and _module.describe(table, lists)
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    """Whether both lists hold the very same objects."""
+    return _module.same(a, b) if _module is not None else len(a) == len(b) and all(map(is_, a, b))
+
+
+def same_values(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
+    """Whether the values of all dicts, in order, are the very objects of the list."""
+    return _module.same_values(dicts, values) if _module is not None else same(list(all_values(dicts)), values)
+
+
+def all_values(dicts: list[dict[Any, Any]]) -> chain[Any]:
+    """The values of all dicts, in order."""
+    return chain.from_iterable(map(dict.values, dicts))

@@ -5,12 +5,13 @@ tensors cost; and a mask's bits start at a whole word.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import _native
 
 UNIT = 64
 
@@ -81,13 +82,11 @@ class FlatStates:
 
     def serves(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
         """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
-        same = len(params) == len(self.params) and all(map(is_, self.params, params))
-        if not same or state is not self.state or params[0].device != self.device:
+        if state is not self.state or not params or params[0].device != self.device:
             return False
-        if self.states and not self._same_states(state):
+        if not _native.same(params, self.params) or (self.states and not self._same_states(state)):
             return False
-        values = chain.from_iterable(map(dict.values, self.states))
-        if sum(map(len, self.states)) != len(self._seen) or not all(map(is_, values, self._seen)):
+        if not _native.same_values(self.states, self._seen):
             for key, entries in self._entries.items():
                 if not all(state.get(key) is entry for state, entry in zip(self.states, entries, strict=True)):
                     del self.flats[key]
@@ -97,9 +96,10 @@ class FlatStates:
 
     def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
         """Whether no parameter was given another dict; without a look-up per parameter, which hashes it."""
-        if len(state) == len(self._all) and all(map(is_, state.values(), self._all)):
+        states = list(state.values())
+        if _native.same(states, self._all):
             return True
-        self._all = list(state.values())
+        self._all = states
         return all(map(is_, map(state.get, self.params), self.states))
 
     def get(self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None) -> Tensor | None:
@@ -132,4 +132,4 @@ class FlatStates:
         return flat
 
     def _remember(self) -> None:
-        self._seen = list(chain.from_iterable(map(dict.values, self.states)))
+        self._seen = list(_native.all_values(self.states))

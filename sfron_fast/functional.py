@@ -6,19 +6,17 @@ and out). fp64 goes to the reference kernels. Raises ValueError or RuntimeError,
 is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
-from . import ops, reference
+from . import _native, ops, reference
 from .checks import require
 
 Tensors = Sequence[Tensor]
-
-_PLAIN = {Tensor, torch.nn.Parameter}
-
 
 def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest: Any, **scalars: Any) -> Any:
     """The op on ``lists`` (in the schema's order) and ``rest``; bumps the versions of the first written lists.
@@ -28,16 +26,17 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     """
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
-    if _PLAIN.issuperset(map(type, next(iter(lists.values())))) and not torch.compiler.is_compiling():
+    records = _records(lists.values())
+    if records is not None:
         try:
-            result = getattr(ops, name)(*lists.values(), *rest, **scalars)
+            result = getattr(torch.ops.sfron_fast, name).records(records, *rest, **scalars)
         except ValueError as refusal:
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:
             _touch(name, lists, written)
             return result
-    dense = {key: [_local(t).contiguous() for t in tensors] for key, tensors in lists.items()}
+    dense = {key: [_dense(key, i, t) for i, t in enumerate(tensors)] for key, tensors in lists.items()}
     double = any(t.dtype == torch.float64 for tensors in dense.values() for t in tensors)
     kernel = ops.default_kernel(name) if double else getattr(ops, name)
     result = kernel(*dense.values(), *rest, **scalars)
@@ -48,6 +47,18 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
                     target.copy_(copy)
     _touch(name, lists, written)
     return result
+
+
+def _records(lists: Iterable[Tensors]) -> Tensor | None:
+    """The lists as one table for the op's ``records`` overload: a tenth of the time that handles take.
+
+    None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for subclasses.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        return None
+    lists = tuple(tensors if type(tensors) is list else list(tensors) for tensors in lists)
+    table = torch.empty(_native.table_words(lists), dtype=torch.int64, device="cpu")
+    return table if _native.describe(table, lists) else None
 
 
 def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:
@@ -64,6 +75,12 @@ def _refuse_leaves(lists: dict[str, Tensors]) -> None:
                     f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
                     "an in-place update of it cannot be differentiated"
                 )
+
+
+def _dense(name: str, i: int, tensor: Tensor) -> Tensor:
+    tensor = _local(tensor)
+    require(tensor.layout == torch.strided, f"{name}[{i}]", "a dense tensor", tensor.layout)
+    return tensor.contiguous()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ the defaults; the dispatcher, not this package, chooses. Lists: an empty list me
 that end in ``_`` write their (x!) arguments in place and return nothing. Bad input raises before anything is written.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,9 +148,14 @@ def _mse_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, 
 
 
 for _name, _schema in SCHEMAS.items():
-    _library.define(f"{_name}{' '.join(_schema.split())}", tags=(torch.Tag.pt2_compliant_tag,))
+    _schema = " ".join(_schema.split())
+    _library.define(f"{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, default_kernel(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sfron_fast::{_name}", fake_kernel(_name), lib=_library)
+    # the same with a table in place of its lists, native only: functional.py writes it, csrc/common/records.h says why
+    _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor records, ", _schema)
+    if _table != _schema:
+        _library.define(f"{_name}.records{_table}")
 torch.library.register_autograd(
     "sfron_fast::adaptive_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_context, lib=_library
 )

@@ -1,5 +1,5 @@
 #include "adamw_step/adamw_step.h"
-#include "common/cuda.h"
+#include "common/list_op.h"
 #include "common/step.h"
 
 namespace sfron {
@@ -67,7 +67,6 @@ void adamw_step(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("adamw_step_", TORCH_BOX(&adamw_step)); }
-SFRON_CUDA_OP("adamw_step_", adamw_step)
+SFRON_LIST_OP("adamw_step_", adamw_step)
 
 }  // namespace sfron

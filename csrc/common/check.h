@@ -14,6 +14,7 @@
 #include "common/fail.h"
 #include "common/hd.h"
 #include "common/isa.h"
+#include "common/records.h"
 #include "common/runs.h"
 
 namespace sfron {
@@ -21,32 +22,45 @@ namespace sfron {
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// A Tensor[] argument: owns bare handles. A vector of Tensors allocates a shared count for each, half of a call's cost.
+// One tensor of a list: a handle, or a line of a table.
+struct Item {
+  Item(AtenTensorHandle handle) : handle(handle) {}
+  explicit Item(const Record* record) : record(record) {}
+  AtenTensorHandle handle = nullptr;
+  const Record* record = nullptr;
+};
+
+// A list of tensors: a Tensor[] argument, or a part of a table. Owns bare handles: a vector of Tensors allocates a shared
+// count for each, half of a call's cost.
 class TensorList {
  public:
   explicit TensorList(StableListHandle list) {
-    size_t size = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
-    handles_.resize(size);
-    for (size_t i = 0; i < size; ++i) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size_));
+    handles_.resize(size_);
+    for (size_t i = 0; i < size_; ++i) {
       StableIValue item;
       STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
       handles_[i] = torch::stable::detail::to<AtenTensorHandle>(item);
     }
     STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   }
+  TensorList(const Record* records, size_t size) : records_(records), size_(size) {}
   TensorList(TensorList&&) noexcept = default;
   TensorList(const TensorList&) = delete;
   ~TensorList() {
     for (const AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
   }
 
-  size_t size() const { return handles_.size(); }
-  bool empty() const { return handles_.empty(); }
-  AtenTensorHandle operator[](size_t i) const { return handles_[i]; }
+  size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  Item operator[](size_t i) const {
+    return records_ == nullptr ? Item(handles_[i]) : Item(records_ + i);
+  }
 
  private:
   std::vector<AtenTensorHandle> handles_;
+  const Record* records_ = nullptr;
+  size_t size_ = 0;
 };
 
 struct View {
@@ -104,32 +118,52 @@ inline std::string device_name(int32_t type, int32_t index) {
   return "device type " + std::to_string(type);
 }
 
-inline void check_device(Name name, AtenTensorHandle handle, int32_t type) {
-  const Device wanted = wanted_device();
-  int32_t index = wanted.index;
-  if (type == wanted.type && type == codes().cpu) return;
-  const bool fetched = aoti_torch_get_device_index(handle, &index) == TORCH_SUCCESS;
-  if (fetched && type == wanted.type && index == wanted.index) return;
-  fail(name, "device " + device_name(wanted.type, wanted.index), device_name(type, index));
+// The device's index, or 0 where it has none.
+inline Device device_of(Item item) {
+  if (item.record != nullptr) return {item.record->device_type, item.record->device_index};
+  Device device{codes().cpu, 0};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(item.handle, &device.type));
+  if (device.type == codes().cpu) return device;
+  if (aoti_torch_get_device_index(item.handle, &device.index) != TORCH_SUCCESS) device.index = 0;
+  return device;
 }
 
-// Any contiguous tensor on the wanted device.
-inline View any_view(Name name, AtenTensorHandle handle) {
+inline void check_device(Name name, Device found) {
+  const Device wanted = wanted_device();
+  if (found.type == wanted.type && (found.type == codes().cpu || found.index == wanted.index)) return;
+  fail(name, "device " + device_name(wanted.type, wanted.index), device_name(found.type, found.index));
+}
+
+inline void check_contiguous(Name name, bool contiguous) {
+  if (!contiguous) fail(name, "a contiguous tensor", "strides that are not; use .contiguous()");
+}
+
+inline View handle_view(Name name, AtenTensorHandle handle) {
   View view{};
   int64_t* sizes = nullptr;
-  int32_t device = 0;
   bool contiguous = false;
-  const bool fetched = aoti_torch_get_device_type(handle, &device) == TORCH_SUCCESS &&
-                       aoti_torch_get_dtype(handle, &view.code) == TORCH_SUCCESS &&
+  const bool fetched = aoti_torch_get_dtype(handle, &view.code) == TORCH_SUCCESS &&
                        aoti_torch_get_dim(handle, &view.dim) == TORCH_SUCCESS &&
                        aoti_torch_get_sizes(handle, &sizes) == TORCH_SUCCESS &&
                        aoti_torch_get_numel(handle, &view.numel) == TORCH_SUCCESS &&
                        aoti_torch_is_contiguous(handle, &contiguous) == TORCH_SUCCESS;
   if (!fetched) fail(name, "a dense tensor", "one whose properties torch does not tell");
   view.sizes = sizes;
-  check_device(name, handle, device);
-  if (!contiguous) fail(name, "a contiguous tensor", "strides that are not; use .contiguous()");
+  check_device(name, device_of(handle));
+  check_contiguous(name, contiguous);
   if (aoti_torch_get_data_ptr(handle, &view.data) != TORCH_SUCCESS) fail(name, "a tensor with storage", "none");
+  return view;
+}
+
+inline View record_view(Name name, const Record& record) {
+  check_device(name, {record.device_type, record.device_index});
+  check_contiguous(name, record.contiguous != 0);
+  return {record.data, record.numel, record.dim, record.sizes, record.code, DType::kFloat32};
+}
+
+// Any contiguous tensor on the wanted device.
+inline View any_view(Name name, Item item) {
+  View view = item.record == nullptr ? handle_view(name, item.handle) : record_view(name, *item.record);
   const DTypeCodes& c = codes();
   view.dtype = view.code == c.bfloat16  ? DType::kBFloat16
                : view.code == c.float16 ? DType::kFloat16
@@ -137,8 +171,8 @@ inline View any_view(Name name, AtenTensorHandle handle) {
   return view;
 }
 
-inline View float_view(Name name, AtenTensorHandle handle) {
-  const View view = any_view(name, handle);
+inline View float_view(Name name, Item item) {
+  const View view = any_view(name, item);
   const DTypeCodes& c = codes();
   if (view.code != c.float32 && view.code != c.bfloat16 && view.code != c.float16) {
     fail(name, "torch.float32, torch.bfloat16 or torch.float16 (float64 has only the reference kernels, through "
@@ -173,7 +207,7 @@ inline void check_allowed(Name name, const View& view, int32_t like, Allowed all
        dtype_name(view.code));
 }
 
-inline float* scalar_view(Name name, AtenTensorHandle scalar) {
+inline float* scalar_view(Name name, Item scalar) {
   const View view = any_view(name, scalar);
   if (view.numel != 1) fail(name, "one element", shape_name(view.sizes, view.dim));
   if (view.code != codes().float32) fail(name, "float32", dtype_name(view.code));

@@ -35,12 +35,11 @@ inline void* current_stream(int32_t device) {
 class DeviceScope {
  public:
   explicit DeviceScope(const TensorList& tensors) {
-    int32_t type = codes().cpu, index = 0;
-    if (!tensors.empty()) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[0], &type));
-    if (type != aoti_torch_device_type_cuda()) return;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensors[0], &index));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(index, &guard_));
-    wanted_device() = {type, index};
+    if (tensors.empty()) return;
+    const Device device = device_of(tensors[0]);
+    if (device.type != aoti_torch_device_type_cuda()) return;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device.index, &guard_));
+    wanted_device() = device;
   }
   DeviceScope(const DeviceScope&) = delete;
   ~DeviceScope() {

@@ -1,5 +1,4 @@
-#include "common/cuda.h"
-#include "common/lists.h"
+#include "common/list_op.h"
 #include "common/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
 
@@ -26,7 +25,6 @@ void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("fisher_accumulate_", TORCH_BOX(&fisher_accumulate)); }
-SFRON_CUDA_OP("fisher_accumulate_", fisher_accumulate)
+SFRON_LIST_OP("fisher_accumulate_", fisher_accumulate)
 
 }  // namespace sfron

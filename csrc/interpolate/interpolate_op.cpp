@@ -1,5 +1,4 @@
-#include "common/cuda.h"
-#include "common/lists.h"
+#include "common/list_op.h"
 #include "common/runs.h"
 #include "interpolate/interpolate.h"
 
@@ -26,7 +25,6 @@ void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr)
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("interpolate_", TORCH_BOX(&interpolate)); }
-SFRON_CUDA_OP("interpolate_", interpolate)
+SFRON_LIST_OP("interpolate_", interpolate)
 
 }  // namespace sfron

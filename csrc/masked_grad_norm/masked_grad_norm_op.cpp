@@ -1,5 +1,4 @@
-#include "common/cuda.h"
-#include "common/lists.h"
+#include "common/list_op.h"
 #include "common/runs.h"
 #include "masked_grad_norm/masked_grad_norm.h"
 
@@ -37,7 +36,6 @@ Tensor masked_grad_norm(const TensorList& grads, const TensorList& masks, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("masked_grad_norm", TORCH_BOX(&masked_grad_norm)); }
-SFRON_CUDA_OP("masked_grad_norm", masked_grad_norm)
+SFRON_LIST_OP("masked_grad_norm", masked_grad_norm)
 
 }  // namespace sfron

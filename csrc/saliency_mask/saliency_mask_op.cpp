@@ -1,7 +1,6 @@
 #include <tuple>
 
-#include "common/cuda.h"
-#include "common/lists.h"
+#include "common/list_op.h"
 #include "common/runs.h"
 #include "saliency_mask/saliency_mask.h"
 
@@ -46,7 +45,6 @@ std::tuple<std::vector<Tensor>, Tensor> saliency_mask(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("saliency_mask", TORCH_BOX(&saliency_mask)); }
-SFRON_CUDA_OP("saliency_mask", saliency_mask)
+SFRON_LIST_OP("saliency_mask", saliency_mask)
 
 }  // namespace sfron

@@ -1,4 +1,4 @@
-#include "common/cuda.h"
+#include "common/list_op.h"
 #include "common/step.h"
 #include "sgd_step/sgd_step.h"
 
@@ -42,7 +42,6 @@ void sgd_step(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl("sgd_step_", TORCH_BOX(&sgd_step)); }
-SFRON_CUDA_OP("sgd_step_", sgd_step)
+SFRON_LIST_OP("sgd_step_", sgd_step)
 
 }  // namespace sfron

@@ -1,0 +1,54 @@
+#pragma once
+// Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose first arguments are
+// `const TensorList&`. It serves both devices, and as `name_.records` a table in place of the lists (common/records.h).
+#include "common/cuda.h"
+#include "common/lists.h"
+
+#define SFRON_LIST_OP(name, function)                                                         \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl(name, TORCH_BOX(&function)); }       \
+  SFRON_CUDA_OP(name, function)                                                               \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                       \
+    m.impl(name ".records", TORCH_BOX((&FromRecords<&function, decltype(function)>::call)));  \
+  }
+
+namespace sfron {
+
+// The `count` lists of a table, which Python made as one int64 tensor.
+inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
+  const View view = any_view({"records"}, table.get());
+  check_dtype({"records"}, view, codes().int64);
+  const int64_t* counts = static_cast<const int64_t*>(view.data);
+  const Record* record = reinterpret_cast<const Record*>(counts + count);
+  int64_t room = view.numel - static_cast<int64_t>(count);
+  std::vector<TensorList> lists;
+  lists.reserve(count);
+  for (size_t l = 0; l < count; ++l) {
+    room -= l > static_cast<size_t>(view.numel) ? 0 : counts[l] * kRecordWords;
+    if (room < 0) fail({"records"}, "a table by _C.describe", "a shorter one");
+    lists.emplace_back(record, static_cast<size_t>(counts[l]));
+    record += counts[l];
+  }
+  return lists;
+}
+
+// R f(const TensorList&, ..., rest...) as R call(table, rest...); the lists are peeled off the signature one by one.
+template <auto F, class Signature, size_t kLists = 0>
+struct FromRecords;
+
+template <auto F, size_t kLists, class R, class... Rest>
+struct FromRecords<F, R(const TensorList&, Rest...), kLists> : FromRecords<F, R(Rest...), kLists + 1> {};
+
+template <auto F, size_t kLists, class R, class... Rest>
+struct FromRecords<F, R(Rest...), kLists> {
+  static R call(const Tensor& records, Rest... rest) {
+    return run(lists_of(records, kLists), std::make_index_sequence<kLists>(), rest...);
+  }
+
+ private:
+  template <size_t... I>
+  static R run(const std::vector<TensorList>& lists, std::index_sequence<I...>, Rest... rest) {
+    return F(lists[I]..., rest...);
+  }
+};
+
+}  // namespace sfron

@@ -1,0 +1,135 @@
+"""The table that stands for lists of tensors: what is described is right, what must not be is not, results are the same."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sfron_fast import _native, functional, ops, reference
+
+pytestmark = pytest.mark.skipif(not _native.available(), reason="needs the native kernels")
+
+
+def describe(*lists):
+    """The records of each list, or None."""
+    table = torch.empty(_native.table_words(lists), dtype=torch.int64)
+    if not _native.describe(table, lists):
+        return None
+    counts, words = table[: len(lists)].tolist(), table[len(lists) :].view(-1, _native.RECORD_WORDS)
+    return [part.tolist() for part in words.split(counts)]
+
+
+def test_every_property_by_hand():
+    parameter, transposed, empty, scalar = nn.Parameter(torch.randn(3, 5)), torch.randn(4, 6).t(), torch.randn(0, 2), torch.tensor(2)
+    [first, second] = describe([parameter, transposed], [empty, scalar[None]])
+    for tensor, words in zip([parameter, transposed, empty, scalar[None]], first + second, strict=True):
+        data, numel, dim, _, code_and_device, index_and_contiguous = words
+        assert (data, numel, dim) == (tensor.data_ptr(), tensor.numel(), tensor.dim())
+        assert code_and_device == {torch.float32: 6, torch.int64: 4}[tensor.dtype]  # the CPU's device code is 0
+        assert index_and_contiguous == int(tensor.is_contiguous()) << 32
+    view = torch.randn(10)[3:7]  # a storage offset belongs to the pointer
+    assert describe([view])[0][0][0] == view.data_ptr()
+    assert describe([], []) == [[], []]
+
+
+def test_contiguity_is_torchs():
+    shapes = [(2, 3, 4), (1, 5), (5, 1), (0, 3), (1, 1, 1), (2, 1, 3)]
+    tensors = [torch.randn(s).permute(p) for s in shapes for p in ([*range(len(s))], [*reversed(range(len(s)))])]
+    tensors += [torch.randn(6)[::2], torch.randn(1)[::2], torch.randn(1).expand(4), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    [records] = describe(tensors)
+    assert [bool(r[5] >> 32) for r in records] == [t.is_contiguous() for t in tensors]
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def strangers():
+    z = torch.randn(4, dtype=torch.complex64)
+    yield "none", None
+    yield "number", 1.0
+    yield "subclass", torch.randn(3).as_subclass(Subclass)
+    yield "complex", z
+    yield "bool", torch.ones(3, dtype=torch.bool)
+    yield "sparse", torch.ones(2, 2).to_sparse()
+    yield "meta", torch.ones(2, device="meta")
+    yield "uninitialised", nn.UninitializedParameter()
+    yield "negated", z[0].conj().imag
+    with FakeTensorMode():
+        yield "fake", torch.ones(2)
+
+
+@pytest.mark.parametrize("stranger", [pytest.param(s, id=name) for name, s in strangers()])
+def test_strangers_are_not_described(stranger):
+    assert describe([torch.ones(2), stranger]) is None
+
+
+def test_a_short_table_is_refused():
+    with pytest.raises(ValueError, match="records: expected a table with room"):
+        _native.describe(torch.empty(7, dtype=torch.int64), ([torch.ones(1), torch.ones(1)],))
+    table = torch.tensor([5, 5, 0, 0], dtype=torch.int64)  # says ten tensors and holds none
+    for wrong in (table, torch.zeros(1, dtype=torch.int64), torch.zeros(8)):
+        with pytest.raises(ValueError, match="records"):
+            torch.ops.sfron_fast.interpolate_.records(wrong, 0.5)
+
+
+def test_transforms_and_modes_see_the_tensors():
+    seen = []
+
+    def under(x):
+        seen.append(functional._records([[x]]))
+        return x * 1.0
+
+    torch.vmap(under)(torch.ones(3, 2))
+    torch.func.functionalize(under)(torch.ones(3))
+    torch.func.grad(lambda x: under(x).sum())(torch.ones(3))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        under(torch.ones(3))
+    assert seen == [None] * 4
+    assert functional._records([[torch.ones(3)]]) is not None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (4, 3)])
+def test_a_lazily_negated_gradient_has_its_sign(shape):
+    params = [torch.zeros(shape)]
+    gradient = torch.randn(shape, dtype=torch.complex64).conj().imag
+    assert gradient.is_neg()
+    functional.sgd_step_(params, [gradient], lr=1.0)
+    assert torch.equal(params[0], -(gradient + 0.0))
+
+
+def test_same_results_as_through_handles():
+    def arguments():
+        torch.manual_seed(1)
+        shapes = [(3, 5), (), (0,), (64,), (65,)]
+        lists = [[torch.randn(s) for s in shapes] for _ in range(4)]
+        steps = [torch.tensor(float(i)) for i in range(len(shapes))]
+        masks = [reference.pack_bits(torch.randn(s) > 0) for s in shapes]
+        lists[3] = [v.abs() for v in lists[3]]
+        return [*lists, [], steps, [], [], masks]
+
+    scalars = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "decoupled": True,
+               "maximize": False, "freeze_masked": False, "max_norm": 1.0, "slow_lr": 1.0}  # fmt: skip
+    one, two = arguments(), arguments()
+    norm = functional.masked_grad_norm(one[1], one[-1])
+    assert torch.equal(norm, ops.masked_grad_norm(two[1], two[-1], None))
+    ops.adamw_step_(*two, norm, None, None, **scalars)
+    records = functional._records(one)
+    torch.ops.sfron_fast.adamw_step_.records(records, norm, None, None, **scalars)
+    for a, b in zip(one, two, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_same_objects(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "_module", None)
+    a, b, c = torch.ones(1), torch.ones(1), torch.ones(1)
+    assert _native.same([a, b], [a, b])
+    assert not _native.same([a, b], [a, c])  # equal, but another
+    assert not _native.same([a, b], [a])
+    dicts = [{"x": a, "y": b}, {}, {"x": c}]
+    assert _native.same_values(dicts, [a, b, c])
+    assert not _native.same_values(dicts, [a, b])
+    assert not _native.same_values(dicts, [a, b, c, a])
+    assert not _native.same_values(dicts, [a, c, b])
