@@ -121,6 +121,15 @@ def _hyper(scalars: dict[str, Any], params: Sequence[Tensor]) -> tuple[Any, Any,
     return scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
 
 
+def _skipped(scalars: dict[str, Any], params: Sequence[Tensor]) -> None:
+    skipped = scalars.get("skipped")
+    if skipped is not None:
+        require(skipped.numel() == 1, "skipped", "one element", tuple(skipped.shape))
+        require(skipped.dtype == torch.int64, "skipped", "dtype torch.int64", skipped.dtype)
+        if params:
+            require(skipped.device == params[0].device, "skipped", f"device {params[0].device}", skipped.device)
+
+
 def _step(
     params: Sequence[Tensor], grads: Sequence[Tensor], slow_out: Sequence[Tensor], slow_in: Sequence[Tensor],
     masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
@@ -132,6 +141,7 @@ def _step(
     _aligned("slow_in", slow_in, params, None, optional=True)
     _masks(masks, params)
     _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
+    _skipped(scalars, params)
     lr, weight_decay, slow_lr = _hyper(scalars, params)
     number("lr", lr, 0.0)
     number("weight_decay", weight_decay, 0.0)

@@ -134,13 +134,12 @@ class SFRonOptimizer(Resumable):
         loss = self._run(closure)
         batches = self._batches(masked=True)
         norms = self._norms(batches)
-        self._count_skip(norms, batches)
         self._store_slow_without_grad(batches)
         for batch in batches:
             group = batch.group
             slow = self._slow(batch) if group["slow_lr"] < 1.0 else None
             rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
-            self._apply(batch, norms, rule, forget=True)
+            self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
         for group in self.param_groups:
             group["retain_pending"] = group["retain_steps"]
         return loss
@@ -151,12 +150,12 @@ class SFRonOptimizer(Resumable):
         loss = self._run(closure)
         batches = self._batches(masked=False)
         norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
-        self._count_skip(norms, batches)
         last = self.param_groups[0]["retain_pending"] == 1
         for batch in batches:
             closes = last and batch.group["slow_lr"] < 1.0
             slow = self._slow(batch) if closes else None
-            self._apply(batch, norms, {"lr": batch.group["lr"], "slow_in": slow}, forget=False)
+            rule = {"lr": batch.group["lr"], "slow_in": slow}
+            self._apply(batch, norms, rule, forget=False, counts=batch is batches[0])
         if last:
             self._interpolate_without_grad(batches)
         for group in self.param_groups:
@@ -189,21 +188,17 @@ class SFRonOptimizer(Resumable):
         self.grad_norm = next(iter(norms.values()), None)
         return norms
 
-    def _count_skip(self, norms: dict[torch.device, Tensor], batches: list[Batch]) -> None:
-        """One more skipped step if the norm or found_inf says so; without waiting for the device."""
-        if not batches or (not norms and self.found_inf is None):
-            return
-        device = batches[0].params[0].device
-        skip = torch.zeros((), dtype=torch.bool, device=device)
-        if norms:
-            skip |= ~torch.isfinite(norms[device])
-        if self.found_inf is not None:
-            skip |= self.found_inf.to(device).reshape(()) != 0
-        self._skipped.setdefault(device, torch.zeros((), dtype=torch.int64, device=device)).add_(skip)
+    def _skip_counter(self, device: torch.device) -> Tensor:
+        """int64 [] beside the parameters: the kernels count there, nothing waits for them."""
+        counter = self._skipped.get(device)
+        if counter is None:
+            counter = self._skipped[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return counter
 
     def _apply(
-        self, batch: Batch, norms: dict[torch.device, Tensor], rule: dict[str, Any], *, forget: bool
+        self, batch: Batch, norms: dict[torch.device, Tensor], rule: dict[str, Any], *, forget: bool, counts: bool
     ) -> None:
+        """Update one batch; a step that is skipped is counted by one of its batches."""
         norm = norms.get(batch.params[0].device)
         if norm is not None:
             limit = batch.group["max_norm"]
@@ -211,6 +206,7 @@ class SFRonOptimizer(Resumable):
         device = batch.params[0].device
         rule |= {"grad_scale": _to(self.grad_scale, device), "found_inf": _to(self.found_inf, device)}
         rule |= {"slow_lr": batch.group["slow_lr"], "maximize": batch.group["maximize"]}
+        rule["skipped"] = self._skip_counter(device) if counts else None
         if forget:
             rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
         moments = batch.group["moments"]

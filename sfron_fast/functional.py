@@ -123,6 +123,7 @@ def sgd_step_(
     slow_in: Tensors | None = None,
     slow_lr: float = 1.0,
     hyper: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update, interpolate.
 
@@ -137,6 +138,7 @@ def sgd_step_(
         slow_in, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
         hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the numbers, so that a
             captured CUDA graph follows a schedule.
+        skipped: int64 [] there, one more if the update is skipped.
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
     """
@@ -150,6 +152,7 @@ def sgd_step_(
         "sgd_step_", lists, ("params", "momentum_buffers", "slow_out"), norm, grad_scale, found_inf,
         lr=float(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
+        skipped=skipped,
     )  # fmt: skip
 
 
@@ -178,6 +181,7 @@ def adamw_step_(
     slow_in: Tensors | None = None,
     slow_lr: float = 1.0,
     hyper: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
 
@@ -196,6 +200,7 @@ def adamw_step_(
         "adamw_step_", lists, written, norm, grad_scale, found_inf,
         lr=float(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
         maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
+        skipped=skipped,
     )  # fmt: skip
 
 

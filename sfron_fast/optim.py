@@ -107,6 +107,7 @@ class SFRonSGD(SFRonOptimizer):
             own = {k: [tensors[i] for i in chosen] for k, tensors in lists.items()}
             own |= {"masks": part.masks} if "masks" in rule else {}
             functional.sgd_step_(part.params, part.grads, self._state(part, key, dtype), **{**rule, **own}, first=first)
+            rule["skipped"] = None  # one step, counted once
 
 
 class SFRonAdamW(SFRonOptimizer):

@@ -92,9 +92,12 @@ def grad_multiplier(
     return factor
 
 
-def skip_step(norm: Tensor | None, found_inf: Tensor | None) -> bool:
-    """True if this step must not be applied: a non-finite norm, or an overflow found by the caller."""
-    return (norm is not None and not bool(torch.isfinite(norm))) or (found_inf is not None and bool(found_inf != 0))
+def skip_step(norm: Tensor | None, found_inf: Tensor | None, skipped: Tensor | None) -> bool:
+    """True, and counted in ``skipped``, if this step must not be applied: a non-finite norm, or an overflow found."""
+    skip = norm is not None and not bool(torch.isfinite(norm)) or found_inf is not None and bool(found_inf != 0)
+    if skipped is not None:
+        skipped += skip
+    return skip
 
 
 def _masked_grad(grad: Tensor, selected: Tensor | None, factor: Tensor, maximize: bool) -> Tensor:
@@ -157,10 +160,11 @@ def sgd_step_(
     max_norm: float,
     slow_lr: float,
     hyper: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are uninitialised."""
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
-    skip = skip_step(norm, found_inf)
+    skip = skip_step(norm, found_inf, skipped)
     momentum_buffers, slow_in = spread(momentum_buffers, params), spread(slow_in, params)
     for i, param, grad, selected in _each(params, grads, masks, slow_out):
         frozen = selected if freeze_masked else None
@@ -208,6 +212,7 @@ def adamw_step_(
     max_norm: float,
     slow_lr: float,
     hyper: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """torch.optim.AdamW (decoupled) or Adam (L2) on the masked, clipped gradient.
 
@@ -215,7 +220,7 @@ def adamw_step_(
     leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
     """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
-    skip = skip_step(norm, found_inf)
+    skip = skip_step(norm, found_inf, skipped)
     exp_avgs, exp_avg_sqs = spread(exp_avgs, params), spread(exp_avg_sqs, params)
     max_exp_avg_sqs, slow_in = spread(max_exp_avg_sqs, params), spread(slow_in, params)
     steps = spread_scalars(steps, params)

@@ -344,6 +344,14 @@ def bad_hyper(good: list[float]):
     return edits
 
 
+def bad_skipped():
+    def put(counter):
+        return lambda case: case.tensors.update(skipped=counter)
+
+    wrong = {"int32": torch.zeros((), dtype=torch.int32), "two": torch.zeros(2, dtype=torch.int64)}
+    return [(f"skipped-{name}", put(counter), "skipped") for name, counter in wrong.items()]
+
+
 def bad_numbers(**numbers):
     def put(name, value):
         return lambda case: case.scalars.update({name: value})

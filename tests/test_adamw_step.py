@@ -26,6 +26,7 @@ from cases import (
     assert_same_case,
     assert_same_lists,
     bad_hyper,
+    bad_skipped,
     bad_lists,
     bad_masks,
     bad_numbers,
@@ -72,6 +73,7 @@ def make(
         "masks": [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else [],
         "norm": scalar(norm), "grad_scale": scalar(grad_scale), "found_inf": scalar(found_inf),
         "hyper": None if hyper is None else torch.tensor(hyper, dtype=torch.float64, device=device),
+        "skipped": None if norm is None else torch.tensor(3, device=device),
     }  # fmt: skip
     return Case(tensors, NUMBERS | numbers)
 
@@ -226,7 +228,9 @@ def test_skipped(device, dtype, reason):
     flags = {"amsgrad": True, "weight_decay": 0.1, "max_norm": 1.0, "special": True, **reason}
     case = make(MIXED[:-1], dtype, device, slow_out=True, **flags)
     before = case.clone()
+    case.tensors["skipped"] = counter = torch.tensor(3, device=device)
     case.run(functional.adamw_step_)
+    assert int(counter) == 4
     for name in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "grads"):
         assert_same_lists([(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]])
     for out, old in zip(case.tensors["slow_out"], before.tensors["params"], strict=True):
@@ -303,6 +307,7 @@ BAD = [
     *blame(bad_lists(*LISTS), ("params-short", "params-shape"), "grads"),
     *bad_masks(),
     *bad_hyper([0.1, 0.0, 1.0]),
+    *bad_skipped(),
     *bad_scalar_tensors("norm", "grad_scale", "found_inf"),
     ("steps-short", lambda case: case.tensors["steps"].pop(), "steps"),
     ("steps-two", lambda case: bad_step(case, torch.ones(2)), "steps[1]"),

@@ -33,6 +33,7 @@ def test_tensor_overrides_numbers(kind, native, device, monkeypatch):
     if not native:
         for name in ("sgd_step_", "adamw_step_"):
             monkeypatch.setattr(ops, name, ops.default_kernel(name))
+        monkeypatch.setattr("sfron_fast._native._module", None)
         monkeypatch.setattr("sfron_fast._native.warn_once", lambda: None)
     given = torch.tensor(HYPER, dtype=torch.float64, device=device)
     wanted = step(kind, device, HYPER, None)

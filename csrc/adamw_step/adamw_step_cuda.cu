@@ -69,6 +69,7 @@ template <bool kAmsgrad, bool kSlowIn>
 __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
     adamw_step_kernel(Table<AdamwTensor> table, AdamwOptions options, StepInputs inputs, bool slow_out) {
   const AdamwScalars s = adamw_scalars(options, step_hyper(inputs), step_state(inputs));
+  if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowIn && !slow_out) return;
   float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes some time in double
   Corrections c{0.0f, 1.0f};

@@ -14,11 +14,12 @@ void adamw_step(
     const TensorList& max_exp_avg_sqs, const TensorList& steps, const TensorList& slow_out, const TensorList& slow_in,
     const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
     double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
-    bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper) {
+    bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper,
+    const MaybeTensor& skipped) {
   const DeviceScope scope(params);
   const StepArguments a = step_arguments(
       params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
-      max_norm, maximize);
+      skipped, max_norm, maximize);
   const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kSameOrFloat32);
   const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
   const Arrays largest = optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
@@ -51,6 +52,7 @@ void adamw_step(
 #endif
   const Hyper known = step_hyper(a.inputs);
   const AdamwScalars s = adamw_scalars(options, known, step_state(a.inputs));
+  count_skip(a.inputs, s.skip);
   float counted = NAN;  // the step count of the corrections; usually it is the same for all tensors
   Corrections corrections{};
   for (AdamwTensor& t : tensors) {

@@ -15,6 +15,7 @@ struct Hyper {
 struct StepInputs {
   const float *norm, *grad_scale, *found_inf;  // [] or null
   const double* hyper;                         // [3] or null: lr, weight_decay, slow_lr instead of `given`
+  int64_t* skipped;                            // [] or null: one more for a skipped step
   Hyper given;
   float max_norm;
   bool maximize;
@@ -40,6 +41,11 @@ SFRON_HD StepState step_state(const StepInputs& in) {
   if (in.found_inf != nullptr) state.skip = state.skip || *in.found_inf != 0.0f;
   if (in.maximize) state.factor = -state.factor;
   return state;
+}
+
+// By one thread of the whole step.
+SFRON_HD void count_skip(const StepInputs& in, bool skip) {
+  if (skip && in.skipped != nullptr) *in.skipped += 1;
 }
 
 }  // namespace sfron

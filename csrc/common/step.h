@@ -22,10 +22,18 @@ inline const double* hyper_view(const MaybeTensor& hyper) {
   return static_cast<const double*>(view.data);
 }
 
+inline int64_t* skipped_view(const MaybeTensor& skipped) {
+  if (!skipped.has_value()) return nullptr;
+  const View view = any_view({"skipped"}, skipped->get());
+  if (view.numel != 1) fail({"skipped"}, "one element", shape_name(view.sizes, view.dim));
+  check_dtype({"skipped"}, view, codes().int64);
+  return static_cast<int64_t*>(view.data);
+}
+
 inline StepArguments step_arguments(
     const TensorList& params, const TensorList& grads, const TensorList& slow_out, const TensorList& slow_in,
     const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
-    const Hyper& given, const MaybeTensor& hyper, double max_norm, bool maximize) {
+    const Hyper& given, const MaybeTensor& hyper, const MaybeTensor& skipped, double max_norm, bool maximize) {
   StepArguments a{};
   a.params = float_views("params", params);
   a.grads = arrays_like("grads", grads, a.params, Allowed::kSame);
@@ -36,6 +44,7 @@ inline StepArguments step_arguments(
   a.inputs.grad_scale = optional_scalar_view("grad_scale", grad_scale);
   a.inputs.found_inf = optional_scalar_view("found_inf", found_inf);
   a.inputs.hyper = hyper_view(hyper);
+  a.inputs.skipped = skipped_view(skipped);
   a.inputs.given = given;
   a.inputs.max_norm = static_cast<float>(max_norm);
   a.inputs.maximize = maximize;

@@ -61,6 +61,7 @@ template <bool kMomentum, bool kSlowIn>
 __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowIn>))
     sgd_step_kernel(Table<SgdTensor> table, SgdOptions options, StepInputs inputs, bool slow_out) {
   const SgdScalars s = sgd_scalars(options, step_hyper(inputs), step_state(inputs));
+  if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowIn && !slow_out && !(kMomentum && s.first)) return;
   each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
     const SgdTensor t = table.tensors[i];
@@ -83,7 +84,7 @@ void launch_sgd_step(
   static Plans plans(op);
   use_device(op, queue);
   const Table<SgdTensor> table = make_table(plans, tensors, queue);
-  if (table.units == 0) return;
+  if (table.count == 0) return;
   const SgdTensor& one = tensors[0];
   const bool momentum = one.momentum != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
   const auto run = [&](auto has_momentum, auto has_slow_in) {

@@ -9,11 +9,12 @@ void sgd_step(
     const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers, const TensorList& slow_out,
     const TensorList& slow_in, const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
     const MaybeTensor& found_inf, double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-    bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper) {
+    bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper,
+    const MaybeTensor& skipped) {
   const DeviceScope scope(params);
   const StepArguments a = step_arguments(
       params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
-      max_norm, maximize);
+      skipped, max_norm, maximize);
   const Arrays buffers = optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kSameOrFloat32);
   check_number("momentum", momentum, 0.0, std::numeric_limits<double>::infinity());
   check_number("dampening", dampening, 0.0, std::numeric_limits<double>::infinity());
@@ -37,6 +38,7 @@ void sgd_step(
 #endif
   const Runs runs(tensors);
   const SgdScalars s = sgd_scalars(options, step_hyper(a.inputs), step_state(a.inputs));
+  count_skip(a.inputs, s.skip);
   parallel(runs, [&](int64_t begin, int64_t end) { sgd_step_cpu(tensors, runs, begin, end, s); });
 }
 

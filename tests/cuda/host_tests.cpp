@@ -61,7 +61,11 @@ struct StepCase {
   std::array<double, 3> hyper{0.02, 0.1, 0.6};
   bool masks = chance(60), slow_out = chance(40), slow_in = chance(40), freeze = chance(50);
   StepInputs inputs{chance(50) ? &norm : nullptr, chance(50) ? &scale : nullptr, chance(50) ? &overflow : nullptr,
-                    chance(50) ? hyper.data() : nullptr, {0.01, chance(50) ? 0.0 : 0.05, 0.3}, 1.5f, chance(50)};
+                    chance(50) ? hyper.data() : nullptr, chance(50) ? &skipped : nullptr,
+                    {0.01, chance(50) ? 0.0 : 0.05, 0.3}, 1.5f, chance(50)};
+  mutable int64_t skipped = 5;
+
+  int64_t counted(bool skip) const { return skip && inputs.skipped != nullptr ? 6 : 5; }
 };
 
 void test_sgd() {
@@ -107,6 +111,7 @@ void test_sgd() {
   }
   const Buffers grads_before = grad;
   launch_sgd_step(tensors, options, c.inputs, kQueue);
+  CHECK(c.skipped == c.counted(s.skip));
   for (size_t i = 0; i < param.size(); ++i) {
     CHECK(param[i].same(want_param[i]) && mom[i].same(want_mom[i]) && out[i].same(want_out[i]));
     CHECK(grad[i].same(grads_before[i]));
@@ -163,6 +168,7 @@ void test_adamw() {
   }
   const Buffers grads_before = grad;
   launch_adamw_step(tensors, options, c.inputs, kQueue);
+  CHECK(c.skipped == c.counted(s.skip));
   CHECK(steps == want_steps);
   for (size_t i = 0; i < param.size(); ++i) {
     CHECK(param[i].same(want_param[i]) && avg[i].same(want_avg[i]) && square[i].same(want_square[i]));

@@ -114,6 +114,6 @@ void test_plans() {
   float norm = 0.0f;
   const int64_t launches = shim::launches;
   launch_masked_grad_norm(norms, nullptr, &norm, {0, nullptr});
-  launch_sgd_step(steps, {}, {&norm, nullptr, nullptr, nullptr, {0.1, 0.0, 1.0}, 1.0f, false}, {0, nullptr});
+  launch_sgd_step(steps, {}, {&norm, nullptr, nullptr, nullptr, nullptr, {0.1, 0.0, 1.0}, 1.0f, false}, {0, nullptr});
   CHECK(shim::launches - launches == 3);
 }

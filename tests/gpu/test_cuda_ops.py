@@ -43,6 +43,8 @@ def both(call, *lists, **options):
     call(*cuda, **cuda_options)
     written = [*lists, *options.values()], [*cuda, *cuda_options.values()]
     for cpu_list, cuda_list in zip(*written, strict=True):
+        if isinstance(cpu_list, torch.Tensor):
+            assert torch.equal(cpu_list, cuda_list.cpu())
         if isinstance(cpu_list, list):
             for i, (a, b) in enumerate(zip(cpu_list, cuda_list, strict=True)):
                 assert torch.equal(a, b.cpu()), f"tensor {i} of {len(cpu_list)}, {a.numel()} elements of {a.dtype}"
@@ -75,7 +77,7 @@ def options_of(flags, dtype):
     """Keyword arguments of a step for a set of names."""
     scalars = {"norm": 3.0, "grad_scale": 4.0, "found_inf": 1.0, "bad_norm": float("inf")}
     found = {("norm" if name == "bad_norm" else name): torch.tensor(scalars[name]) for name in flags & set(scalars)}
-    found |= {"max_norm": 1.5} if "norm" in found else {}
+    found |= {"max_norm": 1.5, "skipped": torch.tensor(3)} if "norm" in found else {}
     found |= {"masks": random_masks(7)} if "masks" in flags else {}
     found |= {"masks": random_masks(7), "freeze_masked": True} if "freeze" in flags else {}
     found |= {"slow_out": random_list(8, dtype)} if "slow_out" in flags else {}
