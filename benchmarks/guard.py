@@ -1,0 +1,50 @@
+"""`make guard`: measure again and compare with the committed result which ratios fell. Ratios only: times are a machine's.
+
+`python -m benchmarks.guard NEW.json OLD.json [--tolerance 0.15]` compares two results and exits with 1 if one fell.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .plots import Rows, fractions, speedups
+
+
+def ratios(rows: Rows) -> dict[tuple[str, str], float]:
+    """(case, arm) -> the other arm's time over ours, or ours against the probe; larger is better for us."""
+    found = {(case, arm): value for case, arms in speedups(rows).items() for arm, value in arms.items()}
+    for case, arms in fractions(rows).items():
+        found |= {(case, f"probe / {arm}"): value for arm, value in arms.items() if arm.startswith("sfron_fast")}
+    return found
+
+
+def compare(new: Rows, old: Rows, tolerance: float) -> tuple[list[str], list[str]]:
+    """(what fell by more than ``tolerance``, a fraction; what could not be compared), a line each."""
+    now, before = ratios(new), ratios(old)
+    fell = [
+        f"{case}, against {arm}: {before[case, arm]:.2f} -> {now[case, arm]:.2f}"
+        for case, arm in before
+        if (case, arm) in now and now[case, arm] < before[case, arm] * (1.0 - tolerance)
+    ]
+    return fell, [f"{case}, against {arm}: only in one of the results" for case, arm in before.keys() ^ now.keys()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 = nothing fell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("old", type=Path)
+    parser.add_argument("--tolerance", type=float, default=0.15, help="a ratio may be this fraction lower: noise")
+    chosen = parser.parse_args(arguments)
+    new, old = (json.loads(path.read_text()) for path in (chosen.new, chosen.old))
+    fell, alone = compare(new["rows"], old["rows"], chosen.tolerance)
+    for line in sorted(alone):
+        print(f"not compared: {line}")
+    print(f"{len(ratios(old['rows']))} ratios of {old['provenance']['commit']}, {old['provenance']['date']}; fell:")
+    print("\n".join(f"  {line}" for line in fell) or "  none")
+    return int(bool(fell))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

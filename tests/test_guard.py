@@ -1,0 +1,48 @@
+"""The regression guard: a ratio that fell is named, an absolute time never matters."""
+
+import json
+
+import pytest
+
+from benchmarks import guard
+
+
+def row(case, arm, ms):
+    return {"case": case, "arm": arm, "p50_ms": ms}
+
+
+OLD = [row("step", "probe: scale", 9.0), row("step", "stock", 30.0), row("step", "sfron_fast", 10.0),
+       row("mask", "stock", 8.0), row("mask", "sfron_fast", 2.0)]  # fmt: skip
+
+
+def changed(**times):
+    return [{**r, "p50_ms": times.get(f"{r['case']}_{r['arm']}", r["p50_ms"])} for r in OLD]
+
+
+def test_ratios_by_hand():
+    assert guard.ratios(OLD) == {("step", "stock"): 3.0, ("step", "probe / sfron_fast"): 0.9, ("mask", "stock"): 4.0}
+
+
+def test_a_machine_of_half_the_speed_is_no_regression():
+    assert guard.compare([{**r, "p50_ms": 2 * r["p50_ms"]} for r in OLD], OLD, 0.01) == ([], [])
+
+
+def test_what_fell_is_named():
+    fell, alone = guard.compare(changed(mask_sfron_fast=3.0), OLD, 0.15)
+    assert fell == ["mask, against stock: 4.00 -> 2.67"]
+    assert alone == []
+    assert guard.compare(changed(mask_sfron_fast=2.2), OLD, 0.15)[0] == []
+
+
+def test_what_is_missing_is_said():
+    _, alone = guard.compare(OLD[:3], OLD, 0.15)
+    assert alone == ["mask, against stock: only in one of the results"]
+
+
+@pytest.mark.parametrize(("time", "status"), [(2.0, 0), (4.0, 1)])
+def test_command(tmp_path, capsys, time, status):
+    origin = {"commit": "abc", "date": "2026-01-01"}
+    for name, rows in (("old", OLD), ("new", changed(mask_sfron_fast=time))):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"provenance": origin, "rows": rows}))
+    assert guard.main([str(tmp_path / "new.json"), str(tmp_path / "old.json")]) == status
+    assert ("mask, against stock: 4.00 -> 2.00" in capsys.readouterr().out) == bool(status)
