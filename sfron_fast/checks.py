@@ -108,17 +108,17 @@ def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scal
     _scalar_tensors(grad_scale=grad_scale)
 
 
-def _hyper(scalars: dict[str, Any], params: Sequence[Tensor]) -> tuple[Any, Any, Any]:
-    """lr, weight_decay, slow_lr: from the tensor where it can be read without waiting for a device."""
-    hyper = scalars.get("hyper")
+def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The numbers ``given``, or those of the tensor where it can be read without waiting for a device."""
     if hyper is not None:
-        require(hyper.shape == (3,), "hyper", "shape (3,)", tuple(hyper.shape))
+        shape = (len(given),)
+        require(hyper.shape == shape, "hyper", f"shape {shape}", tuple(hyper.shape))
         require(hyper.dtype == torch.float64, "hyper", "dtype torch.float64", hyper.dtype)
-        if params:
-            require(hyper.device == params[0].device, "hyper", f"device {params[0].device}", hyper.device)
+        if like:
+            require(hyper.device == like[0].device, "hyper", f"device {like[0].device}", hyper.device)
         if hyper.device.type == "cpu":
             return tuple(hyper.tolist())
-    return scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
+    return given
 
 
 def _skipped(scalars: dict[str, Any], params: Sequence[Tensor]) -> None:
@@ -142,7 +142,8 @@ def _step(
     _masks(masks, params)
     _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
     _skipped(scalars, params)
-    lr, weight_decay, slow_lr = _hyper(scalars, params)
+    given = scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
+    lr, weight_decay, slow_lr = _hyper(scalars.get("hyper"), given, params)
     number("lr", lr, 0.0)
     number("weight_decay", weight_decay, 0.0)
     if scalars["max_norm"] != math.inf:  # inf: measured, not clipped
@@ -183,13 +184,16 @@ def adamw_step_(
     number("eps", scalars["eps"], 0.0)
 
 
-def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float) -> None:
+def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
     _floats("slow", slow)
     _aligned("fast", fast, slow, None, optional=False)
+    (slow_lr,) = _hyper(hyper, (slow_lr,), slow)
     number("slow_lr", slow_lr, 0.0, 1.0)
 
 
-def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float) -> None:
+def fisher_accumulate_(
+    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, hyper: Tensor | None = None
+) -> None:
     _floats("grads", grads)
     require(len(fisher) == len(grads), "fisher", f"{len(grads)} tensors", len(fisher))
     for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
@@ -197,6 +201,7 @@ def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight
         require(f.shape == g.shape, f"fisher[{i}]", f"shape {tuple(g.shape)}", tuple(f.shape))
         require(f.dtype == wanted, f"fisher[{i}]", f"dtype {wanted}", f.dtype)
         require(f.device == g.device, f"fisher[{i}]", f"device {g.device}", f.device)
+    (weight,) = _hyper(hyper, (weight,), grads)
     number("weight", weight, 0.0)
 
 

@@ -204,18 +204,25 @@ def adamw_step_(
     )  # fmt: skip
 
 
-def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float) -> None:
-    """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step)."""
+def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float, *, hyper: Tensor | None = None) -> None:
+    """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step).
+
+    ``hyper``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA graph and
+    torch.compile would keep as it was.
+    """
     if not slow:
         return require(not fast, "fast", "0 tensors", len(fast))
-    _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr)
+    _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr, hyper)
 
 
-def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float) -> None:
-    """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place."""
+def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float, *, hyper: Tensor | None = None) -> None:
+    """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place.
+
+    ``hyper``: fp64 [1] beside the tensors: weight in place of the number, as in ``interpolate_``.
+    """
     if not fisher:
         return require(not grads, "grads", "0 tensors", len(grads))
-    _call("fisher_accumulate_", {"fisher": fisher, "grads": grads}, ("fisher",), weight)
+    _call("fisher_accumulate_", {"fisher": fisher, "grads": grads}, ("fisher",), weight, hyper)
 
 
 def saliency_mask(

@@ -29,8 +29,8 @@ SCHEMAS = {
         Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
         float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
         float max_norm, float slow_lr, Tensor? hyper=None, Tensor(g!)? skipped=None) -> ()""",
-    "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr) -> ()",
-    "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight) -> ()",
+    "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? hyper=None) -> ()",
+    "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? hyper=None) -> ()",
     "saliency_mask": "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)",
     "adaptive_cross_entropy": """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser, Tensor lse)""",

@@ -270,8 +270,9 @@ def int_power(base: float, exponent: int) -> float:
     return result
 
 
-def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float) -> None:
+def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
     """slow += alpha (fast - slow); fast = slow (equation 9)."""
+    slow_lr = slow_lr if hyper is None else hyper.item()
     for s, f in zip(slow, fast, strict=True):
         s.copy_(lerp(_wide(s), _wide(f), slow_lr))
         f.copy_(s)
@@ -280,8 +281,11 @@ def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float)
 # --- saliency: equation 3 ------------------------------------------------------------------------------------------
 
 
-def fisher_accumulate_(fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float) -> None:
+def fisher_accumulate_(
+    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, hyper: Tensor | None = None
+) -> None:
     """F += weight * g^2, F in fp32 (fp64 for fp64)."""
+    weight = weight if hyper is None else hyper.item()
     for f, g in zip(fisher, grads, strict=True):
         wide = g.to(f.dtype)
         f.add_((wide * wide) * weight)

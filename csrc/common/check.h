@@ -218,6 +218,22 @@ inline float* optional_scalar_view(const char* name, const MaybeTensor& scalar) 
   return scalar.has_value() ? scalar_view({name}, scalar->get()) : nullptr;
 }
 
+// [count] in fp64 beside the tensors, instead of as many numbers; null where the numbers are meant.
+inline const double* hyper_view(const MaybeTensor& hyper, int64_t count) {
+  if (!hyper.has_value()) return nullptr;
+  const View view = any_view({"hyper"}, hyper->get());
+  check_shape({"hyper"}, view, &count, 1);
+  check_dtype({"hyper"}, view, codes().float64);
+  return static_cast<const double*>(view.data);
+}
+
+// A number in [low, high], or `hyper` in its place; what lies on another device cannot be read without waiting for it.
+inline Number number_view(const char* name, double given, const MaybeTensor& hyper, double low, double high) {
+  const Number number{given, hyper_view(hyper, 1)};
+  check_number(name, wanted_device().type == codes().cpu ? value_of(number) : given, low, high);
+  return number;
+}
+
 // A new contiguous tensor on the wanted device, uninitialised.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, int32_t code) {
   std::vector<int64_t> strides(sizes.size(), 1);

@@ -24,6 +24,14 @@ struct Queue {
   void* stream;
 };
 
+// A number that may change from call to call: what a captured graph must follow lies in device memory.
+struct Number {
+  double given;
+  const double* at;  // [1] or null: instead of `given`
+};
+
+SFRON_HD double value_of(const Number& n) { return n.at == nullptr ? n.given : *n.at; }
+
 // start + weight (end - start), taken from the nearer end as torch.lerp does. Both cases are one expression,
 // because x - d * r and x + d * (-r) are the same bits.
 struct Lerp {

@@ -12,16 +12,6 @@ struct StepArguments {
   StepInputs inputs;
 };
 
-// [3] on the parameters' device: lr, weight_decay and slow_lr, instead of the numbers.
-inline const double* hyper_view(const MaybeTensor& hyper) {
-  if (!hyper.has_value()) return nullptr;
-  const View view = any_view({"hyper"}, hyper->get());
-  const int64_t three = 3;
-  check_shape({"hyper"}, view, &three, 1);
-  check_dtype({"hyper"}, view, codes().float64);
-  return static_cast<const double*>(view.data);
-}
-
 inline int64_t* skipped_view(const MaybeTensor& skipped) {
   if (!skipped.has_value()) return nullptr;
   const View view = any_view({"skipped"}, skipped->get());
@@ -43,7 +33,7 @@ inline StepArguments step_arguments(
   a.inputs.norm = optional_scalar_view("norm", norm);
   a.inputs.grad_scale = optional_scalar_view("grad_scale", grad_scale);
   a.inputs.found_inf = optional_scalar_view("found_inf", found_inf);
-  a.inputs.hyper = hyper_view(hyper);
+  a.inputs.hyper = hyper_view(hyper, 3);  // lr, weight_decay, slow_lr
   a.inputs.skipped = skipped_view(skipped);
   a.inputs.given = given;
   a.inputs.max_norm = static_cast<float>(max_norm);

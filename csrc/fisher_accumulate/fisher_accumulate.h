@@ -20,6 +20,6 @@ SFRON_HD float fisher_accumulate_one(float fisher, float grad, float weight) { r
 
 void fisher_accumulate_cpu(
     const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight);
-void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, float weight, const Queue& queue);
+void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight, const Queue& queue);
 
 }  // namespace sfron

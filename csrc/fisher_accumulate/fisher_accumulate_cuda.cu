@@ -38,7 +38,8 @@ __device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at,
   }
 }
 
-__global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Table<FisherTensor> table, float weight) {
+__global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Table<FisherTensor> table, Number number) {
+  const float weight = static_cast<float>(value_of(number));
   each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
     const FisherTensor t = table.tensors[i];
     dispatch(t.dtype, t.dtype, [&](auto e, auto) {
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Ta
 
 }  // namespace
 
-void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, float weight, const Queue& queue) {
+void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight, const Queue& queue) {
   const char* const op = "fisher_accumulate_";
   static Plans plans(op);
   use_device(op, queue);

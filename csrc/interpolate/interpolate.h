@@ -21,6 +21,6 @@ SFRON_HD float interpolate_one(float slow, float fast, const Lerp& s) { return l
 // Units [begin, end) of the list, see common/runs.h.
 void interpolate_cpu(
     const std::vector<InterpolateTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const Lerp& s);
-void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Lerp& s, const Queue& queue);
+void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr, const Queue& queue);
 
 }  // namespace sfron

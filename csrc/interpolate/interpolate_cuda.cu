@@ -36,7 +36,8 @@ __device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, i
   }
 }
 
-__global__ void __launch_bounds__(kBlock, kResident) interpolate_kernel(Table<InterpolateTensor> table, Lerp s) {
+__global__ void __launch_bounds__(kBlock, kResident) interpolate_kernel(Table<InterpolateTensor> table, Number slow_lr) {
+  const Lerp s = make_lerp(value_of(slow_lr));
   each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
     const InterpolateTensor t = table.tensors[i];
     dispatch(t.dtype, t.dtype, [&](auto e, auto) {
@@ -51,13 +52,13 @@ __global__ void __launch_bounds__(kBlock, kResident) interpolate_kernel(Table<In
 
 }  // namespace
 
-void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Lerp& s, const Queue& queue) {
+void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr, const Queue& queue) {
   const char* const op = "interpolate_";
   static Plans plans(op);
   use_device(op, queue);
   const Table<InterpolateTensor> table = make_table(plans, tensors, queue);
   if (table.units == 0) return;
-  launch(op, interpolate_kernel, blocks_for(op, interpolate_kernel, table.units, queue), queue, table, s);
+  launch(op, interpolate_kernel, blocks_for(op, interpolate_kernel, table.units, queue), queue, table, slow_lr);
 }
 
 }  // namespace sfron

@@ -21,7 +21,9 @@ using Buffers = std::vector<Buffer>;
 void test_interpolate() {
   Buffers slow, fast, expected;
   std::vector<InterpolateTensor> tensors;
-  const Lerp s = make_lerp(chance(50) ? 0.3 : 0.75);
+  const double in_memory = chance(50) ? 0.3 : 0.75;
+  const Number slow_lr = chance(50) ? Number{0.1, &in_memory} : Number{in_memory, nullptr};
+  const Lerp s = make_lerp(in_memory);
   for (int64_t n = pick(1, 30); n > 0; --n) {
     const int64_t numel = odd_size();
     const DType dtype = any_dtype();
@@ -33,11 +35,13 @@ void test_interpolate() {
     }
     tensors.push_back({slow.back().data(), fast.back().data(), numel, dtype});
   }
-  launch_interpolate(tensors, s, kQueue);
+  launch_interpolate(tensors, slow_lr, kQueue);
   for (size_t i = 0; i < slow.size(); ++i) CHECK(slow[i].same(expected[i]) && fast[i].same(expected[i]));
 }
 
 void test_fisher() {
+  const double in_memory = 0.37;
+  const Number weight = chance(50) ? Number{9.0, &in_memory} : Number{in_memory, nullptr};
   Buffers fisher, grads, expected;
   std::vector<FisherTensor> tensors;
   for (int64_t n = pick(1, 30); n > 0; --n) {
@@ -51,7 +55,7 @@ void test_fisher() {
     float* sums = reinterpret_cast<float*>(fisher.back().data());
     tensors.push_back({sums, grads.back().data(), numel, grads.back().dtype()});
   }
-  launch_fisher_accumulate(tensors, 0.37f, kQueue);
+  launch_fisher_accumulate(tensors, weight, kQueue);
   for (size_t i = 0; i < fisher.size(); ++i) CHECK(fisher[i].same(expected[i]));
 }
 
@@ -238,7 +242,7 @@ void plant(const std::string& fault) {
   const std::vector<uint8_t> mask(fault == "mask" ? 255 : 256);
   float norm = 0.0f;
   if (fault == "overrun") {
-    launch_interpolate({{slow.data(), fast.data(), 2049, DType::kFloat32}}, make_lerp(0.5), kQueue);
+    launch_interpolate({{slow.data(), fast.data(), 2049, DType::kFloat32}}, {0.5, nullptr}, kQueue);
   }
   if (fault == "mask") {
     launch_masked_grad_norm({{slow.data(), mask.data(), 2048, DType::kFloat32}}, nullptr, &norm, kQueue);

@@ -60,8 +60,11 @@ def test_cpu_equals_cuda_simple_ops(dtype, shift):
     for slow_lr in (0.0, 0.3, 0.7, 1.0):
         slow, fast = random_list(0, dtype, shift=shift), random_list(1, dtype)
         both(lambda s, f, alpha=slow_lr: sf.interpolate_(s, f, alpha), slow, fast)
+        hyper = torch.tensor([slow_lr], dtype=torch.float64)
+        both(sf.interpolate_, random_list(0, dtype, shift=shift), random_list(1, dtype), slow_lr=0.9, hyper=hyper)
     fisher, grads = random_list(2, positive=True), random_list(3, dtype, shift=shift)
     both(lambda f, g: sf.fisher_accumulate_(f, g, 0.37), fisher, grads)
+    both(sf.fisher_accumulate_, fisher, grads, weight=0.9, hyper=torch.tensor([0.37], dtype=torch.float64))
 
 
 def test_cpu_equals_cuda_saliency_mask():
@@ -176,6 +179,33 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam):
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(eager.params, captured.params, strict=True)), k
         assert all(torch.equal(a, b) for a, b in zip(eager.steps, captured.steps, strict=True)), k
+
+
+@pytest.mark.parametrize("op", ["interpolate_", "fisher_accumulate_"])
+def test_graph_replay_follows_a_changing_number(op):
+    """The captured number is 0.9; every replay takes what ``hyper`` then holds, as the CPU does with that number."""
+    call = getattr(sf, op)
+    captured, other = ([to_cuda(random_list(seed)) for seed in (0, 1)] for _ in range(2))
+    hyper = torch.full((1,), 0.5, dtype=torch.float64, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call(*captured, 0.9, hyper=hyper)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(*captured, 0.9, hyper=hyper)
+    for k in range(5):
+        expected = [random_list(10 * k + seed) for seed in (2, 3)]
+        for now, new in zip(captured, expected, strict=True):
+            for a, b in zip(now, new, strict=True):
+                a.copy_(b)
+        call(*expected, 0.2 * (k + 1))
+        call(*other, 0.3)  # eager calls between the replays must not disturb the captured table
+        hyper.fill_(0.2 * (k + 1))
+        graph.replay()
+        for now, new in zip(captured, expected, strict=True):
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(now, new, strict=True)), k
 
 
 def test_steps_never_wait_for_the_device():
