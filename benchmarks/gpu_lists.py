@@ -50,6 +50,7 @@ def cases(device: str, tiny: bool) -> list[Case]:
         step_case("10,000 x 64", many, "adamw", "forget", device),
         fisher_case("DiT-XL/2", dit, device),
         mask_case("DiT-XL/2", dit, device),
+        last_gradient_case("DiT-XL/2", dit, device),
         fisher_case("ResNet-18", resnet, device, published=True),
         step_case("DiT-XL/2", dit, "adamw", "plain", device),
         step_case("DiT-XL/2", dit, "sgd", "plain", device),
@@ -212,6 +213,12 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
 
     moved = int(8.125 * weights(shapes))
     return Case(f"{name}, mask build", [partial(arms.copy_probe, moved, device), stock, ours], moved)
+
+
+def last_gradient_case(name: str, shapes: list[Shape], device: str) -> Case:
+    moved = int(16.125 * weights(shapes))
+    made = [partial(arms.last_gradient, shapes, how, device) for how in arms.LAST_GRADIENT]
+    return Case(f"{name}, last Fisher gradient and mask", [partial(arms.copy_probe, moved, device), *made], moved)
 
 
 def norm_case(name: str, shapes: list[Shape], device: str) -> Case:

@@ -121,6 +121,8 @@ def measure(only: str, seconds: float) -> list[Row]:
         ("4,000 x 64, adamw pair", small_case, 0),
         ("fisher accumulate", fisher_arms, 12 * WEIGHTS),
         ("mask build", mask_arms, int(8.125 * WEIGHTS)),
+        ("last Fisher gradient and mask", lambda: [arms.last_gradient(LARGE, how) for how in arms.LAST_GRADIENT],
+         int(16.125 * WEIGHTS)),
         ("cross-entropy 8192 x 1000", lambda: cross_entropy_arms(8192, 1000), 0),
         ("cross-entropy 1024 x 32000", lambda: cross_entropy_arms(1024, 32000), 0),
     ]

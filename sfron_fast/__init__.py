@@ -1,7 +1,7 @@
 """sfron_fast: fast, faithful SFR-on unlearning for PyTorch."""
 
 from .evaluation import evaluate
-from .fisher import Fisher, estimate_fisher
+from .fisher import Fisher, estimate_fisher, estimate_mask
 from .losses import adaptive_cross_entropy, adaptive_mse, adaptive_weights
 from .optim import SFRonAdamW, SFRonSGD
 from .recipes import Recipe
@@ -20,6 +20,7 @@ __all__ = [
     "adaptive_mse",
     "adaptive_weights",
     "estimate_fisher",
+    "estimate_mask",
     "evaluate",
     "unlearn",
 ]

@@ -191,16 +191,21 @@ def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float,
     number("slow_lr", slow_lr, 0.0, 1.0)
 
 
+def _fisher(name: str, fisher: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """fp32 (fp64 for fp64) beside each gradient and of its shape."""
+    require(len(fisher) == len(grads), name, f"{len(grads)} tensors", len(fisher))
+    for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
+        wanted = torch.float64 if g.dtype == torch.float64 else torch.float32
+        require(f.shape == g.shape, f"{name}[{i}]", f"shape {tuple(g.shape)}", tuple(f.shape))
+        require(f.dtype == wanted, f"{name}[{i}]", f"dtype {wanted}", f.dtype)
+        require(f.device == g.device, f"{name}[{i}]", f"device {g.device}", f.device)
+
+
 def fisher_accumulate_(
     fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, hyper: Tensor | None = None
 ) -> None:
     _floats("grads", grads)
-    require(len(fisher) == len(grads), "fisher", f"{len(grads)} tensors", len(fisher))
-    for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
-        wanted = torch.float64 if g.dtype == torch.float64 else torch.float32
-        require(f.shape == g.shape, f"fisher[{i}]", f"shape {tuple(g.shape)}", tuple(f.shape))
-        require(f.dtype == wanted, f"fisher[{i}]", f"dtype {wanted}", f.dtype)
-        require(f.device == g.device, f"fisher[{i}]", f"device {g.device}", f.device)
+    _fisher("fisher", fisher, grads)
     (weight,) = _hyper(hyper, (weight,), grads)
     number("weight", weight, 0.0)
 
@@ -212,6 +217,29 @@ def saliency_mask(forget: Sequence[Tensor], retain: Sequence[Tensor], threshold:
     _aligned("retain", retain, forget, None, optional=False)
     number("threshold", threshold, 0.0, open_low=True)
     number("eps", eps, 0.0)
+
+
+def fisher_saliency_mask_(
+    retain: Sequence[Tensor], grads: Sequence[Tensor], forget: Sequence[Tensor], masks: Sequence[Tensor],
+    counts: Tensor, weight: float, total: float, threshold: float, eps: float,
+) -> None:
+    _floats("grads", grads)
+    _fisher("retain", retain, grads)
+    _fisher("forget", forget, grads)
+    require(len(masks) == len(grads), "masks", f"{len(grads)} tensors", len(masks))
+    for i, (mask, grad) in enumerate(zip(masks, grads, strict=True)):
+        shape = ((grad.numel() + 7) // 8,)
+        require(mask.dtype == torch.uint8, f"masks[{i}]", "dtype torch.uint8", mask.dtype)
+        require(mask.shape == shape, f"masks[{i}]", f"shape {shape}", tuple(mask.shape))
+        require(mask.device == grad.device, f"masks[{i}]", f"device {grad.device}", mask.device)
+    require(counts.dtype == torch.int64, "counts", "dtype torch.int64", counts.dtype)
+    require(counts.shape == (len(grads),), "counts", f"shape ({len(grads)},)", tuple(counts.shape))
+    if grads:
+        require(counts.device == grads[0].device, "counts", f"device {grads[0].device}", counts.device)
+    number("threshold", threshold, 0.0, open_low=True)
+    number("eps", eps, 0.0)
+    number("weight", weight, 0.0)
+    number("total", total, 0.0, open_low=True)
 
 
 def adaptive_cross_entropy(

@@ -1,7 +1,7 @@
 """Diagonal Fisher information, accumulated in fp32 on the model's own device (README equation 2, paper F_diag)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from . import functional, reference
 from .batches import evaluating, model_device, move, progress_bar
-from .checks import require
+from .checks import number, require
 from .naming import model_digest
+from .saliency import SaliencyMask, checked_fishers
 
 Estimator = Literal["batch", "sample", "batch_equal"]
 LossFn = Callable[[Any, Tensor], Tensor]
@@ -52,13 +53,65 @@ def estimate_fisher(
         ValueError: empty loader, no trainable parameter, unknown estimator, non-finite or non-scalar loss, a label
             that is no class of the model.
     """
+    sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress)
+    functional.fisher_accumulate_([sums.values[n] for n in sums.grads], list(sums.grads.values()), sums.weight)
+    torch._foreach_div_(list(sums.values.values()), sums.total)
+    return Fisher(sums.values, sums.metadata)
+
+
+def estimate_mask(
+    model: nn.Module,
+    forget_loader: Iterable[Any],
+    retain_loader: Iterable[Any],
+    loss_fn: LossFn = F.cross_entropy,
+    *,
+    threshold: float = 1.0,
+    estimator: Estimator = "batch",
+    chunk_size: int = 32,
+    progress: bool = False,
+) -> SaliencyMask:
+    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``, the same bits.
+
+    The retain Fisher's last gradient, its division and the comparison are one pass over the weights. Arguments and
+    errors are those of the two functions.
+    """
+    number("threshold", threshold, 0.0, open_low=True)
+    forget = estimate_fisher(
+        model, forget_loader, loss_fn, estimator=estimator, chunk_size=chunk_size, progress=progress
+    )
+    sums = _sum_squares(model, retain_loader, loss_fn, estimator, chunk_size, progress)
+    last = [sums.grads[n] if n in sums.grads else torch.zeros_like(f) for n, f in sums.values.items()]
+    packed, _ = functional.fisher_saliency_mask_(
+        list(sums.values.values()), last, list(forget.values()),
+        weight=sums.weight, total=sums.total, threshold=threshold,
+    )  # fmt: skip
+    retain = Fisher(sums.values, sums.metadata)
+    checked_fishers(forget, retain)
+    return SaliencyMask.from_packed(packed, forget, retain, threshold)
+
+
+class _Sums(NamedTuple):
+    """Of a pass over a loader, all but its last gradient: who finishes the Fisher adds it and divides by the total."""
+
+    values: dict[str, Tensor]
+    grads: dict[str, Tensor]  # of the parameters that it reached
+    weight: float
+    total: float
+    metadata: dict[str, Any]
+
+
+def _sum_squares(
+    model: nn.Module, loader: Iterable[Any], loss_fn: LossFn, estimator: Estimator, chunk_size: int, progress: bool
+) -> _Sums:
     require(estimator in ("batch", "sample", "batch_equal"), "estimator", "'batch', 'sample' or 'batch_equal'",
             repr(estimator))  # fmt: skip
     require(isinstance(chunk_size, int) and chunk_size > 0, "chunk_size", "an integer > 0", repr(chunk_size))
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
-    fisher = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
+    values = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
     reached: set[str] = set()
+    grads: dict[str, Tensor] = {}
+    weight = 0.0
     samples = batches = batch_size = 0
     square = _per_sample if estimator == "sample" else _per_batch
     with evaluating(model):
@@ -66,11 +119,10 @@ def estimate_fisher(
             count = len(targets)
             equal = estimator == "batch_equal"
             try:
-                for chunk, weight in square(model, params, inputs, targets, loss_fn, chunk_size):
-                    reached |= chunk.keys()
-                    functional.fisher_accumulate_(
-                        [fisher[n] for n in chunk], list(chunk.values()), 1.0 if equal else weight
-                    )
+                for after, share in square(model, params, inputs, targets, loss_fn, chunk_size):
+                    functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+                    grads, weight = after, 1.0 if equal else share
+                    reached |= grads.keys()
             except (IndexError, RuntimeError) as error:
                 if "out of bounds" not in str(error):
                     raise
@@ -79,8 +131,7 @@ def estimate_fisher(
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
     require(samples > 0, "loader", "at least one sample", "an empty loader", "check the split and drop_last")
     total = batches if estimator == "batch_equal" else samples
-    torch._foreach_div_(list(fisher.values()), float(total))
-    return Fisher(fisher, {
+    return _Sums(values, grads, weight, float(total), {
         "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
         "no_gradient": sorted(params.keys() - reached), "model": model_digest(model),
     })  # fmt: skip

@@ -32,6 +32,8 @@ SCHEMAS = {
     "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? hyper=None) -> ()",
     "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? hyper=None) -> ()",
     "saliency_mask": "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)",
+    "fisher_saliency_mask_": """(Tensor(a!)[] retain, Tensor[] grads, Tensor[] forget, Tensor(b!)[] masks,
+        Tensor(c!) counts, float weight, float total, float threshold, float eps) -> ()""",
     "adaptive_cross_entropy": """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser, Tensor lse)""",
     "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights, Tensor lse,
@@ -171,6 +173,7 @@ adamw_step_ = torch.ops.sfron_fast.adamw_step_.default
 interpolate_ = torch.ops.sfron_fast.interpolate_.default
 fisher_accumulate_ = torch.ops.sfron_fast.fisher_accumulate_.default
 saliency_mask = torch.ops.sfron_fast.saliency_mask.default
+fisher_saliency_mask_ = torch.ops.sfron_fast.fisher_saliency_mask_.default
 adaptive_cross_entropy = torch.ops.sfron_fast.adaptive_cross_entropy.default
 adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
 

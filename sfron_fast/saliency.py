@@ -74,10 +74,18 @@ class SaliencyMask(Mapping[str, Tensor]):
             ValueError: different names, shapes or estimators, a threshold out of range, a non-finite Fisher.
         """
         number("threshold", threshold, 0.0, open_low=True)
-        names = _checked_fishers(forget, retain)
+        names = checked_fishers(forget, retain)
         packed, _ = functional.saliency_mask([forget[n] for n in names], [retain[n] for n in names], threshold)
-        bits = _without_gradient(dict(zip(names, packed, strict=True)), forget, retain)
-        return cls(bits, {n: forget[n].shape for n in names}, {"threshold": threshold, **_provenance(forget, retain)})
+        return cls.from_packed(packed, forget, retain, threshold)
+
+    @classmethod
+    def from_packed(
+        cls, packed: list[Tensor], forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float
+    ) -> "SaliencyMask":
+        """From the bits that ``functional`` selected of two Fishers, in their order; see ``from_fisher``."""
+        bits = _without_gradient(dict(zip(forget, packed, strict=True)), forget, retain)
+        shapes = {n: tuple(f.shape) for n, f in forget.items()}
+        return cls(bits, shapes, {"threshold": threshold, **_provenance(forget, retain)})
 
     @classmethod
     def top_k(
@@ -88,7 +96,7 @@ class SaliencyMask(Mapping[str, Tensor]):
         Exactly round(fraction n) weights are selected; ties go to the lower index.
         """
         number("fraction", fraction, 0.0, 1.0, open_low=True)
-        names = _checked_fishers(forget, retain)
+        names = checked_fishers(forget, retain)
         eps = reference.FISHER_EPS
         ratios = {n: ((forget[n] + eps) / (retain[n] + eps)).reshape(-1) for n in names}
         no_gradient = _no_gradient(forget, retain)
@@ -214,7 +222,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
+def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
+    """The names, in order, of two Fishers that can be compared; see ``SaliencyMask.from_fisher`` for the errors."""
     require(bool(forget), "forget", "at least one tensor", "an empty mapping")
     require(forget.keys() == retain.keys(), "retain", f"the names of forget ({len(forget)})",
             f"{len(retain)} names, {len(forget.keys() ^ retain.keys())} of them different")  # fmt: skip

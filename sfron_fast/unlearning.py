@@ -15,7 +15,7 @@ from .batches import check_labels, keeping_modes, model_device, move, progress_b
 from .checkpoint import EndlessLoader, random_state, save_whole, set_random_state
 from .checks import number, require
 from .evaluation import Stopwatch
-from .fisher import estimate_fisher
+from .fisher import estimate_mask
 from .guard import Guard
 from .naming import model_digest
 from .recipes.sfron import Recipe
@@ -139,11 +139,10 @@ class _Run:
             def mean_loss(output: Any, targets: Tensor) -> Tensor:
                 return self._losses(output, targets).mean()
 
-            forget, retain = (
-                estimate_fisher(self.model, loader, mean_loss, estimator=self.recipe.estimator, progress=progress)
-                for loader in (self.forget.loader, self.retain.loader)
-            )
-            mask = SaliencyMask.from_fisher(forget, retain, threshold=self.recipe.threshold)
+            mask = estimate_mask(
+                self.model, self.forget.loader, self.retain.loader, mean_loss,
+                threshold=self.recipe.threshold, estimator=self.recipe.estimator, progress=progress,
+            )  # fmt: skip
         self.result = UnlearnResult(self.model, mask)
         self.optimizer = self.recipe.make_optimizer(self.model, mask)
         self.schedule = self.recipe.make_scheduler(self.optimizer)

@@ -47,6 +47,7 @@ def arguments(op):
         "interpolate_": {"slow": p, "fast": g, "slow_lr": 0.5},
         "fisher_accumulate_": {"fisher": p, "grads": g, "weight": 1.0},
         "saliency_mask": {"forget": p, "retain": g, "threshold": 1.0},
+        "fisher_saliency_mask_": {"retain": p, "grads": g, "forget": s, "weight": 1.0, "threshold": 1.0},
     }[op]  # fmt: skip
 
 
@@ -71,6 +72,9 @@ BAD = {
                            "weight": [-1.0, NAN]},
     "saliency_mask": {"retain": [tensors((3, 4)), tensors((4, 3), (5,))], "threshold": [0.0, -1.0, NAN],
                       "forget": [tensors(*SHAPES, dtype=torch.bfloat16)], "eps": [-1.0, NAN]},
+    "fisher_saliency_mask_": {"retain": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.bfloat16)],
+                              "forget": [tensors((4, 3), (5,)), tensors(*SHAPES, dtype=torch.float64)],
+                              "weight": [-1.0, NAN], "total": [0.0, NAN], "threshold": [0.0, NAN], "eps": [-1.0]},
 }  # fmt: skip
 
 
@@ -250,6 +254,20 @@ def test_estimate_fisher(estimator, argument, call):
     assert model.training
 
 
+@pytest.mark.parametrize(("argument", "change"), [
+    ("loader", {"forget_loader": []}), ("loader", {"retain_loader": []}), ("loader", {"retain_loader": [(X, Y + 3)]}),
+    ("threshold", {"threshold": 0.0}), ("threshold", {"threshold": NAN}), ("estimator", {"estimator": "samples"}),
+    ("chunk_size", {"chunk_size": 0}), ("loss_fn", {"loss_fn": lambda o, t: o.sum() * INF}),
+])  # fmt: skip
+def test_estimate_mask(argument, change):
+    model = build("bn")
+    before = bits(model)
+    settings = {"forget_loader": [(X, Y)], "retain_loader": [(X, Y)], **change}
+    refused(argument, lambda: sf.estimate_mask(model, **settings))
+    assert same(bits(model), before)
+    assert model.training
+
+
 def test_estimate_fisher_of_nothing():
     refused("estimator", lambda: sf.estimate_fisher(build(), [(X, Y)], estimator="samples"))
     refused("model", lambda: sf.estimate_fisher(build().requires_grad_(False), [(X, Y)]))
@@ -306,7 +324,7 @@ def test_baselines(method):
 def test_everything_public_has_its_row_here():
     covered = {"Fisher", "UnlearnResult", "evaluate"}  # records without a rule of their own; evaluation has its tests
     covered |= {"Recipe", "SFRonAdamW", "SFRonSGD", "SaliencyMask", "adaptive_cross_entropy", "adaptive_mse",
-                "adaptive_weights", "estimate_fisher", "unlearn"}  # fmt: skip
+                "adaptive_weights", "estimate_fisher", "estimate_mask", "unlearn"}  # fmt: skip
     assert set(sf.__all__) == covered
     own = {n for n, v in vars(functional).items() if getattr(v, "__module__", "") == functional.__name__}
     ops = {n for n in own if not n.startswith("_")}

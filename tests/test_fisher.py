@@ -7,7 +7,7 @@ from models import bits, build, data, loader, same
 from torch import nn
 
 import sfron_fast as sf
-from sfron_fast import SaliencyMask, estimate_fisher
+from sfron_fast import SaliencyMask, estimate_fisher, estimate_mask, functional
 
 SAMPLES, BATCH = 11, 4  # batches of 4, 4 and 3
 
@@ -189,6 +189,46 @@ def test_a_non_finite_sample_is_an_error_wherever_it_is(estimator):
         x[i, 0] = float("nan")
         with pytest.raises(ValueError, match="loss_fn: expected a finite loss"):
             estimate_fisher(build(), [(x, y)], estimator=estimator, chunk_size=4)
+
+
+class Sometimes(Partly):
+    """``dead`` is left out of batches of 3, so the last one may reach less than the others."""
+
+    def forward(self, x):
+        return self.frozen(self.used(x)) if len(x) == 3 else super().forward(x) + self.dead(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("estimator", ["sample", "batch", "batch_equal"])
+@pytest.mark.parametrize("make", [Partly, Sometimes, lambda: build("dropout")], ids=["partly", "sometimes", "dropout"])
+@pytest.mark.parametrize("sizes", [(9, 4), (11, 4), (3, 5)], ids=str)  # several batches, the last of 3, a single one
+def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes, monkeypatch):
+    model, loaders = make().to(dtype), [loader(*sizes, dtype, seed=s) for s in (1, 2)]
+    fishers = [estimate_fisher(model, batches, estimator=estimator, chunk_size=3) for batches in loaders]
+    wanted = SaliencyMask.from_fisher(*fishers, threshold=0.8)
+    finished, fused = [], functional.fisher_saliency_mask_
+
+    def watched(retain, *lists, **numbers):
+        result = fused(retain, *lists, **numbers)
+        finished.extend(retain)
+        return result
+
+    monkeypatch.setattr(functional, "fisher_saliency_mask_", watched)
+    monkeypatch.delattr(functional, "saliency_mask")
+    found = estimate_mask(model, *loaders, threshold=0.8, estimator=estimator, chunk_size=3)
+    assert found == wanted
+    assert found.metadata == wanted.metadata
+    assert [torch.equal(a, b) for a, b in zip(finished, fishers[1].values(), strict=True)] == [True] * len(finished)
+
+
+def test_mask_in_one_call_refuses_gradients_that_are_not_finite():
+    """The root of 0 is finite, its gradient is not; 4 samples forget, 5 retain."""
+
+    def loss(output, target):
+        return (output.sum() * (len(target) - 5)).abs().sqrt()
+
+    with pytest.raises(ValueError, match=r"retain\['.*'\]: expected finite values >= 0"):
+        estimate_mask(build(), [data(4)], [data(5)], loss)
 
 
 def test_model_digest_tells_weights_apart():

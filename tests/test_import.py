@@ -131,8 +131,8 @@ import sys, hashlib, torch
 sys.path.insert(0, "tests")
 torch.set_num_threads(1)
 import cases, test_adamw_step, test_adaptive_cross_entropy, test_adaptive_mse, test_fisher_accumulate
-import test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
-from sfron_fast import functional
+import test_fisher_saliency_mask, test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
+from sfron_fast import ops
 shapes = [*cases.ODD, (513,), (2049,)]
 for dtype in cases.NATIVE_DTYPES:
     torch.manual_seed(0)
@@ -142,11 +142,11 @@ for dtype in cases.NATIVE_DTYPES:
         (test_adamw_step, "adamw_step_", test_adamw_step.FLAGS["everything"]),
         (test_interpolate, "interpolate_", {}), (test_fisher_accumulate, "fisher_accumulate_", {}),
         (test_masked_grad_norm, "masked_grad_norm", {"scaled": True}),
-        (test_saliency_mask, "saliency_mask", {}),
+        (test_saliency_mask, "saliency_mask", {}), (test_fisher_saliency_mask, "fisher_saliency_mask_", {}),
     ):
         kind = torch.float32 if name == "saliency_mask" else dtype
         case = test.make(shapes, kind, "cpu", **flags)
-        outputs = cases.flat_outputs(case.run(getattr(functional, name)))
+        outputs = cases.flat_outputs(case.run(getattr(ops, name)))
         tensors += [t for _, t in case.flat()] + outputs
     tensors += test_adaptive_cross_entropy.run(test_adaptive_cross_entropy.make((3, 5, 2085), dtype)).values()
     tensors += test_adaptive_mse.run(test_adaptive_mse.make((3, 2085), dtype)).values()

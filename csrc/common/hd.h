@@ -1,5 +1,5 @@
 #pragma once
-// What host and device share: the function mark, the dtype codes and the formula that several ops need.
+// What host and device share: the function mark, the dtype codes and the formulas that several ops need.
 // Every formula is scalar, float in and float out, and written as single operations: the build forbids
 // contraction (-ffp-contract=off, -fmad=false), so all processors and the reference compute the same bits.
 #include <cstdint>
@@ -47,5 +47,8 @@ SFRON_HD Lerp make_lerp(double weight) {
 SFRON_HD float lerp_one(float start, float end, const Lerp& s) {
   return (s.from_end ? end : start) + (end - start) * s.coefficient;
 }
+
+// A sum of weighted squares, one more of them.
+SFRON_HD float fisher_accumulate_one(float fisher, float grad, float weight) { return fisher + (grad * grad) * weight; }
 
 }  // namespace sfron

@@ -1,5 +1,5 @@
 #pragma once
-// F += weight * g^2 (README, equation 2), F in fp32 whatever the gradient's dtype.
+// F += weight * g^2 (README, equation 2), F in fp32 whatever the gradient's dtype: fisher_accumulate_one in common/hd.h.
 #include <vector>
 
 #include "common/hd.h"
@@ -15,8 +15,6 @@ struct FisherTensor {
   DType dtype;  // of the gradient
   int32_t unused = 0;  // no padding: tables on the device are compared as bytes
 };
-
-SFRON_HD float fisher_accumulate_one(float fisher, float grad, float weight) { return fisher + (grad * grad) * weight; }
 
 void fisher_accumulate_cpu(
     const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight);

@@ -1,5 +1,6 @@
 #include "saliency_mask/saliency_mask.h"
 
+#include "common/dtype.h"
 #include "common/isa.h"
 #include "common/lanes.h"
 #include "common/runs.h"
@@ -17,8 +18,29 @@ SFRON_HD int64_t count_bits(uint32_t word) {
 struct SaliencyKernel {
   void operator()(
       const SaliencyTensor& t, int64_t begin, int64_t end, SaliencyScalars s, std::atomic<int64_t>* count) const {
+    Scratch scratch;
+    int64_t selected = 0;
+    for (int64_t at = begin; at < end; at += kTile) {
+      const int64_t stop = std::min(at + kTile, end);
+      if (t.grad != nullptr) finish(t, at, stop - at, s, scratch);
+      selected += select(t, at, stop, s);  // what was just written is still in the cache
+    }
+    count->fetch_add(selected, std::memory_order_relaxed);
+  }
+
+  static SFRON_HD void finish(const SaliencyTensor& t, int64_t at, int64_t n, SaliencyScalars s, float* scratch) {
+    const float* forget = t.forget + at;                             // [n]
+    float* retain = t.retain + at;                                   // [n]
+    const float* grad = load_tile(t.grad, t.dtype, at, n, scratch);  // [n]
+    each_lane(
+        n, nullptr, [=](int64_t i) { prefetch(i, forget, retain, grad); },
+        [=](int64_t i, bool) { retain[i] = finish_fisher_one(retain[i], grad[i], s); });
+  }
+
+  // Returns how many bits it has set; begins at a whole byte.
+  static SFRON_HD int64_t select(const SaliencyTensor& t, int64_t i, int64_t end, SaliencyScalars s) {
     const float *forget = t.forget, *retain = t.retain;
-    int64_t selected = 0, i = begin;
+    int64_t selected = 0;
     for (; i + kLanes <= end; i += kLanes) {
       prefetch(i, forget, retain);
       uint32_t word = 0;
@@ -34,7 +56,7 @@ struct SaliencyKernel {
       t.mask[i / 8] = static_cast<uint8_t>(word);
       selected += count_bits(word);
     }
-    count->fetch_add(selected, std::memory_order_relaxed);
+    return selected;
   }
 };
 

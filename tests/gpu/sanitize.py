@@ -20,7 +20,8 @@ from sfron_fast import ops
 
 SIZES = (0, 1, 7, 8, 9, 63, 65, 2047, 2049, 5000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LISTS = ("masked_grad_norm", "sgd_step_", "adamw_step_", "interpolate_", "fisher_accumulate_", "saliency_mask")
+LISTS = ("masked_grad_norm", "sgd_step_", "adamw_step_", "interpolate_", "fisher_accumulate_", "saliency_mask",
+         "fisher_saliency_mask_")  # fmt: skip
 ROWS = ("adaptive_cross_entropy", "adaptive_mse")
 
 
@@ -55,7 +56,9 @@ def list_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
     wide = [there(tensors(i, torch.float32, shift, positive=True), device) for i in (6, 7)]
     F.fisher_accumulate_(wide[0], g, 0.25)
     packed, counts = F.saliency_mask(*wide, 0.8)
-    left["fisher_accumulate_"], left["saliency_mask"] = wide[0], [*packed, counts]
+    left["fisher_accumulate_"], left["saliency_mask"] = [w.clone() for w in wide[0]], [*packed, counts]
+    packed, counts = F.fisher_saliency_mask_(wide[0], g, wide[1], weight=0.25, total=3.0, threshold=0.8)
+    left["fisher_saliency_mask_"] = [*wide[0], *packed, counts]
     clip = {"norm": torch.tensor(3.0, device=device), "max_norm": 1.0}  # the same number on both devices
     hyper = torch.tensor((0.1, 0.01, 0.5), dtype=torch.float64, device=device)
     forget = {"lr": 0.1, "weight_decay": 0.01, "masks": bits, "slow_out": s, **clip}
