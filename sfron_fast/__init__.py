@@ -2,7 +2,7 @@
 
 from .evaluation import evaluate
 from .fisher import Fisher, estimate_fisher, estimate_mask
-from .losses import adaptive_cross_entropy, adaptive_mse, adaptive_weights
+from .losses import adaptive_cross_entropy, adaptive_cross_entropy_sum_, adaptive_mse, adaptive_weights
 from .optim import SFRonAdamW, SFRonSGD
 from .recipes import Recipe
 from .saliency import SaliencyMask
@@ -17,6 +17,7 @@ __all__ = [
     "SaliencyMask",
     "UnlearnResult",
     "adaptive_cross_entropy",
+    "adaptive_cross_entropy_sum_",
     "adaptive_mse",
     "adaptive_weights",
     "estimate_fisher",

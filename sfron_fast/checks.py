@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .flat import flat_size, is_flat
 
+FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -258,10 +259,41 @@ def adaptive_cross_entropy(
             require(False, "labels", f"classes 0 to {logits.shape[2] - 1} or {ignore_index}", int(outside[0]))
 
 
+def _in_place(name: str, tensor: Tensor) -> None:
+    """Kernels write where they read; a copy would be written and lost."""
+    require(tensor.is_contiguous(), name, "a contiguous tensor", f"strides {tensor.stride()}")
+
+
 def adaptive_cross_entropy_backward(
     grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
 ) -> None:
     require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))
+    for name, tensor, dims in (("labels", labels, 2), ("weights", weights, 1), ("lse", lse, 2)):
+        shape = logits.shape[:dims]
+        require(tensor.shape == shape, name, f"shape {tuple(shape)}", tuple(tensor.shape))
+
+
+def adaptive_cross_entropy_backward_(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> None:
+    adaptive_cross_entropy_backward(grad, logits, labels, weights, lse, ignore_index)
+    _in_place("logits", logits)
+
+
+def adaptive_cross_entropy_sum_(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float
+) -> None:
+    adaptive_cross_entropy(logits, labels, temperature, floor, ignore_index)
+    _in_place("logits", logits)
+    one = "one token per sample, [samples, 1, classes]"
+    require(logits.shape[1] == 1, "logits", one, tuple(logits.shape))
+    number("scale", scale, -FLOAT32_MAX, FLOAT32_MAX)
+
+
+def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
+    _floats("gradient", [gradient])
+    require(factor.numel() == 1, "factor", "one element", tuple(factor.shape))
+    _in_place("gradient", gradient)
 
 
 def adaptive_mse(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> None:

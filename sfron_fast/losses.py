@@ -4,11 +4,13 @@ Samples the model still remembers (small loss) get most of the weight. The resul
 sum_i w_i = 1; ascend it by minimising its negative, ``(-alpha * loss).backward()``.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from . import ops, reference
-from .checks import number, require
+from . import in_place, ops, reference
+from .checks import FLOAT32_MAX, number, require
 
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
 
@@ -36,6 +38,7 @@ def adaptive_cross_entropy(
     *,
     floor: float = LOSS_FLOOR,
     ignore_index: int = -100,
+    inplace: bool = False,
 ) -> Tensor:
     """sum_i w_i l_i [] of per-sample cross-entropies, forward and backward fused.
 
@@ -45,39 +48,106 @@ def adaptive_cross_entropy(
         labels: int64 [samples] or [samples, tokens]; ``ignore_index`` marks tokens without a label.
         temperature: lambda >= 0; 0 = plain mean.
         floor: smallest loss used in a weight, > 0.
+        inplace: the backward pass writes the gradient over the logits instead of into new memory; equal in all bits
+            (but in fp64). Until then the logits are whole. They must be contiguous and no leaf; without grad nothing
+            is written. A second backward pass raises, as does one through anything else that saved the logits.
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label that is no class.
     """
-    loss, *_ = _cross_entropy(logits, labels, temperature, floor, ignore_index)
+    loss, *_ = adaptive_cross_entropy_parts(
+        logits, labels, temperature, floor=floor, ignore_index=ignore_index, inplace=inplace
+    )
     return loss
 
 
 def adaptive_cross_entropy_parts(
-    logits: Tensor, labels: Tensor, temperature: float = 0.5, *, floor: float = LOSS_FLOOR, ignore_index: int = -100
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float = 0.5,
+    *,
+    floor: float = LOSS_FLOOR,
+    ignore_index: int = -100,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``adaptive_cross_entropy``, returning (loss [], losses [samples], weights [samples], normaliser []).
 
     Gradient accumulation and data parallelism: back-propagate ``loss * normaliser`` of every part and divide
     once by the sum of the normalisers, which is the weight over the whole batch.
     """
-    return _cross_entropy(logits, labels, temperature, floor, ignore_index)
+    _check_rows(logits, labels, temperature, floor)
+    over = inplace and in_place.wanted(logits)
+    if over:
+        in_place.check(logits)
+    if logits.dim() == 2:
+        logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
+    kernel = in_place.CrossEntropy.apply if over else _kernel("adaptive_cross_entropy", logits)
+    return kernel(logits.contiguous(), labels.contiguous(), float(temperature), float(floor), ignore_index)[:4]
 
 
-def _cross_entropy(
-    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def adaptive_cross_entropy_sum_(
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float = 0.5,
+    *,
+    scale: float = 1.0,
+    floor: float = LOSS_FLOOR,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """scale * sum_i r_i l_i [] with r_i = max(l_i, floor)^-temperature, and the normaliser sum_i r_i [].
+
+    The least memory traffic: the logits are read once, and this forward pass leaves the gradient in their place, so
+    afterwards they hold no logits. The division by the normaliser is left to the optimizer:
+    ``total.backward(); opt.grad_scale = normaliser; opt.forget_step(); opt.grad_scale = None`` is the step on
+    ``scale * adaptive_cross_entropy(...)``, provided that every gradient of the step comes from such totals (over
+    several batches: from all of them, with the sum of their normalisers), and that no GradScaler sets ``grad_scale``.
+
+    Args:
+        logits: [samples, classes]; contiguous, and no leaf. Without grad nothing is written.
+        scale: the factor of the gradient, as -forget_weight. Any other, like -2 in ``(-2 * total).backward()``, is
+            applied too, but costs another pass over the gradient.
+        The others: as ``adaptive_cross_entropy``. Without any label the normaliser is 0, and the step is skipped.
+    Raises:
+        ValueError, RuntimeError: as ``adaptive_cross_entropy``, or weights that the logits' dtype cannot hold.
+    """
+    require(logits.dim() == 2, "logits", "[samples, classes]", tuple(logits.shape),
+            "for sequences use adaptive_cross_entropy(inplace=True)")  # fmt: skip
+    _check_rows(logits, labels, temperature, floor)
+    number("scale", scale, -FLOAT32_MAX, FLOAT32_MAX)
+    if not in_place.wanted(logits):
+        loss, _, _, normaliser = adaptive_cross_entropy_parts(
+            logits, labels, temperature, floor=floor, ignore_index=ignore_index
+        )
+        return loss * normaliser * scale, normaliser
+    in_place.check(logits)
+    _check_range(logits.dtype, float(temperature), float(floor), float(scale))
+    return in_place.CrossEntropySum.apply(
+        logits.unsqueeze(1), labels.unsqueeze(1).contiguous(), float(temperature), float(floor), ignore_index,
+        float(scale),
+    )  # fmt: skip
+
+
+def _check_rows(logits: Tensor, labels: Tensor, temperature: float, floor: float) -> None:
     require(logits.dim() in (2, 3), "logits", "[samples, classes] or [samples, tokens, classes]", tuple(logits.shape))
     require(labels.shape == logits.shape[:-1], "labels", f"shape {tuple(logits.shape[:-1])}", tuple(labels.shape))
     require(logits.shape[0] > 0, "logits", "at least one sample", tuple(logits.shape), "skip empty batches")
-    if logits.dim() == 2:
-        logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
-    op = _kernel("adaptive_cross_entropy", logits)
-    loss, losses, weights, normaliser, _ = op(
-        logits.contiguous(), labels.contiguous(), float(temperature), float(floor), ignore_index
-    )
-    return loss, losses, weights, normaliser
+
+
+def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: float) -> None:
+    """What the normaliser has not divided yet must fit: the weights fp32, and the gradient the logits' dtype.
+
+    No class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's probability lacks.
+    """
+    if scale == 0.0:
+        return
+    low, size = min(math.log10(floor), 0.0), math.log10(abs(scale))
+    weight, gradient = size - temperature * low, size + max((1.0 - temperature) * low, 0.0)
+    wide, narrow = (math.log10(torch.finfo(d).max) for d in (reference.accumulate_dtype(dtype), dtype))
+    require(weight < wide and gradient < narrow, "floor",
+            f"weights below 1e{wide:.1f} and gradients below 1e{narrow:.1f}",
+            f"up to 1e{weight:.1f} and 1e{gradient:.1f} by scale, floor and temperature",
+            "raise it, or use adaptive_cross_entropy(inplace=True)")  # fmt: skip
 
 
 def adaptive_mse(

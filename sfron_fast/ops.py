@@ -3,7 +3,7 @@
 Importing this module also loads the native kernels, which register themselves for their device in front of
 the defaults; the dispatcher, not this package, chooses. Lists: an empty list means "absent"; a flat one
 (``flat.py``) stands for many tensors; a mask of zero bytes means "every weight of this tensor is selected". Ops
-that end in ``_`` write their (x!) arguments in place and return nothing. Bad input raises before anything is written.
+that end in ``_`` write their (x!) arguments in place and return none of them. Bad input raises before any write.
 """
 
 import re
@@ -38,6 +38,11 @@ SCHEMAS = {
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser, Tensor lse)""",
     "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights, Tensor lse,
         int ignore_index) -> Tensor""",
+    "adaptive_cross_entropy_backward_": """(Tensor grad, Tensor(a!) logits, Tensor labels, Tensor weights, Tensor lse,
+        int ignore_index) -> ()""",
+    "adaptive_cross_entropy_sum_": """(Tensor(a!) logits, Tensor labels, float temperature, float floor,
+        int ignore_index, float scale) -> (Tensor total, Tensor losses, Tensor weights, Tensor normaliser)""",
+    "adaptive_cross_entropy_scale_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "adaptive_mse": """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser)""",
     "adaptive_mse_backward": "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor",
@@ -101,6 +106,10 @@ def _cross_entropy_fake(
     return *_sample_outputs(logits), lse
 
 
+def _cross_entropy_sum_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _sample_outputs(logits)
+
+
 def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> tuple[Tensor, ...]:
     return _sample_outputs(prediction)
 
@@ -114,6 +123,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "saliency_mask": _mask_fake,
     "adaptive_cross_entropy": _cross_entropy_fake,
     "adaptive_cross_entropy_backward": _like_second,
+    "adaptive_cross_entropy_sum_": _cross_entropy_sum_fake,
     "adaptive_mse": _mse_fake,
     "adaptive_mse_backward": _like_second,
 }
@@ -175,6 +185,9 @@ fisher_accumulate_ = torch.ops.sfron_fast.fisher_accumulate_.default
 saliency_mask = torch.ops.sfron_fast.saliency_mask.default
 fisher_saliency_mask_ = torch.ops.sfron_fast.fisher_saliency_mask_.default
 adaptive_cross_entropy = torch.ops.sfron_fast.adaptive_cross_entropy.default
+adaptive_cross_entropy_backward_ = torch.ops.sfron_fast.adaptive_cross_entropy_backward_.default
+adaptive_cross_entropy_sum_ = torch.ops.sfron_fast.adaptive_cross_entropy_sum_.default
+adaptive_cross_entropy_scale_ = torch.ops.sfron_fast.adaptive_cross_entropy_scale_.default
 adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
 
 

@@ -364,6 +364,31 @@ def adaptive_cross_entropy_backward(
     return torch.where(counted.unsqueeze(2), delta * row.unsqueeze(2), 0.0).to(logits.dtype)
 
 
+def adaptive_cross_entropy_backward_(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> None:
+    """As above, written over the logits."""
+    logits.copy_(adaptive_cross_entropy_backward(grad, logits, labels, weights, lse, ignore_index))
+
+
+def adaptive_cross_entropy_sum_(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One token a sample: total = scale * sum_i raw_i l_i with raw_i = max(l_i, floor)^-lambda -> total, losses,
+    weights, normaliser = sum_i raw_i. Writes d total / d logits over the logits, the raw_i constant.
+    """
+    _, losses, weights, normaliser, lse = adaptive_cross_entropy(logits, labels, temperature, floor, ignore_index)
+    raw = torch.where(labels[:, 0] != ignore_index, losses.clamp_min(floor).pow(-temperature), 0.0)
+    factor = torch.full_like(normaliser, scale)
+    adaptive_cross_entropy_backward_(factor, logits, labels, raw, lse, ignore_index)
+    return (raw * losses).sum() * factor, losses, weights, normaliser
+
+
+def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor, rounded once."""
+    gradient.copy_(_wide(gradient) * factor)
+
+
 def adaptive_mse(
     prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -44,6 +44,15 @@ def cross_entropy(shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, sc
     return Rows((logits.to(device), labels.to(device)), (temperature, floor, ignore))
 
 
+def last_layer(shape=(9, 7), dtype=torch.float32, device="cpu", ignored=0.3) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight [classes, 6] and features of a layer whose output is logits of that shape, and labels, one at least."""
+    weight, features = (torch.randn(*rows, 6, dtype=torch.float64) for rows in (shape[-1:], shape[:-1]))
+    labels = torch.randint(shape[-1], shape[:-1])
+    labels[torch.rand(shape[:-1]) < ignored] = IGNORE
+    labels.view(-1)[0] = 0
+    return weight.to(device, dtype).requires_grad_(), features.to(device, dtype), labels.to(device)
+
+
 def squared_error(shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, mean=True, scale=1.0) -> Rows:
     pair = [(torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device) for _ in range(2)]
     return Rows((pair[0], pair[1]), (temperature, floor, mean))

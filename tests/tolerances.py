@@ -108,6 +108,21 @@ def cross_entropy(logits, labels, temperature: float, floor: float, ignore_index
     }
 
 
+def cross_entropy_sum(logits, labels, temperature: float, floor: float, ignore_index: int, scale: float) -> dict:
+    """Of ``adaptive_cross_entropy_sum_``: as above, times scale and normaliser, whose own error the weights contain."""
+    mean = cross_entropy(logits, labels, temperature, floor, ignore_index, scale)
+    (loss, loss_error), (normaliser, normaliser_error) = mean["loss"], mean["normaliser"]
+    gradient, gradient_error = mean["gradient"]
+    # the total: two products; the gradient: its store may round in the subnormal range of the product instead
+    total_error = (loss_error * normaliser + loss * normaliser_error) * abs(scale) * 1.001
+    return {
+        "total": (loss * normaliser * scale, total_error + (loss * normaliser * scale).abs() * 2 * U + 2.0**-149),
+        **{name: mean[name] for name in ("losses", "weights", "normaliser")},
+        "gradient": (gradient * normaliser, gradient_error * normaliser + (labels != ignore_index).unsqueeze(2)
+                     * TINY[logits.dtype]),
+    }  # fmt: skip
+
+
 def mean_squared_error(prediction, target, temperature: float, floor: float, mean: bool, grad: float = 1.0) -> dict:
     """Truths and bounds of loss, losses, weights, normaliser and gradient of the fp32 arithmetic."""
     difference = prediction.detach().double() - target.detach().double()

@@ -70,10 +70,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy(
   return {loss, losses, weights, normaliser, lse};
 }
 
-Tensor adaptive_cross_entropy_backward(
-    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
-    int64_t ignore_index) {
-  const Batch batch = checked(logits, labels, ignore_index);
+// d (grad * loss) / d logits into `gradient`, which may be the logits' own memory.
+void write_gradient(
+    const Batch& batch, const Tensor& grad, const Tensor& weights, const Tensor& lse, void* gradient) {
   const float upstream = *scalar_view({"grad"}, grad.get());
   const View w = any_view({"weights"}, weights.get()), normalisers = any_view({"lse"}, lse.get());
   check_shape({"weights"}, w, batch.logits.sizes, 1);
@@ -87,12 +86,61 @@ Tensor adaptive_cross_entropy_backward(
     const float weight = (static_cast<const float*>(w.data)[i] / counted) * upstream;
     std::fill_n(row_weights.begin() + i * batch.tokens, batch.tokens, weight);
   }
-  Tensor gradient = new_tensor({batch.samples, batch.tokens, batch.rows.classes}, batch.logits.code);
   parallel(batch.count, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
     adaptive_cross_entropy_backward_cpu(
-        batch.rows, begin, end, static_cast<const float*>(normalisers.data), row_weights.data(), gradient.data_ptr());
+        batch.rows, begin, end, static_cast<const float*>(normalisers.data), row_weights.data(), gradient);
   });
+}
+
+Tensor adaptive_cross_entropy_backward(
+    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
+    int64_t ignore_index) {
+  const Batch batch = checked(logits, labels, ignore_index);
+  Tensor gradient = new_tensor({batch.samples, batch.tokens, batch.rows.classes}, batch.logits.code);
+  write_gradient(batch, grad, weights, lse, gradient.data_ptr());
   return gradient;
+}
+
+void adaptive_cross_entropy_backward_inplace(
+    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
+    int64_t ignore_index) {
+  const Batch batch = checked(logits, labels, ignore_index);
+  write_gradient(batch, grad, weights, lse, batch.logits.data);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy_sum(
+    const Tensor& logits, const Tensor& labels, double temperature, double floor, int64_t ignore_index, double scale) {
+  const Batch batch = checked(logits, labels, ignore_index);
+  if (batch.tokens != 1) {
+    fail({"logits"}, "one token per sample, [samples, 1, classes]", shape_name(batch.logits.sizes, 3));
+  }
+  const double inf = std::numeric_limits<double>::infinity(), largest = std::numeric_limits<float>::max();
+  check_number("temperature", temperature, 0.0, inf);
+  check_number("floor", floor, 0.0, inf, true);
+  check_number("scale", scale, -largest, largest);
+
+  const int32_t code = codes().float32;
+  Tensor total = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
+  Tensor weights = new_tensor({batch.samples}, code), normaliser = new_tensor({}, code);
+  std::vector<double> raw(batch.samples);
+  const RawWeight rule{temperature, floor, scale};
+  float* loss = data_of<float>(losses);
+  parallel(batch.samples, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
+    adaptive_cross_entropy_sum_cpu(batch.rows, begin, end, rule, batch.logits.data, loss, raw.data());
+  });
+  *data_of<float>(normaliser) = weighted_loss(batch.samples, loss, raw.data(), data_of<float>(weights)).normaliser;
+  double sum = 0.0;
+  for (int64_t i = 0; i < batch.samples; ++i) sum += raw[i] * static_cast<double>(loss[i]);
+  *data_of<float>(total) = static_cast<float>(sum * scale);
+  return {total, losses, weights, normaliser};
+}
+
+// gradient *= factor; nothing is touched if that is 1, as it is where a backward pass starts.
+void adaptive_cross_entropy_scale(const Tensor& gradient, const Tensor& factor) {
+  const View view = float_view({"gradient"}, gradient.get());
+  const float by = *scalar_view({"factor"}, factor.get());
+  if (by == 1.0f) return;
+  parallel(view.numel, kGrain, [&](int64_t begin, int64_t end) { scale_cpu(view.data, view.dtype, begin, end, by); });
 }
 
 }  // namespace
@@ -100,6 +148,9 @@ Tensor adaptive_cross_entropy_backward(
 STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {
   m.impl("adaptive_cross_entropy", TORCH_BOX(&adaptive_cross_entropy));
   m.impl("adaptive_cross_entropy_backward", TORCH_BOX(&adaptive_cross_entropy_backward));
+  m.impl("adaptive_cross_entropy_backward_", TORCH_BOX(&adaptive_cross_entropy_backward_inplace));
+  m.impl("adaptive_cross_entropy_sum_", TORCH_BOX(&adaptive_cross_entropy_sum));
+  m.impl("adaptive_cross_entropy_scale_", TORCH_BOX(&adaptive_cross_entropy_scale));
 }
 
 }  // namespace sfron

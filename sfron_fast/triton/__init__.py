@@ -14,6 +14,9 @@ import torch
 MODULES = {
     "adaptive_cross_entropy": "adaptive_cross_entropy",
     "adaptive_cross_entropy_backward": "adaptive_cross_entropy",
+    "adaptive_cross_entropy_backward_": "adaptive_cross_entropy",
+    "adaptive_cross_entropy_sum_": "adaptive_cross_entropy",
+    "adaptive_cross_entropy_scale_": "adaptive_cross_entropy",
     "adaptive_mse": "adaptive_mse",
     "adaptive_mse_backward": "adaptive_mse",
 }
@@ -48,7 +51,7 @@ def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any])
     def kernel(*args: Any, **kwargs: Any) -> Any:
         launch = launcher(name)
         # fp64 is for checking other results, not for speed
-        if launch is None or args[1 if name.endswith("_backward") else 0].dtype == torch.float64:
+        if launch is None or args[1 if "_backward" in name else 0].dtype == torch.float64:
             _warn_once(name)
             return default(*args, **kwargs)
         check(*args, **kwargs)
@@ -57,7 +60,8 @@ def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no compiler for Triton's launcher, a GPU it does not know, ...
-            # outputs are fresh, so the reference can start over; a GPU in an error state fails there again
+            # outputs are fresh, or written by the last launch alone, which has not happened: the reference can start
+            # over; a GPU in an error state fails there again
             _reasons[name] = f"{type(error).__name__}: {error}"
             _warn_once(name)
             return default(*args, **kwargs)

@@ -1,8 +1,9 @@
 """Adaptive cross-entropy: a row's loss, its weight, and for the last program to arrive the sum of all.
 
 One token per sample: the whole forward pass is one launch, at any number of classes. More tokens: a second
-launch takes the mean of each sample. The backward pass is one launch (two with more tokens). Each reads the
-logits once. Programs end in a counter, never in a float atomic, so results are repeatable.
+launch takes the mean of each sample. The backward pass is one launch (two with more tokens), into fresh memory or
+over the logits. Each reads the logits once. The sum is both passes in one launch, as it does without the normaliser.
+Programs end in a counter, never in a float atomic, so results are repeatable.
 """
 
 import torch
@@ -16,6 +17,7 @@ from .cross_entropy_kernels import (
     _adaptive_cross_entropy_long_fwd_kernel,
     _adaptive_cross_entropy_samples_bwd_kernel,
     _adaptive_cross_entropy_samples_fwd_kernel,
+    _adaptive_cross_entropy_scale_kernel,
 )
 
 TILE = 4096  # logits of one program where whole rows fit: 32 for each thread of 4 warps
@@ -23,6 +25,8 @@ MAX_TILE_CLASSES = 4096  # longer rows are read in pieces with a running maximum
 MAX_GRADIENT_CLASSES = 8192  # the same where the gradient is written too: worth more registers
 LONG_WARPS = 8
 BACKWARD_BLOCK = 8192  # logits of one program: 32 for each thread of 8 warps
+SCALE_BLOCK = 4096
+SCALE_PROGRAMS = 1024  # enough to fill any GPU, few enough to cost nothing where there is nothing to do
 TOKEN_BLOCK = 1024
 MAX_ROWS = 256
 
@@ -34,24 +38,20 @@ def adaptive_cross_entropy(
     return _forward(logits.contiguous(), labels.contiguous(), temperature, floor, ignore_index, None)
 
 
-def adaptive_cross_entropy_inplace(
-    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The forward pass, leaving ``scale * normaliser * d loss / d logits`` where the logits were, in one launch.
+def adaptive_cross_entropy_sum_(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launches ``sfron_fast::adaptive_cross_entropy_sum_``, once: the op's arguments and outputs, already checked.
 
-    The normaliser is known only when every row is done; whoever uses the gradient divides by it (an optimizer's
-    ``grad_scale``). So a row is read and written once, or is read again while it is in the L2 cache. One token per
-    sample, contiguous logits. Not an op, and unknown to autograd: it does not bump the version counter.
+    A row is read and written once, or read again while it is in the L2 cache.
     """
-    if logits.shape[1] != 1 or not logits.is_contiguous():
-        raise ValueError(f"logits: expected contiguous [samples, 1, classes], found {tuple(logits.shape)}")
-    return _forward(logits, labels.contiguous(), temperature, floor, ignore_index, scale)
+    return _forward(logits, labels.contiguous(), temperature, floor, ignore_index, scale)[:4]
 
 
 def _forward(
     logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``scale`` None: the logits are only read."""
+    """``scale`` None: the logits are only read, and the first output is the loss; else the total."""
     samples, tokens, classes = logits.shape
     rows = samples * tokens
     loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
@@ -92,12 +92,28 @@ def adaptive_cross_entropy_backward(
     grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
 ) -> Tensor:
     """Launches ``sfron_fast::adaptive_cross_entropy_backward``: the op's arguments and output, already checked."""
+    logits = logits.contiguous()
+    gradient = torch.empty_like(logits)
+    _backward(grad, logits, labels, weights, lse, ignore_index, gradient)
+    return gradient
+
+
+def adaptive_cross_entropy_backward_(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+) -> None:
+    """Launches ``sfron_fast::adaptive_cross_entropy_backward_``: the op's arguments, already checked."""
+    _backward(grad, logits, labels, weights, lse, ignore_index, logits)
+
+
+def _backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int, gradient: Tensor
+) -> None:
+    """Every program reads its tile before it writes it, so ``gradient`` may be ``logits``."""
     samples, tokens, classes = logits.shape
     rows = samples * tokens
-    logits, labels, lse, weights = (t.contiguous() for t in (logits, labels, lse, weights))
-    gradient = torch.empty_like(logits)
     if rows == 0:
-        return gradient
+        return
+    labels, lse, weights = (t.contiguous() for t in (labels, lse, weights))
     with common.on_device(logits):
         scale = weights
         if tokens > 1:
@@ -112,7 +128,20 @@ def adaptive_cross_entropy_backward(
             grad, logits, labels, scale, lse, gradient, rows, classes // align, tokens, ignore_index, chunks,
             ALIGN=align, ROWS=tile_rows, BLOCK=block, num_warps=8, **common.STRICT,
         )  # fmt: skip
-    return gradient
+
+
+def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
+    """Launches ``sfron_fast::adaptive_cross_entropy_scale_``: the op's arguments, already checked."""
+    elements = gradient.numel()
+    if elements == 0:
+        return
+    align, blocks = common.alignment(elements), triton.cdiv(elements, SCALE_BLOCK)
+    programs = min(blocks, SCALE_PROGRAMS)
+    with common.on_device(gradient):
+        _adaptive_cross_entropy_scale_kernel[(programs,)](
+            gradient, factor, elements // align, triton.cdiv(blocks, programs), ALIGN=align, BLOCK=SCALE_BLOCK,
+            num_warps=4, **common.STRICT,
+        )  # fmt: skip
 
 
 def tile(rows: int, classes: int, size: int) -> tuple[int, int]:

@@ -91,14 +91,14 @@ def _adaptive_mse_fwd_kernel(
         tl.store(losses_ptr + sample, loss, mask=inside)
         tl.store(weights_ptr + sample, raw_weight(loss, temperature_high, temperature_low, floor), mask=inside)
     if ONE_PROGRAM:
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False)
+        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False, False, 1.0)
     elif arrived_last(counter_ptr, programs):
         if SPLIT:
             _join(
                 partials_ptr, losses_ptr, weights_ptr, samples, chunks, divisor, temperature_high, temperature_low,
                 floor, JOINED_SAMPLES, JOINED_CHUNKS,
             )  # fmt: skip
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False)
+        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False, False, 1.0)
         tl.store(counter_ptr, 0)
 
 

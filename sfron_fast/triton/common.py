@@ -53,6 +53,8 @@ def finish(
     normaliser_ptr,  # fp32 []
     samples,
     MAY_BE_EMPTY: tl.constexpr,  # no sample counts at all: weights 0, not 0 / 0
+    SUM: tl.constexpr,  # the loss is scale * sum of raw weight * loss
+    scale,
 ):
     """Normaliser, weights and loss, by one program in a fixed order: repeatable, and no atomics on floats."""
     lane = tl.arange(0, FINISH_BLOCK)
@@ -70,9 +72,15 @@ def finish(
         value = tl.load(losses_ptr + at, mask=at < samples, other=0.0, cache_modifier=".cg").to(tl.float64)
         weight = (raw / divisor).to(tl.float32)
         tl.store(weights_ptr + at, weight, mask=at < samples)
-        loss += weight.to(tl.float64) * value
+        if SUM:
+            loss += raw * value
+        else:
+            loss += weight.to(tl.float64) * value
+    total = tl.sum(loss)
+    if SUM:
+        total *= scale
     tl.store(normaliser_ptr, normaliser.to(tl.float32))
-    tl.store(loss_ptr, tl.sum(loss).to(tl.float32))
+    tl.store(loss_ptr, total.to(tl.float32))
 
 
 # --- host side ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import triton.language as tl
 from .common import arrived_last, finish, raw_weight
 
 # these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of its own
-UNSPECIALISED = ("rows", "class_groups", "samples", "tokens", "programs", "ignore_index", "chunks")
+UNSPECIALISED = ("rows", "class_groups", "samples", "tokens", "programs", "ignore_index", "chunks", "groups", "steps")
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _adaptive_cross_entropy_fwd_kernel(
     lse_ptr,  # fp32 [rows]
     losses_ptr,  # fp32 [rows]
     weights_ptr,  # fp32 [rows]; this and the next three only with ONE_TOKEN
-    loss_ptr,  # fp32 []
+    loss_ptr,  # fp32 []; with GRADIENT gradient_scale * sum of raw weight * loss
     normaliser_ptr,  # fp32 []
     counter_ptr,  # int32 [1], unused by one program
     rows,
@@ -94,9 +94,9 @@ def _adaptive_cross_entropy_fwd_kernel(
         )
     if ONE_TOKEN:
         if ONE_PROGRAM:
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True)
+            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
         elif arrived_last(counter_ptr, programs):
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True)
+            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
             tl.store(counter_ptr, 0)
 
 
@@ -175,7 +175,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
             tl.store(logits_ptr + column, gradient, mask=column < classes, eviction_policy="evict_first")
     if ONE_TOKEN:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
         if arrived_last(counter_ptr, programs):
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True)
+            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
             tl.store(counter_ptr, 0)
 
 
@@ -220,7 +220,7 @@ def _adaptive_cross_entropy_samples_fwd_kernel(
     tl.store(losses_ptr + sample, loss)
     tl.store(weights_ptr + sample, tl.where(count > 0, raw, 0.0))
     if arrived_last(counter_ptr, samples):
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, True)
+        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, True, False, 1.0)
         tl.store(counter_ptr, 0)
 
 
@@ -278,3 +278,24 @@ def _adaptive_cross_entropy_bwd_kernel(
     delta = tl.exp(x - lse[:, None]) - tl.where(lane[None, :] == here[:, None], 1.0, 0.0)
     gradient = tl.where(counted[:, None], delta * scale[:, None], 0.0)
     tl.store(gradient_ptr + start + at, gradient.to(gradient_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _adaptive_cross_entropy_scale_kernel(
+    gradient_ptr,  # [elements]
+    factor_ptr,  # fp32 [1]
+    groups,  # elements / ALIGN
+    steps,  # blocks a program takes
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """gradient *= factor. Where that is 1, as where a backward pass starts, nothing is read; only here is it known."""
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        first = tl.program_id(0).to(tl.int64) * steps * BLOCK
+        left = groups.to(tl.int64) * ALIGN - first  # 64 bits
+        for step in range(steps):
+            at = step * BLOCK + tl.arange(0, BLOCK)
+            inside = at < left
+            x = tl.load(gradient_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+            tl.store(gradient_ptr + first + at, (x * factor).to(gradient_ptr.dtype.element_ty), mask=inside)

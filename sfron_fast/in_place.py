@@ -1,0 +1,93 @@
+"""Cross-entropies that leave their gradient where the logits were, as autograd functions.
+
+The memory of the logits is handed on as their gradient. So that this cannot go wrong unnoticed, every write bumps the
+version of the logits: whoever else saved them for a backward pass raises there, and so does a second backward pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .checks import require
+
+_bump = torch.autograd.graph.increment_version
+
+
+def wanted(logits: Tensor) -> bool:
+    """True if there will be a gradient to write. A compiler plans memory itself, and its writes bump no version."""
+    return torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling()
+
+
+def check(logits: Tensor) -> None:
+    """Raise unless the logits are contiguous and no leaf, nor a view of one: that would lose its values."""
+    base = logits if logits._base is None else logits._base
+    require(not base.is_leaf, "logits", "the result of an operation", "a leaf that requires grad, or a view of one",
+            "its values would be overwritten")  # fmt: skip
+    require(logits.is_contiguous(), "logits", "a contiguous tensor to write the gradient to",
+            f"strides {logits.stride()}", "to skip tokens set their labels to ignore_index")  # fmt: skip
+
+
+def _served(name: str, dtype: torch.dtype) -> Any:
+    """The op; for fp64 its checked reference."""
+    return ops.default_kernel(name) if dtype == torch.float64 else getattr(ops, name)
+
+
+def _refuse_graph() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("create_graph: expected False, found True; a gradient written over the logits is not "
+                           "differentiable")  # fmt: skip
+
+
+class CrossEntropy(torch.autograd.Function):
+    """``adaptive_cross_entropy`` of [samples, tokens, classes] whose backward pass writes over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
+        """The op's outputs but lse; the logits are read."""
+        loss, losses, weights, normaliser, lse = _served("adaptive_cross_entropy", logits.dtype)(
+            logits, labels, *numbers
+        )
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(losses, weights, normaliser)
+        ctx.save_for_backward(logits, labels, weights, lse)
+        ctx.ignore_index = numbers[2]
+        return loss, losses, weights, normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+        """The logits, which become the gradient."""
+        _refuse_graph()
+        if grad is None:
+            return (None,) * 5
+        logits, labels, weights, lse = ctx.saved_tensors
+        backward = _served("adaptive_cross_entropy_backward_", logits.dtype)
+        backward(grad, logits, labels, weights, lse, ctx.ignore_index)
+        _bump(logits)
+        return logits.detach(), None, None, None, None
+
+
+class CrossEntropySum(torch.autograd.Function):
+    """``adaptive_cross_entropy_sum_`` of [samples, 1, classes]: written by the forward pass, scaled if it has to be."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+        """Total and normaliser; the logits become the gradient of the total."""
+        total, _, _, normaliser = _served("adaptive_cross_entropy_sum_", logits.dtype)(logits, labels, *numbers)
+        _bump(logits)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(normaliser)
+        ctx.save_for_backward(logits)
+        return total, normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+        """What the forward pass left, times ``grad``."""
+        _refuse_graph()
+        if grad is None:
+            return (None,) * 6
+        (gradient,) = ctx.saved_tensors
+        _served("adaptive_cross_entropy_scale_", gradient.dtype)(gradient, grad)
+        _bump(gradient)  # also by 1: it is handed on, and whoever gets it may write it
+        return gradient.detach(), None, None, None, None, None
