@@ -1,6 +1,8 @@
 """`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what runs where and why."""
 
 import argparse
+import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -9,18 +11,22 @@ import torch
 
 
 def environment() -> str:
-    """Versions, devices, and which kernel serves each op on each device, and why not a native one."""
+    """Versions, devices, and which kernel serves each op on each device, and why not a faster one."""
     from . import __version__, _native, ops, triton
 
+    used = ("numpy", "safetensors", "triton")
+    set_here = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SFRON_FAST_")]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines = [
         f"sfron_fast  {__version__}",
         f"torch       {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        f"with        {', '.join(f'{name} {_version(name)}' for name in used)}",
         f"python      {platform.python_version()} on {platform.platform()}",
         f"threads     {torch.get_num_threads()}",
+        f"devices     cpu{''.join(', cuda: ' + name for name in devices)}",
+        f"switches    {', '.join(set_here) or 'none set'}",
+        f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}",
     ]
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(f"devices     cpu{''.join(', cuda: ' + name for name in devices)}")
-    lines.append(f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}")
     if not _native.available():
         lines.append(f"            to get it: {_native.REMEDY}")
     absent = next(filter(None, map(triton.reason, triton.MODULES)), None)
@@ -29,9 +35,36 @@ def environment() -> str:
     lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
     for name in ops.SCHEMAS:
         lines.append(f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}")
-    if torch.version.cuda is None:
-        lines += ["", "cuda: this torch is built without CUDA, so list ops have no native kernel for it"]
+    refused: dict[str, list[str]] = {}
+    for device in ("cpu", "cuda"):
+        for name in ops.SCHEMAS:
+            if ops.kernel_for(name, device) == "reference":
+                refused.setdefault(f"{device}: {_refusal(name, device)}", []).append(name)
+    if refused:
+        lines += ["", "why the reference (correct, slower) serves"]
+        lines += [f"  {', '.join(names)} on {reason}" for reason, names in refused.items()]
+    if not devices:
+        lines += ["", "no CUDA device is visible: the cuda column says what would serve one"]
     return "\n".join(lines)
+
+
+def _refusal(name: str, device: str) -> str:
+    """Why no faster kernel than the reference serves an op."""
+    from . import _native, triton
+
+    if device == "cuda" and name in triton.MODULES:
+        return str(triton.reason(name))
+    if not _native.available():
+        return str(_native.reason())
+    return ("the kernels were compiled without CUDA (USE_CUDA=0, or no nvcc)" if torch.version.cuda else
+            f"torch {torch.__version__} is built without CUDA")  # fmt: skip
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def main(arguments: list[str] | None = None) -> int:

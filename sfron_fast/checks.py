@@ -25,9 +25,10 @@ def require(condition: bool, argument: str, expected: str, found: object, remedy
 def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """A finite number in [low, high], or (low, high] with ``open_low``."""
     interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
+    require(not isinstance(value, str), argument, interval, repr(value))  # float() would read one
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         require(False, argument, interval, repr(value))
     inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
     require(inside, argument, interval, value)  # NaN fails both comparisons

@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import functional
-from .checks import FLOATS, number, require
+from .checks import FLOATS, require
 from .flat import FlatStates, flatten_masks
 from .groups import Batch
+from .hyper import as_hyper, check_capture, is_zero, moves_slowly
 from .saliency import SaliencyMask
-from .state import Resumable
+from .settings import check_settings
+from .state import Resumable, zero_state
 
 
 class SFRonOptimizer(Resumable):
@@ -25,7 +27,10 @@ class SFRonOptimizer(Resumable):
         self.saliency = saliency
         self._skipped, self._masks, self._flat = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
+        self._check_group(defaults)
         super().__init__(params, {**defaults, "masked": saliency is not None, "retain_pending": 0, "skipped": 0})
+        if defaults["fused"]:
+            self._step_supports_amp_scaling = True  # as torch's: GradScaler leaves scale and overflow to the step
 
     # --- groups and masks ------------------------------------------------------------------------------------
 
@@ -35,30 +40,19 @@ class SFRonOptimizer(Resumable):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            for name in ("retain_steps", "max_norm", "clip_retain"):
+                ours = self.param_groups[0][name]
+                require(group[name] == ours, name, f"the same in every group ({ours!r})", repr(group[name]))
             if group["masked"]:
                 self._resolve(group)
-        except ValueError:
+        except (ValueError, RuntimeError):
             self.param_groups.pop()
             raise
         group["retain_pending"] = self.param_groups[0]["retain_pending"]
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay"):
-            number(name, group[name], 0.0)
-        if group["forget_lr"] is not None:
-            number("forget_lr", group["forget_lr"], 0.0)
-        if group["max_norm"] is not None:
-            number("max_norm", group["max_norm"], 0.0, open_low=True)
-        number("slow_lr", group["slow_lr"], 0.0, 1.0, open_low=True)
-        steps = group["retain_steps"]
-        require(isinstance(steps, int) and steps >= 1, "retain_steps", "an integer >= 1", repr(steps))
-        for name, choices in (("moments", ("shared", "separate", "none")), ("mask_semantics", ("gradient", "update"))):
-            require(group[name] in choices, name, " or ".join(map(repr, choices)), repr(group[name]))
-        dtype = group["state_dtype"]
-        require(dtype in (None, torch.float32), "state_dtype", "None (the parameter's) or torch.float32", dtype)
-        first = self.param_groups[0]
-        for name in ("retain_steps", "max_norm", "clip_retain"):
-            require(group[name] == first[name], name, f"the same in every group ({first[name]!r})", repr(group[name]))
+        """Raise ValueError or RuntimeError unless the settings are good; a subclass adds its own."""
+        check_settings(group)
 
     def _resolve(self, group: dict[str, Any]) -> list[Tensor]:
         """The group's packed masks, by name; raises if one of its parameters has none."""
@@ -133,11 +127,12 @@ class SFRonOptimizer(Resumable):
                                "call step() that often first")  # fmt: skip
         loss = self._run(closure)
         batches = self._batches(masked=True)
+        check_capture(self.param_groups, [batch.params[0].device for batch in batches])
         norms = self._norms(batches)
         self._store_slow_without_grad(batches)
         for batch in batches:
             group = batch.group
-            slow = self._slow(batch) if group["slow_lr"] < 1.0 else None
+            slow = self._slow(batch) if moves_slowly(group) else None
             rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
             self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
         for group in self.param_groups:
@@ -148,11 +143,15 @@ class SFRonOptimizer(Resumable):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Retain step: the stock update; the last one of a cycle also moves the slow weights."""
         loss = self._run(closure)
+        if self._idle():
+            self.init_state()
+            return loss
         batches = self._batches(masked=False)
+        check_capture(self.param_groups, [batch.params[0].device for batch in batches])
         norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
         last = self.param_groups[0]["retain_pending"] == 1
         for batch in batches:
-            closes = last and batch.group["slow_lr"] < 1.0
+            closes = last and moves_slowly(batch.group)
             slow = self._slow(batch) if closes else None
             rule = {"lr": batch.group["lr"], "slow_in": slow}
             self._apply(batch, norms, rule, forget=False, counts=batch is batches[0])
@@ -161,6 +160,13 @@ class SFRonOptimizer(Resumable):
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
         return loss
+
+    def _idle(self) -> bool:
+        """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state. No step of a cycle."""
+        if torch.compiler.is_compiling() or not all(is_zero(group["lr"]) for group in self.param_groups):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and all(g.layout == torch.strided and not g.any() for g in grads)
 
     @staticmethod
     def _run(closure: Callable[[], Any] | None) -> Any:
@@ -210,7 +216,9 @@ class SFRonOptimizer(Resumable):
         if forget:
             rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
         moments = batch.group["moments"]
-        if forget and moments == "none":
+        plain = forget and moments == "none"
+        rule = as_hyper({**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device)
+        if plain:
             functional.sgd_step_(batch.params, batch.grads, **rule)  # theta - beta g, no decay: equation 7
         else:
             self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
@@ -236,8 +244,7 @@ class SFRonOptimizer(Resumable):
         for i, param in enumerate(batch.params):
             state = self.state[param]
             if state.get(key) is None:  # torch.optim.SGD saves None where there is no momentum yet
-                like = param.new_zeros(()) if key.endswith("step") else param
-                state[key] = torch.zeros_like(like, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+                state[key] = zero_state(param, key, dtype)
                 if fill is not None:
                     state[key].copy_(fill[i])
             tensors.append(state[key])
@@ -250,7 +257,7 @@ class SFRonOptimizer(Resumable):
         """Of every group with a slow step, the parameters outside ``batches``."""
         whole = [batch.group for batch in batches if batch.flat is not None]
         for group in self.param_groups:
-            if group["slow_lr"] < 1.0 and not any(group is g for g in whole):
+            if moves_slowly(group) and not any(group is g for g in whole):
                 yield Batch(group, [p for p in group["params"] if p.grad is None and p.requires_grad], [], [])
 
     def _store_slow_without_grad(self, batches: list[Batch]) -> None:
@@ -263,7 +270,16 @@ class SFRonOptimizer(Resumable):
         """A weight without a gradient in the last retain step may have moved in an earlier one."""
         for batch in self._without_grad(batches):
             moved = batch.part([i for i, p in enumerate(batch.params) if "slow" in self.state.get(p, ())])
-            functional.interpolate_(self._slow(moved), moved.params, batch.group["slow_lr"])
+            alpha = batch.group["slow_lr"]
+            for device in dict.fromkeys(p.device for p in moved.params):
+                there = moved.on(device)
+                slow = self._slow(there)
+                if isinstance(alpha, Tensor):  # an update by nothing, which reads it on the device
+                    rule = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": alpha, "slow_in": slow}
+                    nothing = [torch.zeros_like(p) for p in there.params]
+                    functional.sgd_step_(there.params, nothing, **as_hyper(rule, device))
+                else:
+                    functional.interpolate_(slow, there.params, alpha)
 
 
 def _to(scalar: Tensor | None, device: torch.device) -> Tensor | None:

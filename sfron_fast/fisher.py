@@ -47,8 +47,8 @@ def estimate_fisher(
         chunk_size: samples differentiated at a time by "sample"; memory is chunk_size gradients.
         progress: show a tqdm bar.
     Returns:
-        ``Fisher`` with metadata estimator, samples, batches, batch_size, model (digest) and no_gradient (names of
-        parameters that no loss ever reached; a mask built from it never selects them).
+        ``Fisher`` with metadata estimator, samples, batches, batch_size, world_size (1: this process alone), model
+        (digest) and no_gradient (names of parameters no loss ever reached; a mask built from it never selects them).
     Raises:
         ValueError: empty loader, no trainable parameter, unknown estimator, non-finite or non-scalar loss, a label
             that is no class of the model.
@@ -133,7 +133,7 @@ def _sum_squares(
     total = batches if estimator == "batch_equal" else samples
     return _Sums(values, grads, weight, float(total), {
         "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
-        "no_gradient": sorted(params.keys() - reached), "model": model_digest(model),
+        "no_gradient": sorted(params.keys() - reached), "model": model_digest(model), "world_size": 1,
     })  # fmt: skip
 
 

@@ -8,6 +8,7 @@ optimizer. Source: Huang et al., NeurIPS 2024, algorithm of README section "Equa
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import functional
@@ -25,6 +26,7 @@ def check_betas(betas: Any) -> None:
     """Adam's two, each in [0, 1)."""
     require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", "two numbers in [0, 1)", repr(betas))
     for i, beta in enumerate(betas):
+        require(not isinstance(beta, Tensor), f"betas[{i}]", "a number in [0, 1)", "a tensor", "pass betas as floats")
         number(f"betas[{i}]", beta, 0.0, 1.0)
         require(float(beta) < 1.0, f"betas[{i}]", "a number in [0, 1)", beta)
 
@@ -34,7 +36,13 @@ class SFRonSGD(SFRonOptimizer):
 
     Args:
         params: ``model.named_parameters()`` (needed with ``saliency``), parameters, or groups.
-        lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD. lr, forget_lr, weight_decay
+            and slow_lr may be tensors of one element: the device reads them, no step waits for them.
+        foreach, fused: as torch.optim.SGD; each step is one fused pass whatever they say. With ``fused=True``
+            GradScaler leaves scale and overflow to the step, as torch's does.
+        differentiable: False; the fused step cannot be differentiated.
+        capturable: True for a CUDA graph. A number stays in the graph as it was at the capture; what changes between
+            replays must be a tensor on the device. Make the state (``init_state``) before.
         saliency: which weights a forget step changes; None = all.
         forget_lr: learning rate beta of the forget step; None = ``lr``.
         max_norm: clip of the masked gradient norm in forget steps, in retain steps only with ``clip_retain``.
@@ -47,30 +55,38 @@ class SFRonSGD(SFRonOptimizer):
         state_dtype: torch.float32 for fp32 momentum beside low-precision parameters; None = the parameter's.
     Raises:
         ValueError: naming the argument, what was expected and what was found.
+        RuntimeError: ``differentiable``, or ``foreach`` and ``fused`` together (torch's type of error).
     """
+
+    stock = torch.optim.SGD
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
         saliency: SaliencyMask | None = None,
-        forget_lr: float | None = None,
+        forget_lr: float | Tensor | None = None,
         max_norm: float | None = None,
         clip_retain: bool = False,
         retain_steps: int = 1,
-        slow_lr: float = 1.0,
+        slow_lr: float | Tensor = 1.0,
         moments: Moments = "shared",
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         own = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-               "nesterov": nesterov, "maximize": maximize}  # fmt: skip
+               "nesterov": nesterov, "maximize": maximize, "foreach": foreach, "differentiable": differentiable,
+               "fused": fused, "capturable": capturable}  # fmt: skip
         knobs = {"forget_lr": forget_lr, "max_norm": max_norm, "clip_retain": clip_retain,
                  "retain_steps": retain_steps, "slow_lr": slow_lr, "moments": moments,
                  "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
@@ -85,9 +101,12 @@ class SFRonSGD(SFRonOptimizer):
             found = f"momentum {group['momentum']}, dampening {group['dampening']}"
             require(ok, "nesterov", "momentum > 0 and dampening 0", found)
 
+    def _kinds(self, group: dict[str, Any]) -> dict[str, torch.dtype | None]:
+        return {"momentum_buffer": group["state_dtype"]} if group["momentum"] != 0.0 else {}
+
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
         group = batch.group
-        rule |= {k: group[k] for k in ("momentum", "dampening", "weight_decay", "nesterov")}
+        rule |= {k: group[k] for k in ("momentum", "dampening", "nesterov")}
         if group["momentum"] == 0.0:
             functional.sgd_step_(batch.params, batch.grads, **{**rule, "nesterov": False})
             return
@@ -114,34 +133,42 @@ class SFRonAdamW(SFRonOptimizer):
     """torch.optim.AdamW (or, with ``decoupled_weight_decay=False``, Adam) with a forget step.
 
     Args:
-        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.AdamW / Adam.
+        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.AdamW / Adam;
+            betas are numbers.
         The others: as SFRonSGD.
     One step count per parameter serves the bias correction of forget and retain steps (``moments="shared"``).
     """
 
+    stock = torch.optim.AdamW
+
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        weight_decay: float | Tensor = 1e-2,
         amsgrad: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         decoupled_weight_decay: bool = True,
         saliency: SaliencyMask | None = None,
-        forget_lr: float | None = None,
+        forget_lr: float | Tensor | None = None,
         max_norm: float | None = None,
         clip_retain: bool = False,
         retain_steps: int = 1,
-        slow_lr: float = 1.0,
+        slow_lr: float | Tensor = 1.0,
         moments: Moments = "shared",
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-               "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}  # fmt: skip
+               "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay, "foreach": foreach,
+               "capturable": capturable, "differentiable": differentiable, "fused": fused}  # fmt: skip
         knobs = {"forget_lr": forget_lr, "max_norm": max_norm, "clip_retain": clip_retain,
                  "retain_steps": retain_steps, "slow_lr": slow_lr, "moments": moments,
                  "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
@@ -151,6 +178,10 @@ class SFRonAdamW(SFRonOptimizer):
         super()._check_group(group)
         number("eps", group["eps"], 0.0)
         check_betas(group["betas"])
+
+    def _kinds(self, group: dict[str, Any]) -> dict[str, torch.dtype | None]:
+        moments = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+        return {**dict.fromkeys(moments, group["state_dtype"]), "step": torch.float32}
 
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
         group, dtype = batch.group, batch.group["state_dtype"]
@@ -164,7 +195,6 @@ class SFRonAdamW(SFRonOptimizer):
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
-            weight_decay=group["weight_decay"],
             decoupled=group["decoupled_weight_decay"],
             **rule,
         )

@@ -250,7 +250,10 @@ def _without_gradient(bits: dict[str, Tensor], *fishers: Mapping[str, Tensor]) -
 
 
 def _provenance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))}
+    from . import __version__
+
+    sides = {side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))}
+    return {**sides, "versions": {"sfron_fast": __version__, "torch": torch.__version__}}
 
 
 def _largest(values: Tensor, fraction: float) -> Tensor:

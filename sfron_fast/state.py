@@ -1,5 +1,6 @@
 """What SFRonSGD and SFRonAdamW save and load: torch's format, and what torch would lose of it."""
 
+import inspect
 from itertools import chain
 from typing import Any
 
@@ -9,7 +10,15 @@ from torch.optim.optimizer import Optimizer
 
 from .checks import require
 from .flat import FlatStates
+from .hyper import moves_slowly
+from .naming import canonical_name
 from .saliency import SaliencyMask
+
+
+def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
+    """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None = its own."""
+    like = param.new_zeros(()) if key.endswith("step") else param
+    return torch.zeros_like(like, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
 
 
 class Resumable(Optimizer):
@@ -17,8 +26,9 @@ class Resumable(Optimizer):
 
     saliency: SaliencyMask | None
     grad_norm: Tensor | None  # [], of the last step that measured it
-    grad_scale: Tensor | None  # torch.amp's: gradients are divided by it
-    found_inf: Tensor | None  # torch.amp's: not 0 = skip the update, on the device
+    grad_scale: Tensor | None = None  # torch.amp's: gradients are divided by it
+    found_inf: Tensor | None = None  # torch.amp's: not 0 = skip the update, on the device
+    stock: Any  # torch's optimizer class of the same rule
     _skipped: dict[torch.device, Tensor]
     _masks: dict[int, tuple[list[Tensor], Tensor]]
     _flat: dict[int, FlatStates]
@@ -31,6 +41,33 @@ class Resumable(Optimizer):
             count.zero_()
         return self.param_groups[0]["skipped"]
 
+    def _kinds(self, group: dict[str, Any]) -> dict[str, torch.dtype | None]:
+        """The states the rule keeps for a parameter, and their dtypes (None = the parameter's)."""
+        raise NotImplementedError
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError or RuntimeError unless the settings are good."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Make all state now, for every parameter that requires grad; what exists stays.
+
+        Otherwise a step makes what its gradients need, and the constructor nothing. For a CUDA graph, and where all
+        ranks must hold the same keys. SGD's momentum then starts from 0, with ``dampening`` from its first update on.
+        """
+        for group in self.param_groups:
+            kinds = self._kinds(group)
+            if group["moments"] == "separate":
+                kinds = {**kinds, **{f"forget_{key}": dtype for key, dtype in kinds.items()}}
+            for param in (p for p in group["params"] if p.requires_grad):
+                new = {key: zero_state(param, key, dtype) for key, dtype in kinds.items()
+                       if self.state.get(param, {}).get(key) is None}  # fmt: skip
+                if moves_slowly(group) and "slow" not in self.state.get(param, {}):
+                    new["slow"] = param.detach().clone(memory_format=torch.preserve_format)
+                if new:
+                    self.state[param].update(new)
+
     def state_dict(self) -> dict[str, Any]:
         """As torch's; masks are inputs, so only their digest is in it."""
         self.param_groups[0]["skipped"] = self.skipped_steps
@@ -41,16 +78,42 @@ class Resumable(Optimizer):
                 group["mask_digest"] = digest
         return state
 
+    def stock_state_dict(self) -> dict[str, Any]:
+        """What ``torch.optim``'s SGD, or AdamW / Adam, would save here: load it there to go on without forgetting.
+
+        Raises:
+            RuntimeError: inside a cycle, whose end the other optimizer would not know.
+        """
+        if any(group["retain_pending"] for group in self.param_groups):
+            raise RuntimeError("stock_state_dict: expected a finished cycle, found retain steps pending; "
+                               "call step() for them first")  # fmt: skip
+        saved = self.state_dict()
+        ours = {"mask_digest", *self.defaults} - set(self.stock([torch.zeros(())]).defaults)
+        groups = [{k: v for k, v in group.items() if k not in ours} for group in saved["param_groups"]]
+        on_device = {i for g in groups if g.get("capturable") or g["fused"] for i in g["params"]}
+        states: dict[int, dict[str, Any]] = {}
+        for i, state in saved["state"].items():
+            kept = {k: v for k, v in state.items() if k != "slow" and not k.startswith("forget_")}
+            if "step" in kept and i not in on_device:
+                kept["step"] = kept["step"].cpu()
+            states |= {i: kept} if kept else {}
+        return {"state": states, "param_groups": groups}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps the dtype it was saved in; torch.optim's own state dicts load too.
 
         Raises:
-            ValueError: the state was saved under another mask.
+            ValueError: the state was saved under another mask, a masked group with other names or in another order,
+                or with settings that cannot be.
         """
         ours = self.saliency.digest() if self.saliency is not None else None
         for group in state_dict["param_groups"]:
             theirs = group.get("mask_digest", ours)
             require(theirs == ours, "state_dict", f"mask digest {ours}", theirs, "pass the mask the run began with")
+        for mine, group in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            names, theirs = ([canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group))
+            same = not mine["masked"] or not theirs or names == theirs
+            require(same, "state_dict", f"parameters {names}", theirs, "pass them in the order of the saved run")
         # hooks of our own, next to torch's work: the user's see, and may change, what is loaded
         final: dict[str, Any] = {}
         before = self.register_load_state_dict_pre_hook(lambda _, state: final.update(self._with_knobs(state)) or final)
@@ -68,6 +131,8 @@ class Resumable(Optimizer):
             return state_dict  # torch objects
         ours = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
         groups = [{**mine, **theirs} for mine, theirs in zip(ours, saved, strict=True)]
+        for group in groups:
+            self._check_group(group)
         return {**state_dict, "param_groups": groups}
 
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
@@ -75,9 +140,10 @@ class Resumable(Optimizer):
         params = chain.from_iterable(g["params"] for g in self.param_groups)
         for index, param in zip(saved, params, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
+                if key.endswith("step"):  # torch may count in fp64, and once did without a tensor
+                    value = torch.as_tensor(value, dtype=torch.float32)
                 if isinstance(value, Tensor):  # torch has cast it to the parameter's dtype
-                    dtype = torch.float32 if key.endswith("step") else value.dtype  # torch may count in fp64
-                    self.state[param][key] = value.detach().clone().to(param.device, dtype)
+                    self.state[param][key] = value.detach().clone().to(param.device, value.dtype)
         for group in self.param_groups:
             group.pop("mask_digest", None)
 
@@ -88,6 +154,12 @@ class Resumable(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("saliency", None)
+        for kind in type(self).__mro__:  # settings newer than the pickle
+            known = inspect.signature(vars(kind).get("__init__", lambda: None)).parameters.values()
+            for setting in (p for p in known if p.default is not p.empty and p.name != "saliency"):
+                self.defaults.setdefault(setting.name, setting.default)
+        if self.defaults["fused"]:
+            self._step_supports_amp_scaling = True
         self._masks, self._skipped, self._flat = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         for group in self.param_groups:

@@ -15,6 +15,7 @@ from .batches import check_labels, keeping_modes, model_device, move, progress_b
 from .checkpoint import EndlessLoader, random_state, save_whole, set_random_state
 from .checks import number, require
 from .evaluation import Stopwatch
+from .files import remove_leftovers
 from .fisher import estimate_mask
 from .guard import Guard
 from .naming import model_digest
@@ -156,9 +157,13 @@ class _Run:
 
     def open_folder(self) -> None:
         """Make the checkpoint folder and save the mask in it; nothing else in it is overwritten."""
-        if self.folder is None or (self.folder / CHECKPOINT).exists():
+        if self.folder is None:
             return
         path, mask = self.folder / MASK, self.result.mask
+        remove_leftovers(path)
+        remove_leftovers(self.folder / CHECKPOINT)
+        if (self.folder / CHECKPOINT).exists():
+            return
         theirs = path.exists() and SaliencyMask.load(path) != mask
         require(not theirs, "checkpoint", f"no other mask at {path}", "one", "use another folder, or remove it")
         self.folder.mkdir(parents=True, exist_ok=True)

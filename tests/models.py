@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sfron_fast import Fisher, SaliencyMask
+from sfron_fast import Fisher, SaliencyMask, SFRonAdamW, SFRonSGD
 
 FEATURES, CLASSES = 6, 4
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, for ages if the machine is busy
@@ -107,3 +107,20 @@ def near(ours, theirs, steps):
         if param.numel():
             bound = 2 * steps * torch.finfo(param.dtype).eps * max(1.0, theirs[name].detach().abs().max().item())
             assert (param.detach() - theirs[name].detach()).abs().max().item() <= bound, name
+
+
+def values(params):
+    return {n: p.detach().clone() for n, p in params.items()}
+
+
+# settings with which an optimizer keeps every kind of state it knows
+EVERYTHING = {
+    SFRonSGD: {"momentum": 0.9, "weight_decay": 0.1, "moments": "separate", "slow_lr": 0.5, "retain_steps": 2},
+    SFRonAdamW: {"amsgrad": True, "moments": "separate", "slow_lr": 0.5, "retain_steps": 2},
+}
+
+
+def states(optimizer):
+    """(position, key) -> a copy of the state tensor."""
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    return {(i, k): v.clone() for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}

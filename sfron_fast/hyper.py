@@ -1,0 +1,57 @@
+"""Settings that are tensors: the device reads them, so no step waits for them or is compiled or captured anew."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMES = ("lr", "weight_decay", "slow_lr")  # in the order of the ops' ``hyper``
+
+
+def as_hyper(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """``rule``; if one of its three numbers is a tensor, all three in one, fp64 [3] on ``device``.
+
+    Raises:
+        RuntimeError: under graph capture, a tensor on another device, which a replay could not follow.
+    """
+    values = [rule[name] for name in NAMES]
+    if not any(isinstance(value, Tensor) for value in values):
+        return rule
+    scalars = [_scalar(*pair, device) for pair in zip(NAMES, values, strict=True)]
+    return {**rule, "lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0, "hyper": torch.stack(scalars)}
+
+
+def _scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=torch.float64, device=device)
+    if value.device != device and capturing(device):
+        raise RuntimeError(f"{name}: expected a tensor on {device} while a graph is captured, found one on "
+                           f"{value.device}; make it there")  # fmt: skip
+    return value.detach().reshape(()).to(device, torch.float64, non_blocking=True)
+
+
+def moves_slowly(group: dict[str, Any]) -> bool:
+    """Whether a group keeps slow weights; a tensor is not read, so it always does."""
+    return isinstance(group["slow_lr"], Tensor) or group["slow_lr"] < 1.0
+
+
+def is_zero(value: float | Tensor) -> bool:
+    """Whether a setting is known to be 0 without waiting for a device."""
+    return float(value) == 0.0 if not isinstance(value, Tensor) or value.device.type == "cpu" else False
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured there."""
+    return device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
+def check_capture(groups: list[dict[str, Any]], devices: Iterable[torch.device]) -> None:
+    """As torch: a graph is captured of an optimizer that was told so.
+
+    Raises:
+        RuntimeError: one that was not.
+    """
+    if not all(group["capturable"] for group in groups) and any(map(capturing, devices)):
+        raise RuntimeError("capturable: expected True in every group while a graph is captured, found False; set it, "
+                           "and give what changes between replays as tensors on the device")  # fmt: skip
