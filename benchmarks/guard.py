@@ -1,4 +1,4 @@
-"""`make guard`: measure again and compare with the committed result which ratios fell. Ratios only: times are a machine's.
+"""`make guard`: measure again and say which ratios fell against the committed result. Times are a machine's affair.
 
 `python -m benchmarks.guard NEW.json OLD.json [--tolerance 0.15]` compares two results and exits with 1 if one fell.
 """

@@ -50,7 +50,8 @@ class Decoder(nn.Module):
     def __init__(self, vocabulary: int, width: int, layers: int, length: int) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+        shape = (width, width // 64, 4 * width)
+        layer = nn.TransformerEncoderLayer(*shape, 0.0, F.gelu, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight

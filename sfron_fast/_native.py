@@ -60,7 +60,7 @@ def warn_once() -> None:
         )
 
 
-# --- looks at lists of thousands of objects, which Python alone would take one by one -----------------------------------
+# --- looks at lists of thousands of objects, which Python alone would take one by one ---------------------------------
 
 RECORD_WORDS = 6  # int64 per tensor (csrc/common/records.h)
 

@@ -56,9 +56,9 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return None
-    lists = tuple(tensors if type(tensors) is list else list(tensors) for tensors in lists)
-    table = torch.empty(_native.table_words(lists), dtype=torch.int64, device="cpu")
-    return table if _native.describe(table, lists) else None
+    whole = tuple(tensors if isinstance(tensors, list) else list(tensors) for tensors in lists)
+    table = torch.empty(_native.table_words(whole), dtype=torch.int64, device="cpu")
+    return table if _native.describe(table, whole) else None
 
 
 def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:

@@ -94,7 +94,8 @@ def grad_multiplier(
 
 def skip_step(norm: Tensor | None, found_inf: Tensor | None, skipped: Tensor | None) -> bool:
     """True, and counted in ``skipped``, if this step must not be applied: a non-finite norm, or an overflow found."""
-    skip = norm is not None and not bool(torch.isfinite(norm)) or found_inf is not None and bool(found_inf != 0)
+    overflow = found_inf is not None and bool(found_inf != 0)
+    skip = overflow or (norm is not None and not bool(torch.isfinite(norm)))
     if skipped is not None:
         skipped += skip
     return skip

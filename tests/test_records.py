@@ -1,4 +1,4 @@
-"""The table that stands for lists of tensors: what is described is right, what must not be is not, results are the same."""
+"""The table that stands for lists of tensors: right where it is made, refused where it must not be, same results."""
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ def describe(*lists):
 
 
 def test_every_property_by_hand():
-    parameter, transposed, empty, scalar = nn.Parameter(torch.randn(3, 5)), torch.randn(4, 6).t(), torch.randn(0, 2), torch.tensor(2)
+    parameter, transposed = nn.Parameter(torch.randn(3, 5)), torch.randn(4, 6).t()
+    empty, scalar = torch.randn(0, 2), torch.tensor(2)
     [first, second] = describe([parameter, transposed], [empty, scalar[None]])
     for tensor, words in zip([parameter, transposed, empty, scalar[None]], first + second, strict=True):
         data, numel, dim, _, code_and_device, index_and_contiguous = words
@@ -35,7 +36,8 @@ def test_every_property_by_hand():
 def test_contiguity_is_torchs():
     shapes = [(2, 3, 4), (1, 5), (5, 1), (0, 3), (1, 1, 1), (2, 1, 3)]
     tensors = [torch.randn(s).permute(p) for s in shapes for p in ([*range(len(s))], [*reversed(range(len(s)))])]
-    tensors += [torch.randn(6)[::2], torch.randn(1)[::2], torch.randn(1).expand(4), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    tensors += [torch.randn(6)[::2], torch.randn(1)[::2], torch.randn(1).expand(4)]
+    tensors += [torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
     [records] = describe(tensors)
     assert [bool(r[5] >> 32) for r in records] == [t.is_contiguous() for t in tensors]
 
