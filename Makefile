@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 WORKERS ?= 2
 
-.PHONY: build demo test test-long lint bench kernels gpu clean
+.PHONY: build demo test test-long lint bench guard kernels gpu clean
 
 build: $(VENV)/.built
 
@@ -32,6 +32,10 @@ test-long: build
 
 bench: build
 	$(BIN)/python -m benchmarks.run
+
+guard: build
+	$(BIN)/python -m benchmarks.run --no-plots --out build/guard/now $(BENCH)
+	$(BIN)/python -m benchmarks.guard build/guard/now.json benchmarks/results/$(or $(DEVICE),cpu).json
 
 kernels: build
 	$(BIN)/python -m benchmarks.kernels_report

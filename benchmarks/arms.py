@@ -53,9 +53,11 @@ def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
     return Arm(name, run, lambda: change(problem.values, run), tolerance=1e-2, values=problem.values)
 
 
-def ours(shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu") -> Arm:
+def ours(
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5
+) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
-    problem = Problem(shapes, device)
+    problem = Problem(shapes, device, density)
     masked = work != "plain"
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
@@ -84,10 +86,11 @@ def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.
 
 
 def best_stock(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, mask_dtype: str = "bool", device: str = "cpu"
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, mask_dtype: str = "bool", device: str = "cpu",
+    density: float = 0.5,
 ) -> Arm:
     """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy."""
-    problem = Problem(shapes, device)
+    problem = Problem(shapes, device, density)
     optimizer = _torch_optimizer(problem, kind, fused=True)
     masks = problem.masks if mask_dtype == "bool" else [m.float() for m in problem.masks]
     slow = problem.values() if slow_lr < 1.0 else []
@@ -112,13 +115,14 @@ def best_stock(
 
 
 def authors_style(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False,
+    density: float = 0.5,
 ) -> Arm:
     """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation.
 
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """
-    problem = Problem(shapes, device)
+    problem = Problem(shapes, device, density)
     if cpu_masks:
         problem.masks = [mask.cpu() for mask in problem.masks]
     optimizer = _torch_optimizer(problem, kind)
@@ -171,14 +175,37 @@ def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
 LAST_GRADIENT = ("foreach addcmul, ratio, compare", "sfron_fast, two ops", "sfron_fast")
 
 
+def apex(shapes: list[Shape], kind: str, work: str, slow_lr: float, device: str, density: float) -> Arm:
+    """NVIDIA apex's multi-tensor optimizers, where installed: plain steps."""
+    import apex.optimizers as peers
+
+    problem = Problem(shapes, device, density)
+    optimizer = peers.FusedAdam(problem.params, **ADAMW) if kind == "adamw" else peers.FusedSGD(problem.params, **SGD)
+    return list_arm("apex", problem, optimizer.step)
+
+
+def bitsandbytes(shapes: list[Shape], kind: str, work: str, slow_lr: float, device: str, density: float) -> Arm:
+    """bitsandbytes' 32-bit optimizers, where installed: plain steps."""
+    import bitsandbytes.optim as peers
+
+    problem = Problem(shapes, device, density)
+    optimizer = peers.AdamW32bit(problem.params, **ADAMW) if kind == "adamw" else peers.SGD32bit(problem.params, **SGD)
+    return list_arm("bitsandbytes, 32 bit", problem, optimizer.step)
+
+
+def probe(moved: int, device: str) -> Arm:
+    """What the memory gives for as many bytes, half read and half written."""
+    return copy_probe(moved, device) if device == "cuda" else inplace_scale(moved)
+
+
 def inplace_scale(moved: int) -> Arm:
-    """The probe: an in-place scale that moves the same bytes (half read, half written)."""
-    buffer = torch.ones(moved // 8)
+    """An in-place scale: on a CPU a copy would also read what it overwrites."""
+    buffer = torch.ones(max(moved // 8, 1))
     return Arm("probe: in-place scale", lambda: buffer.mul_(1.0))
 
 
 def copy_probe(moved: int, device: str, chunk: int = 1 << 30) -> Arm:
-    """The probe on a GPU: a copy that moves the same bytes (half read, half written), in chunks to save memory."""
+    """A copy, in chunks to save memory."""
     half = max(moved // 2, 1)
     source, target = (torch.ones(min(half, chunk), dtype=torch.uint8, device=device) for _ in range(2))
 

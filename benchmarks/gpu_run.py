@@ -92,7 +92,7 @@ def steps(python: str, capability: str, out: Path, scratch: Path) -> list[Step]:
         missing = "" if tool else "compute-sanitizer is neither on PATH nor in CUDA_HOME"
         return Step(name, 75, command, checked, missing=missing, rehearsal=[*driver, "--rehearse"])
 
-    bench = [python, "-m", "benchmarks.gpu", "--out", str(out / "gpu")]
+    bench = [python, "-m", "benchmarks.run", "--device", "cuda", "--out", str(out / "gpu")]
     make = [python, "setup.py", "build_ext"]
     build = {"USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "MAX_JOBS": cores,
              "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability)}  # fmt: skip

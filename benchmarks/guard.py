@@ -8,11 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from .plots import Rows, fractions, speedups
+from .plots import Rows, fractions, kernels, speedups
 
 
 def ratios(rows: Rows) -> dict[tuple[str, str], float]:
     """(case, arm) -> the other arm's time over ours, or ours against the probe; larger is better for us."""
+    rows = kernels(rows)  # the phases of a whole cycle are too noisy
     found = {(case, arm): value for case, arms in speedups(rows).items() for arm, value in arms.items()}
     for case, arms in fractions(rows).items():
         found |= {(case, f"probe / {arm}"): value for arm, value in arms.items() if arm.startswith("sfron_fast")}

@@ -1,4 +1,4 @@
-"""Timing and bookkeeping: arms of a case alternate, medians are compared, every row says where it comes from."""
+"""Bookkeeping of measurements: medians are compared, every row says where it comes from."""
 
 import csv
 import hashlib
@@ -40,30 +40,7 @@ class Row:
     host_ms: float = 0.0  # median, until the call returns; 0 = the CPU does the work itself
     wall_ms: float = 0.0  # median, until the device is done, with nothing queued before
     launches: int = -1  # kernels and copies on the device; -1 = not counted
-
-
-def time_case(case: str, arms: list[Arm], moved: int = 0, seconds: float = 8.0, most: int = 200) -> list[Row]:
-    """Check that the arms agree, then run them in turn for about ``seconds``, at least 7 times each."""
-    _agree(case, arms)
-    for arm in arms:
-        arm.run()
-    times: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    began, rounds = time.perf_counter(), 0
-    while rounds < 7 or (time.perf_counter() - began < seconds and rounds < most):
-        for arm in arms if rounds % 2 == 0 else arms[::-1]:  # both orders: nobody always runs on a warm cache
-            start = time.perf_counter()
-            arm.run()
-            times[arm.name].append(time.perf_counter() - start)
-        rounds += 1
-    return [make_row(case, name, seconds_, moved) for name, seconds_ in times.items()]
-
-
-def _agree(case: str, arms: list[Arm]) -> None:
-    checked = [arm for arm in arms if arm.check is not None]
-    wanted = checked[0].check() if checked else []
-    for arm in checked[1:]:
-        if not (error := difference(arm.check(), wanted)) <= arm.tolerance:
-            raise AssertionError(f"{case}: {arm.name} and {checked[0].name} differ by {error:.1e}; nothing was timed")
+    peak_mb: float = -1.0  # what one call allocates on the device at most; -1 = not counted
 
 
 def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
@@ -137,13 +114,6 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
-
-
-def save(rows: list[Row], out: Path) -> None:
-    """Write ``<out>.json`` (this run) and append to ``<out>.csv`` (every run)."""
-    origin = provenance()
-    write_json(rows, origin, out)
-    append_csv(rows, origin, out)
 
 
 def write_json(rows: list[Row], origin: dict[str, Any], out: Path, **more: Any) -> None:

@@ -1,7 +1,7 @@
-"""Bars from a result of `benchmarks.gpu`: share of the copy's bandwidth, and speed-up over the other arms.
+"""Figures from a result of `benchmarks.run`: share of the probe's bandwidth, speed-up, phases of a cycle, cost by size.
 
-`python -m benchmarks.plots RESULT.json` writes `RESULT_roofline.png` and `RESULT_speedup.png` beside it; says so and
-succeeds where matplotlib is missing.
+`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,phases,sweep}.png` beside it, those it has
+data for; says so and succeeds where matplotlib is missing.
 """
 
 import json
@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .list_cases import SWEEP
+
 OURS, PROBE = "sfron_fast", "probe"
+COLOURS = {"forward": "#d5d8dc", "backward": "#aab0b8", "accumulation": "#7a5195", "mask build": "#003f5c",
+           "mask": "#003f5c", "clip": "#7a5195", "update": "#ef5675", "interpolation": "#ffa600",
+           "mask, clip and update": "#c1440e", "update and interpolation": "#e8743b"}  # fmt: skip
 Rows = list[dict[str, Any]]
 
 
@@ -40,6 +45,32 @@ def speedups(rows: Rows) -> dict[str, dict[str, float]]:
     return {case: bars for case, bars in found.items() if bars}
 
 
+def kernels(rows: Rows) -> Rows:
+    """The cases of one op or step: no sweep, no whole cycles."""
+    cycles = {case.partition(": ")[0] for case in by_case(rows) if ": " in case}
+    return [r for r in rows if not r["case"].startswith((SWEEP, *cycles))]
+
+
+def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
+    """Cycle -> arm -> phase -> ms."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        cycle, _, phase = row["case"].partition(": ")
+        if phase:
+            found.setdefault(cycle, {}).setdefault(row["arm"], {})[phase] = row["p50_ms"]
+    return found
+
+
+def sweep(rows: Rows) -> dict[str, list[tuple[int, float]]]:
+    """Arm -> (weights, ns a weight)."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["case"].startswith(SWEEP):
+            weights = int(row["case"].removeprefix(SWEEP).split()[0].replace(",", ""))
+            found.setdefault(row["arm"], []).append((weights, row["p50_ms"] * 1e6 / weights))
+    return found
+
+
 def draw(result: Path) -> str:
     """Write both figures; returns what was done, or why not."""
     try:
@@ -52,18 +83,23 @@ def draw(result: Path) -> str:
     if origin.get("rehearsal"):
         where = "REHEARSAL ON A CPU: MEANS NOTHING. " + where
     made = []
-    for kind, values, label, line in (
-        ("roofline", fractions(content["rows"]), "least bytes / time, as a share of the copy's bandwidth", 1.0),
-        ("speedup", speedups(content["rows"]), "time of the other arm / ours", 1.0),
+    ops = kernels(content["rows"])
+    for kind, values, figure in (
+        ("roofline", fractions(ops), lambda v: bars(v, "least bytes / time, as a share of the probe's bandwidth")),
+        ("speedup", speedups(ops), lambda v: bars(v, "time of the other arm / ours")),
+        ("phases", phases(content["rows"]), stacks),
+        ("sweep", sweep(content["rows"]), curves),
     ):
         if values:
             target = result.with_name(f"{result.stem}_{kind}.png")
-            bars(values, label, line, where, target)
+            drawn = figure(values)
+            drawn.suptitle(where, fontsize=7)
+            drawn.savefig(target, dpi=120)
             made.append(str(target))
     return "plots: " + (", ".join(made) or "nothing to draw")
 
 
-def bars(values: dict[str, dict[str, float]], label: str, line: float, where: str, target: Path) -> None:
+def bars(values: dict[str, dict[str, float]], label: str) -> Any:
     """Horizontal bars, a group for each case; our arms in one colour, all others in greys."""
     from matplotlib.figure import Figure
 
@@ -80,14 +116,56 @@ def bars(values: dict[str, dict[str, float]], label: str, line: float, where: st
             ticks.append(at)
             names.append(arm)
             at += 1
-    axes.axvline(line, color="black", linewidth=0.8)
+    axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_yticks(ticks, names, fontsize=7)
     axes.set_ylim(at, -1)
     if max(value for arms in values.values() for value in arms.values()) > 5:
         axes.set_xscale("log")
     axes.set_xlabel(label, fontsize=8)
-    axes.set_title(where, fontsize=7)
-    figure.savefig(target, dpi=120)
+    return figure
+
+
+def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
+    """A stack of phases for each arm of each cycle, in ms: the optimizer's share is what is coloured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.8 * len(cycles) + 0.6), layout="constrained")
+    grid = figure.subplots(len(cycles), 1, squeeze=False)[:, 0]
+    for axes, (cycle, arms) in zip(grid, cycles.items(), strict=True):
+        order = [phase for phase in COLOURS if any(phase in found for found in arms.values())]
+        for at, found in enumerate(arms.values()):
+            left = 0.0
+            for phase in order:
+                axes.barh(at, found.get(phase, 0.0), left=left, color=COLOURS[phase], height=0.7)
+                left += found.get(phase, 0.0)
+            rest = sum(ms for phase, ms in found.items() if phase not in ("forward", "backward"))
+            axes.text(left, at, f" {left:.1f}, beside the model {rest:.1f}", va="center", fontsize=7)
+        for phase in order:
+            axes.barh(0, 0, color=COLOURS[phase], label=phase)
+        axes.set_yticks(range(len(arms)), list(arms), fontsize=7)
+        axes.invert_yaxis()
+        axes.margins(x=0.25)
+        axes.set_title(f"{cycle}, ms", fontsize=8, loc="left")
+        axes.legend(fontsize=6, loc="lower right", ncols=2)
+    return figure
+
+
+def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
+    """Cost of a forget step by the number of weights, an arm a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for arm, points in arms.items():
+        style = {"color": "#c1440e", "linewidth": 2.0} if arm.startswith(OURS) else {"linewidth": 1.0}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("weights", fontsize=8)
+    axes.set_ylabel("ns a weight", fontsize=8)
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    return figure
 
 
 if __name__ == "__main__":

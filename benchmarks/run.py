@@ -1,154 +1,153 @@
-"""`make bench` = `python -m benchmarks.run`: the CPU kernels against stock PyTorch, ratios from one run.
+"""`make bench` = `python -m benchmarks.run`: this package against stock PyTorch and others, ratios from one run.
 
-The last arm of every case is this package through its public API. Byte counts are floors: what the work must move
-at least (fp32: AdamW reads p, g, m, v and writes p, m, v = 28 bytes a weight; the norm reads g; a mask is 1/8 byte).
+The first arm of a case is a probe that moves as many bytes as the work must move at least; the last is this package,
+through its public API. Arms are compared before they are timed, then run in turn, in both orders; medians with p20 and
+p80. On a GPU: between CUDA events, on a cold cache. What fails is noted and costs only itself. Results are written
+after every case. `--rehearse` runs the same code on the CPU, with tiny lists: its figures mean nothing.
 """
 
 import argparse
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-import sfron_fast as sf
-from sfron_fast import _native, functional, reference
+from sfron_fast import _native
 
-from . import arms, harness
+from . import end_to_end, harness, list_cases, row_cases
 from .harness import Arm, Row
-from .lists import resnet18, small_tensors
+from .list_cases import Case
+from .timer import Clock, first_line, freed, time_arms
 
-LARGE = resnet18(width=96)
-WEIGHTS = sum(torch.Size(s).numel() for s in LARGE)
-
-
-def optimizer_cases() -> list[tuple[str, Callable[[], list[Arm]], float]]:
-    """(case, arms, floor bytes per weight) on 25.1M weights in 62 tensors."""
-    return [
-        ("adamw forget", lambda: [
-            arms.authors_style(LARGE, "adamw", "forget"), arms.best_stock(LARGE, "adamw", "forget"),
-            arms.best_stock(LARGE, "adamw", "forget", mask_dtype="float"), arms.ours(LARGE, "adamw", "forget"),
-        ], 32.25),
-        ("adamw pair, alpha 0.5", lambda: [
-            arms.authors_style(LARGE, "adamw", "pair", 0.5), arms.best_stock(LARGE, "adamw", "pair", 0.5),
-            arms.best_stock(LARGE, "adamw", "pair", 0.5, mask_dtype="float"), arms.ours(LARGE, "adamw", "pair", 0.5),
-        ], 68.25),
-        ("sgd forget", lambda: [
-            arms.authors_style(LARGE, "sgd", "forget"), arms.best_stock(LARGE, "sgd", "forget"),
-            arms.best_stock(LARGE, "sgd", "forget", mask_dtype="float"), arms.ours(LARGE, "sgd", "forget"),
-        ], 24.25),
-        ("adamw plain", lambda: [arms.best_stock(LARGE, "adamw", "plain"), arms.ours(LARGE, "adamw", "plain")], 28.0),
-        ("sgd plain", lambda: [arms.best_stock(LARGE, "sgd", "plain"), arms.ours(LARGE, "sgd", "plain")], 20.0),
-    ]  # fmt: skip
+MODELS = ("ResNet-18", "decoder")
 
 
-def probe_cases() -> list[tuple[str, Callable[[], list[Arm]], float]]:
-    """The step against an in-place scale of the same bytes: what the memory gives."""
-    return [
-        ("adamw forget vs probe",
-         lambda: [arms.inplace_scale(int(32.25 * WEIGHTS)), arms.ours(LARGE, "adamw", "forget")], 32.25),
-        ("adamw pair vs probe",
-         lambda: [arms.inplace_scale(int(68.25 * WEIGHTS)), arms.ours(LARGE, "adamw", "pair", 0.5)], 68.25),
-    ]  # fmt: skip
+def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
+    """For a ``kind`` of device, most important first: what the time does not reach is dropped from the end."""
+    lists, rows = list_cases.cases(kind, device, tiny), row_cases.cases(kind, device, tiny)
+    last = list_cases.compile_cases(device, tiny)
+    return [*lists[:3], *rows[:2], *lists[3:9], *rows[2:4], *lists[9:], *rows[4:], *last]
 
 
-def small_case() -> list[Arm]:
-    """4,000 tensors of 64 elements: host time."""
-    shapes = small_tensors()
-    return [
-        arms.authors_style(shapes, "adamw", "pair", 0.5),
-        arms.best_stock(shapes, "adamw", "pair", 0.5),
-        arms.best_stock(shapes, "adamw", "pair", 0.5, mask_dtype="float"),
-        arms.ours(shapes, "adamw", "pair", 0.5),
-    ]
+class Run:
+    """Rows and messages so far, and where they go."""
+
+    def __init__(self, out: Path, origin: dict[str, Any], clock: Clock, device: str, scale: float) -> None:
+        self.out, self.origin, self.clock, self.device, self.scale = out, origin, clock, device, scale
+        self.rows: list[Row] = []
+        self.messages: list[dict[str, str]] = []
+
+    def note(self, case: str, arm: str, text: str) -> None:
+        self.messages.append({"case": case, "arm": arm, "message": text})
+        print(f"  {case}: {arm}: {text}", flush=True)
+
+    def case(self, case: Case) -> None:
+        began = time.perf_counter()
+        try:
+            with freed(self.device):
+                rows = self.measured(case)
+        except Exception as error:
+            self.note(case.name, "", f"failed: {first_line(error)}")
+            rows = []
+        self.rows += rows
+        if rows:
+            harness.append_csv(rows, self.origin, self.out)
+        self.write()
+        print(f"{case.name}: {len(rows)} arms, {time.perf_counter() - began:.1f} s", flush=True)
+
+    def whole(self, model: str, tiny: bool) -> None:
+        """Cycles of a real model."""
+        try:
+            with freed(self.device):
+                rows = end_to_end.measure(model, self.device, 2 if tiny else 7, tiny)
+        except Exception as error:
+            return self.note(model, "", f"failed: {first_line(error)}")
+        self.rows += rows
+        harness.append_csv(rows, self.origin, self.out)
+        self.write()
+        return print(f"{model}: whole cycles", flush=True)
+
+    def write(self) -> None:
+        harness.write_json(self.rows, self.origin, self.out, messages=self.messages)
+
+    def measured(self, case: Case) -> list[Row]:
+        """A function of its own, so that the arms are gone when the memory is given back."""
+        made: list[Arm] = []
+        for make in case.arms:
+            try:
+                made.append(make())
+            except Exception as error:
+                self.note(case.name, label(make), f"cannot be made: {first_line(error)}")
+        note = lambda arm, text: self.note(case.name, arm, text)  # noqa: E731
+        return time_arms(case.name, made, case.bytes, self.clock, case.seconds * self.scale, note, *self.rounds())
+
+    def rounds(self) -> tuple[int, int]:
+        return (7, 100) if self.device == "cuda" else (2, 2)
+
+    def failures(self) -> list[dict[str, str]]:
+        """Whole cases, and arms of this package; the others may lack what they need."""
+        own = [m for m in self.messages if m["arm"] == "" or "ours" in m["arm"] or "sfron_fast" in m["arm"]]
+        return [m for m in own if not m["message"].startswith(("skipped", "launches not counted"))]
 
 
-def fisher_arms() -> list[Arm]:
-    problem = arms.Problem(LARGE)
-    stock, mine = ([torch.zeros(s) for s in LARGE] for _ in range(2))
-    grads = problem.gradients
-
-    def foreach() -> None:
-        torch._foreach_addcmul_(stock, grads, grads, 0.01)
-
-    return [
-        Arm("foreach addcmul", foreach),
-        Arm("sfron_fast", lambda: functional.fisher_accumulate_(mine, grads, 0.01)),
-    ]
+def label(make: Callable[[], Arm]) -> str:
+    """What an arm that could not be made would have been."""
+    words = [getattr(make, "func", make).__name__, *(a for a in getattr(make, "args", ()) if isinstance(a, str))]
+    return " ".join(words)
 
 
-def mask_arms() -> list[Arm]:
-    generator = torch.Generator().manual_seed(1)
-    forget, retain = ([torch.rand(s, generator=generator) for s in LARGE] for _ in range(2))
-    eps = reference.FISHER_EPS
-
-    def stock() -> list[torch.Tensor]:
-        return [(f + eps) / (r + eps) >= 1.0 for f, r in zip(forget, retain, strict=True)]
-
-    def ours() -> list[torch.Tensor]:
-        return functional.saliency_mask(forget, retain, 1.0)[0]
-
-    return [
-        Arm("torch ratio and compare", stock, stock),
-        Arm("sfron_fast", ours, lambda: [reference.unpack_bits(m, s) for m, s in zip(ours(), LARGE, strict=True)], 0.0),
-    ]
-
-
-def cross_entropy_arms(rows: int, classes: int) -> list[Arm]:
-    generator = torch.Generator().manual_seed(2)
-    labels = torch.randint(0, classes, (rows,), generator=generator)
-    logits = torch.randn(rows, classes, generator=generator).requires_grad_()
-
-    def stock() -> list[torch.Tensor]:
-        logits.grad = None
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        raw = losses.detach().clamp_min(1e-6).pow(-0.5)
-        (raw / raw.sum() * losses).sum().backward()
-        return [logits.grad]
-
-    def ours() -> list[torch.Tensor]:
-        logits.grad = None
-        sf.adaptive_cross_entropy(logits, labels, 0.5).backward()
-        return [logits.grad]
-
-    return [Arm("eager torch", stock, stock), Arm("sfron_fast", ours, ours)]
-
-
-def measure(only: str, seconds: float) -> list[Row]:
-    """Every case whose name contains ``only``."""
-    cases = [(name, make, int(floor * WEIGHTS)) for name, make, floor in optimizer_cases() + probe_cases()]
-    cases += [
-        ("4,000 x 64, adamw pair", small_case, 0),
-        ("fisher accumulate", fisher_arms, 12 * WEIGHTS),
-        ("mask build", mask_arms, int(8.125 * WEIGHTS)),
-        ("last Fisher gradient and mask", lambda: [arms.last_gradient(LARGE, how) for how in arms.LAST_GRADIENT],
-         int(16.125 * WEIGHTS)),
-        ("cross-entropy 8192 x 1000", lambda: cross_entropy_arms(8192, 1000), 0),
-        ("cross-entropy 1024 x 32000", lambda: cross_entropy_arms(1024, 32000), 0),
-    ]
-    rows: list[Row] = []
-    for name, make, moved in cases:
-        if only in name:
-            print(f"{name} ...", flush=True)
-            rows += harness.time_case(name, make(), moved, seconds)
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--out", type=Path, help="OUT.json and OUT.csv; default: benchmarks/results/cpu or .../gpu")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time per case")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds; cases beyond it are skipped")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the time spent on each case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"))
-    chosen = parser.parse_args()
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: finds typos, measures nothing")
+    parser.add_argument("--no-plots", action="store_true")
+    chosen = parser.parse_args(arguments)
+    began = time.perf_counter()
     torch.set_num_threads(chosen.threads)
+    kind = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not chosen.rehearse and not torch.cuda.is_available():
+        print("benchmarks.run: no CUDA device; --rehearse runs the same code on the CPU", file=sys.stderr)
+        return 1
+    device = "cpu" if chosen.rehearse else kind
+    origin = harness.gpu_provenance() if device == "cuda" else harness.provenance()
+    out = chosen.out or Path("benchmarks/results") / ("gpu" if kind == "cuda" else "cpu")
+    if chosen.rehearse:
+        origin |= {"rehearsal": True}
+        out = chosen.out or Path("build/rehearsal") / kind
     if not _native.available():
         print(f"note: no native kernels ({_native.reason()}); this times the reference")
-    rows = measure(chosen.only, chosen.seconds)
-    if rows:
-        harness.save(rows, chosen.out)
-        print("\n" + harness.show(rows))
+    run = Run(out, origin, Clock(device), device, 0.0 if chosen.rehearse else chosen.scale)
+    spent = lambda: time.perf_counter() - began  # noqa: E731
+    for case in chosen_cases(kind, device, chosen.rehearse):
+        if chosen.only not in case.name:
+            continue
+        if spent() + case.needs > chosen.budget:
+            run.note(case.name, "", f"skipped: too little is left of the budget of {chosen.budget:.0f} s")
+            continue
+        run.case(case)
+    for model in MODELS:
+        if chosen.only in model and spent() < chosen.budget:
+            run.whole(model, chosen.rehearse)
+    run.write()
+    print("\n" + harness.show(run.rows))
+    if chosen.rehearse:
+        print("a rehearsal on the CPU: these figures mean nothing")
+    if not chosen.no_plots:
+        from . import plots
+
+        print(plots.draw(out.with_suffix(".json")))
+    for message in run.messages:
+        print(f"note: {message['case']}: {message['arm']}: {message['message']}")
+    return int(bool(run.failures()) or not run.rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_run, harness, plots
+from benchmarks import gpu_run, harness, plots
+from benchmarks import run as bench
 from benchmarks.gpu_run import Step, Summary, run_all
-from benchmarks.gpu_timer import Clock, time_arms
 from benchmarks.harness import Arm, Row
 from benchmarks.lists import dit_xl2, resnet18
+from benchmarks.timer import Clock, time_arms
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
@@ -20,6 +21,11 @@ ROWS = [
     Row("step", "stock", 3.0, 4.0, 5.0, 7, 8, 2.0),
     Row("step", "sfron_fast", 1.0, 2.0, 3.0, 7, 8, 4.0),
     Row("loss", "sfron_fast", 1.0, 2.0, 3.0, 7, 0, 0.0),
+    Row("net cycle (1M)", "stock", 7.0, 8.0, 9.0, 7, 0, 0.0),
+    Row("net cycle: forward", "stock", 6.0, 7.0, 8.0, 7, 0, 0.0),
+    Row("net cycle: mask", "stock", 1.0, 1.0, 1.0, 7, 0, 0.0),
+    Row("net cycle: forward", "sfron_fast", 6.0, 6.0, 8.0, 7, 0, 0.0),
+    Row("sweep, 1,000 weights, adamw forget", "sfron_fast", 1.0, 2.0, 3.0, 7, 0, 0.0),
 ]
 
 
@@ -28,21 +34,26 @@ def test_model_shapes():
     assert counts == [(291, 674_834_720), (62, 11_173_962)]
 
 
-def test_every_case_runs_and_its_arms_agree(tmp_path, capsys):
-    assert gpu.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    cases = gpu.interleaved("cpu", tiny=True)
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_every_case_runs_and_its_arms_agree(kind, tmp_path, capsys):
+    status = bench.main(["--device", kind, "--rehearse", "--no-plots", "--out", str(tmp_path / "x")])
+    assert status == 0, capsys.readouterr().out
+    result = json.loads((tmp_path / "x.json").read_text())
     last = {row["case"]: row["arm"] for row in result["rows"]}
-    assert last.keys() == {case.name for case in cases}
-    assert all(arm.startswith("sfron_fast") for arm in last.values())
-    assert all("iger" in m["arm"] for m in result["messages"])  # not installed, or not for the CPU
+    assert last.keys() >= {case.name for case in bench.chosen_cases(kind, "cpu", tiny=True)}
+    for model in bench.MODELS:
+        assert {row["arm"] for row in result["rows"] if row["case"].startswith(f"{model} cycle: backward")} == {
+            "authors' style", "stock, fused", "sfron_fast"
+        }  # fmt: skip
+    assert all(arm.startswith("sfron_fast") for case, arm in last.items() if ": " not in case)
+    assert all(any(peer in m["arm"] for peer in ("iger", "apex", "bitsandbytes")) for m in result["messages"])
     assert result["provenance"]["rehearsal"]
-    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + len(result["rows"])
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + len(result["rows"])
 
 
 def test_without_a_gpu_the_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 1
+    assert bench.main(["--device", "cuda"]) == 1
     assert "no CUDA device" in capsys.readouterr().err
 
 
@@ -67,10 +78,11 @@ def test_a_failing_case_does_not_stop_the_others_and_fails_the_run(tmp_path, mon
         raise ValueError("no such arm")
 
     good = Arm("sfron_fast", lambda: None)
-    chosen = [gpu.Case("bad", [lambda: Arm("x", lambda: 1 / 0)]), gpu.Case("good", [broken, lambda: good]),
-              gpu.Case("late", [lambda: good], needs=1e9)]  # fmt: skip
-    monkeypatch.setattr(gpu, "interleaved", lambda device, tiny: chosen)
-    assert gpu.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 1
+    chosen = [bench.Case("bad", [lambda: Arm("x", lambda: 1 / 0)]), bench.Case("good", [broken, lambda: good]),
+              bench.Case("late", [lambda: good], needs=1e9)]  # fmt: skip
+    monkeypatch.setattr(bench, "chosen_cases", lambda kind, device, tiny: chosen)
+    monkeypatch.setattr(bench, "MODELS", ())
+    assert bench.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 1
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert [row["case"] for row in result["rows"]] == ["good"]
     assert [m["message"].split(":")[0] for m in result["messages"]] == [
@@ -89,13 +101,21 @@ def test_plots(tmp_path, monkeypatch):
     harness.write_json(ROWS, harness.provenance(), tmp_path / "gpu")
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert plots.fractions(rows) == {"step": {"stock": 0.25, "sfron_fast": 0.5}}
-    assert plots.speedups(rows) == {"step": {"stock": 2.0}}
+    assert plots.speedups(plots.kernels(rows)) == {"step": {"stock": 2.0}}
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "no plots" in plots.draw(tmp_path / "gpu.json")
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
     assert "gpu_roofline.png" in plots.draw(tmp_path / "gpu.json")
-    assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in ("roofline", "speedup"))
+    kinds = ("roofline", "speedup", "phases", "sweep")
+    assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in kinds)
+
+
+def test_what_the_figures_show():
+    rows = [vars(row) for row in ROWS]
+    assert {row["case"] for row in plots.kernels(rows)} == {"step", "loss"}
+    assert plots.phases(rows) == {"net cycle": {"stock": {"forward": 7.0, "mask": 1.0}, "sfron_fast": {"forward": 6.0}}}
+    assert plots.sweep(rows) == {"sfron_fast": [(1000, 2000.0)]}
 
 
 def test_steps_are_independent_and_limited(tmp_path):

@@ -1,4 +1,4 @@
-"""The GPU benchmark's row cases: adaptive losses, forward and backward, against eager, compiled and Liger's kernels."""
+"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,19 +11,25 @@ from torch import Tensor
 import sfron_fast as sf
 
 from . import arms
-from .gpu_lists import Case
-from .gpu_timer import rotating
 from .harness import Arm
+from .list_cases import Case
+from .timer import rotating
 
 TEMPERATURE, FLOOR = 0.5, 1e-6
 ROTATED = 1 << 27  # bytes of inputs that one arm goes through
 
 
-def cases(device: str, tiny: bool) -> list[Case]:
+def cases(kind: str, device: str, tiny: bool) -> list[Case]:
     bf16, fp32 = torch.bfloat16, torch.float32
-    entropies = [(8192, 32_000, bf16), (8192, 128_256, bf16), (256, 1000, fp32), (256, 1000, bf16),
-                 (8192, 32_000, fp32), (8192, 128_256, fp32)]  # fmt: skip
-    squares = [(256, 3 * 32 * 32, fp32), (64, 4 * 32 * 32, fp32), (4, 3 * 512 * 512, bf16)]
+    if kind == "cuda":
+        entropies = [(8192, 32_000, bf16), (8192, 128_256, bf16), (256, 1000, fp32), (256, 1000, bf16),
+                     (8192, 32_000, fp32), (8192, 128_256, fp32), (4096, 151_936, bf16), (256, 200, fp32),
+                     (256, 10, fp32)]  # fmt: skip
+        squares = [(256, 3 * 32 * 32, fp32), (64, 4 * 32 * 32, fp32), (4, 3 * 512 * 512, bf16)]
+    else:
+        entropies = [(8192, 1000, fp32), (1024, 32_000, fp32), (256, 128_256, fp32), (256, 151_936, fp32),
+                     (256, 200, fp32), (256, 10, fp32)]  # fmt: skip
+        squares = [(256, 3 * 32 * 32, fp32)]
     if tiny:
         entropies, squares = [(8, 100, bf16), (8, 100, fp32)], [(4, 48, fp32)]
     return [
@@ -83,7 +89,7 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
 
     ours = partial(sf.adaptive_cross_entropy, temperature=TEMPERATURE, floor=FLOOR)
     made = [
-        partial(arms.copy_probe, 2 * size, device),
+        partial(arms.probe, 2 * size, device),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         liger_arm,
@@ -111,7 +117,7 @@ def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny:
 
     ours = partial(sf.adaptive_mse, temperature=TEMPERATURE, floor=FLOOR)
     made = [
-        partial(arms.copy_probe, 3 * size, device),
+        partial(arms.probe, 3 * size, device),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         partial(arm, "sfron_fast", ours),

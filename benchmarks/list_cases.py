@@ -1,4 +1,4 @@
-"""The GPU benchmark's list cases: optimizer steps, norm, Fisher, mask."""
+"""The list cases: optimizer steps, norm, Fisher, mask."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from sfron_fast import functional, reference
 
 from . import arms
 from .arms import ADAMW, MAX_NORM, SGD, Problem
-from .gpu_timer import replayed, warmed
 from .harness import Arm
-from .lists import Shape, dit_xl2, resnet18, small_tensors
+from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
+from .timer import replayed, warmed
 
+SWEEP = "sweep, "
 FLOORS = {  # bytes a weight that a step must move at least: see run.py; a pair also stores and reads the slow weights
     ("adamw", "plain"): 28.0, ("adamw", "forget"): 32.25, ("adamw", "pair"): 68.25,
     ("sgd", "plain"): 20.0, ("sgd", "forget"): 24.25, ("sgd", "pair"): 52.25,
@@ -36,8 +37,34 @@ def weights(shapes: list[Shape]) -> int:
     return sum(torch.Size(s).numel() for s in shapes)
 
 
-def cases(device: str, tiny: bool) -> list[Case]:
-    """``tiny``: the same cases on lists of a few thousand weights."""
+def cases(kind: str, device: str, tiny: bool) -> list[Case]:
+    """The selection for a ``kind`` of device, most important first; ``tiny``: on lists of a few thousand weights."""
+    return (gpu_cases if kind == "cuda" else cpu_cases)(device, tiny)
+
+
+def cpu_cases(device: str, tiny: bool) -> list[Case]:
+    wide = resnet18(4) if tiny else resnet18(96)
+    many, medium = small_tensors(50 if tiny else 4_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
+    name, on = "ResNet-18 x 1.5", {"device": device, "seconds": 8.0}
+    return [
+        step_case(name, wide, "adamw", "forget", **on),
+        step_case(name, wide, "adamw", "pair", **on),
+        step_case(name, wide, "sgd", "forget", **on),
+        step_case(name, wide, "adamw", "plain", **on),
+        step_case(name, wide, "sgd", "plain", **on),
+        step_case("4,000 x 64", many, "adamw", "pair", **on),
+        fisher_case(name, wide, device),
+        mask_case(name, wide, device),
+        last_gradient_case(name, wide, device),
+        step_case("1,000 x 1,024", medium, "adamw", "forget", device),
+        step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
+        step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
+        *density_cases(name, wide, device),
+        *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8]),
+    ]
+
+
+def gpu_cases(device: str, tiny: bool) -> list[Case]:
     dit = dit_xl2(16, 1) if tiny else dit_xl2()
     resnet = resnet18(4) if tiny else resnet18()
     many, medium = small_tensors(50 if tiny else 10_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
@@ -58,6 +85,25 @@ def cases(device: str, tiny: bool) -> list[Case]:
         norm_case("DiT-XL/2", dit, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
         step_case("10,000 x 64", many, "sgd", "plain", device),
+        step_case("Llama-3.2-1B", [(8, 8)] if tiny else llama_1b(), "adamw", "forget", device),
+        step_case("SD 1.4 U-Net", [(8, 8)] if tiny else sd14_unet(), "adamw", "pair", device),
+        step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
+        step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
+        *density_cases("DiT-XL/2", dit, device),
+        *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8, 10**9]),
+    ]
+
+
+def density_cases(name: str, shapes: list[Shape], device: str) -> list[Case]:
+    """Fewer weights selected; the other cases select half."""
+    return [step_case(name, shapes, "adamw", "forget", device, density=density) for density in (0.1, 0.01)]
+
+
+def sweep_cases(device: str, sizes: list[int]) -> list[Case]:
+    """Time against the number of weights, in tensors of at most a million."""
+    return [
+        step_case(f"{SWEEP}{n:,} weights", [(min(n, 10**6),)] * max(1, n // 10**6), "adamw", "forget", device)
+        for n in sizes
     ]
 
 
@@ -81,18 +127,22 @@ def compile_cases(device: str, tiny: bool) -> list[Case]:
 
 
 def step_case(
-    name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0
+    name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0,
+    density: float = 0.5,
 ) -> Case:
-    """A step of every arm. The cache is flushed before each, so lists need no rotation, small ones included."""
+    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included."""
     moved = int(FLOORS[kind, work] * weights(shapes))
     slow = 0.5 if work == "pair" else 1.0
-    about = (shapes, kind, work, slow)
-    made: list[Callable[[], Arm]] = [partial(arms.copy_probe, moved, device)]
-    made += [partial(arms.authors_style, *about, device, cpu_masks=True)] if cpu_masks else []
-    made += [partial(arms.authors_style, *about, device)] if work != "plain" else []
-    made += [partial(arms.best_stock, *about, device=device), partial(arms.ours, *about, device)]
-    alpha = ", alpha 0.5" if work == "pair" else ""
-    return Case(f"{name}, {kind} {work}{alpha}", made, moved, seconds)
+    about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density}
+    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    if work == "plain":
+        made += [partial(arms.best_stock, **about), partial(arms.apex, **about), partial(arms.bitsandbytes, **about)]
+    else:
+        made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
+        made += [partial(arms.authors_style, **about)]
+        made += [partial(arms.best_stock, **about, mask_dtype=dtype) for dtype in ("bool", "float")]
+    alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
+    return Case(f"{name}, {kind} {work}{alpha}{some}", [*made, partial(arms.ours, **about)], moved, seconds)
 
 
 def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str) -> Case:
@@ -107,7 +157,7 @@ def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str
     def ours_replayed() -> Arm:
         return replayed(arms.ours(shapes, kind, work, device=device), device)
 
-    made = [partial(arms.copy_probe, moved, device), stock_eager, stock_replayed, ours_replayed]
+    made = [partial(arms.probe, moved, device), stock_eager, stock_replayed, ours_replayed]
     return Case(f"{name}, {kind} {work}, replayed", made, moved)
 
 
@@ -179,7 +229,7 @@ def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = F
         return Arm(title, lambda: add(sums, grads), check)
 
     moved = 12 * weights(shapes)
-    made: list[Callable[[], Arm]] = [partial(arms.copy_probe, moved, device)]
+    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     made += [partial(arm, "as published, on the CPU", over_cpu, "cpu")] if published else []
     made += [partial(arm, "per tensor, on the device", naive), partial(arm, "foreach addcmul", foreach)]
     return Case(f"{name}, Fisher accumulate", [*made, partial(arm, "sfron_fast", ours)], moved)
@@ -212,13 +262,13 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
         return Arm("sfron_fast", run, check, tolerance=0.0)
 
     moved = int(8.125 * weights(shapes))
-    return Case(f"{name}, mask build", [partial(arms.copy_probe, moved, device), stock, ours], moved)
+    return Case(f"{name}, mask build", [partial(arms.probe, moved, device), stock, ours], moved)
 
 
 def last_gradient_case(name: str, shapes: list[Shape], device: str) -> Case:
     moved = int(16.125 * weights(shapes))
     made = [partial(arms.last_gradient, shapes, how, device) for how in arms.LAST_GRADIENT]
-    return Case(f"{name}, last Fisher gradient and mask", [partial(arms.copy_probe, moved, device), *made], moved)
+    return Case(f"{name}, last Fisher gradient and mask", [partial(arms.probe, moved, device), *made], moved)
 
 
 def norm_case(name: str, shapes: list[Shape], device: str) -> Case:
@@ -241,4 +291,4 @@ def norm_case(name: str, shapes: list[Shape], device: str) -> Case:
         return Arm("sfron_fast", run, run)
 
     moved = int(4.125 * weights(shapes))
-    return Case(f"{name}, masked norm", [partial(arms.copy_probe, moved, device), stock, ours], moved)
+    return Case(f"{name}, masked norm", [partial(arms.probe, moved, device), stock, ours], moved)
