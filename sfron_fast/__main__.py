@@ -38,10 +38,10 @@ def environment() -> str:
     refused: dict[str, list[str]] = {}
     for device in ("cpu", "cuda"):
         for name in ops.SCHEMAS:
-            if ops.kernel_for(name, device) == "reference":
+            if ops.kernel_for(name, device) in ("reference", "none"):
                 refused.setdefault(f"{device}: {_refusal(name, device)}", []).append(name)
     if refused:
-        lines += ["", "why the reference (correct, slower) serves"]
+        lines += ["", "why no faster kernel serves"]
         lines += [f"  {', '.join(names)} on {reason}" for reason, names in refused.items()]
     if not devices:
         lines += ["", "no CUDA device is visible: the cuda column says what would serve one"]
@@ -52,12 +52,13 @@ def _refusal(name: str, device: str) -> str:
     """Why no faster kernel than the reference serves an op."""
     from . import _native, triton
 
+    if device == "cuda" and not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of it"
     if device == "cuda" and name in triton.MODULES:
         return str(triton.reason(name))
     if not _native.available():
         return str(_native.reason())
-    return ("the kernels were compiled without CUDA (USE_CUDA=0, or no nvcc)" if torch.version.cuda else
-            f"torch {torch.__version__} is built without CUDA")  # fmt: skip
+    return "the package was built without its CUDA kernels; rebuild it with nvcc and USE_CUDA=1"
 
 
 def _version(name: str) -> str:

@@ -192,8 +192,13 @@ adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
 
 
 def kernel_for(name: str, device: str) -> str:
-    """Which kernel serves an op on a device type: "native", "triton" or "reference"."""
+    """Which kernel serves an op on a device type: "native", "triton", "reference"; "none" where torch lacks the device.
+
+    A wheel holds its CUDA kernels also for a torch that is built without CUDA, and then none of them can ever run.
+    """
     key = {"cpu": "CPU", "cuda": "CUDA"}[device]
+    if device == "cuda" and not torch.backends.cuda.is_built():
+        return "none"
     if device == "cuda" and name in triton.MODULES:
         return "reference" if triton.reason(name) else "triton"
     native = torch._C._dispatch_has_kernel_for_dispatch_key(f"sfron_fast::{name}", key)

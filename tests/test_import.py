@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from sfron_fast import __main__, _native, ops
 
 ROOT = Path(__file__).parent.parent
 BUILT = importlib.util.find_spec("sfron_fast._C") is not None
@@ -123,6 +126,23 @@ assert _native.available() and _native.reason() is None
 assert all(ops.kernel_for(name, "cpu") == "native" for name in ops.SCHEMAS)
 """
     assert python(script, SFRON_FAST_NATIVE="require") == ""
+
+
+@pytest.mark.parametrize(("torch_has", "wheel_has", "kernel", "note"), [
+    (False, True, "none", "is built without CUDA; install"),
+    (False, False, "none", "is built without CUDA; install"),
+    (True, False, "reference", "the package was built without its CUDA kernels; rebuild"),
+    (True, True, "native", None),
+])  # fmt: skip
+def test_what_is_said_of_cuda_is_true_of_this_torch(torch_has, wheel_has, kernel, note, monkeypatch):
+    """The kernels of a CUDA wheel are of no use to a torch without CUDA."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: torch_has)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key == "CPU" or wheel_has)
+    monkeypatch.setattr(_native, "available", lambda: True)
+    assert [ops.kernel_for("sgd_step_", device) for device in ("cpu", "cuda")] == ["native", kernel]
+    said = __main__.environment()
+    assert note in said if note else not any("sgd_step_" in line for line in said.split("why no faster")[1:])
+    assert [line.split()[1:] for line in said.splitlines() if line.startswith("sgd_step_ ")] == [["native", kernel]]
 
 
 # every op on awkward sizes and dtypes; prints one digest of all the bits
