@@ -42,7 +42,8 @@ def environment() -> str:
                 refused.setdefault(f"{device}: {_refusal(name, device)}", []).append(name)
     if refused:
         lines += ["", "why no faster kernel serves"]
-        lines += [f"  {', '.join(names)} on {reason}" for reason, names in refused.items()]
+        for reason, names in refused.items():
+            lines.append(f"  {'every op' if len(names) == len(ops.SCHEMAS) else ', '.join(names)} on {reason}")
     if not devices:
         lines += ["", "no CUDA device is visible: the cuda column says what would serve one"]
     return "\n".join(lines)

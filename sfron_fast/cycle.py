@@ -125,6 +125,7 @@ class SFRonOptimizer(Resumable):
             pending = self.param_groups[0]["retain_pending"]
             raise RuntimeError(f"forget_step: expected a finished cycle, found {pending} retain step(s) pending; "
                                "call step() that often first")  # fmt: skip
+        self._opt_called = True  # a schedule after it is not too early (torch notices its own ``step`` only)
         loss = self._run(closure)
         batches = self._batches(masked=True)
         check_capture(self.param_groups, [batch.params[0].device for batch in batches])

@@ -1,7 +1,6 @@
 """What SFRonSGD and SFRonAdamW save and load: torch's format, and what torch would lose of it."""
 
 import inspect
-from itertools import chain
 from typing import Any
 
 import torch
@@ -100,7 +99,7 @@ class Resumable(Optimizer):
         return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state keeps the dtype it was saved in; torch.optim's own state dicts load too.
+        """As torch's, but moments keep to ``state_dtype``; torch.optim's own state dicts load too.
 
         Raises:
             ValueError: the state was saved under another mask, a masked group with other names or in another order,
@@ -136,16 +135,18 @@ class Resumable(Optimizer):
         return {**state_dict, "param_groups": groups}
 
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
-        saved = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
-        params = chain.from_iterable(g["params"] for g in self.param_groups)
-        for index, param in zip(saved, params, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                if key.endswith("step"):  # torch may count in fp64, and once did without a tensor
-                    value = torch.as_tensor(value, dtype=torch.float32)
-                if isinstance(value, Tensor):  # torch has cast it to the parameter's dtype
-                    self.state[param][key] = value.detach().clone().to(param.device, value.dtype)
-        for group in self.param_groups:
+        """State in the dtype this optimizer would have made it in, from the saved values: torch has cast them."""
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.pop("mask_digest", None)
+            kinds = {**self._kinds(group), "slow": None}
+            for index, param in zip(saved["params"], group["params"], strict=True):
+                for key, value in state_dict["state"].get(index, {}).items():
+                    if key.endswith("step"):  # torch may count in fp64, and once did without a tensor
+                        value = torch.as_tensor(value, dtype=torch.float32)
+                    if isinstance(value, Tensor):
+                        kind = key.removeprefix("forget_")
+                        dtype = kinds[kind] or param.dtype if kind in kinds else value.dtype
+                        self.state[param][key] = value.detach().clone().to(param.device, dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         self.param_groups[0]["skipped"] = self.skipped_steps  # counted on the device so far

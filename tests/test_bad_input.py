@@ -155,6 +155,7 @@ KNOBS = {
 }
 
 
+@pytest.mark.checklist("A11")
 @pytest.mark.parametrize(("kind", "knob"), [(k, a) for k, rows in KNOBS.items() for a in rows])
 def test_optimizer_settings(kind, knob):
     model = build()
@@ -169,6 +170,7 @@ def test_optimizer_settings(kind, knob):
     assert same(bits(model), before)
 
 
+@pytest.mark.checklist("A11")
 def test_optimizer_settings_that_must_agree():
     model = build()
     refused("nesterov", lambda: sf.SFRonSGD(model.parameters(), nesterov=True))

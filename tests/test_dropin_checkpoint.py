@@ -76,7 +76,7 @@ OPTIONS = {"plain": {}, "full": {"full_state_dict": True}, "offload": {"full_sta
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("stop", [0, 3, 4, 5])
 def test_distributed_checkpoint_round_trip(kind, options, stop, tmp_path):
-    """Stopped before anything, between cycles, and inside one; other weights, other file, then on with the same bits."""
+    """Stopped before anything, between cycles and inside one; on from a file, in another model, with the same bits."""
     options = StateDictOptions(**options)
     whole, part = made(kind, 9), made(kind, stop)
     dcp.save({"optimizer": get_optimizer_state_dict(*part, options=options)}, checkpoint_id=tmp_path, no_dist=True)

@@ -178,6 +178,35 @@ def test_stock_state_dict_goes_on_in_torch_optim(kind, stock, flags, own):
 
 @pytest.mark.checklist("C8")
 @BOTH
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("now", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+def test_loaded_state_has_the_dtype_it_would_be_made_in(kind, saved, now, state_dtype):
+    """Ours and torch's, from a run in another precision."""
+    flags = {"momentum": 0.9} if kind is SFRonSGD else {}
+    moment = "momentum_buffer" if kind is SFRonSGD else "exp_avg"
+    for each in (kind, kind.stock):
+        before, params = parameters(saved), parameters(now)
+        first = each(before.items(), **flags, **({"slow_lr": 0.5} if each is kind else {}))
+        for n, g in gradients(1, saved)[0].items():
+            before[n].grad = g
+        (first.forget_step if each is kind else first.step)()
+        state = first.state_dict()
+        if each is kind:
+            state["param_groups"][0]["state_dtype"] = state_dtype  # a group's own travels with it
+        optimizer = kind(params.items(), state_dtype=state_dtype, **flags)
+        optimizer.load_state_dict(state)
+        for n, p in params.items():
+            loaded = optimizer.state[p][moment]
+            assert loaded.dtype == (state_dtype or now)
+            assert torch.equal(loaded, first.state[before[n]][moment].to(loaded.dtype))
+            assert each is not kind or optimizer.state[p]["slow"].dtype == now
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+
+
+@pytest.mark.checklist("C8")
+@BOTH
 def test_a_cycle_under_way_is_not_exported(kind):
     params = parameters(torch.float32)
     optimizer = kind(params.items(), retain_steps=2)

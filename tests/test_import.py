@@ -36,6 +36,7 @@ def python(script: str, **environment: str) -> str:
     return out
 
 
+@pytest.mark.checklist("I1", "I2", "I6")
 def test_import_is_quiet_and_light():
     """No output, nothing optional imported, no CUDA started, native kernels off when asked."""
     script = """
@@ -56,6 +57,7 @@ assert slow.tolist() == fast.tolist() == [2.0] * 3
     assert python(script, SFRON_FAST_NATIVE="0") == ""
 
 
+@pytest.mark.checklist("I2", "I6")
 def test_failed_imports_name_the_remedy():
     """A wrong switch, missing and broken kernels that are required; each attempt of a process raises anew."""
     script = """
@@ -89,6 +91,7 @@ for wish, problem in (
         assert "rebuild with `pip install --no-build-isolation" in message
 
 
+@pytest.mark.checklist("I2")
 def test_missing_kernels_are_told_once():
     """On first use, not at import: one RuntimeWarning that gives the reason and how to silence it."""
     script = """
@@ -118,6 +121,7 @@ print(ours[0].message)
     assert "SFRON_FAST_NATIVE=0 silences" in message
 
 
+@pytest.mark.checklist("I6")
 @pytest.mark.skipif(not BUILT, reason="no compiled kernels here")
 def test_kernels_load_when_they_are_there():
     script = """

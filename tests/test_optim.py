@@ -202,6 +202,7 @@ def test_masks_are_found_behind_wrappers():
             assert torch.equal(p != before[name], mask.to_bool(name)), name
 
 
+@pytest.mark.checklist("A6", "A10")
 def test_mask_wants_names():
     model = build()
     with pytest.raises(ValueError, match="params: expected named parameters"):
@@ -211,6 +212,7 @@ def test_mask_wants_names():
         SFRonSGD([{"params": list(model.named_parameters()), "masked": True}])
 
 
+@pytest.mark.checklist("A6")
 def test_add_param_group_with_and_without_mask():
     params, selected = parameters(torch.float32), masks()
     del selected["e"]

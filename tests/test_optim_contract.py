@@ -19,6 +19,7 @@ SGD_FLAGS = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momen
 ADAMW_FLAGS = [{}, {"amsgrad": True}, {"weight_decay": 0.1, "betas": (0.8, 0.99)}, {"maximize": True, "eps": 1e-4}]
 
 
+@pytest.mark.checklist("A4")
 @pytest.mark.parametrize(
     ("kind", "stock", "flags"),
     [(SFRonSGD, torch.optim.SGD, f) for f in SGD_FLAGS] + [(SFRonAdamW, torch.optim.AdamW, f) for f in ADAMW_FLAGS],
@@ -50,6 +51,7 @@ def test_adam_with_coupled_decay_is_torchs_adam():
     near(ours, theirs, 50)
 
 
+@pytest.mark.checklist("A2")
 @BOTH
 def test_signatures_are_torchs(kind):
     for name in ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group"):
@@ -63,6 +65,7 @@ def test_signatures_are_torchs(kind):
         assert inspect.signature(kind).parameters[name].default == inspect.signature(stock).parameters[name].default
 
 
+@pytest.mark.checklist("A1")
 @pytest.mark.parametrize("make", [
     lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.1),
     lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)),
@@ -86,6 +89,18 @@ def test_schedulers(make):
     near(ours, theirs, 10)
 
 
+@pytest.mark.checklist("A1")
+@pytest.mark.filterwarnings("error")
+def test_a_schedule_may_follow_a_forget_step():
+    params = parameters()
+    optimizer = SFRonSGD(params.items(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    run(optimizer, params, gradients(1), 1)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.checklist("A1")
 def test_plateau_scheduler_is_used_at_the_next_step():
     params = parameters()
     optimizer = SFRonSGD(params.items(), lr=1.0)
@@ -98,6 +113,7 @@ def test_plateau_scheduler_is_used_at_the_next_step():
     assert torch.equal(params["a"], before - 0.5)
 
 
+@pytest.mark.checklist("A3")
 @BOTH
 @pytest.mark.parametrize("method", ["forget_step", "step"])
 def test_closure(kind, method):
@@ -122,6 +138,7 @@ def test_closure(kind, method):
         assert torch.equal(p.grad, torch.full_like(p, 3.0))  # gradients are never written
 
 
+@pytest.mark.checklist("A5")
 @BOTH
 def test_hooks_fire_once_per_public_step(kind):
     params, seen = parameters(), []
@@ -138,6 +155,7 @@ def test_hooks_fire_once_per_public_step(kind):
     assert seen == ["pre", "post", "global"] * 2
 
 
+@pytest.mark.checklist("A12")
 @BOTH
 def test_layouts_and_dtypes_in_one_list(kind):
     """Channels-last, transposed and low-precision parameters get what they get alone."""
@@ -169,6 +187,7 @@ def test_layouts_and_dtypes_in_one_list(kind):
         assert dense.shape == alone.shape
 
 
+@pytest.mark.checklist("A7")
 def test_frozen_parameters_are_left_alone():
     params = parameters(torch.float32)
     params["b"].requires_grad_(False)
@@ -178,6 +197,7 @@ def test_frozen_parameters_are_left_alone():
     assert params["b"] not in optimizer.state
 
 
+@pytest.mark.checklist("A12")
 @BOTH
 def test_sparse_and_complex_are_refused_before_anything_changes(kind):
     weight, other = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(3))

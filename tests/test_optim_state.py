@@ -14,6 +14,7 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
+@pytest.mark.checklist("A7", "C6")
 @BOTH
 def test_state_is_lazy_and_slow_weights_cost_nothing_at_one(kind):
     params = parameters(torch.float32)
@@ -35,6 +36,7 @@ def test_slow_copy_is_one_tensor_per_parameter():
     assert all(torch.equal(optimizer.state[p]["slow"], parameters(torch.float32)[n]) for n, p in params.items())
 
 
+@pytest.mark.checklist("C8")
 @pytest.mark.parametrize(("kind", "stock", "flags"), [
     (SFRonSGD, torch.optim.SGD, {"momentum": 0.9}), (SFRonSGD, torch.optim.SGD, {}),
     (SFRonAdamW, torch.optim.AdamW, {"amsgrad": True}),
@@ -62,6 +64,7 @@ def test_stock_state_dict_loads_and_goes_on(kind, stock, flags):
     b.step()
 
 
+@pytest.mark.checklist("C8")
 def test_stock_state_dict_leaves_a_groups_own_settings():
     params = parameters(torch.float32)
     groups = [{"params": [("a", params["a"])], "masked": False, "slow_lr": 0.5}, {"params": [("b", params["b"])]}]
@@ -90,6 +93,7 @@ def test_float64_step_counts_load():
     assert all(s["step"] == 2 for s in optimizer.state.values())
 
 
+@pytest.mark.checklist("C1", "C9")
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("state_dtype", [None, torch.float32])
@@ -115,6 +119,7 @@ def test_state_dict_keeps_dtype_and_value(kind, dtype, state_dtype):
     assert again.state[params["a"]]["slow"].dtype == dtype
 
 
+@pytest.mark.checklist("C5")
 @BOTH
 def test_save_and_load_anywhere_continues_with_the_same_bits(kind):
     extra = {"momentum": 0.9, "dampening": 0.2} if kind is SFRonSGD else {"amsgrad": True}
@@ -142,6 +147,7 @@ def test_save_and_load_anywhere_continues_with_the_same_bits(kind):
         assert same({n: p.detach() for n, p in whole.items()}, {n: p.detach() for n, p in second.items()}), stop
 
 
+@pytest.mark.checklist("A8")
 @BOTH
 @pytest.mark.parametrize("way", ["pickle", "deepcopy", "torch.save"])
 def test_copies_keep_saliency_phase_and_counts(kind, way):
@@ -173,6 +179,7 @@ def test_copies_keep_saliency_phase_and_counts(kind, way):
         assert torch.equal(p, q), (name, g)
 
 
+@pytest.mark.checklist("C3")
 def test_another_mask_is_refused():
     params = parameters(torch.float32)
     optimizer = SFRonSGD(params.items(), saliency=SaliencyMask.from_bool(masks()), momentum=0.9)
@@ -187,6 +194,7 @@ def test_another_mask_is_refused():
         assert str(other.state_dict()) == before
 
 
+@pytest.mark.checklist("C3", "C4")
 def test_state_holds_tensors_only_and_no_mask():
     params = parameters(torch.float32)
     for kind in (SFRonSGD, SFRonAdamW):
@@ -196,6 +204,7 @@ def test_state_holds_tensors_only_and_no_mask():
             assert all(v.shape in (p.shape, ()) and v.dtype != torch.uint8 for v in state.values())
 
 
+@pytest.mark.checklist("A5")
 def test_state_dict_hooks_see_and_change_what_is_loaded():
     params, seen = parameters(torch.float32), []
     optimizer = SFRonSGD(params.items(), momentum=0.9)

@@ -12,6 +12,7 @@ from runs import EACH_RECIPE, RECIPES, TOTAL, loaders, run, whole_run
 import sfron_fast as sf
 
 
+@pytest.mark.checklist("C5")
 @EACH_RECIPE
 @pytest.mark.parametrize("kind", ["global", "own", "shared", "sampler", "noisy"])
 def test_resume_is_bit_identical_from_every_position(name, kind, tmp_path):
@@ -52,6 +53,7 @@ torch.save(bits(run(RECIPES[{name!r}], {kind!r}, {folder!r}).model), {out!r})
 """
 
 
+@pytest.mark.checklist("C5")
 @pytest.mark.parametrize(("name", "kind", "stop"), [("official", "own", 4), ("paper", "global", 5)])
 def test_resume_in_a_new_process(name, kind, stop, tmp_path):
     run(RECIPES[name], kind, tmp_path / "run", stop)
@@ -102,6 +104,7 @@ def test_its_own_mask_and_a_list_of_betas_are_not_another_run(tmp_path):
     assert same(bits(run(recipe, "own", tmp_path, mask=mask).model), expected)
 
 
+@pytest.mark.checklist("C5")
 def test_corrupted_checkpoints_are_refused(tmp_path):
     run(RECIPES["official"], "own", tmp_path, 4)
     path = tmp_path / "checkpoint.pt"
@@ -115,6 +118,7 @@ def test_corrupted_checkpoints_are_refused(tmp_path):
     run(RECIPES["official"], "own", tmp_path)
 
 
+@pytest.mark.checklist("C5")
 @pytest.mark.parametrize("module", ["torch.save", "os.replace"])
 def test_dying_while_writing_leaves_the_previous_checkpoint(module, tmp_path, monkeypatch):
     recipe, expected = RECIPES["official"], whole_run(RECIPES["official"], "own")

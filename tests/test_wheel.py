@@ -75,12 +75,14 @@ def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
     assert '"non_abi3_symbols": []' in audit.stdout
 
 
+@pytest.mark.checklist("I4")
 def test_wheel_works_on_its_own(native_wheel, tmp_path):
     python = install(native_wheel, tmp_path / "venv")
     done = run(python, "-W", "error::RuntimeWarning", "-c", USE, cwd=tmp_path, env=PLAIN)
     assert done.stdout.strip() == "native"
 
 
+@pytest.mark.checklist("I1", "I4", "I5")
 def test_without_a_compiler_it_still_installs_runs_and_explains(tmp_path):
     wheel = build(tmp_path, CXX="/nonexistent/c++", CC="/nonexistent/cc")
     python = install(wheel, tmp_path / "venv")

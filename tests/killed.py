@@ -1,0 +1,139 @@
+"""Runs that SIGKILL ends at random moments, each life in a process of its own; a program, and what it runs.
+
+`python killed.py JOB FOLDER KILLS` forks lives of the job one after another, kills KILLS of them, lets the last one
+finish, and prints how many were killed and how many of those died inside a write.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch._dynamo  # torch imports it at the first optimizer step: once here, not in each life
+from models import EVERYTHING, build, random_mask
+from runs import RECIPES, loaders
+from runs import run as run_recipe
+from torch import nn
+
+import sfron_fast as sf
+from sfron_fast import checkpoint
+from sfron_fast.checkpoint import EndlessLoader, random_state, save_whole, set_random_state
+
+STEPS = 60
+SAVES = 40
+
+
+def loop(kind, folder=None, told=lambda: None):
+    """A training loop as a user writes it: forget and retain steps, a schedule, dropout, a checkpoint after each."""
+    torch.manual_seed(11)
+    model = build("dropout")
+    optimizer = kind(model.named_parameters(), lr=0.1, saliency=random_mask(model), **EVERYTHING[kind])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    sources = [EndlessLoader(loader, name) for loader, name in zip(loaders("own"), ("retain", "forget"), strict=True)]
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "retain": sources[0], "forget": sources[1]}
+    path, done = folder and folder / "run.pt", 0
+    if folder and path.exists():
+        saved = torch.load(path, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        set_random_state(saved["random"])
+        done = saved["done"]
+    for step in range(done, STEPS):
+        inputs, labels = sources[not optimizer.mid_cycle].next()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        (loss if optimizer.mid_cycle else -loss).backward()
+        (optimizer.step if optimizer.mid_cycle else optimizer.forget_step)()
+        schedule.step()
+        if folder:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_whole({**states, "random": random_state(), "done": step + 1}, path)
+            told()
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def unlearn(name, folder=None, told=lambda: None):
+    """A run of ``unlearn`` that saves after every step."""
+    save = checkpoint.save_whole
+
+    def save_and_tell(state, path):
+        save(state, path)
+        told()
+
+    sf.unlearning.save_whole = save_and_tell
+    try:
+        return {"model": run_recipe(RECIPES[name], "noisy", folder).model.state_dict()}
+    finally:
+        sf.unlearning.save_whole = save
+
+
+def content(i):
+    """The i-th state of ``writer``."""
+    return {"i": i, "weights": torch.full((100_000,), float(i)), "text": [str(i)] * 1000}
+
+
+def writer(folder, told):
+    """Writes one file over and over; the first life that finds ``SAVES`` of them is done."""
+    path, i = folder / "file.pt", 0
+    if path.exists():
+        found = torch.load(path, weights_only=True)
+        i = found["i"]
+        assert torch.equal(found["weights"], content(i)["weights"])
+        assert found["text"] == content(i)["text"]
+    while i < SAVES:
+        i += 1
+        save_whole(content(i), path)
+        told()
+    return content(i)
+
+
+JOBS = {
+    "sgd": lambda *a: loop(sf.SFRonSGD, *a), "adamw": lambda *a: loop(sf.SFRonAdamW, *a),
+    "official": lambda *a: unlearn("official", *a), "paper": lambda *a: unlearn("paper", *a), "writer": writer,
+}  # fmt: skip
+
+
+def life(job, folder):
+    """One process: its id, and the end of a pipe on which it tells each checkpoint it has written."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    code = 1
+    try:
+        result = JOBS[job](folder, lambda: os.write(writing, b"."))
+        torch.save(result, folder / "result.pt")
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def main(job, folder, kills):
+    random.seed(job)
+    killed = inside = 0
+    while True:
+        child, reading = life(job, folder)
+        if killed < kills:
+            told = random.randrange(4)
+            alive = all(os.read(reading, 1) for _ in range(told))  # nothing to read: it has ended
+            if alive:
+                time.sleep(random.random() * (0.004 if told else 0.1))
+                os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(reading)
+        if os.WIFSIGNALED(status):
+            killed += 1
+            inside += any(f".{child}." in p.name for p in folder.iterdir())
+        elif os.WEXITSTATUS(status):
+            return 1
+        else:
+            print(killed, inside)
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
