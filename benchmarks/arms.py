@@ -198,6 +198,21 @@ def probe(moved: int, device: str) -> Arm:
     return copy_probe(moved, device) if device == "cuda" else inplace_scale(moved)
 
 
+class _Result(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, handle: Tensor, buffer: Tensor) -> Tensor:
+        return buffer.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def as_result(buffer: Tensor) -> Tensor:
+    """``buffer`` as an operation's result, which may be written over, without the operation."""
+    return _Result.apply(torch.zeros((), device=buffer.device, requires_grad=True), buffer)
+
+
 def inplace_scale(moved: int) -> Arm:
     """An in-place scale: on a CPU a copy would also read what it overwrites."""
     buffer = torch.ones(max(moved // 8, 1))

@@ -102,7 +102,8 @@ def cross_entropy_launches(samples: int, tokens: int, classes: int, dtype: torch
         loss, _, weights, _, lse = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
         op.adaptive_cross_entropy_backward(loss, logits, labels, weights, lse, -100)
         if tokens == 1:
-            op.adaptive_cross_entropy_inplace(logits, labels, 0.5, 1e-6, -100)
+            op.adaptive_cross_entropy_sum_(logits, labels, 0.5, 1e-6, -100, 1.0)
+            op.adaptive_cross_entropy_scale_(logits, loss)
     return named(launches, f"V={classes}" + (f" x {tokens} tokens" if tokens > 1 else ""), dtype)
 
 
@@ -154,7 +155,7 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
         )  # fmt: skip
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     moves = Counter((op, ".128" in kind) for op, kind in re.findall(r"\b(LDG|STG|LDL|STL)((?:\.\w+)*) ", sass))
-    purpose = launch.purpose + (", in place" if launch.constants.get("GRADIENT") else "")
+    purpose = launch.purpose + (", sum" if launch.constants.get("GRADIENT") else "")
     tile = [str(launch.constants[n]) for n in ("ROWS", "DEPTH", "BLOCK", "LANES") if n in launch.constants]
     return {
         "kernel": launch.kernel, "for": purpose, "dtype": launch.dtype, "tile": "x".join(tile),

@@ -23,7 +23,8 @@ def wanted(logits: Tensor) -> bool:
 def check(logits: Tensor) -> None:
     """Raise unless the logits are contiguous and no leaf, nor a view of one: that would lose its values."""
     base = logits if logits._base is None else logits._base
-    require(not base.is_leaf, "logits", "the result of an operation", "a leaf that requires grad, or a view of one",
+    leaf = base.is_leaf and base.requires_grad
+    require(not leaf, "logits", "the result of an operation", "a leaf that requires grad, or a view of one",
             "its values would be overwritten")  # fmt: skip
     require(logits.is_contiguous(), "logits", "a contiguous tensor to write the gradient to",
             f"strides {logits.stride()}", "to skip tokens set their labels to ignore_index")  # fmt: skip

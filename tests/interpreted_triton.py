@@ -126,42 +126,79 @@ def test_cross_entropy_not_finite(request, fill, long):
 
 
 @each_dtype
+@pytest.mark.parametrize("shape", [(7, 1, 1), (13, 1, 10), (3, 20, 70), (2, 3, 5000)], ids=str)
+def test_cross_entropy_backward_over_the_logits(request, shape, dtype):
+    """The bits of the other memory."""
+    if shape[2] < 100:
+        request.getfixturevalue("small_tiles")
+    case = rc.cross_entropy(shape, dtype)
+    outputs, wanted = run_cross_entropy(case)
+    logits, labels = case.tensors
+    ce.adaptive_cross_entropy_backward_(case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2])
+    assert_same_bits(logits, wanted)
+
+
+@each_dtype
 @pytest.mark.parametrize("long", [False, True])
-@pytest.mark.parametrize("shape", [(13, 1, 10), (4, 1, 300)], ids=str)
-def test_cross_entropy_inplace(request, shape, long, dtype):
-    """Forward results to the bit, and where the logits were, normaliser times the gradient."""
+@pytest.mark.parametrize("shape", [(1, 1, 1), (13, 1, 10), (4, 1, 300)], ids=str)
+def test_cross_entropy_sum(request, shape, long, dtype):
+    """Losses, weights and normaliser to the bit, the total, and where the logits were its gradient."""
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.cross_entropy(shape, dtype)
-    case.numbers = (0.5, 1e-6, rc.IGNORE)
-    case.grad = -0.5
-    logits, labels = case.tensors
-    wanted = ce.adaptive_cross_entropy(logits, labels, *case.numbers)
-    overwritten = logits.clone()
-    outputs = ce.adaptive_cross_entropy_inplace(overwritten, labels, *case.numbers, scale=case.grad)
-    for a, b in zip(outputs, wanted, strict=True):
-        assert_same_bits(a, b)
-    # dividing rounds once more, and a half result was rounded before it: judged with the room of two roundings
-    truth = reference.adaptive_cross_entropy_backward(
-        case.upstream().double(), logits.double(), labels, outputs[2].double(), outputs[4].double(), rc.IGNORE
-    ) * outputs[3].double()
-    error = truth.abs() * (rc.tol.EPS[dtype] + 2.0**-20) + 2.0**-22 * outputs[3].double() + rc.tol.TINY[dtype]
-    rc.near(overwritten, truth, error, "gradient")
-    with pytest.raises(ValueError, match="contiguous"):
-        ce.adaptive_cross_entropy_inplace(torch.zeros(2, 2, 5), torch.zeros(2, 2), 0.5, 1e-6, rc.IGNORE)
+    for temperature, floor in rc.NUMBERS:
+        if floor ** (1.0 - temperature) > torch.finfo(dtype).max:
+            continue  # adaptive_cross_entropy_sum_ refuses it
+        case.numbers = (temperature, floor, rc.IGNORE)
+        overwritten = case.tensors[0].clone()
+        wanted = ce.adaptive_cross_entropy(*case.tensors, *case.numbers)
+        outputs = ce.adaptive_cross_entropy_sum_(overwritten, case.tensors[1], *case.numbers, case.grad)
+        for a, b in zip(outputs[1:], wanted[1:4], strict=True):
+            assert_same_bits(a, b)
+        rc.judge_cross_entropy(case, outputs, overwritten, pieces=1 + shape[2] // 32, summed=True)
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_cross_entropy_inplace_label_that_is_no_class(request, long):
+def test_cross_entropy_sum_label_that_is_no_class(request, long):
     if long:
         request.getfixturevalue("small_tiles")
     logits, labels = rc.cross_entropy((4, 1, 70), torch.float32, temperature=0.0).tensors
     labels[3] = 70
-    outputs = ce.adaptive_cross_entropy_inplace(logits, labels, 0.0, 1e-6, rc.IGNORE)
+    outputs = ce.adaptive_cross_entropy_sum_(logits, labels, 0.0, 1e-6, rc.IGNORE, 1.0)
     assert outputs[0].isnan()
     assert logits[3].isnan().all()
     assert torch.isfinite(logits[0]).all()
     assert not logits[1].any()
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("fill", [math.inf, -math.inf, math.nan])
+def test_cross_entropy_sum_row_without_a_label(request, fill, long):
+    """Zeros, whatever its logits."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    logits, labels = rc.cross_entropy((4, 1, 70), torch.float32).tensors
+    logits[1] = fill
+    outputs = ce.adaptive_cross_entropy_sum_(logits, labels, 0.5, 1e-6, rc.IGNORE, 1.0)
+    assert torch.isfinite(outputs[0])
+    assert outputs[1][1] == outputs[2][1] == 0
+    assert not logits[1].any()
+    assert torch.isfinite(logits).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
+def test_scale(monkeypatch, elements, dtype):
+    """A factor of 1 touches nothing, also with programs that take several blocks, of which the last ones are empty."""
+    monkeypatch.setattr(ce, "SCALE_BLOCK", 64)
+    monkeypatch.setattr(ce, "SCALE_PROGRAMS", 5)
+    gradient = shifted(torch.randn(elements).to(dtype))
+    for factor in (1.0, -2.5, 0.0, math.inf):
+        got, wanted = gradient.clone(), gradient.clone()
+        ce.adaptive_cross_entropy_scale_(got, torch.tensor(factor))
+        if factor != 1.0:
+            reference.adaptive_cross_entropy_scale_(wanted, torch.tensor(factor))
+        assert_same_bits(got, wanted)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -228,8 +265,12 @@ def test_counter_is_left_at_zero(small_tiles, monkeypatch):
     counter = torch.zeros(1, dtype=torch.int32)
     monkeypatch.setattr(common, "arrival_counter", lambda like: counter)
     for shape in ((40, 1, 10), (3, 1, 70), (3, 5, 70)):
-        run_cross_entropy(rc.cross_entropy(shape, torch.float32))
+        case = rc.cross_entropy(shape, torch.float32)
+        run_cross_entropy(case)
         assert counter.item() == 0
+        if shape[1] == 1:
+            ce.adaptive_cross_entropy_sum_(*case.tensors, *case.numbers, 1.0)
+            assert counter.item() == 0
     for shape in ((3, 1000), (300, 3)):
         run_mse(rc.squared_error(shape, torch.float32))
         assert counter.item() == 0

@@ -89,8 +89,11 @@ def weight_bounds(losses, loss_error, counted, temperature, floor, may_be_empty)
     return bounds
 
 
-def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0) -> None:
-    """Every output against fp64. ``pieces`` = how often a long row's running sum may have been scaled anew."""
+def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0, summed: bool = False) -> None:
+    """Every output against fp64. ``pieces`` = how often a long row's running sum may have been scaled anew.
+
+    ``summed``: the outputs of the sum, whose total and gradient have not been divided by the normaliser.
+    """
     logits, labels = (t.cpu() for t in case.tensors)
     temperature, floor, ignore = case.numbers
     wide, counted = logits.double(), labels != ignore
@@ -105,12 +108,21 @@ def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0) 
     spread = (softmax * distance).sum(dim=2) * 2 * tol.U
     total = spread + (tol.roundings(wide.shape[2]) + pieces * 5) * tol.U + tol.FUNCTION
     logarithm = (lse - shift).abs() * tol.FUNCTION
-    near(outputs[4], lse, total + logarithm + lse.abs() * tol.U, "lse")
+    if not summed:
+        near(outputs[4], lse, total + logarithm + lse.abs() * tol.U, "lse")
     picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
     token_error = total + logarithm + ((shift - picked).abs() + (lse - picked).abs()) * tol.U
     tokens = counted.sum(dim=1).clamp_min(1)
     loss_error = torch.where(counted, token_error, 0.0).sum(dim=1) / tokens + truth[1] * tol.U
     bounds = weight_bounds(truth[1], loss_error, counted.any(dim=1), temperature, floor, True)
+    undivided = 1.0
+    if summed:
+        undivided = truth[3]
+        total_error = bounds["loss_error"] * undivided + truth[0].abs() * bounds["normaliser_error"]
+        total_error = total_error * abs(case.grad) * 1.001 + tol.TINY[torch.float32]
+        near(outputs[0], truth[0] * undivided * case.grad, total_error, "total")
+    else:
+        near(outputs[0], truth[0], bounds["loss_error"], "loss")
     judge_samples(outputs, truth, loss_error, bounds)
     scale = torch.where(counted, (truth[2] / tokens).unsqueeze(1), 0.0).unsqueeze(2) * case.grad
     relative = tol.FUNCTION + 2 * (wide - lse.unsqueeze(2)).abs().nan_to_num(posinf=0.0) * tol.U
@@ -120,8 +132,8 @@ def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0) 
     )
     error = scale.abs() * (softmax * torch.expm1(relative) + EXP)
     error = error + expected.abs() * (bounds["weight_relative"].view(-1, 1, 1) + 5 * tol.U)
-    error = error * 1.001 + tol.stored(expected.abs() + error, logits.dtype)
-    near(gradient, expected, error, "gradient")
+    expected, error = expected * undivided, error * 1.001 * undivided
+    near(gradient, expected, error + tol.stored(expected.abs() + error, logits.dtype), "gradient")
     assert gradient.dtype == logits.dtype
 
 
@@ -132,6 +144,7 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
     samples, elements = prediction.shape
     loss_error = truth[1] * tol.squared_errors(elements) + 2.0**-149
     bounds = weight_bounds(truth[1], loss_error, torch.ones(samples, dtype=torch.bool), temperature, floor, False)
+    near(outputs[0], truth[0], bounds["loss_error"], "loss")
     judge_samples(outputs, truth, loss_error, bounds)
     expected = reference.adaptive_mse_backward(
         torch.tensor(case.grad, dtype=torch.float64), prediction.double(), target.double(), truth[2], mean
@@ -143,13 +156,12 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
 
 
 def judge_samples(outputs, truth, loss_error, bounds) -> None:
-    loss, losses, weights, normaliser = outputs[:4]
+    _, losses, weights, normaliser = outputs[:4]
     for output in outputs:
         assert output.dtype == torch.float32
     near(losses, truth[1], loss_error, "losses")
     near(weights, truth[2], bounds["weight_error"], "weights")
     near(normaliser, truth[3], bounds["normaliser_error"], "normaliser")
-    near(loss, truth[0], bounds["loss_error"], "loss")
 
 
 # --- logits that arithmetic trips over ------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_a_leaf_that_requires_grad_is_refused():
 # --- losses ------------------------------------------------------------------------------------------------------
 
 LOGITS, LABELS = tensors((4, 3))[0], torch.tensor([0, 1, 2, 0])
+LEAF = LOGITS.clone().requires_grad_()
 
 
 @table([
@@ -122,6 +123,15 @@ LOGITS, LABELS = tensors((4, 3))[0], torch.tensor([0, 1, 2, 0])
     ("ce temperature word", "temperature", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, "hot")),
     ("ce floor", "floor", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, floor=0.0)),
     ("ce floor nan", "floor", lambda: sf.adaptive_cross_entropy(LOGITS.double(), LABELS, floor=NAN)),
+    ("ce in place", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS + 1, inplace=True)),
+    ("ce in place leaf", "logits", lambda: sf.adaptive_cross_entropy(LEAF, LABELS, inplace=True)),
+    ("ce in place view", "logits", lambda: sf.adaptive_cross_entropy(LEAF.view(4, 3), LABELS, inplace=True)),
+    ("ce in place strides", "logits", lambda: sf.adaptive_cross_entropy((1 * LEAF)[:, ::2], LABELS, inplace=True)),
+    ("ce sum tokens", "logits", lambda: sf.adaptive_cross_entropy_sum_(LOGITS[None], LABELS[None])),
+    ("ce sum leaf", "logits", lambda: sf.adaptive_cross_entropy_sum_(LEAF, LABELS)),
+    ("ce sum label", "labels", lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS + 1)),
+    ("ce sum scale", "scale", lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS, scale=INF)),
+    ("ce sum range", "floor", lambda: sf.adaptive_cross_entropy_sum_((1 * LEAF).half(), LABELS, 2.0)),
     ("mse target shape", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS[:2])),
     ("mse target dtype", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS.half())),
     ("mse target grad", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS.clone().requires_grad_())),
@@ -325,8 +335,9 @@ def test_baselines(method):
 
 def test_everything_public_has_its_row_here():
     covered = {"Fisher", "UnlearnResult", "evaluate"}  # records without a rule of their own; evaluation has its tests
-    covered |= {"Recipe", "SFRonAdamW", "SFRonSGD", "SaliencyMask", "adaptive_cross_entropy", "adaptive_mse",
-                "adaptive_weights", "estimate_fisher", "estimate_mask", "unlearn"}  # fmt: skip
+    covered |= {"Recipe", "SFRonAdamW", "SFRonSGD", "SaliencyMask", "adaptive_cross_entropy",
+                "adaptive_cross_entropy_sum_", "adaptive_mse", "adaptive_weights", "estimate_fisher",
+                "estimate_mask", "unlearn"}  # fmt: skip
     assert set(sf.__all__) == covered
     own = {n for n, v in vars(functional).items() if getattr(v, "__module__", "") == functional.__name__}
     ops = {n for n in own if not n.startswith("_")}

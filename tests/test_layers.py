@@ -22,9 +22,11 @@ ALLOWED = {
     "checks": {"flat"},
     "ops": {"_native", "checks", "reference", "triton"},
     "functional": {"_native", "ops", "reference", "checks"},
-    "losses": {"ops", "reference", "checks"},
+    "in_place": {"ops", "checks"},
+    "losses": {"in_place", "ops", "reference", "checks"},
 }
-ABOVE = {"optim", "cycle", "unlearning", "recipes", "saliency", "fisher", "losses", "evaluation", "functional"}
+ABOVE = {"optim", "cycle", "unlearning", "recipes", "saliency", "fisher", "losses", "in_place", "evaluation",
+         "functional"}  # fmt: skip
 OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "transformers", "torchvision"}  # only inside functions
 OPS = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
        "adaptive_cross_entropy", "adaptive_mse")  # fmt: skip

@@ -45,6 +45,7 @@ def test_compiles_without_spills(dtype):
     picked = getattr(torch, dtype)
     launches = triton_report.cross_entropy_launches(256, 1, 1000, picked)
     launches += triton_report.cross_entropy_launches(8192, 1, 152064, picked)
+    launches += triton_report.cross_entropy_launches(4, 40, 32000, picked)
     launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
     assert triton_report.report(launches) == 0
 
@@ -77,6 +78,16 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
         gradient = op.adaptive_cross_entropy_backward(loss, logits, labels, weights, lse, -100)
     assert len(made) == 2 * launches
     assert set(torch_calls.calls) <= ALLOCATIONS
+    with recorded() as made, Recorded() as torch_calls:
+        op.adaptive_cross_entropy_backward_(loss, logits, labels, weights, lse, -100)
+    assert len(made) == launches
+    assert set(torch_calls.calls) <= {"empty_like.default"}  # a number for each sample of several tokens
+    if tokens == 1:
+        with recorded() as made, Recorded() as torch_calls:
+            total, *_ = op.adaptive_cross_entropy_sum_(logits, labels, 0.5, 1e-6, -100, -2.0)
+            op.adaptive_cross_entropy_scale_(logits, total)
+        assert len(made) == 2  # the second finds a factor of 1 and does nothing
+        assert set(torch_calls.calls) <= ALLOCATIONS
     assert losses.dtype == lse.dtype == torch.float32
     assert gradient.dtype == logits.dtype
 
@@ -117,7 +128,7 @@ def test_numbers_are_run_time_scalars():
     assert len(kinds) == 1
     for kernel in (v for n, v in vars(op).items() if n.endswith("_kernel")):
         integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
-        names = "temperature_high temperature_low floor gradient_scale"  # floats are never specialised
+        names = ("temperature_high", "temperature_low", "floor", "gradient_scale")  # floats are never specialised
         assert all(p.do_not_specialize or p.name in names for p in integers)
 
 

@@ -167,9 +167,8 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         for start in range(0, classes, DEPTH * LANES):
             column = start + offset
             x = tl.load(
-                logits_ptr + column, mask=column < wanted, other=float("-inf"),
-                eviction_policy="evict_first",
-            ).to(tl.float32)  # fmt: skip
+                logits_ptr + column, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first"
+            ).to(tl.float32)
             delta = tl.exp((x - shift) - logarithm) - tl.where(column == label, 1.0, 0.0)
             gradient = tl.where(counted, delta * scale, 0.0).to(logits_ptr.dtype.element_ty)
             tl.store(logits_ptr + column, gradient, mask=column < classes, eviction_policy="evict_first")

@@ -22,7 +22,8 @@ SIZES = (0, 1, 7, 8, 9, 63, 65, 2047, 2049, 5000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LISTS = ("masked_grad_norm", "sgd_step_", "adamw_step_", "interpolate_", "fisher_accumulate_", "saliency_mask",
          "fisher_saliency_mask_")  # fmt: skip
-ROWS = ("adaptive_cross_entropy", "adaptive_mse")
+ROWS = ("adaptive_cross_entropy", "adaptive_cross_entropy_backward_", "adaptive_cross_entropy_sum_",
+        "adaptive_cross_entropy_scale_", "adaptive_mse")  # fmt: skip
 
 
 def tensors(seed: int, dtype: torch.dtype, shift: int, positive: bool = False) -> list[Tensor]:
@@ -103,6 +104,12 @@ def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
         loss = sf.adaptive_cross_entropy(logits, labels)
         loss.backward()
         left["adaptive_cross_entropy"] += [loss.detach(), logits.grad]
+        loss = sf.adaptive_cross_entropy(logits * 1.0, labels, inplace=True)
+        left["adaptive_cross_entropy_backward_"] += torch.autograd.grad(loss, logits)
+        if tokens == 1:
+            total, normaliser = sf.adaptive_cross_entropy_sum_(logits.squeeze(1) * 1.0, labels.squeeze(1))
+            left["adaptive_cross_entropy_sum_"] += [total.detach(), normaliser]
+            left["adaptive_cross_entropy_scale_"] += torch.autograd.grad(total * -2.0, logits)
     for shape in ((5, 3), (3, 1025), (2, 70001)):
         generator = torch.Generator().manual_seed(shape[1])
         made = [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
@@ -125,7 +132,7 @@ def main() -> int:
     options = parser.parse_args()
     device = "cpu" if options.rehearse else "cuda"
     wrong = []
-    exact = {"masked_grad_norm": 1e-6, "adaptive_cross_entropy": None, "adaptive_mse": None}  # others: the same bits
+    exact: dict[str, float | None] = {"masked_grad_norm": 1e-6, **dict.fromkeys(ROWS)}  # others: the same bits
     for dtype in DTYPES:
         results = [(list_ops(dtype, shift, device), list_ops(dtype, shift, "cpu")) for shift in (0, 1)]
         results.append((row_ops(dtype, device), row_ops(dtype, "cpu")))

@@ -9,6 +9,7 @@ from cases import Case, assert_opcheck, assert_same_bits, compiled_equals_eager
 
 import sfron_fast as sf
 from sfron_fast import ops
+from sfron_fast.triton import MODULES
 
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
 LONG = [(64, 1, 32000), (9, 1, 128256), (5, 1, 152064), (3, 70, 32000), (2, 3, 50257), (9000, 1, 10), (4097, 1, 1000)]
@@ -39,7 +40,7 @@ NAMES = [f"{make.__name__}-{shape}" for _, make, shape in CALLS]
 each_call = pytest.mark.parametrize(("run", "make", "shape"), CALLS, ids=NAMES)
 
 
-@pytest.mark.parametrize("name", ["adaptive_cross_entropy", "adaptive_mse"])
+@pytest.mark.parametrize("name", MODULES)
 def test_triton_serves(name):
     assert ops.kernel_for(name, "cuda") == "triton"
 
@@ -152,6 +153,8 @@ def test_opcheck():
     names = dict(zip(("temperature", "floor", "ignore_index"), case.numbers, strict=True))
     tensors = {"logits": case.tensors[0].requires_grad_(), "labels": case.tensors[1]}
     assert_opcheck("adaptive_cross_entropy", Case(tensors, names))
+    tensors = {name: t[:, :1].detach().contiguous() for name, t in tensors.items()}
+    assert_opcheck("adaptive_cross_entropy_sum_", Case(tensors, {**names, "scale": -2.0}))
     case = rc.squared_error((4, 10), torch.float32, "cuda")
     names = dict(zip(("temperature", "floor", "mean"), case.numbers, strict=True))
     tensors = {"prediction": case.tensors[0].requires_grad_(), "target": case.tensors[1]}
@@ -196,22 +199,57 @@ def test_more_than_2_to_31_logits():
 
 @each_dtype
 @pytest.mark.parametrize(("samples", "classes"), [(256, 10), (300, 1000), (300, 8192), (40, 32000), (40, 128256)])
-def test_cross_entropy_inplace(samples, classes, dtype):
-    """The forward pass and normaliser times the gradient, over the logits; repeatable."""
-    from sfron_fast.triton.adaptive_cross_entropy import adaptive_cross_entropy_inplace
-
+def test_cross_entropy_sum(samples, classes, dtype):
+    """Total and gradient before the division by the normaliser, the latter over the logits; repeatable."""
     case = rc.cross_entropy((samples, 1, classes), dtype, "cuda")
-    logits, labels = case.tensors
-    wanted, _ = run_cross_entropy(case)
-    first, second = logits.clone(), logits.clone()
-    outputs = adaptive_cross_entropy_inplace(first, labels, *case.numbers, scale=case.grad)
-    adaptive_cross_entropy_inplace(second, labels, *case.numbers, scale=case.grad)
+    first, second = case.tensors[0].clone(), case.tensors[0].clone()
+    outputs = ops.adaptive_cross_entropy_sum_(first, case.tensors[1], *case.numbers, case.grad)
+    ops.adaptive_cross_entropy_sum_(second, case.tensors[1], *case.numbers, case.grad)
     assert_same_bits(first, second)
-    for a, b in zip(outputs, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    scale = torch.tensor(case.grad * outputs[3].item(), dtype=torch.float64)
-    exact = rc.reference.adaptive_cross_entropy_backward(
-        scale, logits.cpu().double(), labels.cpu(), outputs[2].cpu().double(), outputs[4].cpu().double(), rc.IGNORE
-    )
-    error = exact.abs() * (rc.tol.EPS[dtype] + 2.0**-18) + 2.0**-20 * outputs[3].item() + rc.tol.TINY[dtype]
-    rc.near(first, exact, error, "gradient")
+    rc.judge_cross_entropy(case, outputs, first, pieces=1 + classes // 4096, summed=True)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(256, 1, 10), (300, 1, 1000), (8, 64, 5000), (3, 70, 32000)], ids=str)
+def test_cross_entropy_backward_over_the_logits(shape, dtype):
+    case = rc.cross_entropy(shape, dtype, "cuda")
+    outputs, wanted = run_cross_entropy(case)
+    logits, labels = case.tensors
+    backward = torch.ops.sfron_fast.adaptive_cross_entropy_backward_
+    backward(case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2])
+    assert_same_bits(logits, wanted)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1,), (4097,), (300, 1, 1000), (64, 1, 128_256)], ids=str)
+def test_scale(shape, dtype):
+    """By 1 nothing changes, and no factor is waited for."""
+    gradient = torch.randn(shape, device="cuda", dtype=dtype)
+    for factor in (1.0, -2.5, 0.0):
+        got, wanted, number = gradient.clone(), gradient.clone(), torch.tensor(factor, device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ops.adaptive_cross_entropy_scale_(got, number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        if factor != 1.0:
+            rc.reference.adaptive_cross_entropy_scale_(wanted, number)
+        assert_same_bits(got, wanted)
+
+
+@each_dtype
+def test_gradient_in_place_through_the_public_functions(dtype):
+    """In place, and in place without the normaliser: through a last layer, as a model has it."""
+    features, weight = (torch.randn(n, 6, device="cuda", dtype=dtype) for n in (40, 5000))
+    weight.requires_grad_()
+    labels = torch.randint(5000, (40,), device="cuda")
+    labels[3] = -100
+    (wanted,) = torch.autograd.grad(-2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels), weight)
+    (got,) = torch.autograd.grad(-2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels, inplace=True), weight)
+    assert_same_bits(got, wanted)
+    for scale, factor in ((-2.5, 1.0), (1.0, -2.5)):
+        total, normaliser = sf.adaptive_cross_entropy_sum_(features @ weight.t(), labels, scale=scale)
+        (got,) = torch.autograd.grad(total * factor, weight)
+        size = wanted.abs().max().item()
+        error = ((got.double() / normaliser.double()) - wanted.double()).abs().max().item()
+        assert error <= 4 * rc.tol.EPS[dtype] * size + 1e-5 * size

@@ -177,9 +177,28 @@ void cross_entropy() {
   in_pieces(rows, [&](int64_t b, int64_t e) {
     adaptive_cross_entropy_backward_cpu(t, b, e, lse.data(), weights.data(), gradient.data);
   });
+  Buffer over = logits, summed = logits, product = logits;
+  const CrossEntropyRows same_memory{over.data, labels.data(), classes, -100, logits.dtype};
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    adaptive_cross_entropy_backward_cpu(same_memory, b, e, lse.data(), weights.data(), over.data);
+  });
+  expect(over.same(gradient), "cross_entropy", "gradient over the logits", classes);
+  // raw weights 1 and scale 0.3: the same gradient, and the losses in fp32
+  const CrossEntropyRows own{summed.data, labels.data(), classes, -100, logits.dtype};
+  std::vector<float> sum_losses(rows);
+  std::vector<double> raw(rows);
+  const RawWeight rule{0.0, 1e-6, 0.3f};
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    adaptive_cross_entropy_sum_cpu(own, b, e, rule, summed.data, sum_losses.data(), raw.data());
+  });
+  expect(summed.same(gradient), "cross_entropy", "gradient of the sum", classes);
+  in_pieces(product.numel, [&](int64_t b, int64_t e) { scale_cpu(product.data, product.dtype, b, e, 0.3f); });
+  for (int64_t i = 0; i < product.numel; ++i) expected.set(i, logits.get(i) * 0.3f);
+  expect(product.same(expected), "cross_entropy", "product", classes);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0.0;
     const bool counted = labels[r] >= 0;
+    expect(sum_losses[r] == static_cast<float>(losses[r]) && raw[r] == counted, "cross_entropy", "sum", r);
     for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits.get(r * classes + c)));
     const double loss = counted ? std::log(sum) - logits.get(r * classes + labels[r]) : 0.0;
     expect(std::fabs(lse[r] - std::log(sum)) < 2e-6 * std::fmax(1.0, std::log(sum)), "cross_entropy", "lse", r);
