@@ -97,11 +97,11 @@ def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         require(mask.device == tensor.device, f"masks[{i}]", f"device {tensor.device}", mask.device)
 
 
-def _scalar_tensors(**scalars: Tensor | None) -> None:
+def _scalar_tensors(dtype: torch.dtype = torch.float32, **scalars: Tensor | None) -> None:
     for name, scalar in scalars.items():
         if scalar is not None:
             require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
-            require(scalar.dtype == torch.float32, name, "float32", scalar.dtype)
+            require(scalar.dtype == dtype, name, str(dtype).removeprefix("torch."), scalar.dtype)
 
 
 def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> None:
@@ -123,15 +123,6 @@ def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor])
     return given
 
 
-def _skipped(scalars: dict[str, Any], params: Sequence[Tensor]) -> None:
-    skipped = scalars.get("skipped")
-    if skipped is not None:
-        require(skipped.numel() == 1, "skipped", "one element", tuple(skipped.shape))
-        require(skipped.dtype == torch.int64, "skipped", "dtype torch.int64", skipped.dtype)
-        if params:
-            require(skipped.device == params[0].device, "skipped", f"device {params[0].device}", skipped.device)
-
-
 def _step(
     params: Sequence[Tensor], grads: Sequence[Tensor], slow_out: Sequence[Tensor], slow_in: Sequence[Tensor],
     masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
@@ -143,7 +134,7 @@ def _step(
     _aligned("slow_in", slow_in, params, None, optional=True)
     _masks(masks, params)
     _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
-    _skipped(scalars, params)
+    _scalar_tensors(torch.int64, skipped=scalars.get("skipped"))
     given = scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
     lr, weight_decay, slow_lr = _hyper(scalars.get("hyper"), given, params)
     number("lr", lr, 0.0)
