@@ -201,6 +201,13 @@ def test_scale(monkeypatch, elements, dtype):
         assert_same_bits(got, wanted)
 
 
+def test_scale_by_1_touches_nothing():
+    """A signalling NaN, which even a product with 1 would change."""
+    bits = torch.full((70,), 0x7F800001, dtype=torch.int32)
+    ce.adaptive_cross_entropy_scale_(bits.view(torch.float32), torch.tensor(1.0))
+    assert (bits == 0x7F800001).all()
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_cross_entropy_nothing_labelled(tokens):
     case = rc.cross_entropy((3, tokens, 10), torch.float32)

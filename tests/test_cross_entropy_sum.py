@@ -135,6 +135,13 @@ def test_scale(device, dtype, shape, set_threads):
 
 
 
+def test_scale_by_1_touches_nothing(device):
+    """A signalling NaN, which even a product with 1 would change."""
+    bits = torch.full((70,), 0x7F800001, dtype=torch.int32, device=device)
+    ops.adaptive_cross_entropy_scale_(bits.view(torch.float32), torch.ones((), device=device))
+    assert (bits == 0x7F800001).all()
+
+
 def test_sum_arguments():
     labels = torch.zeros(3, dtype=torch.int64)
     work = torch.randn(3, 4, requires_grad=True) * 1.0

@@ -120,14 +120,17 @@ def test_nothing_is_written_without_grad(device, door, plain):
     weight, features, labels = last_layer(device=device)
     with torch.no_grad():
         expected = plain(F.linear(features, weight), labels)
-    for context, grad in ((torch.no_grad, True), (torch.inference_mode, True), (torch.enable_grad, False)):
+    tracked = F.linear(features, weight)
+    before = tracked.detach().clone()
+    for context, logits in (
+        (torch.no_grad, tracked), (torch.inference_mode, tracked), (torch.enable_grad, tracked.detach()),
+    ):  # fmt: skip
         with context():
-            logits = F.linear(features, weight if grad else weight.detach())
-            before = logits.clone()
             got = door(logits, labels)
-            assert torch.equal(got, expected)
-            assert not got.requires_grad
-            assert torch.equal(logits, before)
+        assert torch.equal(got, expected)
+        assert not got.requires_grad
+        assert torch.equal(logits, before)
+        assert logits._version == 0
 
 
 @DOORS
@@ -140,6 +143,16 @@ def test_who_saved_the_logits_finds_out(door, plain, saves):
     logits = F.linear(features, weight)
     other = (logits * logits).sum()  # saves the logits themselves
     (door(logits, labels) * 2.0).backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
+def test_who_saved_the_logits_of_the_sum_finds_out_at_once():
+    """They are gone before its backward pass."""
+    weight, features, labels = last_layer()
+    logits = F.linear(features, weight)
+    other = (logits * logits).sum()
+    total(logits, labels)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         other.backward()
 
