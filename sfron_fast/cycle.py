@@ -28,7 +28,8 @@ class SFRonOptimizer(Resumable):
         self._skipped, self._masks, self._flat = {}, {}, {}
         self.grad_norm = self.grad_scale = self.found_inf = None
         self._check_group(defaults)
-        super().__init__(params, {**defaults, "masked": saliency is not None, "retain_pending": 0, "skipped": 0})
+        mine = {"masked": saliency is not None, "mask_digest": None, "retain_pending": 0, "skipped": 0}
+        super().__init__(params, {**defaults, **mine})
         if defaults["fused"]:
             self._step_supports_amp_scaling = True  # as torch's: GradScaler leaves scale and overflow to the step
 

@@ -87,7 +87,7 @@ class Resumable(Optimizer):
             raise RuntimeError("stock_state_dict: expected a finished cycle, found retain steps pending; "
                                "call step() for them first")  # fmt: skip
         saved = self.state_dict()
-        ours = {"mask_digest", *self.defaults} - set(self.stock([torch.zeros(())]).defaults)
+        ours = set(self.defaults) - set(self.stock([torch.zeros(())]).defaults)
         groups = [{k: v for k, v in group.items() if k not in ours} for group in saved["param_groups"]]
         on_device = {i for g in groups if g.get("capturable") or g["fused"] for i in g["params"]}
         states: dict[int, dict[str, Any]] = {}
@@ -107,7 +107,7 @@ class Resumable(Optimizer):
         """
         ours = self.saliency.digest() if self.saliency is not None else None
         for group in state_dict["param_groups"]:
-            theirs = group.get("mask_digest", ours)
+            theirs = group.get("mask_digest") or ours
             require(theirs == ours, "state_dict", f"mask digest {ours}", theirs, "pass the mask the run began with")
         for mine, group in zip(self.param_groups, state_dict["param_groups"], strict=False):
             names, theirs = ([canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group))
@@ -137,7 +137,7 @@ class Resumable(Optimizer):
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
         """State in the dtype this optimizer would have made it in, from the saved values: torch has cast them."""
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.pop("mask_digest", None)
+            group["mask_digest"] = None  # only saved ones have it: it takes reading the masks
             kinds = {**self._kinds(group), "slow": None}
             for index, param in zip(saved["params"], group["params"], strict=True):
                 for key, value in state_dict["state"].get(index, {}).items():

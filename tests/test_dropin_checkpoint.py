@@ -106,6 +106,20 @@ def test_optimizer_state_dicts_by_name_in_memory(kind):
     assert same(dict(model.state_dict()), dict(whole[0].state_dict()))
 
 
+@pytest.mark.checklist("C3", "C7")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_another_mask_is_refused_here_too(options):
+    options = StateDictOptions(**options)
+    saved = get_optimizer_state_dict(*made(SFRonSGD, 3), options=options)
+    model, optimizer = made(SFRonSGD, 0)
+    optimizer.saliency = random_mask(model, seed=7)
+    with pytest.raises(ValueError, match="state_dict: expected mask digest"):
+        set_optimizer_state_dict(model, optimizer, saved, options=options)
+    optimizer.saliency = random_mask(model)
+    set_optimizer_state_dict(model, optimizer, saved, options=options)
+    assert [g["mask_digest"] for g in optimizer.param_groups] == [None]
+
+
 @pytest.mark.checklist("C6", "C7")
 def test_asking_for_the_state_of_a_stateless_optimizer_keeps_its_phase():
     model = build()

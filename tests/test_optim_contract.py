@@ -74,9 +74,14 @@ def test_signatures_are_torchs(kind):
     lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.ConstantLR(o),
         torch.optim.lr_scheduler.ExponentialLR(o, 0.5)], [4]),
 ], ids=["step", "lambda", "cosine", "onecycle", "sequential"])  # fmt: skip
-def test_schedulers(make):
+@pytest.mark.parametrize("tensor", [False, True])
+@BOTH
+def test_schedulers(kind, make, tensor):
+    """One of them moves momentum, or the first beta, as well."""
     ours, theirs = parameters(), parameters()
-    a, b = SFRonSGD(ours.items(), lr=0.1, momentum=0.9), torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.9)
+    flags = {"momentum": 0.9} if kind is SFRonSGD else {"betas": (0.9, 0.95)}
+    rates = [torch.tensor(0.1, dtype=torch.float64) if tensor else 0.1 for _ in "ab"]
+    a, b = kind(ours.items(), lr=rates[0], **flags), kind.stock(theirs.values(), lr=rates[1], **flags)
     schedules = make(a), make(b)
     for step in gradients(10):
         for name in SHAPES:
@@ -85,7 +90,7 @@ def test_schedulers(make):
         b.step()
         for s in schedules:
             s.step()
-        assert a.param_groups[0]["lr"] == b.param_groups[0]["lr"]
+        assert all(a.param_groups[0][k] == b.param_groups[0][k] for k in ("lr", *flags))
     near(ours, theirs, 10)
 
 
