@@ -1,6 +1,6 @@
 """Figures from a result of `benchmarks.run`: share of the probe's bandwidth, speed-up, phases of a cycle, cost by size.
 
-`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,phases,sweep}.png` beside it, those it has
+`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png` beside it, those it has
 data for; says so and succeeds where matplotlib is missing.
 """
 
@@ -61,6 +61,15 @@ def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
+def memory(rows: Rows) -> dict[str, dict[str, float]]:
+    """Case -> arm -> MiB that one call allocates on a GPU at most."""
+    found = {
+        case: {r["arm"]: r["peak_mb"] for r in arms if not r["arm"].startswith(PROBE) and r.get("peak_mb", -1.0) >= 0.0}
+        for case, arms in by_case(rows).items()
+    }
+    return {case: bars for case, bars in found.items() if bars}
+
+
 def sweep(rows: Rows) -> dict[str, list[tuple[int, float]]]:
     """Arm -> (weights, ns a weight)."""
     found: dict[str, list[tuple[int, float]]] = {}
@@ -87,6 +96,7 @@ def draw(result: Path) -> str:
     for kind, values, figure in (
         ("roofline", fractions(ops), lambda v: bars(v, "least bytes / time, as a share of the probe's bandwidth")),
         ("speedup", speedups(ops), lambda v: bars(v, "time of the other arm / ours")),
+        ("memory", memory(ops), lambda v: bars(v, "MiB that one call allocates at most", None)),
         ("phases", phases(content["rows"]), stacks),
         ("sweep", sweep(content["rows"]), curves),
     ):
@@ -99,7 +109,7 @@ def draw(result: Path) -> str:
     return "plots: " + (", ".join(made) or "nothing to draw")
 
 
-def bars(values: dict[str, dict[str, float]], label: str) -> Any:
+def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1.0) -> Any:
     """Horizontal bars, a group for each case; our arms in one colour, all others in greys."""
     from matplotlib.figure import Figure
 
@@ -116,10 +126,11 @@ def bars(values: dict[str, dict[str, float]], label: str) -> Any:
             ticks.append(at)
             names.append(arm)
             at += 1
-    axes.axvline(1.0, color="black", linewidth=0.8)
+    if line is not None:
+        axes.axvline(line, color="black", linewidth=0.8)
     axes.set_yticks(ticks, names, fontsize=7)
     axes.set_ylim(at, -1)
-    if max(value for arms in values.values() for value in arms.values()) > 5:
+    if line is not None and max(value for arms in values.values() for value in arms.values()) > 5:
         axes.set_xscale("log")
     axes.set_xlabel(label, fontsize=8)
     return figure

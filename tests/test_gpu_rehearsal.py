@@ -18,7 +18,7 @@ from benchmarks.timer import Clock, time_arms
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
     Row("step", "probe: copy", 1.0, 1.0, 1.0, 7, 8, 9.0),
-    Row("step", "stock", 3.0, 4.0, 5.0, 7, 8, 2.0),
+    Row("step", "stock", 3.0, 4.0, 5.0, 7, 8, 2.0, peak_mb=9.0),
     Row("step", "sfron_fast", 1.0, 2.0, 3.0, 7, 8, 4.0),
     Row("loss", "sfron_fast", 1.0, 2.0, 3.0, 7, 0, 0.0),
     Row("net cycle (1M)", "stock", 7.0, 8.0, 9.0, 7, 0, 0.0),
@@ -107,7 +107,7 @@ def test_plots(tmp_path, monkeypatch):
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
     assert "gpu_roofline.png" in plots.draw(tmp_path / "gpu.json")
-    kinds = ("roofline", "speedup", "phases", "sweep")
+    kinds = ("roofline", "speedup", "memory", "phases", "sweep")
     assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in kinds)
 
 
@@ -115,6 +115,7 @@ def test_what_the_figures_show():
     rows = [vars(row) for row in ROWS]
     assert {row["case"] for row in plots.kernels(rows)} == {"step", "loss"}
     assert plots.phases(rows) == {"net cycle": {"stock": {"forward": 7.0, "mask": 1.0}, "sfron_fast": {"forward": 6.0}}}
+    assert plots.memory(rows) == {"step": {"stock": 9.0}}
     assert plots.sweep(rows) == {"sfron_fast": [(1000, 2000.0)]}
 
 
