@@ -1,7 +1,7 @@
 """Figures from a result of `benchmarks.run`: share of the probe's bandwidth, speed-up, phases of a cycle, cost by size.
 
-`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png` beside it, those it has
-data for; says so and succeeds where matplotlib is missing.
+`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png`, those it has
+data for, beside it; says so and succeeds where matplotlib is missing.
 """
 
 import json
