@@ -14,7 +14,7 @@ $(VENV)/.built: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH) $(TRITON) "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,frameworks,dev]"
 	touch $@
 
 demo: build
@@ -25,7 +25,7 @@ lint: build
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+	SFRON_FAST_TEST_FRAMEWORKS=require $(BIN)/python -m pytest -n $(WORKERS) -m "not long"
 
 test-long: build
 	$(BIN)/python -m pytest -m long

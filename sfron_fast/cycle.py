@@ -62,7 +62,8 @@ class SFRonOptimizer(Resumable):
         names = group.get("param_names")
         if names is None:
             raise ValueError("params: expected named parameters (a mask is keyed by name), found unnamed ones; pass "
-                             "model.named_parameters(), or masked=False in the group")  # fmt: skip
+                             "model.named_parameters(), or masked=False in the group; with a Hugging Face Trainer use "
+                             "optimizer_factory of sfron_fast.integrations.transformers")  # fmt: skip
         return self.saliency.resolve(list(zip(names, group["params"], strict=True)))
 
     def _group_masks(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], Tensor | None]:

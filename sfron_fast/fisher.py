@@ -1,6 +1,6 @@
 """Diagonal Fisher information, accumulated in fp32 on the model's own device (README equation 2, paper F_diag)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,7 +38,8 @@ def estimate_fisher(
 
     Args:
         model: its parameters, buffers and training flags are as before afterwards.
-        loader: batches ``(inputs, targets)``; may have a short last batch.
+        loader: batches ``(inputs, targets)``; may have a short last batch. Inputs that are a mapping (transformers'
+            ``BatchEncoding``) are unpacked: ``model(**inputs)``; not for "sample".
         loss_fn: (model output, targets) -> mean loss of the batch [].
         estimator: "sample" = mean of per-sample squared gradients, the definition; "batch" = squared
             batch-mean gradients, each weighted by its true sample count; "batch_equal" = the same with every
@@ -116,6 +117,8 @@ def _sum_squares(
     square = _per_sample if estimator == "sample" else _per_batch
     with evaluating(model):
         for inputs, targets in progress_bar(_batches(loader, model_device(model)), loader, "Fisher", progress):
+            unpacks = isinstance(inputs, Mapping) and estimator == "sample"
+            require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")
             count = len(targets)
             equal = estimator == "batch_equal"
             try:
@@ -146,7 +149,7 @@ def _batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any,
 
 def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) -> Tensor:
     with torch.enable_grad():
-        loss = loss_fn(model(inputs), targets)
+        loss = loss_fn(model(**inputs) if isinstance(inputs, Mapping) else model(inputs), targets)
     require(loss.dim() == 0, "loss_fn", "a scalar mean loss", f"shape {tuple(loss.shape)}", "use reduction='mean'")
     require(loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant")
     _check_finite(loss)

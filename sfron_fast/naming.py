@@ -5,12 +5,14 @@ import hashlib
 import torch
 from torch import nn
 
-_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer")
+_PEFT = ["base_model", "model"]
 
 
 def canonical_name(name: str) -> str:
-    """A parameter's name without what DataParallel, DDP, torch.compile, checkpointing or FSDP put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    """A parameter's name without what DataParallel, DDP, torch.compile, checkpointing, FSDP or PEFT put into it."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts[2:] if parts[:2] == _PEFT and len(parts) > 2 else parts)
 
 
 def model_digest(model: nn.Module) -> str:

@@ -132,10 +132,14 @@ class SaliencyMask(Mapping[str, Tensor]):
         named = list(named_parameters)
         missing = [n for n, _ in named if canonical_name(n) not in self._bits]
         if missing:
-            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            frozen = not any(p.requires_grad for n, p in named if n in missing)
+            remedy = "they are frozen: pass only parameters with requires_grad" if frozen else (
+                "build it on this model as it is trained, adapters included, or put unmasked parameters in a group "
+                "with masked=False"
+            )
             raise ValueError(
                 f"saliency: expected a mask for each of {len(named)} parameters, found none for {len(missing)} "
-                f"({shown}); build it on this model, or put unmasked parameters in a group with masked=False"
+                f"({_some(missing)}); the mask is for {len(self)} ({_some(list(self))}); {remedy}"
             )
         for name, parameter in named:
             shape = self.shapes[canonical_name(name)]
@@ -216,6 +220,10 @@ class SaliencyMask(Mapping[str, Tensor]):
         require(intact, "path", "a mask file as it was saved", f"{path}, which does not match its checksums",
                 "save the mask again")  # fmt: skip
         return mask
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _sha256(text: str) -> str:

@@ -44,7 +44,8 @@ import sys, torch
 before = set(sys.modules)
 import sfron_fast
 from sfron_fast import _native, functional, ops
-heavy = ["triton", "sklearn", "matplotlib", "tqdm", "transformers", "torchvision", "pandas", "scipy"]
+heavy = ["triton", "sklearn", "matplotlib", "tqdm", "transformers", "accelerate", "pytorch_lightning", "peft",
+         "torchvision", "pandas", "scipy"]
 assert not set(heavy) & (set(sys.modules) - before), set(heavy) & (set(sys.modules) - before)
 assert not torch.cuda.is_initialized()
 assert not _native.available() and "SFRON_FAST_NATIVE=0" in _native.reason()

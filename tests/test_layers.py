@@ -27,7 +27,8 @@ ALLOWED = {
 }
 ABOVE = {"optim", "cycle", "unlearning", "recipes", "saliency", "fisher", "losses", "in_place", "evaluation",
          "functional"}  # fmt: skip
-OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "transformers", "torchvision"}  # only inside functions
+FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}  # only in integrations/
+OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}  # only inside functions
 OPS = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
        "adaptive_cross_entropy", "adaptive_mse")  # fmt: skip
 TESTED = (*OPS, "fisher_saliency_mask")  # lives beside saliency_mask
@@ -87,11 +88,19 @@ def test_nothing_below_functional_knows_an_optimizer():
 
 
 def test_optional_packages_are_imported_late():
-    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "triton")
+    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("triton", "integrations"))
     assert len(files) > 5
     for path in files:
         top = ast.Module([n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
         assert not imports(top)[1] & OPTIONAL, path
+
+
+def test_nothing_needs_a_framework():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent.name != "integrations":
+            own, foreign = imports(parse(path))
+            assert "integrations" not in own, path
+            assert not foreign & FRAMEWORKS, path
 
 
 @needs_native

@@ -1,0 +1,34 @@
+"""SFR-on inside other training frameworks. Nothing here is imported by the rest of the package."""
+
+from typing import Any
+
+from ..checks import require
+from ..cycle import SFRonOptimizer
+
+
+def unwrap(optimizer: Any) -> SFRonOptimizer:
+    """The optimizer under what Accelerate, Lightning or a Trainer put around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    require(isinstance(optimizer, SFRonOptimizer), "optimizer", "SFRonSGD or SFRonAdamW", type(optimizer).__name__,
+            "with a Hugging Face Trainer pass optimizer_cls_and_kwargs=(optimizer_factory, {...}) from "
+            "sfron_fast.integrations.transformers")  # fmt: skip
+    return optimizer
+
+
+def forget_step(optimizer: Any, scaler: Any = None) -> None:
+    """``forget_step()`` of an optimizer that a framework has wrapped, with its GradScaler if it has one.
+
+    Gradients are unscaled before they are masked and clipped; an overflow in a selected gradient skips the step, and
+    the scale is updated as after a ``scaler.step``.
+
+    Raises:
+        ValueError: no optimizer of this package.
+        RuntimeError: the previous cycle still has retain steps to do.
+    """
+    inner = unwrap(optimizer)
+    if scaler is not None:
+        scaler.unscale_(inner)
+    inner.forget_step()
+    if scaler is not None:
+        scaler.update()

@@ -1,0 +1,34 @@
+"""Tiny language models from configs, and token sequences; nothing is downloaded."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sfron_fast import SaliencyMask
+
+VOCABULARY, LENGTH = 32, 9
+
+
+def gpt(dtype=torch.float64, dropout=0.0, seed=0):
+    """Not a Llama: its norms compute in fp32 whatever the dtype."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3,
+        attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).to(dtype)
+
+
+def sequences(count, seed=1):
+    """Token sequences; some of the first labels of each are none (-100)."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
+    prompts = torch.randint(1, LENGTH - 2, (count, 1), generator=generator)
+    labels = tokens.masked_fill(torch.arange(LENGTH) < prompts, -100)
+    return [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=True)]
+
+
+def half(model, seed=2):
+    """A mask of half of the trainable weights."""
+    generator = torch.Generator().manual_seed(seed)
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return SaliencyMask.from_bool({n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in trainable})
