@@ -97,7 +97,7 @@ def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         require(mask.device == tensor.device, f"masks[{i}]", f"device {tensor.device}", mask.device)
 
 
-def _scalar_tensors(dtype: torch.dtype = torch.float32, **scalars: Tensor | None) -> None:
+def _scalar_tensors(dtype: torch.dtype = torch.float32, /, **scalars: Tensor | None) -> None:
     for name, scalar in scalars.items():
         if scalar is not None:
             require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
