@@ -49,8 +49,8 @@ def adaptive_cross_entropy(
         temperature: lambda >= 0; 0 = plain mean.
         floor: smallest loss used in a weight, > 0.
         inplace: the backward pass writes the gradient over the logits instead of into new memory; equal in all bits
-            (but in fp64). Until then the logits are whole. They must be contiguous and no leaf; without grad nothing
-            is written. A second backward pass raises, as does one through anything else that saved the logits.
+            (but in fp64). Until then the logits are whole. They must be contiguous and no leaf; without grad, or
+            compiled, nothing is written. A second backward pass raises, as does one through what saved the logits.
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label that is no class.
     """
@@ -98,11 +98,12 @@ def adaptive_cross_entropy_sum_(
     The least memory traffic: the logits are read once, and this forward pass leaves the gradient in their place, so
     afterwards they hold no logits. The division by the normaliser is left to the optimizer:
     ``total.backward(); opt.grad_scale = normaliser; opt.forget_step(); opt.grad_scale = None`` is the step on
-    ``scale * adaptive_cross_entropy(...)``, provided that every gradient of the step comes from such totals (over
-    several batches: from all of them, with the sum of their normalisers), and that no GradScaler sets ``grad_scale``.
+    ``scale * adaptive_cross_entropy(...)``, provided that every gradient of the step comes from such totals and that
+    nobody else sets ``grad_scale``. Over several batches it is the sum of their normalisers; where ranks average
+    gradients, the average.
 
     Args:
-        logits: [samples, classes]; contiguous, and no leaf. Without grad nothing is written.
+        logits: [samples, classes]; contiguous, and no leaf. Without grad, or compiled, nothing is written.
         scale: the factor of the gradient, as -forget_weight. Any other, like -2 in ``(-2 * total).backward()``, is
             applied too, but costs another pass over the gradient.
         The others: as ``adaptive_cross_entropy``. Without any label the normaliser is 0, and the step is skipped.
