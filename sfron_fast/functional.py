@@ -30,7 +30,7 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     if records is not None:
         try:
             result = getattr(torch.ops.sfron_fast, name).records(records, *rest, **scalars)
-        except ValueError as refusal:
+        except (ValueError, RuntimeError) as refusal:  # RuntimeError: how torch 2.15 hands on a kernel's error
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:

@@ -52,5 +52,5 @@ def test_tensor_overrides_numbers(kind, native, device, monkeypatch):
     ],
 )
 def test_rejects(kind, hyper, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, RuntimeError), match=message):  # which of them depends on torch
         step(kind, "cpu", HYPER, hyper)
