@@ -145,7 +145,6 @@ def test_accumulation_per_phase():
 
 @BOTH
 @pytest.mark.checklist("D5")
-@pytest.mark.checklist("D3")
 def test_one_scaler_for_both_phases(kind):
     """The loss scale, a power of two, leaves no trace; an overflow skips the step and halves it.
 
