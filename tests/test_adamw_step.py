@@ -112,6 +112,7 @@ FLAGS = {
 }  # fmt: skip
 
 
+@pytest.mark.checklist("B9")
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference(device, dtype, flags):
@@ -243,6 +244,7 @@ def test_skipped(device, dtype, reason):
     assert_same_bits(case.tensors["params"][0], fast)
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for flags in ("plain", "everything"):

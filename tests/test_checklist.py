@@ -82,10 +82,12 @@ NOTES = {  # where a line holds in another form than its first wording
     "A9": "betas are numbers, never tensors",
     "A13": "the tests' bodies are not in torch's wheel and written anew; complex and sparse are refused, several "
            "devices and peak memory of foreach do not apply",
+    "B9": "fp32 arithmetic, rounded once; no stochastic rounding and no warning: fp32 parameters are the remedy",
     "C5": "on the same machine",
     "C6": "SGD with dampening starts from momentum 0 after init_state",
     "C7": "one process; ranks come with the distributed work",
     "C10": "with init_state",
+    "H4": "a run's mask is in its checkpoint; a Fisher pass that was cut is done again",
     "I3": "torch 2.11, the first whose stable ABI has what the kernels use",
     "I5": "python -m sfron_fast env",
     "I6": "SFRON_FAST_NATIVE=0|1|require",

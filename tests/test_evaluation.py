@@ -169,6 +169,7 @@ def test_modified_entropy_of_certain_predictions_is_finite_and_exact():
     assert wrong == pytest.approx(200.0)
 
 
+@pytest.mark.checklist("H6")
 def test_modified_entropy_does_not_depend_on_the_batch_and_the_legacy_one_does():
     p = random_predictions(50, 5)
     alone = [ev.Predictions(p.logits[i : i + 1], p.labels[i : i + 1]) for i in range(50)]
@@ -202,6 +203,7 @@ def test_mia_entropy(sets):
     assert ev.mia_entropy(*sets) == pytest.approx(expected)
 
 
+@pytest.mark.checklist("H6")
 @pytest.mark.parametrize(("legacy", "literal"), [(False, literal_modified_entropy), (True, literal_legacy)])
 def test_mia_modified_entropy(sets, legacy, literal):
     expected = literal_attack(*(literal(p) for p in sets))

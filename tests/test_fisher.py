@@ -32,6 +32,7 @@ def literal(model, batches, estimator):
     return {n: f / (len(batches) if estimator == "batch_equal" else samples) for n, f in total.items()}
 
 
+@pytest.mark.checklist("H4", "H5")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["plain", "dropout"])
 @pytest.mark.parametrize("estimator", ["sample", "batch", "batch_equal"])
@@ -46,6 +47,7 @@ def test_estimators_equal_their_loops(estimator, kind, dtype):
     assert [found.metadata[k] for k in ("samples", "batches", "batch_size", "no_gradient")] == [SAMPLES, 3, BATCH, []]
 
 
+@pytest.mark.checklist("H5")
 def test_estimators_differ_where_they_should():
     model = build()
     by = {
@@ -67,6 +69,7 @@ def test_sample_estimator_does_not_depend_on_batches_or_chunks():
             torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=1e-17)
 
 
+@pytest.mark.checklist("H5")
 @pytest.mark.parametrize("estimator", ["sample", "batch"])
 def test_nothing_of_the_model_changes(estimator):
     model = build("dropout")

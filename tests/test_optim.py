@@ -96,6 +96,7 @@ def check(kind, grads, inner, groups=None, **knobs):
     return optimizer, params
 
 
+@pytest.mark.checklist("B1", "B3")
 @BOTH
 @pytest.mark.parametrize("freeze", [False, True], ids=["gradient", "update"])
 @pytest.mark.parametrize("moments", ["shared", "separate", "none"])
@@ -105,6 +106,7 @@ def test_cycles_equal_the_literal_loop(kind, moments, freeze, alpha):
     check(kind, gradients(12), 3, moments=moments, freeze=freeze, alpha=alpha, forget_lr=0.3, wd=0.05, **extra)
 
 
+@pytest.mark.checklist("B3")
 def test_separate_momentum_is_two_buffers():
     """Written out: each phase has a buffer that starts as its own first gradient."""
     params = parameters()
@@ -147,6 +149,7 @@ def test_groups_with_their_own_rates(kind):
           forget_lr={"a": 0.05, "c": 0.05, "b": 0.4, "d": 0.4, "e": 0.1})  # fmt: skip
 
 
+@pytest.mark.checklist("B2")
 @BOTH
 @pytest.mark.parametrize("moments", ["shared", "separate", "none"])
 def test_update_semantics_keep_masked_bits(kind, moments):
@@ -187,6 +190,7 @@ def test_gradient_semantics_let_decay_and_momentum_move_masked_weights(kind):
         assert not torch.equal(params["a"], before)
 
 
+@pytest.mark.checklist("E6")
 def test_masks_are_found_behind_wrappers():
     model = build("bn")
     mask = random_mask(model)

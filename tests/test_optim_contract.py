@@ -233,6 +233,7 @@ def test_tensor_lr_and_zero_lr():
     assert not torch.equal(params["a"], parameters(torch.float32)["a"])
 
 
+@pytest.mark.checklist("B7")
 def test_runs_are_repeatable_and_order_of_parameters_does_not_matter():
     results = []
     for order in ("abcde", "abcde", "edcba"):

@@ -9,6 +9,7 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
+@pytest.mark.checklist("B4")
 @pytest.mark.parametrize("clip_retain", [False, True])
 def test_clip_is_mask_then_clip_grad_norm_then_step(clip_retain):
     ours, theirs, selected = parameters(torch.float32), parameters(torch.float32), masks()
@@ -30,6 +31,7 @@ def test_clip_is_mask_then_clip_grad_norm_then_step(clip_retain):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.checklist("B10")
 @BOTH
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("phase", ["forget", "retain"])
@@ -87,6 +89,7 @@ def test_overflow_in_the_last_retain_step_still_closes_the_cycle(kind):
         torch.testing.assert_close(p.detach(), start + 0.5 * (theirs[name].detach() - start), rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.checklist("D2")
 @BOTH
 @pytest.mark.parametrize("method", ["step", "forget_step"])
 def test_amp_attributes(kind, method):

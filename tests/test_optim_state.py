@@ -14,6 +14,7 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
+@pytest.mark.checklist("B6")
 @pytest.mark.checklist("A7", "C6")
 @BOTH
 def test_state_is_lazy_and_slow_weights_cost_nothing_at_one(kind):
@@ -28,6 +29,7 @@ def test_state_is_lazy_and_slow_weights_cost_nothing_at_one(kind):
     assert SFRonSGD(parameters().items(), slow_lr=0.5).state == {}
 
 
+@pytest.mark.checklist("B6")
 def test_slow_copy_is_one_tensor_per_parameter():
     params = parameters(torch.float32)
     optimizer = SFRonSGD(params.items(), slow_lr=0.5, retain_steps=2)

@@ -127,6 +127,7 @@ def compare(literal, recipe, kind, dtype, *, fp64_bound):
 
 
 # fp64: the clip norm travels in fp32, so an active clip is exact to 2^-24 only
+@pytest.mark.checklist("B1")
 @pytest.mark.parametrize(("clip", "bound"), [(1e6, 1e-12), (0.3, 1e-7)], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["plain", "bn"])

@@ -35,6 +35,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.checklist("H7")
 def test_to_dict_mean_and_sample_deviation():
     result = filled().to_dict()["settings"]["digits"]
     assert list(result) == ["Original", "Retrain", "SFR-on", "FT"]
@@ -77,6 +78,7 @@ def test_markdown_table():
     assert rows["FT"]["other"] == "1.0000"
 
 
+@pytest.mark.checklist("H7")
 def test_markdown_says_what_the_numbers_are():
     text = filled().markdown()
     for phrase in (
@@ -92,6 +94,7 @@ def test_markdown_says_what_the_numbers_are():
     assert "MIA_m:" not in text  # not measured here
 
 
+@pytest.mark.checklist("H7")
 def test_markdown_without_a_reference_says_so():
     report = Report()
     report.add("a", "SFR-on", 0, {"FA": 50.0})

@@ -24,6 +24,7 @@ ESTIMATORS = ("sample", "batch", "batch_equal")
 # --- selection ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.checklist("H3")
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 3.0])
 def test_selection_is_the_authors_ratio(threshold):
     forget, retain = random_fishers(SHAPES)
@@ -51,6 +52,7 @@ def test_from_estimated_fishers(estimator):
     assert mask.metadata["threshold"] == 1.0
 
 
+@pytest.mark.checklist("H3")
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.001, 1.0), st.booleans(), st.integers(1, 59))
 @settings(max_examples=60, deadline=None)
 def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction, per_layer, cut):
@@ -77,6 +79,7 @@ def test_top_k_leaves_out_parameters_without_gradient():
 # --- bits --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.checklist("H2")
 @given(st.lists(st.booleans(), max_size=70))
 @settings(max_examples=80, deadline=None)
 def test_packing_is_exact_for_every_size(values):
@@ -103,6 +106,7 @@ def test_bits_follow_logical_order_whatever_the_strides():
     assert torch.equal(mask.to_bool("w"), selected)
 
 
+@pytest.mark.checklist("H1")
 def test_counts_density_and_summary():
     mask = SaliencyMask.from_bool({"a": torch.tensor([1, 0, 0, 1]), "bb": torch.ones(2, 3), "none": torch.ones(0)})
     assert mask.counts() == {"a": 2, "bb": 6, "none": 0}
@@ -135,6 +139,7 @@ def test_names_that_only_a_wrapper_tells_apart_are_refused():
         SaliencyMask.from_bool({"a.module.w": torch.ones(3), "a.w": torch.zeros(3)})
 
 
+@pytest.mark.checklist("H1")
 def test_wrong_model_is_refused():
     mask = random_mask(build("bn"))
     with pytest.raises(ValueError, match=r"found none for 1 \(head.weight\)"):
@@ -182,6 +187,7 @@ def test_file_round_trip_with_provenance(saved):
     assert all(torch.equal(again.to_bool(n), mask.to_bool(n)) for n in SHAPES)
 
 
+@pytest.mark.checklist("H2")
 def test_file_is_one_bit_a_weight_and_a_header(saved):
     mask, path = saved
     header = int.from_bytes(path.read_bytes()[:8], "little")
@@ -267,3 +273,14 @@ def test_saving_is_whole_or_not_at_all(saved, monkeypatch):
     other.save(path)
     assert SaliencyMask.load(path) == other
     assert SaliencyMask.load(path) != mask
+
+
+@pytest.mark.checklist("H3")
+def test_saluns_files_load(tmp_path):
+    """SalUn saves name -> tensor of zeros and ones with torch.save."""
+    theirs = {"a": (torch.rand(3, 5) < 0.5).float(), "b": (torch.rand(7) < 0.5).long()}
+    torch.save(theirs, tmp_path / "with_0.5.pt")
+    mask = SaliencyMask.from_bool(torch.load(tmp_path / "with_0.5.pt", weights_only=True))
+    assert all(torch.equal(mask.to_bool(name), selected.bool()) for name, selected in theirs.items())
+    with pytest.raises(ValueError, match=r"masks\['a'\]: expected a tensor of zeros and ones"):
+        SaliencyMask.from_bool({"a": torch.tensor([0.0, 0.5])})

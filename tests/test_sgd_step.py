@@ -109,6 +109,7 @@ FLAGS = {
 }  # fmt: skip
 
 
+@pytest.mark.checklist("B9")
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference(device, dtype, flags):
@@ -239,6 +240,7 @@ def test_momentum_after_a_skipped_first_step(device):
     assert torch.equal(param, torch.ones_like(param))
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for flags in ("plain", "everything"):

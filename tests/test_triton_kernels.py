@@ -23,6 +23,7 @@ INTERPRETED = ["cross_entropy and not special", "special or raw", "not cross_ent
 ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
+@pytest.mark.checklist("B8")
 @pytest.mark.parametrize("group", INTERPRETED)
 def test_interpreted(group):
     """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach other tests."""

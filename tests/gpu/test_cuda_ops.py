@@ -115,6 +115,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.checklist("B8")
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "+".join(sorted(flags)) or "plain")
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -167,6 +168,7 @@ class Training:
         self.step(slow_in=self.slow)
 
 
+@pytest.mark.checklist("E3")
 @pytest.mark.parametrize("adam", [True, False], ids=["adamw", "sgd"])
 def test_graph_replay_equals_eager_while_hyper_changes(adam):
     eager, captured = Training(adam=adam), Training(adam=adam)
@@ -225,6 +227,7 @@ def test_graph_replay_follows_a_changing_number(op):
             assert all(torch.equal(a.cpu(), b) for a, b in zip(now, new, strict=True)), k
 
 
+@pytest.mark.checklist("E4")
 def test_steps_never_wait_for_the_device():
     training = Training()
     training.cycle()
