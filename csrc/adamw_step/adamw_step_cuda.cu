@@ -110,7 +110,7 @@ void launch_adamw_step(
   use_device(op, queue);
   const Table<AdamwTensor> table = make_table(plans, tensors, queue);
   if (table.count == 0) return;
-  const AdamwTensor& one = tensors[0];
+  const AdamwTensor& one = first_filled(tensors);
   const bool amsgrad = one.max_exp_avg_sq != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
   const auto run = [&](auto has_amsgrad, auto has_slow_in) {
     constexpr bool kAmsgrad = has_amsgrad, kSlowIn = has_slow_in;

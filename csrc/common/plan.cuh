@@ -156,6 +156,15 @@ Table<Tensor> make_table(Plans& plans, const std::vector<Tensor>& tensors, const
           reinterpret_cast<uint32_t*>(scratch + kMaxBlocks * sizeof(double))};
 }
 
+// The tensor that tells which lists are there: torch's pointer to an empty tensor is null whether it is there or not.
+template <class Tensor>
+const Tensor& first_filled(const std::vector<Tensor>& tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (tensor.numel > 0) return tensor;
+  }
+  return tensors[0];
+}
+
 // As many blocks as the device holds at once, or as the units need; never none, as the last block may have more to do
 // than units.
 template <class... Params>

@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kBlock, kResident)
 void launch_either(
     const char* op, Plans& plans, void (*kernel)(Table<SaliencyTensor>, SaliencyScalars, int64_t*),
     const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
+  if (tensors.empty()) return;
   use_device(op, queue);
   const size_t bytes = tensors.size() * sizeof(int64_t);
   check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)), op, "clearing the counts");

@@ -85,7 +85,7 @@ void launch_sgd_step(
   use_device(op, queue);
   const Table<SgdTensor> table = make_table(plans, tensors, queue);
   if (table.count == 0) return;
-  const SgdTensor& one = tensors[0];
+  const SgdTensor& one = first_filled(tensors);
   const bool momentum = one.momentum != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
   const auto run = [&](auto has_momentum, auto has_slow_in) {
     constexpr bool kMomentum = has_momentum, kSlowIn = has_slow_in;

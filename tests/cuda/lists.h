@@ -39,7 +39,7 @@ class Buffer {
   Buffer& operator=(Buffer&&) = default;
   Buffer(Buffer&&) = default;
 
-  char* data() const { return memory_.get() + shift_ * dtype_bytes(dtype_); }
+  char* data() const { return numel_ == 0 ? nullptr : memory_.get() + shift_ * dtype_bytes(dtype_); }  // as torch does
   int64_t bytes() const { return numel_ * dtype_bytes(dtype_); }
   int64_t numel() const { return numel_; }
   DType dtype() const { return dtype_; }
