@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flat import flat_size, is_flat
+from .flat import flat_size, is_flat, spread
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -185,7 +185,10 @@ def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float,
 
 
 def _fisher(name: str, fisher: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """fp32 (fp64 for fp64) beside each gradient and of its shape."""
+    """fp32 (fp64 for fp64) beside each gradient and of its shape; or a flat list."""
+    if is_flat(fisher, grads):
+        _flat(name, fisher[0], grads, flat_size(grads))
+        fisher = spread(fisher, grads)
     require(len(fisher) == len(grads), name, f"{len(grads)} tensors", len(fisher))
     for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
         wanted = torch.float64 if g.dtype == torch.float64 else torch.float32

@@ -129,7 +129,7 @@ def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> 
 def _each(
     params: Sequence[Tensor], grads: Sequence[Tensor], masks: Sequence[Tensor], slow_out: Sequence[Tensor]
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-    slow_out, masks = spread(slow_out, params), spread_masks(masks, params)
+    grads, slow_out, masks = spread(grads, params), spread(slow_out, params), spread_masks(masks, params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if slow_out:
             slow_out[i].copy_(param)  # lazily: the weights a cycle starts from, stored by its forget step
@@ -274,7 +274,7 @@ def int_power(base: float, exponent: int) -> float:
 def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
     """slow += alpha (fast - slow); fast = slow (equation 9)."""
     slow_lr = slow_lr if hyper is None else hyper.item()
-    for s, f in zip(slow, fast, strict=True):
+    for s, f in zip(slow, spread(fast, slow), strict=True):
         s.copy_(lerp(_wide(s), _wide(f), slow_lr))
         f.copy_(s)
 
@@ -287,7 +287,7 @@ def fisher_accumulate_(
 ) -> None:
     """F += weight * g^2, F in fp32 (fp64 for fp64)."""
     weight = weight if hyper is None else hyper.item()
-    for f, g in zip(fisher, grads, strict=True):
+    for f, g in zip(spread(fisher, grads), grads, strict=True):
         wide = g.to(f.dtype)
         f.add_((wide * wide) * weight)
 
@@ -296,6 +296,7 @@ def saliency_mask(
     forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float
 ) -> tuple[list[Tensor], Tensor]:
     """F_forget + eps >= gamma (F_retain + eps), packed; and how many weights each tensor selects, int64 [tensors]."""
+    retain = spread(retain, forget)
     selected = [f + eps >= (r + eps) * threshold for f, r in zip(forget, retain, strict=True)]
     device = forget[0].device if forget else torch.device("cpu")
     counts = torch.zeros(len(selected), dtype=torch.int64, device=device)
@@ -312,6 +313,7 @@ def fisher_saliency_mask_(
 
     masks [bytes] and counts [tensors] are written.
     """
+    retain, forget = spread(retain, grads), spread(forget, grads)
     fisher_accumulate_(retain, grads, weight)
     for f in retain:
         f.div_(torch.full((), total, dtype=f.dtype, device=f.device))  # a tensor: see adamw_step_

@@ -1,6 +1,7 @@
 """`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's clock."""
 
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -151,6 +152,57 @@ def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line[15:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"]
     assert all("no CUDA device" in line for line in lines)
+
+
+STAND_INS = """
+import contextlib
+import torch
+from sfron_fast import functional
+
+class Graph:  # a capture remembers the calls, a replay makes them again, with what the tensors then hold
+    def replay(self):
+        for call, arguments, numbers, result in self.calls:
+            again = call(*arguments, **numbers)
+            if again is not None:
+                result.copy_(again)
+
+@contextlib.contextmanager
+def graph(graph):
+    call, graph.calls = functional._call, []
+    def remembered(*arguments, **numbers):
+        result = call(*arguments, **numbers)
+        graph.calls.append((call, arguments, numbers, result))
+        return result
+    functional._call = remembered
+    yield
+    functional._call = call
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+torch.cuda.Stream = torch.cuda.current_stream = Stream
+torch.cuda.stream = lambda stream: contextlib.nullcontext()
+torch.cuda.CUDAGraph, torch.cuda.graph = Graph, graph
+torch.set_num_threads(1)
+"""
+LEFT_OUT = ("never_wait", "allocated", "launches", "2_31", "(cuda_steps and (dtype1 or dtype2))")
+
+
+@pytest.mark.skipif(not list(PACKAGE.glob("_C*.so")), reason="the kernels are not built")
+def test_the_gpu_tests_pass_on_the_cpu(tmp_path):
+    """As written, but for the device's name: what they claim is true of the CPU's kernels.
+
+    Left out: what asks the device, and two thirds of the longest.
+    """
+    text = (Path(gpu_run.ROOT) / "tests/gpu/test_cuda_ops.py").read_text()
+    assert '"cuda"' in text
+    (tmp_path / "test_rehearsed.py").write_text(text.replace('"cuda"', '"cpu"'))
+    (tmp_path / "conftest.py").write_text(STAND_INS)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(gpu_run.ROOT / "pyproject.toml"),
+               "--rootdir", str(tmp_path), "-k", f"not ({' or '.join(LEFT_OUT)})", str(tmp_path)]  # fmt: skip
+    result = subprocess.run(command, cwd=gpu_run.ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
 @pytest.mark.skipif(not list(PACKAGE.glob("_C*.so")), reason="the kernels are not built")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import sfron_fast as sf
+from sfron_fast import flat, ops
 from sfron_fast import functional as F
-from sfron_fast import ops
 
 SIZES = (0, 1, 7, 8, 9, 63, 65, 2047, 2049, 5000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,6 +78,36 @@ def list_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
     return left
 
 
+def flat_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tensor]]:
+    """As ``list_ops``, every list but the first of a call as one tensor; its padding is part of what is left."""
+    p, g = (there(tensors(i, dtype, shift), device) for i in (0, 1))
+    s, m, v, w = ([there(flattened(tensors(i, kind, 0, positive=True), shift), device)]
+                  for i, kind in ((2, dtype), (3, dtype), (4, dtype), (5, torch.float32)))  # fmt: skip
+    bits, steps = [flat.flatten_masks(there(masks(6), device), p)], [torch.zeros(len(SIZES), device=device)]
+    left: dict[str, list[Tensor]] = {"masked_grad_norm": [F.masked_grad_norm(g, bits)]}
+    clip = {"norm": torch.tensor(3.0, device=device), "max_norm": 1.0}
+    F.sgd_step_(p, g, m, lr=0.1, momentum=0.9, masks=bits, freeze_masked=True, slow_out=s, **clip)
+    F.adamw_step_(p, g, m, v, steps, lr=0.1, masks=bits, slow_in=s, slow_lr=0.5)
+    left["sgd_step_"] = left["adamw_step_"] = [*p, *m, *v, *s, *steps]
+    F.interpolate_(p, s, 0.3)
+    left["interpolate_"] = [*p, *s]
+    F.fisher_accumulate_(w, g, 0.25)
+    forget = there(tensors(7, torch.float32, shift, positive=True), device)
+    packed, counts = F.saliency_mask(forget, w, 0.8)
+    left["fisher_accumulate_"], left["saliency_mask"] = [w[0].clone()], [*packed, counts]
+    packed, counts = F.fisher_saliency_mask_(w, g, forget, weight=0.25, total=3.0, threshold=0.8)
+    left["fisher_saliency_mask_"] = [*w, *packed, counts]
+    return left
+
+
+def flattened(parts: list[Tensor], shift: int) -> Tensor:
+    """The flat list of ``parts``, ``shift`` elements off its allocation's beginning."""
+    whole = torch.full((shift + flat.flat_size(parts),), 7.0).to(parts[0].dtype)[shift:]
+    for view, part in zip(flat.spread([whole], parts), parts, strict=True):
+        view.copy_(part)
+    return whole
+
+
 def flat_states(device: str) -> list[Tensor]:
     """The optimizers, whose state lies in flat lists; forget and retain steps."""
     params = [torch.nn.Parameter(t) for t in there(tensors(11, torch.float32, 0), device)]
@@ -134,7 +164,8 @@ def main() -> int:
     wrong = []
     exact: dict[str, float | None] = {"masked_grad_norm": 1e-6, **dict.fromkeys(ROWS)}  # others: the same bits
     for dtype in DTYPES:
-        results = [(list_ops(dtype, shift, device), list_ops(dtype, shift, "cpu")) for shift in (0, 1)]
+        results = [(run(dtype, shift, device), run(dtype, shift, "cpu"))
+                   for run in (list_ops, flat_ops) for shift in (0, 1)]  # fmt: skip
         results.append((row_ops(dtype, device), row_ops(dtype, "cpu")))
         if dtype == torch.float32:
             results.append(({"optimizers": flat_states(device)}, {"optimizers": flat_states("cpu")}))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sfron_fast import flat, ops
 from sfron_fast import functional as sf
-from sfron_fast import ops
 
 SIZES = (0, 1, 7, 8, 9, 63, 64, 65, 2047, 2048, 2049, 100_003)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -144,15 +144,20 @@ def test_norm_is_close_and_repeatable(dtype):
 
 
 class Training:
-    """A masked, clipped forget step and an interpolating retain step over lists on the GPU."""
+    """A masked, clipped forget step and an interpolating retain step over lists on the GPU.
 
-    def __init__(self, sizes=(5, 64, 2049, 100_003), adam=True):
+    ``whole``: everything but parameters and gradients is flat, as the optimizers keep it.
+    """
+
+    def __init__(self, sizes=(0, 5, 64, 2049, 100_003), adam=True, whole=False):
         self.params = to_cuda(random_list(0, sizes=sizes))
         self.grads = to_cuda(random_list(1, sizes=sizes))
-        self.state = [torch.zeros_like(p) for p in self.params], [torch.zeros_like(p) for p in self.params]
-        self.steps = [torch.zeros((), device="cuda") for _ in self.params]
-        self.slow = [torch.empty_like(p) for p in self.params]
+        shapes = [flat.flat_size(self.params)] if whole else sizes
+        self.state = [[torch.zeros(n, device="cuda") for n in shapes] for _ in range(2)]
+        self.steps = [torch.zeros(s, device="cuda") for s in ([(len(sizes),)] if whole else [()] * len(sizes))]
+        self.slow = [torch.empty(n, device="cuda") for n in shapes]
         self.masks = to_cuda(random_masks(2, sizes))
+        self.masks = [flat.flatten_masks(self.masks, self.params)] if whole else self.masks
         self.hyper = torch.tensor((0.01, 0.1, 0.5), dtype=torch.float64, device="cuda")
         self.adam = adam
 
@@ -168,10 +173,15 @@ class Training:
         self.step(slow_in=self.slow)
 
 
+each_form = pytest.mark.parametrize("whole", [False, True], ids=["lists", "flat"])
+
+
 @pytest.mark.checklist("E3")
+@each_form
 @pytest.mark.parametrize("adam", [True, False], ids=["adamw", "sgd"])
-def test_graph_replay_equals_eager_while_hyper_changes(adam):
-    eager, captured = Training(adam=adam), Training(adam=adam)
+def test_graph_replay_equals_eager_while_hyper_changes(adam, whole):
+    """Captured with ordinary or with flat lists; eager always with ordinary ones."""
+    eager, captured = Training(adam=adam), Training(adam=adam, whole=whole)
     start = [t.clone() for t in (*captured.params, *captured.state[0], *captured.state[1], *captured.steps)]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -185,7 +195,7 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam):
         (*captured.params, *captured.state[0], *captured.state[1], *captured.steps), start, strict=True
     ):
         now.copy_(before)
-    other = Training(adam=adam)  # eager steps between the replays must not disturb the captured tables
+    other = Training(adam=adam, whole=whole)  # eager steps between the replays must not disturb the captured tables
     for k in range(5):
         hyper = torch.tensor((0.01 * (k + 1), 0.1 / (k + 1), 0.5 + 0.1 * k), dtype=torch.float64)
         eager.hyper.copy_(hyper)
@@ -197,7 +207,8 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam):
         other.cycle()
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(eager.params, captured.params, strict=True)), k
-        assert all(torch.equal(a, b) for a, b in zip(eager.steps, captured.steps, strict=True)), k
+        counts = flat.spread_scalars(captured.steps, captured.params)
+        assert all(torch.equal(a, b) for a, b in zip(eager.steps, counts, strict=True)), k
 
 
 @pytest.mark.parametrize("op", ["interpolate_", "fisher_accumulate_"])
@@ -228,8 +239,9 @@ def test_graph_replay_follows_a_changing_number(op):
 
 
 @pytest.mark.checklist("E4")
-def test_steps_never_wait_for_the_device():
-    training = Training()
+@each_form
+def test_steps_never_wait_for_the_device(whole):
+    training = Training(whole=whole)
     training.cycle()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -241,8 +253,9 @@ def test_steps_never_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_nothing_is_allocated_after_the_first_step():
-    training = Training()
+@each_form
+def test_nothing_is_allocated_after_the_first_step(whole):
+    training = Training(whole=whole)
     for _ in range(2):
         training.cycle()
     torch.cuda.synchronize()
@@ -257,9 +270,10 @@ def test_nothing_is_allocated_after_the_first_step():
     assert torch.cuda.mem_get_info()[0] == free  # nor past torch's allocator
 
 
+@each_form
 @pytest.mark.parametrize("adam", [True, False], ids=["adamw", "sgd"])
-def test_ten_thousand_tensors_take_three_launches(adam):
-    training = Training(sizes=(64,) * 10_000, adam=adam)
+def test_ten_thousand_tensors_take_three_launches(adam, whole):
+    training = Training(sizes=(64,) * 10_000, adam=adam, whole=whole)
     training.cycle()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
