@@ -273,16 +273,10 @@ class SFRonOptimizer(Resumable):
         """A weight without a gradient in the last retain step may have moved in an earlier one."""
         for batch in self._without_grad(batches):
             moved = batch.part([i for i, p in enumerate(batch.params) if "slow" in self.state.get(p, ())])
-            alpha = batch.group["slow_lr"]
             for device in dict.fromkeys(p.device for p in moved.params):
                 there = moved.on(device)
-                slow = self._slow(there)
-                if isinstance(alpha, Tensor):  # an update by nothing, which reads it on the device
-                    rule = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": alpha, "slow_in": slow}
-                    nothing = [torch.zeros_like(p) for p in there.params]
-                    functional.sgd_step_(there.params, nothing, **as_hyper(rule, device))
-                else:
-                    functional.interpolate_(slow, there.params, alpha)
+                alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, device)
+                functional.interpolate_(self._slow(there), there.params, **alpha)
 
 
 def _to(scalar: Tensor | None, device: torch.device) -> Tensor | None:

@@ -6,20 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("lr", "weight_decay", "slow_lr")  # in the order of the ops' ``hyper``
+# in the order of the ops' ``hyper``; the numbers are what an op is given beside it
+NAMES = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0}
 
 
 def as_hyper(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """``rule``; if one of its three numbers is a tensor, all three in one, fp64 [3] on ``device``.
+    """``rule``; if one of its numbers (``NAMES``) is a tensor, all of them in one, fp64 [numbers] on ``device``.
 
     Raises:
         RuntimeError: under graph capture, a tensor on another device, which a replay could not follow.
     """
-    values = [rule[name] for name in NAMES]
-    if not any(isinstance(value, Tensor) for value in values):
+    names = [name for name in NAMES if name in rule]
+    if not any(isinstance(rule[name], Tensor) for name in names):
         return rule
-    scalars = [_scalar(*pair, device) for pair in zip(NAMES, values, strict=True)]
-    return {**rule, "lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0, "hyper": torch.stack(scalars)}
+    hyper = torch.stack([_scalar(name, rule[name], device) for name in names])
+    return {**rule, **{name: NAMES[name] for name in names}, "hyper": hyper}
 
 
 def _scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
