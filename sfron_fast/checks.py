@@ -22,16 +22,17 @@ def require(condition: bool, argument: str, expected: str, found: object, remedy
         raise ValueError(f"{argument}: expected {expected}, found {found}{'; ' + remedy if remedy else ''}")
 
 
-def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """A finite number in [low, high], or (low, high] with ``open_low``."""
+def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
     interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
     require(not isinstance(value, str), argument, interval, repr(value))  # float() would read one
     try:
         value = float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
         require(False, argument, interval, repr(value))
     inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
     require(inside, argument, interval, value)  # NaN fails both comparisons
+    return value
 
 
 def one_device(*lists: Any) -> None:
@@ -49,11 +50,7 @@ def _aligned(
         return
     if is_flat(tensors, like):
         _flat(name, tensors[0], like, flat_size(like))
-        for model in like:
-            allowed = {model.dtype, *(dtypes or ())}
-            names = " or ".join(sorted(str(d) for d in allowed))
-            require(tensors[0].dtype in allowed, f"{name}[0]", f"dtype {names}", tensors[0].dtype)
-        return
+        tensors = spread(tensors, like)
     require(len(tensors) == len(like), name, f"{len(like)} tensors", len(tensors))
     for i, (tensor, model) in enumerate(zip(tensors, like, strict=True)):
         where = f"{name}[{i}]"
@@ -62,7 +59,6 @@ def _aligned(
         allowed = {model.dtype, *(dtypes or ())}
         names = " or ".join(sorted(str(d) for d in allowed))
         require(tensor.dtype in allowed, where, f"dtype {names}", tensor.dtype)
-        require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
 
 
 def _flat(name: str, flat: Tensor, like: Sequence[Tensor], size: int) -> None:

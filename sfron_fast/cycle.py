@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import functional
+from .amp import ForgetStep, amp_scalar
 from .checks import FLOATS, require
 from .flat import FlatStates, flatten_masks
 from .groups import Batch
-from .hyper import as_hyper, check_capture, is_zero, moves_slowly
+from .hyper import as_hyper, is_zero, moves_slowly
 from .saliency import SaliencyMask
-from .settings import check_settings
+from .settings import check_settings, check_step
 from .state import Resumable, zero_state
 
 
@@ -26,7 +27,8 @@ class SFRonOptimizer(Resumable):
                              "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
         self.saliency = saliency
         self._skipped, self._masks, self._flat = {}, {}, {}
-        self.grad_norm = self.grad_scale = self.found_inf = None
+        self.grad_norm, self._checked = None, []
+        self.forget = ForgetStep(self)
         self._check_group(defaults)
         mine = {"masked": saliency is not None, "mask_digest": None, "retain_pending": 0, "skipped": 0}
         super().__init__(params, {**defaults, **mine})
@@ -41,6 +43,8 @@ class SFRonOptimizer(Resumable):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            once = len(set(map(id, group["params"]))) == len(group["params"])
+            require(once, "params", "each parameter once", "one of them twice")
             for name in ("retain_steps", "max_norm", "clip_retain"):
                 ours = self.param_groups[0][name]
                 require(group[name] == ours, name, f"the same in every group ({ours!r})", repr(group[name]))
@@ -130,14 +134,14 @@ class SFRonOptimizer(Resumable):
         self._opt_called = True  # a schedule after it is not too early (torch notices its own ``step`` only)
         loss = self._run(closure)
         batches = self._batches(masked=True)
-        check_capture(self.param_groups, [batch.params[0].device for batch in batches])
+        check_step(self, batches)
         norms = self._norms(batches)
-        self._store_slow_without_grad(batches)
         for batch in batches:
             group = batch.group
             slow = self._slow(batch) if moves_slowly(group) else None
             rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
             self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
+        self._store_slow_without_grad(batches)
         for group in self.param_groups:
             group["retain_pending"] = group["retain_steps"]
         return loss
@@ -150,7 +154,7 @@ class SFRonOptimizer(Resumable):
             self.init_state()
             return loss
         batches = self._batches(masked=False)
-        check_capture(self.param_groups, [batch.params[0].device for batch in batches])
+        check_step(self, batches)
         norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
         last = self.param_groups[0]["retain_pending"] == 1
         for batch in batches:
@@ -190,7 +194,7 @@ class SFRonOptimizer(Resumable):
                 none = torch.empty(0, dtype=torch.uint8, device=device)
                 masks = [m for batch in there for m in batch.masks or [none] * len(batch.grads)]
             grads = there[0].grads if len(there) == 1 else [g for batch in there for g in batch.grads]
-            norms[device] = functional.masked_grad_norm(grads, masks, grad_scale=_to(self.grad_scale, device))
+            norms[device] = functional.masked_grad_norm(grads, masks, grad_scale=amp_scalar(self, "grad_scale", device))
         if len(norms) > 1:
             everywhere = list(norms.values())
             norms = {d: torch.linalg.vector_norm(torch.stack([n.to(d) for n in everywhere])) for d in norms}
@@ -213,7 +217,7 @@ class SFRonOptimizer(Resumable):
             limit = batch.group["max_norm"]
             rule |= {"norm": norm, "max_norm": float("inf") if limit is None else limit}
         device = batch.params[0].device
-        rule |= {"grad_scale": _to(self.grad_scale, device), "found_inf": _to(self.found_inf, device)}
+        rule |= {key: amp_scalar(self, key, device) for key in ("grad_scale", "found_inf")}
         rule |= {"slow_lr": batch.group["slow_lr"], "maximize": batch.group["maximize"]}
         rule["skipped"] = self._skip_counter(device) if counts else None
         if forget:
@@ -277,7 +281,3 @@ class SFRonOptimizer(Resumable):
                 there = moved.on(device)
                 alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, device)
                 functional.interpolate_(self._slow(there), there.params, **alpha)
-
-
-def _to(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if scalar is None else scalar.to(device)

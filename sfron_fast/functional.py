@@ -2,8 +2,8 @@
 
 The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent"; state, slow
 weights and masks may be flat lists (``flat.py``). Tensors may be non-contiguous (updated ones are then copied in
-and out). fp64 goes to the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything
-is written.
+and out); updated ones must not share memory. fp64 goes to the reference kernels. Raises ValueError or RuntimeError,
+naming the argument, before anything is written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from . import _native, ops, reference
-from .checks import require
+from .checks import number, require
 
 Tensors = Sequence[Tensor]
 
@@ -36,13 +36,14 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
         else:
             _touch(name, lists, written)
             return result
-    dense = {key: [_dense(key, i, t) for i, t in enumerate(tensors)] for key, tensors in lists.items()}
+    local = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
+    dense = {key: [t.contiguous() for t in tensors] for key, tensors in local.items()}
     double = any(t.dtype == torch.float64 for tensors in dense.values() for t in tensors)
     kernel = ops.default_kernel(name) if double else getattr(ops, name)
     result = kernel(*dense.values(), *rest, **scalars)
     with torch.no_grad():
         for key in written:
-            for target, copy in zip(map(_local, lists[key]), dense[key], strict=True):
+            for target, copy in zip(local[key], dense[key], strict=True):
                 if copy is not target:
                     target.copy_(copy)
     _touch(name, lists, written)
@@ -61,6 +62,22 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     return table if _native.describe(table, whole) else None
 
 
+def _strided(name: str, tensors: Tensors, written: bool) -> list[Tensor]:
+    """The local tensors of a list, which must be dense; and, if ``written``, no element may be written twice."""
+    local = [_local(t) for t in tensors]
+    if torch.compiler.is_compiling():
+        return local  # guards on strides and identities would compile anew
+    for i, t in enumerate(local):
+        where = f"{name}[{i}]"
+        require(isinstance(t, Tensor), where, "a tensor", type(t).__name__)
+        require(t.layout == torch.strided, where, "a dense tensor", t.layout)
+        repeats = any(step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True))
+        require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
+    once = len(set(map(id, tensors))) == len(tensors)
+    require(once or not written, name, "each tensor once", "one of them twice")
+    return local
+
+
 def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:
     """Tell autograd what a native kernel wrote behind its back; an optimizer's state is in no graph."""
     for key in written[: 2 if name == "interpolate_" else 1]:
@@ -70,17 +87,11 @@ def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> No
 def _refuse_leaves(lists: dict[str, Tensors]) -> None:
     for name, tensors in lists.items():
         for i, tensor in enumerate(tensors):
-            if tensor.requires_grad and tensor.is_leaf:
+            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf:
                 raise RuntimeError(
                     f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
                     "an in-place update of it cannot be differentiated"
                 )
-
-
-def _dense(name: str, i: int, tensor: Tensor) -> Tensor:
-    tensor = _local(tensor)
-    require(tensor.layout == torch.strided, f"{name}[{i}]", "a dense tensor", tensor.layout)
-    return tensor.contiguous()
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -150,7 +161,7 @@ def sgd_step_(
     }  # fmt: skip
     _call(
         "sgd_step_", lists, ("params", "momentum_buffers", "slow_out"), norm, grad_scale, found_inf,
-        lr=float(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        lr=number("lr", lr, 0.0), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
         skipped=skipped,
     )  # fmt: skip
@@ -198,7 +209,7 @@ def adamw_step_(
     written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_out")
     _call(
         "adamw_step_", lists, written, norm, grad_scale, found_inf,
-        lr=float(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
+        lr=number("lr", lr, 0.0), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
         maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
         skipped=skipped,
     )  # fmt: skip

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import FLOATS, require
 from .flat import FlatStates
+
+_FLOATS = set(FLOATS)
 
 
 class Batch(NamedTuple):
@@ -17,6 +20,16 @@ class Batch(NamedTuple):
     masks: list[Tensor]
     flat: FlatStates | None = None  # for whole groups: one handle per kind of state instead of one per parameter
     flat_mask: Tensor | None = None
+
+    def check(self) -> None:
+        """Raise unless every gradient is dense and of its parameter's dtype."""
+        kinds, layouts = [p.dtype for p in self.params], {g.layout for g in self.grads}
+        if _FLOATS.issuperset(kinds) and kinds == [g.dtype for g in self.grads] and layouts == {torch.strided}:
+            return
+        for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
+            require(p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype)
+            require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
+            require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
 
     def on(self, device: torch.device) -> "Batch":
         """The part of it on one device."""

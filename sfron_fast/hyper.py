@@ -39,7 +39,7 @@ def moves_slowly(group: dict[str, Any]) -> bool:
 
 def is_zero(value: float | Tensor) -> bool:
     """Whether a setting is known to be 0 without waiting for a device."""
-    return float(value) == 0.0 if not isinstance(value, Tensor) or value.device.type == "cpu" else False
+    return (not isinstance(value, Tensor) or value.device.type == "cpu") and bool(value == 0.0)
 
 
 def capturing(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ the defaults; the dispatcher, not this package, chooses. Lists: an empty list me
 that end in ``_`` write their (x!) arguments in place and return none of them. Bad input raises before any write.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,13 +53,24 @@ SCHEMAS = {
 def default_kernel(name: str) -> Callable[..., Any]:
     """Checked reference kernel: what runs where no native kernel serves the device or the dtype."""
     formula, check = getattr(reference, name), getattr(checks, name)
+    names = list(inspect.signature(formula).parameters)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
+        _dense({**dict(zip(names, args, strict=False)), **kwargs})
         check(*args, **kwargs)
         _native.warn_once()
-        return formula(*args, **kwargs)
+        with torch.no_grad():  # like a native kernel; what autograd needs is registered below
+            return formula(*args, **kwargs)
 
     return kernel
+
+
+def _dense(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            if isinstance(tensor, Tensor):
+                where = f"{name}[{i}]" if tensor is not value else name
+                checks.require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
 
 
 # --- fakes: shapes and dtypes for torch.compile -------------------------------------------------------------------

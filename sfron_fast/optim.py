@@ -115,6 +115,8 @@ class SFRonSGD(SFRonOptimizer):
             fresh = [False]
         else:
             fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
+        if any(fresh):
+            batch.check()  # a refusal must not leave buffers behind: they would no longer be fresh
         if all(fresh) or not any(fresh):  # torch starts the buffer at the first gradient itself
             buffers = self._state(batch, key, dtype)
             functional.sgd_step_(batch.params, batch.grads, buffers, **rule, first=all(fresh))

@@ -76,7 +76,7 @@ def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scal
 
 
 def _scalar(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(device=like.device, dtype=accumulate_dtype(like.dtype))
+    return value.reshape(()).to(device=like.device, dtype=accumulate_dtype(like.dtype))
 
 
 def grad_multiplier(
@@ -85,10 +85,10 @@ def grad_multiplier(
     """[]: unscale and clip in one factor, min(1, max_norm / (norm + 1e-6)) / grad_scale."""
     factor = torch.ones((), dtype=dtype, device=device)
     if grad_scale is not None:
-        factor = factor / grad_scale.to(device=device, dtype=dtype)
+        factor = factor / grad_scale.reshape(()).to(device=device, dtype=dtype)
     if norm is not None:
-        limit = torch.full((), max_norm, dtype=dtype, device=device)
-        factor = factor * (limit / (norm.to(device=device, dtype=dtype) + CLIP_EPS)).clamp(max=1.0)
+        limit = torch.full((), max_norm, dtype=torch.float64, device=device).to(dtype)  # beyond its range: inf
+        factor = factor * (limit / (norm.reshape(()).to(device=device, dtype=dtype) + CLIP_EPS)).clamp(max=1.0)
     return factor
 
 
@@ -257,7 +257,8 @@ def _sqrt(x: Tensor) -> Tensor:
 
 def adam_corrections(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
     """lr / (1 - beta1^step) and sqrt(1 - beta2^step), in double."""
-    return lr / (1.0 - int_power(beta1, step)), math.sqrt(1.0 - int_power(beta2, step))
+    bias = 1.0 - int_power(beta1, step)
+    return lr / bias if bias != 0.0 else lr * math.inf, math.sqrt(1.0 - int_power(beta2, step))
 
 
 def int_power(base: float, exponent: int) -> float:
@@ -316,7 +317,7 @@ def fisher_saliency_mask_(
     retain, forget = spread(retain, grads), spread(forget, grads)
     fisher_accumulate_(retain, grads, weight)
     for f in retain:
-        f.div_(torch.full((), total, dtype=f.dtype, device=f.device))  # a tensor: see adamw_step_
+        f.div_(torch.full((), total, dtype=torch.float64, device=f.device).to(f.dtype))  # a tensor: see adamw_step_
     packed, selected = saliency_mask(forget, retain, threshold, eps)
     for mask, bits in zip(masks, packed, strict=True):
         mask.copy_(bits)

@@ -1,12 +1,14 @@
-"""What the settings of a parameter group may be."""
+"""What the settings of a parameter group may be, and a step's arguments before anything is written."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .amp import amp_scalar
 from .checks import number, require
-from .hyper import NAMES
+from .groups import Batch
+from .hyper import NAMES, check_capture
 
 CHOICES = {"moments": ("shared", "separate", "none"), "mask_semantics": ("gradient", "update"),
            "foreach": (None, True, False), "fused": (None, True, False)}  # fmt: skip
@@ -42,3 +44,25 @@ def check_settings(group: dict[str, Any]) -> None:
                            "differentiate torch.optim's optimizer")  # fmt: skip
     if group["foreach"] and group["fused"]:
         raise RuntimeError("foreach: expected None or False beside fused=True, found True; choose one")
+
+
+def check_step(optimizer: Any, batches: list[Batch]) -> None:
+    """What one op would refuse only after another has written, or after state was made for it.
+
+    Settings are looked at when they have changed; a tensor among them is the op's to read. Gradients are looked at
+    where one op does not see them all before it writes.
+    """
+    groups = optimizer.param_groups
+    check_capture(groups, [batch.params[0].device for batch in batches])
+    if torch.compiler.is_compiling() or not batches:
+        return
+    known = [[id(g[k]) if isinstance(g[k], Tensor) else g[k] for k in optimizer.defaults] for g in groups]
+    if known != optimizer._checked:
+        for group in groups:
+            optimizer._check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
+        optimizer._checked = known
+    for name in ("grad_scale", "found_inf"):
+        amp_scalar(optimizer, name, batches[0].params[0].device)
+    if len(batches) > 1 or len(optimizer.state) < sum(len(group["params"]) for group in groups):
+        for batch in batches:
+            batch.check()

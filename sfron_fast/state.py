@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from .amp import ForgetStep
 from .checks import require
 from .flat import FlatStates
 from .hyper import moves_slowly
@@ -25,12 +26,14 @@ class Resumable(Optimizer):
 
     saliency: SaliencyMask | None
     grad_norm: Tensor | None  # [], of the last step that measured it
-    grad_scale: Tensor | None = None  # torch.amp's: gradients are divided by it
-    found_inf: Tensor | None = None  # torch.amp's: not 0 = skip the update, on the device
+    grad_scale: Tensor | None  # torch.amp's, if set: gradients are divided by it
+    found_inf: Tensor | None  # torch.amp's, if set: not 0 = skip the update, on the device
+    forget: ForgetStep
     stock: Any  # torch's optimizer class of the same rule
     _skipped: dict[torch.device, Tensor]
     _masks: dict[int, tuple[list[Tensor], Tensor]]
     _flat: dict[int, FlatStates]
+    _checked: list[list[Any]]  # every group's settings, when they were last found good
 
     @property
     def skipped_steps(self) -> int:
@@ -162,7 +165,8 @@ class Resumable(Optimizer):
         if self.defaults["fused"]:
             self._step_supports_amp_scaling = True
         self._masks, self._skipped, self._flat = {}, {}, {}
-        self.grad_norm = self.grad_scale = self.found_inf = None
+        self.grad_norm, self._checked = None, []
+        self.forget = ForgetStep(self)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
