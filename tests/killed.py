@@ -96,38 +96,56 @@ JOBS = {
 }  # fmt: skip
 
 
-def life(job, folder):
-    """One process: its id, and the end of a pipe on which it tells each checkpoint it has written."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        return child, reading
-    code = 1
-    try:
-        result = JOBS[job](folder, lambda: os.write(writing, b"."))
-        torch.save(result, folder / "result.pt")
-        code = 0
-    finally:
-        os._exit(code)
+class Life:
+    """One process with the job in it. After each checkpoint it tells so, and waits to be let on."""
+
+    def __init__(self, job, folder):
+        self.told, tell = os.pipe()
+        wait, self.let = os.pipe()
+        self.id = os.fork()
+        if self.id:
+            os.close(tell)
+            os.close(wait)
+            return
+        code = 1
+        try:
+            os.close(self.let)
+            result = JOBS[job](folder, lambda: os.write(tell, b".") and os.read(wait, 1))
+            torch.save(result, folder / "result.pt")
+            code = 0
+        finally:
+            os._exit(code)
+
+    def go_on(self):
+        """Until the next checkpoint; False if there is none left."""
+        if not os.read(self.told, 1):
+            return False
+        os.write(self.let, b".")
+        return True
+
+    def end(self):
+        os.close(self.told)
+        os.close(self.let)
+        return os.waitpid(self.id, 0)[1]
 
 
 def main(job, folder, kills):
     random.seed(job)
     killed = inside = 0
     while True:
-        child, reading = life(job, folder)
-        if killed < kills:
-            told = random.randrange(4)
-            alive = all(os.read(reading, 1) for _ in range(told))  # nothing to read: it has ended
-            if alive:
-                time.sleep(random.random() * (0.004 if told else 0.1))
-                os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        os.close(reading)
+        life, checkpoints = Life(job, folder), random.randrange(4)
+        if killed == kills:
+            checkpoints = sys.maxsize
+        alive, within = True, 0.004 if checkpoints else 0.1  # seconds: in a step, or in what comes before the first
+        while alive and checkpoints:
+            alive, checkpoints = life.go_on(), checkpoints - 1
+        if alive:
+            time.sleep(random.random() * within)
+            os.kill(life.id, signal.SIGKILL)
+        status = life.end()
         if os.WIFSIGNALED(status):
             killed += 1
-            inside += any(f".{child}." in p.name for p in folder.iterdir())
+            inside += any(f".{life.id}." in p.name for p in folder.iterdir())
         elif os.WEXITSTATUS(status):
             return 1
         else:
