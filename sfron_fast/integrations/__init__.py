@@ -19,16 +19,16 @@ def unwrap(optimizer: Any) -> SFRonOptimizer:
 def forget_step(optimizer: Any, scaler: Any = None) -> None:
     """``forget_step()`` of an optimizer that a framework has wrapped, with its GradScaler if it has one.
 
-    Gradients are unscaled before they are masked and clipped; an overflow in a selected gradient skips the step, and
-    the scale is updated as after a ``scaler.step``.
+    Gradients are unscaled before they are masked and clipped; an overflow lowers the scale and skips the step, which
+    then opens no cycle.
 
     Raises:
         ValueError: no optimizer of this package.
         RuntimeError: the previous cycle still has retain steps to do.
     """
     inner = unwrap(optimizer)
-    if scaler is not None:
-        scaler.unscale_(inner)
-    inner.forget_step()
-    if scaler is not None:
+    if scaler is None:
+        inner.forget_step()
+    else:
+        scaler.step(inner.forget)
         scaler.update()
