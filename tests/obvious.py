@@ -44,7 +44,8 @@ class Obvious:
     def retain(self, grads: dict[str, Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         present = [g for g in grads.values() if g is not None]
         if present and not any(bool(g.any()) for g in present) and all(group["lr"] == 0 for group in self.groups):
-            self._make_state()  # what a checkpoint asks for in this way is no step
+            self._make_state()  # what a checkpoint asks for in this way is no step, and measures nothing
+            self.norm = None
             return
         clip = self.groups[0]["clip_retain"]
         if clip:
