@@ -80,8 +80,8 @@ NOTES = {  # where a line holds in another form than its first wording
     "A4": "within 2 ulp a step: torch contracts a * b + c on some devices, we never do; SGD is bit-equal where "
           "contraction cannot matter (factors that are powers of two)",
     "A9": "betas are numbers, never tensors",
-    "A13": "the tests' bodies are not in torch's wheel and written anew; complex and sparse are refused, several "
-           "devices and peak memory of foreach do not apply",
+    "A13": "the tests' bodies are not in torch's wheel and written anew; complex, sparse and repeated parameters are "
+           "refused, several devices and peak memory of foreach do not apply",
     "B9": "fp32 arithmetic, rounded once; no stochastic rounding and no warning: fp32 parameters are the remedy",
     "C5": "on the same machine",
     "C6": "SGD with dampening starts from momentum 0 after init_state",
