@@ -93,17 +93,18 @@ def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         require(mask.device == tensor.device, f"masks[{i}]", f"device {tensor.device}", mask.device)
 
 
-def _scalar_tensors(dtype: torch.dtype = torch.float32, /, **scalars: Tensor | None) -> None:
+def _scalar_tensors(like: Sequence[Tensor], dtype: torch.dtype = torch.float32, /, **scalars: Tensor | None) -> None:
     for name, scalar in scalars.items():
         if scalar is not None:
             require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
             require(scalar.dtype == dtype, name, str(dtype).removeprefix("torch."), scalar.dtype)
+            require(not like or scalar.device == like[0].device, name, f"device {like[0].device}", scalar.device)
 
 
 def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> None:
     _floats("grads", grads)
     _masks(masks, grads)
-    _scalar_tensors(grad_scale=grad_scale)
+    _scalar_tensors(grads, grad_scale=grad_scale)
 
 
 def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -129,8 +130,8 @@ def _step(
     _aligned("slow_out", slow_out, params, None, optional=True)
     _aligned("slow_in", slow_in, params, None, optional=True)
     _masks(masks, params)
-    _scalar_tensors(norm=norm, grad_scale=grad_scale, found_inf=found_inf)
-    _scalar_tensors(torch.int64, skipped=scalars.get("skipped"))
+    _scalar_tensors(params, norm=norm, grad_scale=grad_scale, found_inf=found_inf)
+    _scalar_tensors(params, torch.int64, skipped=scalars.get("skipped"))
     given = scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
     lr, weight_decay, slow_lr = _hyper(scalars.get("hyper"), given, params)
     number("lr", lr, 0.0)
@@ -166,7 +167,7 @@ def adamw_step_(
         require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)
     else:
         require(len(steps) == len(params), "steps", f"{len(params)} tensors", len(steps))
-        _scalar_tensors(**{f"steps[{i}]": step for i, step in enumerate(steps)})
+        _scalar_tensors(params, **{f"steps[{i}]": step for i, step in enumerate(steps)})
     for name in ("beta1", "beta2"):
         number(name, scalars[name], 0.0, 1.0)
         require(scalars[name] < 1.0, name, "a number in [0, 1)", scalars[name])

@@ -32,6 +32,7 @@ def estimate_fisher(
     *,
     estimator: Estimator = "batch",
     chunk_size: int = 32,
+    start: Fisher | None = None,
     progress: bool = False,
 ) -> Fisher:
     """Diagonal (empirical) Fisher of every trainable parameter over one pass of ``loader``, in eval mode.
@@ -46,15 +47,17 @@ def estimate_fisher(
             batch counting alike, as the authors' code does (a short last batch then weighs too much).
             A threshold means something else under each; the choice is kept in the metadata.
         chunk_size: samples differentiated at a time by "sample"; memory is chunk_size gradients.
+        start: an estimate over other samples, of the same weights and by the same estimator, to go on from: the
+            result is that of both together, up to rounding. What is kept on the device is one fp32 tensor a parameter.
         progress: show a tqdm bar.
     Returns:
         ``Fisher`` with metadata estimator, samples, batches, batch_size, world_size (1: this process alone), model
         (digest) and no_gradient (names of parameters no loss ever reached; a mask built from it never selects them).
     Raises:
-        ValueError: empty loader, no trainable parameter, unknown estimator, non-finite or non-scalar loss, a label
-            that is no class of the model.
+        ValueError: empty loader, no trainable parameter, unknown estimator, non-finite (found at the end of the pass)
+            or non-scalar loss, a label that is no class of the model, a ``start`` of something else.
     """
-    sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress)
+    sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress, start)
     functional.fisher_accumulate_([sums.values[n] for n in sums.grads], list(sums.grads.values()), sums.weight)
     torch._foreach_div_(list(sums.values.values()), sums.total)
     return Fisher(sums.values, sums.metadata)
@@ -102,8 +105,9 @@ class _Sums(NamedTuple):
 
 
 def _sum_squares(
-    model: nn.Module, loader: Iterable[Any], loss_fn: LossFn, estimator: Estimator, chunk_size: int, progress: bool
-) -> _Sums:
+    model: nn.Module, loader: Iterable[Any], loss_fn: LossFn, estimator: Estimator, chunk_size: int, progress: bool,
+    start: Fisher | None = None,
+) -> _Sums:  # fmt: skip
     require(estimator in ("batch", "sample", "batch_equal"), "estimator", "'batch', 'sample' or 'batch_equal'",
             repr(estimator))  # fmt: skip
     require(isinstance(chunk_size, int) and chunk_size > 0, "chunk_size", "an integer > 0", repr(chunk_size))
@@ -112,8 +116,13 @@ def _sum_squares(
     values = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
     reached: set[str] = set()
     grads: dict[str, Tensor] = {}
+    losses: list[Tensor] = []
     weight = 0.0
     samples = batches = batch_size = 0
+    digest = model_digest(model)
+    if start is not None:
+        samples, batches, batch_size = _go_on(start, values, estimator, digest)
+        reached = set(params) - set(start.metadata["no_gradient"])
     square = _per_sample if estimator == "sample" else _per_batch
     with evaluating(model):
         for inputs, targets in progress_bar(_batches(loader, model_device(model)), loader, "Fisher", progress):
@@ -122,7 +131,7 @@ def _sum_squares(
             count = len(targets)
             equal = estimator == "batch_equal"
             try:
-                for after, share in square(model, params, inputs, targets, loss_fn, chunk_size):
+                for after, share in square(model, params, inputs, targets, loss_fn, chunk_size, losses):
                     functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
                     grads, weight = after, 1.0 if equal else share
                     reached |= grads.keys()
@@ -133,10 +142,11 @@ def _sum_squares(
                                  f"({error}); give the model one output per class") from error  # fmt: skip
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
     require(samples > 0, "loader", "at least one sample", "an empty loader", "check the split and drop_last")
+    _check_finite(losses)
     total = batches if estimator == "batch_equal" else samples
     return _Sums(values, grads, weight, float(total), {
         "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
-        "no_gradient": sorted(params.keys() - reached), "model": model_digest(model), "world_size": 1,
+        "no_gradient": sorted(params.keys() - reached), "model": digest, "world_size": 1,
     })  # fmt: skip
 
 
@@ -152,27 +162,44 @@ def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) 
         loss = loss_fn(model(**inputs) if isinstance(inputs, Mapping) else model(inputs), targets)
     require(loss.dim() == 0, "loss_fn", "a scalar mean loss", f"shape {tuple(loss.shape)}", "use reduction='mean'")
     require(loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant")
-    _check_finite(loss)
     return loss
 
 
-def _check_finite(loss: Tensor) -> None:
-    finite = bool(torch.isfinite(loss).all())
-    require(finite, "loss_fn", "a finite loss", loss.detach().tolist(), "check the data and the model")
+def _check_finite(losses: list[Tensor]) -> None:
+    """Once for all: to read one waits for the device."""
+    if losses and not bool(torch.isfinite(torch.cat(losses)).all()):
+        bad = next(i for i, loss in enumerate(losses) if not bool(torch.isfinite(loss).all()))
+        require(False, "loss_fn", "a finite loss", f"{losses[bad].tolist()} in draw {bad}",
+                "check the data and the model")  # fmt: skip
+
+
+def _go_on(start: Fisher, values: dict[str, Tensor], estimator: Estimator, digest: str) -> tuple[int, int, int]:
+    """Put the sums of an earlier estimate into ``values``; its samples, batches and largest batch."""
+    theirs = {"estimator": start.metadata.get("estimator"), "model": start.metadata.get("model")}
+    ours = {"estimator": estimator, "model": digest}
+    require(theirs == ours, "start", f"an estimate with {ours}", theirs)
+    require(start.keys() == values.keys(), "start", f"{len(values)} tensors of the model's names", len(start))
+    total = start.metadata["batches" if estimator == "batch_equal" else "samples"]
+    for name, value in values.items():
+        value.copy_(start[name]).mul_(total)
+    return start.metadata["samples"], start.metadata["batches"], start.metadata["batch_size"]
 
 
 def _per_batch(
-    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int
-) -> Iterator[tuple[dict[str, Tensor], float]]:
+    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int,
+    losses: list[Tensor],
+) -> Iterator[tuple[dict[str, Tensor], float]]:  # fmt: skip
     """One batch-mean gradient, weighted by the batch's sample count."""
     loss = _mean_loss(model, inputs, targets, loss_fn)
+    losses.append(loss.detach().reshape(1))
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     yield {n: g for n, g in zip(params, grads, strict=True) if g is not None}, float(len(targets))
 
 
 def _per_sample(
-    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int
-) -> Iterator[tuple[dict[str, Tensor], float]]:
+    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int,
+    losses: list[Tensor],
+) -> Iterator[tuple[dict[str, Tensor], float]]:  # fmt: skip
     """Every sample's own gradient, differentiated a chunk at a time."""
     reached = _reached(model, params, inputs, targets, loss_fn)
     weights = {n: p.detach() for n, p in params.items() if n in reached}
@@ -184,8 +211,8 @@ def _per_sample(
 
     grad = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0, 0))
     for start in range(0, len(targets), chunk_size):
-        chunk, losses = grad(weights, inputs[start : start + chunk_size], targets[start : start + chunk_size])
-        _check_finite(losses)
+        chunk, found = grad(weights, inputs[start : start + chunk_size], targets[start : start + chunk_size])
+        losses.append(found.detach().reshape(-1))
         for i in range(len(next(iter(chunk.values())))):
             yield {n: g[i] for n, g in chunk.items()}, 1.0
 

@@ -78,6 +78,10 @@ def _strided(name: str, tensors: Tensors, written: bool) -> list[Tensor]:
     return local
 
 
+def _number(lr: float) -> float:
+    return float(lr) if torch.compiler.is_compiling() else number("lr", lr, 0.0)  # a comparison would break the graph
+
+
 def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:
     """Tell autograd what a native kernel wrote behind its back; an optimizer's state is in no graph."""
     for key in written[: 2 if name == "interpolate_" else 1]:
@@ -161,7 +165,7 @@ def sgd_step_(
     }  # fmt: skip
     _call(
         "sgd_step_", lists, ("params", "momentum_buffers", "slow_out"), norm, grad_scale, found_inf,
-        lr=number("lr", lr, 0.0), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        lr=_number(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
         skipped=skipped,
     )  # fmt: skip
@@ -209,7 +213,7 @@ def adamw_step_(
     written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_out")
     _call(
         "adamw_step_", lists, written, norm, grad_scale, found_inf,
-        lr=number("lr", lr, 0.0), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
+        lr=_number(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
         maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
         skipped=skipped,
     )  # fmt: skip

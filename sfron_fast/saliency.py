@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from . import functional, reference
 from .checks import number, require
 from .files import write_whole
 from .naming import canonical_name
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "sfron_fast.saliency_mask.v1"
 
@@ -114,7 +117,10 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     @classmethod
     def from_bool(cls, masks: Mapping[str, Tensor], metadata: dict[str, Any] | None = None) -> "SaliencyMask":
-        """From name -> bool (or 0/1) tensors of the parameters' shapes, such as SalUn's."""
+        """From name -> bool (or 0/1) tensors of the parameters' shapes.
+
+        SalUn's files: ``from_bool(torch.load(path, weights_only=True))``.
+        """
         for name, mask in masks.items():
             binary = isinstance(mask, Tensor) and bool(((mask == 0) | (mask == 1)).all())
             require(binary, f"masks[{name!r}]", "a tensor of zeros and ones", type(mask).__name__)
@@ -123,14 +129,23 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     # --- using it -------------------------------------------------------------------------------------------------
 
+    def coverage(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:
+        """Names of the parameters that are "matched" or "unmatched", and of the masks that are "unused"."""
+        names = {canonical_name(n): n for n, _ in named_parameters}
+        found = {"matched": [n for c, n in names.items() if c in self._bits]}
+        found["unmatched"] = [n for c, n in names.items() if c not in self._bits]
+        return {**found, "unused": [n for n in self._bits if n not in names]}
+
     def resolve(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
-        """Packed masks on each parameter's device, in order.
+        """Packed masks on each parameter's device, in order. Logs (INFO) how many were matched, unmatched, unused.
 
         Raises:
             ValueError: a parameter without mask, or a mask of another shape; both mean another model's mask.
         """
         named = list(named_parameters)
-        missing = [n for n, _ in named if canonical_name(n) not in self._bits]
+        coverage = self.coverage(named)
+        _log.info("saliency: %s", ", ".join(f"{len(names)} {kind}" for kind, names in coverage.items()))
+        missing = coverage["unmatched"]
         if missing:
             frozen = not any(p.requires_grad for n, p in named if n in missing)
             remedy = "they are frozen: pass only parameters with requires_grad" if frozen else (

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from .files import remove_leftovers
 from .fisher import estimate_mask
 from .guard import Guard
 from .naming import model_digest
+from .precision import rounding_check
 from .recipes.sfron import Recipe
 from .saliency import SaliencyMask
 
@@ -182,10 +184,11 @@ class _Run:
         cycle, done = divmod(self.position, 1 + self.recipe.retain_steps)
         self.model.train()
         self.optimizer.zero_grad()
-        if done == 0:
-            self._forget_step(self.recipe.forget_weight_at(cycle))
-        else:
-            self._retain_step()
+        with rounding_check(self.optimizer) if self.position < 2 else nullcontext():
+            if done == 0:
+                self._forget_step(self.recipe.forget_weight_at(cycle))
+            else:
+                self._retain_step()
         self.position += 1
 
     def _forget_step(self, weight: float) -> None:

@@ -165,6 +165,7 @@ def test_gradcheck(device, grad):
     assert ((truth - analytic).abs() <= bound * 2.0**-28).all()
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for shape in ((4, 3, 10), (0, 1, 10), (3, 0, 10)):
@@ -189,6 +190,7 @@ def test_compile(device):
     assert torch.equal(eager.grad, other.grad)
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     case = make((33, 7, 501), dtype, device)

@@ -148,6 +148,7 @@ def test_gradcheck(device, grad, mean):
     assert ((truth - analytic).abs() <= bound * 2.0**-28).all()
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for shape in ((4, 70), (0, 5), (3, 0)):
@@ -172,6 +173,7 @@ def test_compile(device):
     assert torch.equal(eager.grad, other.grad)
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     case = make((33, 40_001), dtype, device)

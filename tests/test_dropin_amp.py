@@ -164,7 +164,7 @@ def test_the_readme_shows_the_recipe_and_what_the_fused_path_hides():
     for line in ("scaler.step(opt.forget)", "scaler.step(opt)", "while opt.mid_cycle", "scaler.update()"):
         assert line in section, line
     assert section.count("scaler.update()") == 2
-    assert re.search(r"_step_supports_amp_scaling[\s\S]*scheduler", section)
+    assert re.search(r"`fused=True`[\s\S]*scheduler goes on \(also Accelerate's", section)
 
 
 @pytest.mark.checklist("D2")
@@ -175,8 +175,7 @@ def test_the_readme_shows_the_recipe_and_what_the_fused_path_hides():
 def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, preset):
     """Opt-in; also after ``unscale_``, and with a scale the user has set: the product counts."""
     params, plain = parameters(torch.float32), parameters(torch.float32)
-    optimizer, twin = make(kind, params, max_norm=0.7), make(kind, plain, max_norm=0.7)
-    optimizer._step_supports_amp_scaling = True
+    optimizer, twin = make(kind, params, max_norm=0.7, fused=True), make(kind, plain, max_norm=0.7)
     scaler = scaler_of()
     for grads in gradients(3, torch.float32):
         put(params, grads, SCALE * (preset or 1.0))
@@ -203,8 +202,7 @@ def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, pre
 def test_fused_overflow_is_skipped_on_the_device(kind, method, monkeypatch):
     """No value is read on the host; weights and moments keep their bits, and the skip is counted."""
     params = parameters(torch.float32)
-    optimizer = make(kind, params, retain_steps=1)
-    optimizer._step_supports_amp_scaling = True
+    optimizer = make(kind, params, retain_steps=1, fused=True)
     scaler = scaler_of()
     put(params, gradients(1, torch.float32)[0], SCALE)
     scaler.step(optimizer)

@@ -150,6 +150,7 @@ def test_entropy():
     assert ev.entropy(make([[0.0] * 4], [0])).item() == pytest.approx(math.log(4))
 
 
+@pytest.mark.checklist("H6")
 def test_modified_entropy():
     p = random_predictions(60, 4)
     assert ev.modified_entropy(p).tolist() == pytest.approx(literal_modified_entropy(p), rel=1e-9)
@@ -183,6 +184,7 @@ def test_modified_entropy_does_not_depend_on_the_batch_and_the_legacy_one_does()
     assert (gap > 0.1).float().mean() > 0.9
 
 
+@pytest.mark.checklist("H6")
 def test_modified_entropy_legacy():
     p = random_predictions(30, 6)
     p = ev.Predictions(p.logits, p.labels % 3)  # classes 3 and 4 stay unlabelled
@@ -197,6 +199,7 @@ def sets():
     return right, random_predictions(60, 8, scale=1.5), random_predictions(50, 9, scale=2.5)
 
 
+@pytest.mark.checklist("H6")
 def test_mia_entropy(sets):
     expected = literal_attack(*(literal_entropy(p) for p in sets))
     assert 10 < expected < 90
@@ -210,6 +213,7 @@ def test_mia_modified_entropy(sets, legacy, literal):
     assert ev.mia_modified_entropy(*sets, legacy=legacy) == pytest.approx(expected)
 
 
+@pytest.mark.checklist("H6")
 def test_mia_of_forget_samples_that_are_plainly_members_or_not():
     sure, unsure = make([[9.0, 0.0]] * 20, [0] * 20), make([[0.1, 0.0]] * 10, [0] * 10)
     mixed = make([[8.0, 0.0]] * 3 + [[0.2, 0.0]], [0] * 4)

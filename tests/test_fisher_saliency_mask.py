@@ -113,6 +113,7 @@ def test_masked_out_is_untouched(device, dtype):
         assert not masks[1].any()
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     assert_opcheck("fisher_saliency_mask_", make([(5,), (0,), (), (65,)], dtype, device))
@@ -124,6 +125,7 @@ def test_compile(device):
         assert compiled_equals_eager(kernel, cases) == 1
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     case = make([*MIXED, (200_001,)], dtype, device)

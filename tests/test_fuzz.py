@@ -61,6 +61,7 @@ def assert_as_expected(op: str, case: Case, got, twin: Case) -> None:
     assert_same_lists(named(flat_outputs(got)), named(flat_outputs(wanted)))
 
 
+@pytest.mark.checklist("B8")
 @cases(250)
 @pytest.mark.parametrize("op", OPS)
 def test_list_ops_have_the_bits_of_the_reference(op, examples):
@@ -154,6 +155,7 @@ def model_step(subject, forget, grads, scale, found):
         assert_same_bits(subject.optimizer.grad_norm, subject.model.norm, "norm")
 
 
+@pytest.mark.checklist("B1")
 @cases(1200, shards=8)
 def test_optimizers_have_the_bits_of_the_obvious_loop(examples):
     hunt(examples, runs(), lambda subject: None)

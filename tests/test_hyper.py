@@ -27,6 +27,7 @@ def step(kind, device, numbers, hyper):
     return params
 
 
+@pytest.mark.checklist("E3")
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_tensor_overrides_numbers(kind, native, device, monkeypatch):

@@ -71,6 +71,7 @@ def test_masked_out_is_untouched(device, dtype):
     assert torch.equal(case.tensors["fast"][0], before)
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     assert_opcheck("interpolate_", make([(5,), (0,), (), (65,)], dtype, device))
@@ -101,6 +102,7 @@ def test_hyper_stands_for_the_number(device, dtype, slow_lr):
     assert_same_case(other, case)
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     assert_deterministic(make(MIXED, dtype, device), ops.interpolate_, set_threads)

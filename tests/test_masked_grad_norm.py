@@ -104,6 +104,7 @@ def test_masked_out_is_untouched(device, dtype, poison):
         assert not math.isfinite(functional.masked_grad_norm(grads).item())
 
 
+@pytest.mark.checklist("E2")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for masked in (False, True):
@@ -115,6 +116,7 @@ def test_compile(device):
     assert compiled_equals_eager(ops.masked_grad_norm, cases) == 1
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     shapes = [*MIXED, (200_001,)]

@@ -96,7 +96,7 @@ def check(kind, grads, inner, groups=None, **knobs):
     return optimizer, params
 
 
-@pytest.mark.checklist("B1", "B3")
+@pytest.mark.checklist("B3", "B6")
 @BOTH
 @pytest.mark.parametrize("freeze", [False, True], ids=["gradient", "update"])
 @pytest.mark.parametrize("moments", ["shared", "separate", "none"])

@@ -131,6 +131,7 @@ def test_evaluate_without_reference():
     assert ev.evaluate(network(), **loaders(), rte=2)["RTE"] == 2.0
 
 
+@pytest.mark.checklist("H7")
 def test_evaluate_with_reference():
     model, reference = network(), network()
     nn.init.normal_(reference[3].weight)

@@ -59,6 +59,7 @@ def test_to_dict_keeps_every_run_and_says_where_it_comes_from():
     assert set(provenance) == {"versions", "platform", "device", "threads", "date", "seeds"}
 
 
+@pytest.mark.checklist("H7")
 def test_markdown_table():
     lines = filled().markdown().splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("| method"))

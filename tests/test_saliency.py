@@ -24,7 +24,7 @@ ESTIMATORS = ("sample", "batch", "batch_equal")
 # --- selection ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.checklist("H3")
+@pytest.mark.checklist("H3", "H5")
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 3.0])
 def test_selection_is_the_authors_ratio(threshold):
     forget, retain = random_fishers(SHAPES)

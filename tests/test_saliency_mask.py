@@ -74,6 +74,7 @@ def test_masked_out_is_untouched(device, dtype):
         assert (ones == 1).all()
 
 
+@pytest.mark.checklist("E2")
 def test_opcheck(device):
     assert_opcheck("saliency_mask", make([(5,), (0,), (), (65,)], torch.float32, device))
 
@@ -83,6 +84,7 @@ def test_compile(device):
     assert compiled_equals_eager(ops.saliency_mask, cases) == 1
 
 
+@pytest.mark.checklist("B7")
 def test_deterministic(device, set_threads):
     assert_deterministic(make([*MIXED, (200_001,)], torch.float32, device), ops.saliency_mask, set_threads)
 

@@ -271,6 +271,7 @@ def test_hyper_stands_for_the_numbers(device):
     assert_same_case(other, case)
 
 
+@pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
     assert_deterministic(make(MIXED, dtype, device, **FLAGS["everything"]), ops.sgd_step_, set_threads)

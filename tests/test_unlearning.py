@@ -106,6 +106,7 @@ def test_a_stop_that_could_never_come_is_refused(settings):
         forgetful(over_forgetting="stop", **settings)
 
 
+@pytest.mark.checklist("B10")
 @pytest.mark.parametrize("recipe", [sf.Recipe.paper, sf.Recipe.official])
 @pytest.mark.parametrize("bad", ["retain", "forget"])
 def test_a_skipped_step_leaves_batchnorm_alone(recipe, bad):
@@ -222,6 +223,7 @@ def test_short_loaders_are_drawn_again_and_again():
     assert same(bits(once), bits(often))
 
 
+@pytest.mark.checklist("B10")
 def test_non_finite_batches_are_skipped_and_counted():
     model = build()
     bad, good = data(4, seed=1), data(4, seed=2)

@@ -55,6 +55,7 @@ def test_the_native_kernels_serve_cuda():
     assert [ops.kernel_for(name, "cuda") for name in OPS] == ["native"] * len(OPS)
 
 
+@pytest.mark.checklist("B8")
 @pytest.mark.parametrize("shift", [0, 1, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cpu_equals_cuda_simple_ops(dtype, shift):
