@@ -19,8 +19,8 @@ def unwrap(optimizer: Any) -> SFRonOptimizer:
 def forget_step(optimizer: Any, scaler: Any = None) -> None:
     """``forget_step()`` of an optimizer that a framework has wrapped, with its GradScaler if it has one.
 
-    Gradients are unscaled before they are masked and clipped; an overflow lowers the scale and skips the step, which
-    then opens no cycle.
+    Gradients are unscaled before they are masked and clipped; an overflow skips the step, phase included: no cycle is
+    open then. The scale is updated. A retain step may be skipped too: ask ``mid_cycle`` before the next forget step.
 
     Raises:
         ValueError: no optimizer of this package.

@@ -180,6 +180,30 @@ def test_one_scaler_for_both_phases(kind):
     assert accelerator.scaler.get_scale() == 512.0
 
 
+@BOTH
+@pytest.mark.checklist("D3")
+def test_a_skipped_retain_step_is_made_up_for(kind):
+    """As in the README: no forget step before the cycle is closed."""
+    model = build()
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, opt = accelerator.prepare(model, make(kind, model, retain_steps=1))
+    opened = []
+    for i, (inputs, targets) in enumerate(batches(4)):
+        opened.append(not opt.optimizer.mid_cycle)
+        if opened[-1]:
+            accelerator.backward(-F.cross_entropy(model(inputs), targets))
+            forget_step(opt, accelerator.scaler)
+            opt.zero_grad()
+        accelerator.backward(F.cross_entropy(model(inputs), targets))
+        if i == 1:
+            next(model.parameters()).grad.fill_(float("inf"))
+        opt.step()
+        opt.zero_grad()
+    assert opened == [True, True, False, True]
+    assert accelerator.scaler.get_scale() == 512.0
+
+
 @pytest.mark.checklist("G4")
 def test_masks_follow_names_when_parameters_are_replaced():
     """FSDP2 puts other parameters in the groups of a prepared optimizer."""

@@ -137,7 +137,7 @@ def test_one_scaler_for_both_phases(kind, tmp_path):
     fit(module, tmp_path, batches(), plugins=[precision], extra=[Spoiling(), Watching()])
     assert scales[0] == 256.0
     assert set(scales[1:]) == {128.0}
-    assert unwrap(module.optimizers()).skipped_steps == 0  # the scaler did not even call it
+    assert unwrap(module.optimizers()).skipped_steps == 0  # the scaler never called it
     assert all(torch.isfinite(t).all() for t in bits(module.net).values())
     assert not same(bits(module.net), start)
 
