@@ -155,9 +155,9 @@ def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
             axes.barh(0, 0, color=COLOURS[phase], label=phase)
         axes.set_yticks(range(len(arms)), list(arms), fontsize=7)
         axes.invert_yaxis()
-        axes.margins(x=0.25)
+        axes.set_xlim(0, 1.25 * max(sum(found.values()) for found in arms.values()))
         axes.set_title(f"{cycle}, ms", fontsize=8, loc="left")
-        axes.legend(fontsize=6, loc="lower right", ncols=2)
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -174,7 +174,7 @@ def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
     axes.set_yscale("log")
     axes.set_xlabel("weights", fontsize=8)
     axes.set_ylabel("ns a weight", fontsize=8)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3)
     return figure
 
