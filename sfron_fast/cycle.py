@@ -54,6 +54,9 @@ class SFRonOptimizer(Resumable):
             self.param_groups.pop()
             raise
         group["retain_pending"] = self.param_groups[0]["retain_pending"]
+        if group["retain_pending"] and moves_slowly(group):  # its part of the cycle starts from here
+            with torch.no_grad():
+                self._slow(Batch(group, [p for p in group["params"] if p.requires_grad], [], []))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError or RuntimeError unless the settings are good; a subclass adds its own."""

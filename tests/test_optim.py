@@ -255,3 +255,21 @@ def test_forget_step_inside_a_cycle_is_an_error_and_changes_nothing(kind):
     optimizer.step()
     assert not optimizer.mid_cycle
     optimizer.forget_step()
+
+
+@pytest.mark.checklist("A6")
+@pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
+def test_a_group_that_joins_inside_a_cycle_starts_its_slow_weights_there(kind):
+    """Two retain steps later it has gone half of its way."""
+    first, second = (torch.nn.Parameter(torch.zeros(5)) for _ in range(2))
+    optimizer = kind([first], lr=1.0, weight_decay=0.0, retain_steps=2, slow_lr=0.5)
+    first.grad = torch.ones(5)
+    optimizer.forget_step()
+    optimizer.add_param_group({"params": [second]})
+    way = torch.nn.Parameter(torch.zeros(5))
+    plain = kind([way], lr=1.0, weight_decay=0.0)
+    for _ in range(2):
+        second.grad, way.grad = torch.ones(5), torch.ones(5)
+        optimizer.step()
+        plain.step()
+    assert torch.equal(second, way / 2)
