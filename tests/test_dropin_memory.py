@@ -106,7 +106,7 @@ for _ in range(2):
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts at what is resident now
 before = status("VmHWM")
 if sys.argv[2] == "copy":
-    kept = params["p1"].detach().clone()
+    kept = [p.detach().clone() for p in params.values()]
 for _ in range(3):
     cycle(optimizer)
 print(before, status("VmHWM"))
@@ -123,7 +123,8 @@ def test_the_process_does_not_grow_during_steps(kind):
                              capture_output=True, text=True, check=True)  # fmt: skip
         before, peak = map(int, re.findall(r"\d+", out.stdout)[-2:])
         grown[what] = peak - before
-    assert grown["steps"] < 1024 < 15 * 1024 < grown["copy"], grown  # KiB; a copy of 4 million weights shows
+    # KiB; a copy of all weights shows, though some of it may go where memory was freed
+    assert grown["steps"] < 1024 < 15 * 1024 < grown["copy"], grown
 
 
 def test_lists_of_one_dtype_and_others_take_the_same_memory():
