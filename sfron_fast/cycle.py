@@ -246,6 +246,10 @@ class SFRonOptimizer(Resumable):
 
         ``dtype`` None = the parameter's.
         """
+        if batch.flat is not None and key in batch.flat.flats:
+            return [batch.flat.flats[key]]
+        if any(self.state.get(p, {}).get(key) is None for p in batch.params):
+            batch.check()  # a refusal leaves no state behind
         if batch.flat is not None:
             flat = batch.flat.get(key, dtype or batch.params[0].dtype, fill)
             if flat is not None:

@@ -22,7 +22,9 @@ class Batch(NamedTuple):
     flat_mask: Tensor | None = None
 
     def check(self) -> None:
-        """Raise unless every gradient is dense and of its parameter's dtype."""
+        """Raise unless every gradient, if there are any, is dense and of its parameter's dtype."""
+        if not self.grads:
+            return
         kinds, layouts = [p.dtype for p in self.params], {g.layout for g in self.grads}
         if _FLOATS.issuperset(kinds) and kinds == [g.dtype for g in self.grads] and layouts == {torch.strided}:
             return

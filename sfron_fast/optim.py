@@ -47,7 +47,8 @@ class SFRonSGD(SFRonOptimizer):
         forget_lr: learning rate beta of the forget step; None = ``lr``.
         max_norm: clip of the masked gradient norm in forget steps, in retain steps only with ``clip_retain``.
         retain_steps: T_in, calls of ``step()`` that close a cycle.
-        slow_lr: alpha in (0, 1]; 1 keeps the fast weights, costs nothing and allocates nothing.
+        slow_lr: alpha in (0, 1]; 1 keeps the fast weights, costs nothing and allocates nothing. Change it between
+            cycles; inside one only if it is below 1 before and after.
         moments: momentum of a forget step: "shared" with the retain steps (the authors), "separate"
             (DualOptim), "none" (the paper: plain step, no decay).
         mask_semantics: "gradient" masks the gradient only (the authors: decay and momentum still move masked
@@ -116,7 +117,7 @@ class SFRonSGD(SFRonOptimizer):
         else:
             fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
         if any(fresh):
-            batch.check()  # a refusal must not leave buffers behind: they would no longer be fresh
+            batch.check()  # before the first of two calls
         if all(fresh) or not any(fresh):  # torch starts the buffer at the first gradient itself
             buffers = self._state(batch, key, dtype)
             functional.sgd_step_(batch.params, batch.grads, buffers, **rule, first=all(fresh))

@@ -47,10 +47,10 @@ def check_settings(group: dict[str, Any]) -> None:
 
 
 def check_step(optimizer: Any, batches: list[Batch]) -> None:
-    """What one op would refuse only after another has written, or after state was made for it.
+    """What one op would refuse only after another has written.
 
     Settings are looked at when they have changed; a tensor among them is the op's to read. Gradients are looked at
-    where one op does not see them all before it writes.
+    where one op does not see them all before it writes; and where state is made.
     """
     groups = optimizer.param_groups
     check_capture(groups, [batch.params[0].device for batch in batches])
@@ -63,6 +63,6 @@ def check_step(optimizer: Any, batches: list[Batch]) -> None:
         optimizer._checked = known
     for name in ("grad_scale", "found_inf"):
         amp_scalar(optimizer, name, batches[0].params[0].device)
-    if len(batches) > 1 or len(optimizer.state) < sum(len(group["params"]) for group in groups):
+    if len(batches) > 1:
         for batch in batches:
             batch.check()

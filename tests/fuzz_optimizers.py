@@ -119,7 +119,7 @@ def group_settings(draw, kind):
 
 @st.composite
 def actions(draw, subject: Subject, complete: bool = False):
-    """One step's surroundings: gradients, amp scalars, and what happens to the optimizer before it."""
+    """A step's gradients and amp scalars, and whether it is to be a forget step."""
     kind = draw(st.sampled_from(KINDS))
     missing = 0 if complete else draw(st.sampled_from([0, 0, 3, 10]))
     grads: dict[str, Tensor | None] = {}
@@ -127,9 +127,26 @@ def actions(draw, subject: Subject, complete: bool = False):
         absent = not param.requires_grad or int(torch.randint(10, ())) < missing
         layout = LAYOUT_NAMES[int(torch.randint(len(LAYOUT_NAMES), ()))]
         grads[name] = None if absent else laid_out(numbers(param.shape, param.dtype, kind), layout)
-    before = draw(st.sampled_from(["nothing"] * 5 + ["new lr", "reload", "pickle", "copy"]))
     scale, found = draw(st.sampled_from([None, None, None, 8.0])), draw(st.sampled_from([None, None, None, 0.0, 1.0]))
-    return grads, scalar(scale), scalar(found), before, draw(RATES), draw(st.booleans())
+    return grads, scalar(scale), scalar(found), draw(st.booleans())
+
+
+BETWEEN = ["nothing"] * 5 + ["new lr", "reload", "pickle", "copy", "new settings", "new group", "new state", "zeros"]
+
+
+def add_group(subject: Subject, rate: float) -> None:
+    """Two more parameters in a group without mask; inside a cycle they join it."""
+    names = [f"p{len(subject.groups)}.{i}" for i in range(2)]
+    settings = {k: v for k, v in subject.groups[0].items() if k not in ("names", "masked")} | {"lr": rate}
+    group = {**settings, "names": names, "masked": False}
+    for name, shape in zip(names, ((3, 5), (70,)), strict=True):
+        subject.params[name] = nn.Parameter(numbers(shape, torch.float32, "normal"))
+        subject.model.params[name] = subject.params[name].detach().clone()
+        if subject.model.pending and group["slow_lr"] < 1.0:
+            subject.model.state[name] = {"slow": subject.params[name].detach().clone()}
+    subject.groups.append(group)  # the model's too
+    given = {k: v for k, v in group.items() if k != "names"}
+    subject.optimizer.add_param_group({**given, "params": [(n, subject.params[n]) for n in names]})
 
 
 def prepare(subject: Subject, before: str, rate: float) -> None:
@@ -141,6 +158,19 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
             else:
                 mine["lr"] = rate
             theirs["lr"] = rate
+    elif before == "new settings":
+        group, theirs = subject.optimizer.param_groups[-1], subject.model.groups[-1]
+        for each in (group, theirs):
+            each["weight_decay"] = rate
+            if subject.model.pending == 0 or each["slow_lr"] < 1.0:
+                each["slow_lr"] = {0.0: 0.2, 2.0: 0.7}.get(rate, 0.5 if subject.model.pending else 1.0)
+    elif before == "new group":
+        add_group(subject, rate)
+    elif before == "new state":  # somebody puts tensors of his own in the place of ours
+        for state in subject.optimizer.state.values():
+            state.update({key: value.clone() for key, value in state.items()})
+    elif before == "zeros":
+        subject.optimizer.zero_grad(set_to_none=bool(rate))
     elif before == "reload":
         file = io.BytesIO()
         torch.save(subject.optimizer.state_dict(), file)

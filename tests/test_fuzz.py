@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import Case, assert_same_bits, assert_same_lists, flat_outputs, named
 from fuzz_lists import OPS, spoiled_case
-from fuzz_optimizers import SPOILERS, actions, assert_unchanged, prepare, snapshot, subjects
+from fuzz_optimizers import BETWEEN, RATES, SPOILERS, actions, assert_unchanged, prepare, snapshot, subjects
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -132,8 +132,8 @@ def runs(draw):
     """A few steps of some optimizer; checked on the way, because what is drawn depends on the phase."""
     subject = draw(subjects())
     for _ in range(draw(st.integers(1, 6))):
-        grads, scale, found, before, rate, forget = draw(actions(subject))
-        prepare(subject, before, rate)
+        prepare(subject, draw(st.sampled_from(BETWEEN)), draw(RATES))
+        grads, scale, found, forget = draw(actions(subject))
         compare_step(subject, forget and not subject.model.pending, grads, scale, found)
     return subject
 
@@ -165,7 +165,7 @@ def test_optimizers_have_the_bits_of_the_obvious_loop(examples):
 def spoiled_runs(draw):
     """A run, then a step that something is wrong with."""
     subject = draw(runs())
-    grads, scale, found, _, _, forget = draw(actions(subject, complete=True))
+    grads, scale, found, forget = draw(actions(subject, complete=True))
     way = draw(st.sampled_from(list(SPOILERS)))
     forget = forget and not subject.model.pending
     subject.optimizer.grad_scale, subject.optimizer.found_inf = scale, found
