@@ -60,7 +60,7 @@ SFRON_HD float block_sum(const float* x, int64_t n, float shift, const char* nex
 // out = weight * softmax, x and out [n].
 SFRON_HD void block_backward(const float* x, int64_t n, float lse, float weight, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
-    prefetch(i, x);
+    prefetch_lines(x + i + kAhead);
     SFRON_INDEPENDENT
     for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], lse, 0.0f, weight);
   }

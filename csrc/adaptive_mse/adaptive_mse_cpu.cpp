@@ -15,16 +15,16 @@ struct ForwardKernel {
     const int64_t chunks = mse_chunks(t);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk % chunks * kMseChunk, last = std::min(first + kMseChunk, t.elements);
-      double sum = 0.0;
+      alignas(64) double lane[kLanes] = {};
       for (int64_t i = first; i < last; i += kTile) {
         const int64_t n = std::min(kTile, last - i), at = chunk / chunks * t.elements + i;
         const float* prediction = load_tile(t.prediction, t.dtype, at, n, scratch[0]);  // [n]
         const float* target = load_tile(t.target, t.dtype, at, n, scratch[1]);          // [n]
-        sum += sum_lanes(
-            n, nullptr, [=](int64_t j) { prefetch(j, prediction, target); },
+        add_lanes(
+            lane, n, nullptr, [=](int64_t j) { prefetch(j, prediction, target); },
             [=](int64_t j, bool) { return squared_error_one(prediction[j], target[j]); });
       }
-      partials[chunk] = sum;
+      partials[chunk] = sum_of(lane);
     }
   }
 };

@@ -15,6 +15,7 @@
 #include "common/hd.h"
 #include "common/isa.h"
 #include "common/records.h"
+#include "common/pages.h"
 #include "common/runs.h"
 
 namespace sfron {
@@ -242,7 +243,9 @@ inline Tensor new_tensor(const std::vector<int64_t>& sizes, int32_t code) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), code, wanted_device().type,
       wanted_device().index, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (wanted_device().type == codes().cpu) want_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 
 template <class T>

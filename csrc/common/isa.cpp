@@ -45,7 +45,18 @@ Isa choose() {
   throw std::runtime_error("SFRON_FAST_ISA: expected baseline, avx2 or avx512, found " + name);
 }
 
+bool fetch_ahead() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();  // this may run before the library's own constructors
+  return !__builtin_cpu_is("amd");
+#else
+  return true;
+#endif
+}
+
 }  // namespace
+
+const bool kFetchAhead = fetch_ahead();
 
 Isa isa() {
   static const Isa level = choose();

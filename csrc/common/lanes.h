@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/hd.h"
+#include "common/isa.h"
 
 #if defined(__clang__)
 #define SFRON_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
@@ -43,7 +44,7 @@ SFRON_HD void prefetch_lines(const void* address) {  // the 128 bytes of 32 floa
 
 template <class... Pointers>
 SFRON_HD void prefetch(int64_t i, Pointers... streams) {
-  (prefetch_lines(streams + i + kAhead), ...);
+  if (kFetchAhead) (prefetch_lines(streams + i + kAhead), ...);
 }
 
 // The mask from element `at` on. A line of it serves 512 elements, too seldom for the hardware to fetch it in time.
@@ -88,21 +89,27 @@ SFRON_HD T fold_lanes(T* lane, const Combine& combine) {
   }
 }
 
-// The sum of term(i, selected), i in [0, n), in double: lane j adds the terms j, j + 32, ... and the lanes are added as
-// a tree. The order is fixed, so the bits do not depend on the instruction set.
+// Adds term(i, selected), i in [0, n), in double to lane [32]: to lane j the terms j, j + 32, ... Together with
+// `sum_of` the order is fixed, so the bits do not depend on the instruction set.
 template <class Ahead, class Term>
-SFRON_HD double sum_lanes(int64_t n, const uint8_t* mask, const Ahead& ahead, const Term& term) {
-  alignas(64) double lane[kLanes] = {};
+SFRON_HD void add_lanes(double* lane, int64_t n, const uint8_t* mask, const Ahead& ahead, const Term& term) {
+  alignas(64) double sum[kLanes];  // the compiler keeps it in registers
+  std::memcpy(sum, lane, sizeof sum);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8);
     ahead(i);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += term(i + j, (word & kBit[j]) != 0);
+    for (int64_t j = 0; j < kLanes; ++j) sum[j] += term(i + j, (word & kBit[j]) != 0);
   }
   for (int64_t j = 0; i < n; ++i, ++j) {
-    lane[j] += term(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
+    sum[j] += term(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
   }
+  std::memcpy(lane, sum, sizeof sum);
+}
+
+// The lanes [32], added as a tree, in place.
+SFRON_HD double sum_of(double* lane) {
   return fold_lanes(lane, [](double a, double b) { return a + b; });
 }
 

@@ -8,8 +8,9 @@
 namespace sfron {
 namespace {
 
-// The tiles of a chunk are read in turn from its four quarters: one stream alone leaves a fifth of the bandwidth idle.
-constexpr int64_t kStreams = 4;
+// Each quarter of a chunk has a sum of its own, so that its tiles may be taken in turn with those of the others: on some
+// processors one stream alone leaves a fifth of the bandwidth idle.
+constexpr int64_t kQuarters = 4;
 
 struct MaskedGradNormKernel {
   void operator()(
@@ -17,19 +18,23 @@ struct MaskedGradNormKernel {
     Scratch scratch;
     for (; begin < end; begin += kNormChunk, ++partials) {
       const int64_t stop = std::min(begin + kNormChunk, end);
-      const int64_t quarter = (stop - begin + kStreams * kTile - 1) / (kStreams * kTile) * kTile;
-      double sum = 0.0;
-      for (int64_t offset = 0; offset < quarter; offset += kTile) {
-        for (int64_t at = begin + offset; at < stop; at += quarter) {
-          const int64_t n = std::min(kTile, stop - at);
-          const float* grad = load_tile(t.grad, t.dtype, at, n, scratch);       // [n]
-          const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
-          sum += sum_lanes(
-              n, mask, [=](int64_t i) { prefetch(i, grad); },
-              [=](int64_t i, bool selected) { return masked_square_one(grad[i], selected, inverse_scale); });
-        }
+      const int64_t all = (stop - begin + kTile - 1) / kTile;  // tiles
+      const int64_t tiles = (all + kQuarters - 1) / kQuarters, quarters = (all + tiles - 1) / tiles;
+      alignas(64) double lane[kQuarters][kLanes];
+      std::memset(lane, 0, quarters * sizeof lane[0]);
+      for (int64_t i = 0; i < quarters * tiles; ++i) {
+        const int64_t quarter = kFetchAhead ? i % quarters : i / tiles, tile = kFetchAhead ? i / quarters : i % tiles;
+        const int64_t at = begin + (quarter * tiles + tile) * kTile;
+        if (at >= stop) continue;
+        const int64_t n = std::min(kTile, stop - at);
+        const float* grad = load_tile(t.grad, t.dtype, at, n, scratch);  // [n]
+        const uint8_t* mask = mask_tile(t.mask, at);                     // [ceil(n / 8)]
+        add_lanes(
+            lane[quarter], n, mask, [=](int64_t j) { prefetch(j, grad); },
+            [=](int64_t j, bool selected) { return masked_square_one(grad[j], selected, inverse_scale); });
       }
-      *partials = sum;
+      *partials = 0.0;
+      for (int64_t quarter = 0; quarter < quarters; ++quarter) *partials += sum_of(lane[quarter]);
     }
   }
 };
