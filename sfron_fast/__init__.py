@@ -2,7 +2,13 @@
 
 from .evaluation import evaluate
 from .fisher import Fisher, estimate_fisher, estimate_mask
-from .losses import adaptive_cross_entropy, adaptive_cross_entropy_sum_, adaptive_mse, adaptive_weights
+from .losses import (
+    adaptive_cross_entropy,
+    adaptive_cross_entropy_sum_,
+    adaptive_mse,
+    adaptive_weights,
+    soft_target_kl,
+)
 from .optim import SFRonAdamW, SFRonSGD
 from .recipes import Recipe
 from .saliency import SaliencyMask
@@ -23,5 +29,6 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
+    "soft_target_kl",
     "unlearn",
 ]

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import in_place, ops, reference
+from . import in_place, ops, reference, row_checks
 from .checks import FLOAT32_MAX, number, require
 
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
@@ -179,6 +179,36 @@ def adaptive_mse(
     return op(rows, targets, float(temperature), float(floor), reduction == "mean")[0]
 
 
+def soft_target_kl(
+    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """sum_i w_i T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) [], forward and backward fused.
+
+    What students of a teacher minimise (Hinton et al. 2015): the bad teacher of BT, and SCRUB, which ascends it too.
+
+    Args:
+        logits: [samples, classes]; fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
+        teacher_logits: of the same shape and dtype; must not require grad. -inf forbids a class, which then adds
+            nothing; where only ``logits`` forbid it the loss is inf.
+        weights: [samples], detached, any sign (negative = ascent); None = 1 / samples each. Rows of weight 0 have no
+            part in anything, whatever their logits.
+        temperature: T > 0. T^2 keeps the gradient's size independent of it.
+    Raises:
+        ValueError, RuntimeError: wrong shape, dtype, device or range.
+    """
+    shape = tuple(logits.shape)
+    require(logits.dim() == 2, "logits", "[samples, classes]", shape, "flatten the tokens of sequences into samples")
+    require(logits.shape[0] > 0, "logits", "at least one sample", shape, "skip empty batches")
+    require(teacher_logits.shape == logits.shape, "teacher_logits", f"shape {shape}", tuple(teacher_logits.shape))
+    require(not teacher_logits.requires_grad, "teacher_logits", "a constant", "requires_grad=True",
+            "run the teacher under torch.no_grad()")  # fmt: skip
+    number("temperature", temperature, 0.0, open_low=True)
+    if weights is not None:
+        weights = weights.detach().to(reference.accumulate_dtype(logits.dtype)).contiguous()
+    op = _kernel("soft_target_kl", logits)
+    return op(logits.contiguous(), teacher_logits.contiguous(), weights, float(temperature))[0]
+
+
 def _kernel(name: str, source: Tensor):
     """The op; for fp64 the reference itself, whose operations autograd knows."""
     if source.dtype != torch.float64:
@@ -187,15 +217,20 @@ def _kernel(name: str, source: Tensor):
 
 
 def _double_cross_entropy(logits: Tensor, labels: Tensor, *scalars):
-    ops.checks.adaptive_cross_entropy(logits, labels, *scalars)
+    row_checks.adaptive_cross_entropy(logits, labels, *scalars)
     # autograd multiplies by 0 where the formula selects, and 0 times an ignored inf is NaN
     logits = logits.where((labels != scalars[-1]).unsqueeze(2), 0.0)
     return _constant_weights(reference.adaptive_cross_entropy(logits, labels, *scalars))
 
 
 def _double_mse(prediction: Tensor, target: Tensor, *scalars):
-    ops.checks.adaptive_mse(prediction, target, *scalars)
+    row_checks.adaptive_mse(prediction, target, *scalars)
     return _constant_weights(reference.adaptive_mse(prediction, target, *scalars))
+
+
+def _double_kl(logits: Tensor, *constants):
+    row_checks.soft_target_kl(logits, *constants)
+    return reference.soft_target_kl(logits, *constants)
 
 
 def _constant_weights(parts):
@@ -204,4 +239,6 @@ def _constant_weights(parts):
     return ((weights * losses).sum(), losses.detach(), weights, *[r.detach() for r in rest])
 
 
-_DOUBLE = {"adaptive_cross_entropy": _double_cross_entropy, "adaptive_mse": _double_mse}
+_DOUBLE = {
+    "adaptive_cross_entropy": _double_cross_entropy, "adaptive_mse": _double_mse, "soft_target_kl": _double_kl
+}  # fmt: skip

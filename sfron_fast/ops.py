@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, checks, reference, triton
+from . import _native, checks, reference, row_checks, triton
 
 _native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
 _library = torch.library.Library("sfron_fast", "DEF")
@@ -47,12 +47,21 @@ SCHEMAS = {
     "adaptive_mse": """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser)""",
     "adaptive_mse_backward": "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor",
+    "soft_target_kl": """(Tensor logits, Tensor teacher_logits, Tensor? weights, float temperature)
+        -> (Tensor loss, Tensor losses, Tensor lse)""",
+    "soft_target_kl_backward": """(Tensor grad, Tensor logits, Tensor teacher_logits, Tensor? weights, Tensor lse,
+        float temperature) -> Tensor""",
 }
+
+
+def check_of(name: str) -> Callable[..., None]:
+    """What is demanded of an op's arguments."""
+    return getattr(row_checks, name, None) or getattr(checks, name)
 
 
 def default_kernel(name: str) -> Callable[..., Any]:
     """Checked reference kernel: what runs where no native kernel serves the device or the dtype."""
-    formula, check = getattr(reference, name), getattr(checks, name)
+    formula, check = getattr(reference, name), check_of(name)
     names = list(inspect.signature(formula).parameters)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -126,6 +135,11 @@ def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: flo
     return _sample_outputs(prediction)
 
 
+def _kl_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    loss, losses, *_ = _sample_outputs(logits)
+    return loss, losses, losses.new_empty((2, logits.shape[0]))
+
+
 def _like_second(grad: Tensor, source: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(source, memory_format=torch.contiguous_format)
 
@@ -138,6 +152,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "adaptive_cross_entropy_sum_": _cross_entropy_sum_fake,
     "adaptive_mse": _mse_fake,
     "adaptive_mse_backward": _like_second,
+    "soft_target_kl": _kl_fake,
+    "soft_target_kl_backward": _like_second,
 }
 
 
@@ -171,6 +187,17 @@ def _mse_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, 
     return gradient, None, None, None, None
 
 
+def _kl_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, teacher_logits, weights, ctx.temperature = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(logits, teacher_logits, weights, output[2])
+
+
+def _kl_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    gradient = torch.ops.sfron_fast.soft_target_kl_backward(grad, *ctx.saved_tensors, ctx.temperature)
+    return gradient, None, None, None
+
+
 for _name, _schema in SCHEMAS.items():
     _schema = " ".join(_schema.split())
     _library.define(f"{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -186,8 +213,11 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "sfron_fast::adaptive_mse", _mse_backward, setup_context=_mse_context, lib=_library
 )
+torch.library.register_autograd(
+    "sfron_fast::soft_target_kl", _kl_backward, setup_context=_kl_context, lib=_library
+)
 for _name in triton.MODULES:  # row ops: Triton itself is imported when the first CUDA tensor arrives
-    _library.impl(_name, triton.op_kernel(_name, getattr(checks, _name), default_kernel(_name)), "CUDA")
+    _library.impl(_name, triton.op_kernel(_name, check_of(_name), default_kernel(_name)), "CUDA")
 
 masked_grad_norm = torch.ops.sfron_fast.masked_grad_norm.default
 sgd_step_ = torch.ops.sfron_fast.sgd_step_.default
@@ -201,6 +231,7 @@ adaptive_cross_entropy_backward_ = torch.ops.sfron_fast.adaptive_cross_entropy_b
 adaptive_cross_entropy_sum_ = torch.ops.sfron_fast.adaptive_cross_entropy_sum_.default
 adaptive_cross_entropy_scale_ = torch.ops.sfron_fast.adaptive_cross_entropy_scale_.default
 adaptive_mse = torch.ops.sfron_fast.adaptive_mse.default
+soft_target_kl = torch.ops.sfron_fast.soft_target_kl.default
 
 
 def kernel_for(name: str, device: str) -> str:

@@ -410,3 +410,40 @@ def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weig
     scale = 2.0 / max(prediction.shape[1], 1) if mean else 2.0
     difference = _wide(prediction) - _wide(target)
     return (difference * (weights * scale * grad).unsqueeze(1)).to(prediction.dtype)
+
+
+# --- soft targets: teachers of BT and SCRUB -------------------------------------------------------------------------
+
+
+def soft_target_kl(
+    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_i w_i l_i, l_i = T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) -> loss, losses, lse.
+
+    logits, teacher_logits [samples, classes]; weights [samples] of any sign, None = 1 / samples. losses [samples] are 0
+    where the weight is; lse [2, samples] = log-sum-exp of logits / T and of teacher_logits / T. All in fp32 (fp64 for
+    fp64). A class without probability for the teacher adds nothing, whatever its logit.
+    """
+    weights = _row_weights(weights, logits)
+    pair = [torch.where(weights.unsqueeze(1) != 0, _wide(x) / temperature, 0.0) for x in (logits, teacher_logits)]
+    log_q, log_p = (x.log_softmax(dim=1) for x in pair)
+    p = log_p.exp()
+    losses = torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(dim=1) * temperature**2
+    return (weights * losses).sum(), losses, torch.stack([x.logsumexp(dim=1) for x in pair])
+
+
+def soft_target_kl_backward(
+    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, lse: Tensor, temperature: float
+) -> Tensor:
+    """d loss / d logits = grad * w_i * T * (softmax(logits / T) - softmax(teacher / T)); 0 where the weight is 0."""
+    row = (_row_weights(weights, logits) * temperature * grad).unsqueeze(1)
+    q, p = ((_wide(x) / temperature - s.unsqueeze(1)).exp() for x, s in zip((logits, teacher_logits), lse, strict=True))
+    return torch.where(_row_weights(weights, logits).unsqueeze(1) != 0, (q - p) * row, 0.0).to(logits.dtype)
+
+
+def _row_weights(weights: Tensor | None, logits: Tensor) -> Tensor:
+    """[samples]"""
+    if weights is not None:
+        return weights
+    samples = logits.shape[0]
+    return logits.new_full((samples,), 1.0 / max(samples, 1), dtype=accumulate_dtype(logits.dtype))

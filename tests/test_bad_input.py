@@ -141,6 +141,18 @@ LEAF = LOGITS.clone().requires_grad_()
     ("mse reduction", "reduction", lambda: sf.adaptive_mse(LOGITS, LOGITS, reduction="none")),
     ("mse temperature", "temperature", lambda: sf.adaptive_mse(LOGITS, LOGITS, NAN)),
     ("mse floor", "floor", lambda: sf.adaptive_mse(LOGITS, LOGITS, floor=-1.0)),
+    ("kl 1d", "logits", lambda: sf.soft_target_kl(LOGITS[0], LOGITS[0])),
+    ("kl 3d", "logits", lambda: sf.soft_target_kl(LOGITS[None], LOGITS[None])),
+    ("kl empty", "logits", lambda: sf.soft_target_kl(LOGITS[:0], LOGITS[:0])),
+    ("kl no class", "logits", lambda: sf.soft_target_kl(LOGITS[:, :0], LOGITS[:, :0])),
+    ("kl int", "logits", lambda: sf.soft_target_kl(LOGITS.int(), LOGITS.int())),
+    ("kl teacher shape", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS[:2])),
+    ("kl teacher dtype", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS.half())),
+    ("kl teacher grad", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS.clone().requires_grad_())),
+    ("kl weights shape", "weights", lambda: sf.soft_target_kl(LOGITS, LOGITS, LOGITS[:, :1])),
+    ("kl weights double", "weights", lambda: sf.soft_target_kl(LOGITS.double(), LOGITS.double(), LOGITS[0, :1])),
+    ("kl temperature", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, None, 0.0)),
+    ("kl temperature nan", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, temperature=NAN)),
     ("weights 2d", "losses", lambda: sf.adaptive_weights(LOGITS)),
     ("weights empty", "losses", lambda: sf.adaptive_weights(LOGITS[0, :0])),
     ("weights int", "losses", lambda: sf.adaptive_weights(LABELS)),
@@ -337,7 +349,7 @@ def test_everything_public_has_its_row_here():
     covered = {"Fisher", "UnlearnResult", "evaluate"}  # records without a rule of their own; evaluation has its tests
     covered |= {"Recipe", "SFRonAdamW", "SFRonSGD", "SaliencyMask", "adaptive_cross_entropy",
                 "adaptive_cross_entropy_sum_", "adaptive_mse", "adaptive_weights", "estimate_fisher",
-                "estimate_mask", "unlearn"}  # fmt: skip
+                "estimate_mask", "soft_target_kl", "unlearn"}  # fmt: skip
     assert set(sf.__all__) == covered
     own = {n for n, v in vars(functional).items() if getattr(v, "__module__", "") == functional.__name__}
     ops = {n for n in own if not n.startswith("_")}

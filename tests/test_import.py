@@ -157,6 +157,7 @@ sys.path.insert(0, "tests")
 torch.set_num_threads(1)
 import cases, test_adamw_step, test_adaptive_cross_entropy, test_adaptive_mse, test_fisher_accumulate
 import test_fisher_saliency_mask, test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
+import test_soft_target_kl
 from sfron_fast import ops
 shapes = [*cases.ODD, (513,), (2049,)]
 for dtype in cases.NATIVE_DTYPES:
@@ -175,6 +176,7 @@ for dtype in cases.NATIVE_DTYPES:
         tensors += [t for _, t in case.flat()] + outputs
     tensors += test_adaptive_cross_entropy.run(test_adaptive_cross_entropy.make((3, 5, 2085), dtype)).values()
     tensors += test_adaptive_mse.run(test_adaptive_mse.make((3, 2085), dtype)).values()
+    tensors += test_soft_target_kl.run(test_soft_target_kl.make((5, 2085), dtype, temperature=3.0)).values()
     digest = hashlib.sha256()
     for t in tensors:
         digest.update(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

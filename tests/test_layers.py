@@ -20,17 +20,18 @@ ALLOWED = {
     "flat": {"_native"},
     "reference": {"flat"},
     "checks": {"flat"},
-    "ops": {"_native", "checks", "reference", "triton"},
+    "row_checks": {"checks"},
+    "ops": {"_native", "checks", "reference", "row_checks", "triton"},
     "functional": {"_native", "ops", "reference", "checks"},
     "in_place": {"ops", "checks"},
-    "losses": {"in_place", "ops", "reference", "checks"},
+    "losses": {"in_place", "ops", "reference", "checks", "row_checks"},
 }
 ABOVE = {"optim", "cycle", "unlearning", "recipes", "saliency", "fisher", "losses", "in_place", "evaluation",
          "functional"}  # fmt: skip
 FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}  # only in integrations/
 OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}  # only inside functions
 OPS = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
-       "adaptive_cross_entropy", "adaptive_mse")  # fmt: skip
+       "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl")  # fmt: skip
 TESTED = (*OPS, "fisher_saliency_mask")  # lives beside saliency_mask
 
 
@@ -79,7 +80,7 @@ def test_python_layers(module):
 
 
 def test_nothing_below_functional_knows_an_optimizer():
-    lower = [PACKAGE / f"{name}.py" for name in ("reference", "checks", "ops", "_native")]
+    lower = [PACKAGE / f"{name}.py" for name in ("reference", "checks", "row_checks", "ops", "_native")]
     lower += sorted((PACKAGE / "triton").glob("*.py"))
     for path in lower:
         own, _ = imports(parse(path))
@@ -189,5 +190,5 @@ def test_every_op_has_the_same_tests():
     for op in TESTED:
         tree = parse(ROOT / "tests" / f"test_{op}.py")
         names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        more = {"test_gradcheck"} if op.startswith("adaptive") else set()
+        more = {"test_gradcheck"} if op.startswith(("adaptive", "soft")) else set()
         assert wanted | more <= names, (op, (wanted | more) - names)

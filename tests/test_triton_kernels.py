@@ -16,7 +16,7 @@ from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sfron_fast.triton as row_kernels
-from sfron_fast import __main__, checks, ops, reference
+from sfron_fast import __main__, ops, reference, row_checks
 
 TESTS = Path(__file__).parent
 INTERPRETED = ["cross_entropy and not special", "special or raw", "not cross_entropy and not raw"]
@@ -152,7 +152,7 @@ def forgetful(monkeypatch):
 
 def _serve(name, case):
     """The CUDA kernel of an op, called on CPU tensors, and what the reference says."""
-    got = row_kernels.op_kernel(name, getattr(checks, name), getattr(reference, name))(*case.tensors, *case.numbers)
+    got = row_kernels.op_kernel(name, ops.check_of(name), getattr(reference, name))(*case.tensors, *case.numbers)
     assert_same_lists(named(got), named(getattr(reference, name)(*case.tensors, *case.numbers)))
 
 
@@ -193,7 +193,7 @@ def test_bad_input_and_memory_are_not_reasons_to_fall_back(forgetful, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(row_kernels, "launcher", lambda name: full)
-    kernel = row_kernels.op_kernel("adaptive_mse", checks.adaptive_mse, reference.adaptive_mse)
+    kernel = row_kernels.op_kernel("adaptive_mse", row_checks.adaptive_mse, reference.adaptive_mse)
     x = torch.randn(3, 5)
     with pytest.raises(torch.OutOfMemoryError):
         kernel(x, x, 0.5, 1e-6, True)

@@ -142,3 +142,50 @@ def mean_squared_error(prediction, target, temperature: float, floor: float, mea
         "normaliser": (result["normaliser"], result["normaliser_error"]),
         "gradient": (gradient, gradient_error),
     }
+
+
+def soft_target_kl(logits, teacher, weights, temperature: float, grad: float = 1.0, functions: float = 1.0) -> dict:
+    """Truths and bounds of loss, losses, lse [2, samples] and gradient; ``functions`` = errors of exp and log in units
+    of ``FUNCTION``. Rows of weight 0 are 0 exactly.
+    """
+    samples, classes = logits.shape
+    w = torch.full((samples,), 1.0 / max(samples, 1)).double() if weights is None else weights.double()
+    w = w.to(logits.device)
+    counted = w != 0
+    z = [torch.where(counted.unsqueeze(1), t.detach().double() / temperature, 0.0) for t in (logits, teacher)]
+    lse = torch.stack([t.logsumexp(dim=1) for t in z])
+    top, error, parts = [t.amax(dim=1, keepdim=True) for t in z], FUNCTION * functions, []
+    for t, m, s in zip(z, top, lse, strict=True):
+        # over T: the logit rounds before the maximum is subtracted, or the difference, 1 / T and their product after it
+        relative = torch.where(t == -torch.inf, 0.0, U * (t.abs() + 3 * (t - m).abs()))
+        softmax, log_sum = (t - s.unsqueeze(1)).exp(), s - m.squeeze(1)
+        total = (softmax * relative).sum(dim=1) + error + roundings(classes) * U + log_sum.abs() * error
+        parts.append((relative, softmax, t - s.unsqueeze(1), total, total + 3 * U * (m.squeeze(1).abs() + s.abs())))
+    (dx, q, log_q, x_error, x_lse), (dy, p, log_p, y_error, y_lse) = parts
+    inside = p > 0
+    ratio = torch.where(inside, log_p - log_q, 0.0)
+    shifted = torch.where(inside, (z[1] - top[1]) - (z[0] - top[0]), 0.0).abs()  # before the log-sum-exps meet it
+    logs = torch.where(inside, log_p.abs() + log_q.abs(), 0.0)
+    losses = (p * ratio).sum(dim=1) * temperature**2
+    # p has the error of its exponent and of exp; the ratio that of both logits and of its subtractions; then products
+    # and the sum; what exp flushes to 0; both log-sum-exps
+    terms = ratio.abs() + shifted
+    p_error = torch.expm1(dy + y_error.unsqueeze(1) + U * logs + error) + 2 * U + roundings(classes) * U
+    row = (p * (torch.where(inside, p_error * terms + dx + dy, 0.0) + U * (terms + logs))).sum(dim=1)
+    row = row + 2.0**-125 * torch.where(ratio.isfinite(), terms, 0.0).sum(dim=1) + x_error + y_error
+    losses_error = torch.where(counted, row * temperature**2 * 1.001 + 4 * U * losses.abs() + 2.0**-149, 0.0)
+    loss, size = (w * losses).sum(), (w * losses).abs().sum()
+    loss_error = (w.abs() * losses_error).sum() + (roundings(samples) + 3) * U * size + 2.0**-149
+    gradient = (q - p) * (w * temperature * grad).unsqueeze(1)
+    # the exponent: the logit over T, its log-sum-exp, their difference; exp, which may flush
+    softmax_error = torch.zeros_like(q)
+    for t, softmax, log, s_error in ((z[0], q, log_q, x_lse), (z[1], p, log_p, y_lse)):
+        distance = torch.where(t == -torch.inf, 0.0, 2 * t.abs() + log.abs()) * U
+        softmax_error += softmax * (torch.expm1(s_error.unsqueeze(1) + distance) + error) + 2.0**-125
+    gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (softmax_error + (q - p).abs() * U)
+    gradient_error = gradient_error * 1.001 + 5 * U * gradient.abs()
+    stored_error = stored(gradient.abs() + gradient_error, logits.dtype)
+    gradient_error = torch.where(counted.unsqueeze(1), gradient_error + stored_error, 0.0)
+    lse_error = torch.where(counted, torch.stack([x_lse, y_lse]), torch.inf)  # of a row without weight nobody reads it
+    return {"loss": (loss, loss_error), "losses": (losses, losses_error), "lse": (lse, lse_error),
+            "gradient": (gradient, gradient_error)}  # fmt: skip

@@ -10,38 +10,6 @@
 namespace sfron {
 namespace {
 
-// A row is taken in blocks that stay in the L1 cache between their maximum and their sum, so memory is read once.
-constexpr int64_t kBlock = 2048;
-
-// The last n % 32 elements of x [n] as a whole group of lanes, filled up with a value that does not count. The lanes
-// end where x ends, so that they can be read at once where there are enough elements before.
-struct Edge {
-  alignas(64) float values[kLanes];
-
-  SFRON_HD Edge(const float* x, int64_t n, float filling) {
-    const int64_t rest = n % kLanes, skip = kLanes - rest;
-    if (n >= kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) values[j] = j >= skip ? x[n - kLanes + j] : filling;
-    } else {
-      for (int64_t j = 0; j < kLanes; ++j) values[j] = filling;
-      for (int64_t j = 0; j < rest; ++j) values[skip + j] = x[j];
-    }
-  }
-};
-
-SFRON_HD float block_maximum(const float* x, int64_t n) {  // x [n]
-  alignas(64) float lane[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) lane[j] = -INFINITY;
-  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-  }
-  if (n % kLanes != 0) {
-    const Edge edge(x, n, -INFINITY);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] = edge.values[j] > lane[j] ? edge.values[j] : lane[j];
-  }
-  return fold_lanes(lane, [](float a, float b) { return b > a ? b : a; });
-}
-
 // Sum of e^(x - shift); at most 64 additions per lane, then a tree: the same order on every processor. Computing takes
 // as long as memory, so the next block is fetched meanwhile: it lies behind this one, as rows follow each other.
 SFRON_HD float block_sum(const float* x, int64_t n, float shift, const char* next, int64_t bytes) {  // x [n]
@@ -77,8 +45,8 @@ SFRON_HD void block_backward(const float* x, int64_t n, float lse, float weight,
 SFRON_HD double row_forward(const CrossEntropyRows& t, int64_t row, float* scratch) {
   float maximum = -INFINITY;
   double sum = 0.0;
-  for (int64_t at = 0; at < t.classes; at += kBlock) {
-    const int64_t n = std::min(kBlock, t.classes - at);
+  for (int64_t at = 0; at < t.classes; at += kRowBlock) {
+    const int64_t n = std::min(kRowBlock, t.classes - at);
     const float* x = load_tile(t.logits, t.dtype, row * t.classes + at, n, scratch);  // [n]
     const float largest = block_maximum(x, n);
     if (largest > maximum) {  // what was summed so far was relative to the old maximum
@@ -98,8 +66,8 @@ SFRON_HD void row_backward(
   const int64_t label = t.labels[row], start = row * t.classes;
   const bool counted = label != t.ignore_index;
   const float picked = counted ? load_one(t.logits, t.dtype, start + label) : 0.0f;  // before it may be overwritten
-  for (int64_t at = 0; at < t.classes; at += kBlock) {
-    const int64_t n = std::min(kBlock, t.classes - at);
+  for (int64_t at = 0; at < t.classes; at += kRowBlock) {
+    const int64_t n = std::min(kRowBlock, t.classes - at);
     if (!counted) {
       zero_tile(gradient, t.dtype, start + at, n);
       continue;
@@ -114,7 +82,7 @@ SFRON_HD void row_backward(
 
 struct ForwardKernel {
   void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses) const {
-    alignas(64) float scratch[kBlock];
+    alignas(64) float scratch[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const double exact = row_forward(t, row, scratch);
       lse[row] = static_cast<float>(exact);
@@ -128,7 +96,7 @@ struct BackwardKernel {
   void operator()(
       const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights,
       void* gradient) const {
-    alignas(64) float scratch[kBlock], result[kBlock];
+    alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       row_backward(t, row, lse[row], row_weights[row], gradient, scratch, result);
     }
@@ -139,7 +107,7 @@ struct SumKernel {
   void operator()(
       const CrossEntropyRows& t, int64_t begin, int64_t end, const RawWeight& rule, void* gradient, float* losses,
       double* raw) const {
-    alignas(64) float scratch[kBlock], result[kBlock];
+    alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const int64_t label = t.labels[row];
       const bool counted = label != t.ignore_index;
@@ -157,9 +125,9 @@ struct SumKernel {
 
 struct ScaleKernel {
   void operator()(void* values, DType dtype, int64_t begin, int64_t end, float factor) const {
-    alignas(64) float scratch[kBlock];
-    for (int64_t at = begin; at < end; at += kBlock) {
-      const int64_t n = std::min(kBlock, end - at);
+    alignas(64) float scratch[kRowBlock];
+    for (int64_t at = begin; at < end; at += kRowBlock) {
+      const int64_t n = std::min(kRowBlock, end - at);
       float* x = load_tile(values, dtype, at, n, scratch);  // [n]
       each_lane(n, nullptr, [=](int64_t i) { prefetch(i, x); }, [=](int64_t i, bool) { x[i] *= factor; });
       store_tile(values, dtype, at, n, x);

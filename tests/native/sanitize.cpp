@@ -11,6 +11,7 @@
 #include "masked_grad_norm/masked_grad_norm.h"
 #include "saliency_mask/saliency_mask.h"
 #include "sgd_step/sgd_step.h"
+#include "soft_target_kl/soft_target_kl.h"
 
 using namespace sfron;
 
@@ -230,6 +231,38 @@ void mse() {
   expect(std::fabs(sum - plain) <= 1e-11 * plain && gradient.same(expected), "mse", "sum or gradient", elements);
 }
 
+void soft_targets() {
+  const int64_t classes = kSizes[1 + pick(12)], rows = pick(4);
+  const Buffer x(rows * classes, random_dtype()), y(rows * classes, x.dtype);
+  Buffer gradient = x, expected = x;
+  std::vector<float> weights(rows), losses(rows), lse(2 * rows);
+  for (float& weight : weights) weight = pick(4) == 0 ? 0.0f : random_float();
+  const double temperature = 1.0 + pick(4);
+  const bool weighted = pick(2);
+  const KlRows t{x.data, y.data, weighted ? weights.data() : nullptr, rows, classes, temperature, x.dtype};
+  in_pieces(rows, [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), lse.data()); });
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    soft_target_kl_backward_cpu(t, b, e, lse.data(), weights.data(), gradient.data);
+  });
+  const float inverse = static_cast<float>(1.0 / temperature);
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool counted = !weighted || weights[r] != 0.0f;
+    double sum = 0.0, teacher = 0.0, cross = 0.0;
+    for (int64_t i = r * classes; i < (r + 1) * classes; ++i) {
+      const double a = y.get(i) / temperature, b = x.get(i) / temperature;
+      sum += std::exp(b), teacher += std::exp(a), cross += std::exp(a) * (a - b);
+      const float g = kl_backward_one(x.get(i), y.get(i), inverse, lse[r], lse[rows + r], weights[r]);
+      expected.set(i, counted ? g : 0.0f);
+    }
+    const double loss = (cross / teacher - std::log(teacher) + std::log(sum)) * temperature * temperature;
+    const double error = 4e-6 * temperature * temperature;
+    expect(std::fabs(losses[r] - (counted ? loss : 0.0)) < error, "soft_target_kl", "loss", r);
+    expect(std::fabs(lse[r] - (counted ? std::log(sum) : 0.0)) < 4e-6, "soft_target_kl", "lse", r);
+    expect(std::fabs(lse[rows + r] - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl", "teacher lse", r);
+  }
+  expect(gradient.same(expected), "soft_target_kl", "gradient", classes);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -241,6 +274,7 @@ int main(int argc, char** argv) {
     lists();
     cross_entropy();
     mse();
+    soft_targets();
   }
   std::puts("clean");
 }

@@ -1,0 +1,39 @@
+#pragma once
+// T^2 KL(softmax(teacher / T) || softmax(logits / T)) per row: the student of a teacher (Hinton et al. 2015). Losses and
+// log-sum-exps forward, row_weight * (softmax(logits / T) - softmax(teacher / T)) backward.
+#include "common/hd.h"
+#include "common/softmax.h"
+
+namespace sfron {
+
+struct KlRows {
+  const void *logits, *teacher;  // [samples, classes]
+  const float* weights;          // [samples] or null: all alike. Rows of weight 0 are not read.
+  int64_t samples, classes;
+  double temperature;
+  DType dtype;  // of both
+};
+
+SFRON_HD bool kl_counted(const KlRows& t, int64_t row) { return t.weights == nullptr || t.weights[row] != 0.0f; }
+
+// What a class adds to the sum over e^teacher (teacher - logit), both relative to their rows; `power` = e^teacher. No
+// probability for the teacher: nothing, also where the logit is -inf, too.
+SFRON_HD float kl_term_one(float power, float teacher, float logit) {
+  return power == 0.0f ? 0.0f : power * (teacher - logit);
+}
+
+// lse of logits / T and teacher / T
+SFRON_HD float kl_backward_one(
+    float logit, float teacher, float inverse_temperature, float lse, float teacher_lse, float row_weight) {
+  return (exp_one(logit * inverse_temperature - lse) - exp_one(teacher * inverse_temperature - teacher_lse)) *
+         row_weight;
+}
+
+// Rows [begin, end) of losses [samples] and lse [2, samples], of the logits and of the teacher; 0 where the weight is.
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse);
+
+// Rows [begin, end) of the gradient [samples, classes]; row_weights [samples], lse [2, samples].
+void soft_target_kl_backward_cpu(
+    const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient);
+
+}  // namespace sfron

@@ -1,0 +1,154 @@
+#include "soft_target_kl/soft_target_kl.h"
+
+#include <algorithm>
+
+#include "common/dtype.h"
+#include "common/isa.h"
+#include "common/lanes.h"
+
+namespace sfron {
+namespace {
+
+// Sums of one block or row, relative to the maxima m of the logits and of the teacher, both over T.
+struct Sums {
+  double logits, teacher;  // of e^(x - m)
+  double cross;            // of e^(teacher - m) ((teacher - m) - (logit - m))
+};
+
+struct Maxima {
+  float logits, teacher;
+};
+
+// At most 64 additions per lane, then a tree: the same order on every processor. The next block is fetched meanwhile.
+SFRON_HD Sums block_sums(
+    const float* x, const float* y, int64_t n, Maxima shift, float inverse_temperature, const char* next_x,
+    const char* next_y, int64_t bytes) {  // x, y [n]: logits, teacher
+  alignas(64) float logits[kLanes] = {}, teacher[kLanes] = {}, cross[kLanes] = {};
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    prefetch_lines(next_x + i * bytes);
+    prefetch_lines(next_y + i * bytes);
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const float a = (y[i + j] - shift.teacher) * inverse_temperature;
+      const float b = (x[i + j] - shift.logits) * inverse_temperature, power = exp_one(a);
+      teacher[j] += power;
+      cross[j] += kl_term_one(power, a, b);
+      logits[j] += exp_one(b);
+    }
+  }
+  if (n % kLanes != 0) {
+    const Edge edge_x(x, n, -INFINITY), edge_y(y, n, -INFINITY);
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const float a = (edge_y.values[j] - shift.teacher) * inverse_temperature;
+      const float b = (edge_x.values[j] - shift.logits) * inverse_temperature, power = exp_one(a);
+      teacher[j] += power;
+      cross[j] += kl_term_one(power, a, b);
+      logits[j] += exp_one(b);
+    }
+  }
+  const auto add = [](float a, float b) { return a + b; };
+  return {fold_lanes(logits, add), fold_lanes(teacher, add), fold_lanes(cross, add)};
+}
+
+// Sums so far, now relative to larger maxima.
+SFRON_HD void rescale(Sums& sums, Maxima old, Maxima now, float inverse_temperature) {
+  const float by_teacher = (row_shift(old.teacher) - row_shift(now.teacher)) * inverse_temperature;
+  const float by_logits = (row_shift(old.logits) - row_shift(now.logits)) * inverse_temperature;
+  if (sums.teacher != 0.0) {  // each difference in `cross` changes by as much
+    sums.cross += sums.teacher * (static_cast<double>(by_teacher) - by_logits);
+    sums.cross *= exp_one(by_teacher);
+    sums.teacher *= exp_one(by_teacher);
+  }
+  if (sums.logits != 0.0) sums.logits *= exp_one(by_logits);
+}
+
+SFRON_HD void row_forward(const KlRows& t, int64_t row, float* scratch_x, float* scratch_y, float* losses, float* lse) {
+  const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
+  const int64_t bytes = dtype_bytes(t.dtype);
+  Maxima maxima{-INFINITY, -INFINITY};
+  Sums sums{0.0, 0.0, 0.0};
+  for (int64_t at = 0; at < t.classes; at += kRowBlock) {
+    const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
+    const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
+    const float* y = load_tile(t.teacher, t.dtype, start, n, scratch_y);  // [n]
+    const Maxima now{std::max(maxima.logits, block_maximum(x, n)), std::max(maxima.teacher, block_maximum(y, n))};
+    if (at > 0) rescale(sums, maxima, now, inverse_temperature);
+    maxima = now;
+    const Maxima shift{row_shift(now.logits), row_shift(now.teacher)};
+    const char* next_x = static_cast<const char*>(t.logits) + (start + n) * bytes;
+    const char* next_y = static_cast<const char*>(t.teacher) + (start + n) * bytes;
+    const Sums more = block_sums(x, y, n, shift, inverse_temperature, next_x, next_y, bytes);
+    sums.logits += more.logits, sums.teacher += more.teacher, sums.cross += more.cross;
+  }
+  const double logits = row_log(maxima.logits, sums.logits), teacher = row_log(maxima.teacher, sums.teacher);
+  const double kl = sums.cross / sums.teacher - teacher + logits;
+  losses[row] = static_cast<float>(kl * t.temperature * t.temperature);
+  lse[row] = static_cast<float>(row_shift(maxima.logits) / t.temperature + logits);
+  lse[t.samples + row] = static_cast<float>(row_shift(maxima.teacher) / t.temperature + teacher);
+}
+
+// x, y, out [n]: logits, teacher, gradient
+SFRON_HD void block_backward(
+    const float* x, const float* y, int64_t n, float inverse_temperature, float lse, float teacher_lse, float weight,
+    float* out) {
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+    prefetch(i, x, y);
+    SFRON_INDEPENDENT
+    for (int64_t j = 0; j < kLanes; ++j) {
+      out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, lse, teacher_lse, weight);
+    }
+  }
+  if (n % kLanes != 0) {
+    Edge edge_x(x, n, 0.0f);
+    const Edge edge_y(y, n, 0.0f);
+    for (int64_t j = 0; j < kLanes; ++j) {
+      edge_x.values[j] =
+          kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, lse, teacher_lse, weight);
+    }
+    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge_x.values[kLanes - rest + j];
+  }
+}
+
+struct ForwardKernel {
+  void operator()(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse) const {
+    alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock];
+    for (int64_t row = begin; row < end; ++row) {
+      losses[row] = lse[row] = lse[t.samples + row] = 0.0f;
+      if (kl_counted(t, row)) row_forward(t, row, scratch_x, scratch_y, losses, lse);
+    }
+  }
+};
+
+struct BackwardKernel {
+  void operator()(
+      const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) const {
+    alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock], result[kRowBlock];
+    const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
+    for (int64_t row = begin; row < end; ++row) {
+      if (!kl_counted(t, row)) {
+        zero_tile(gradient, t.dtype, row * t.classes, t.classes);
+        continue;
+      }
+      for (int64_t at = 0; at < t.classes; at += kRowBlock) {
+        const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
+        const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
+        const float* y = load_tile(t.teacher, t.dtype, start, n, scratch_y);  // [n]
+        float* out = open_tile(gradient, t.dtype, start, result);             // [n]
+        block_backward(x, y, n, inverse_temperature, lse[row], lse[t.samples + row], row_weights[row], out);
+        store_tile(gradient, t.dtype, start, n, out);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse) {
+  run_isa(ForwardKernel{}, t, begin, end, losses, lse);
+}
+
+void soft_target_kl_backward_cpu(
+    const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) {
+  run_isa(BackwardKernel{}, t, begin, end, lse, row_weights, gradient);
+}
+
+}  // namespace sfron
