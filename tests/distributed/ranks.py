@@ -91,8 +91,8 @@ def _collect(processes: list[Any], pipes: list[Any], deadline: float) -> list[Ou
 
 
 def _rank(
-    rank: int, world_size: int, port: int, timeout: float, pipe: Any, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:  # fmt: skip
+    rank: int, world_size: int, port: int, timeout: float, pipe: Any, function: Callable[..., Any], args: Any
+) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
