@@ -10,11 +10,13 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import functional
 from .amp import ForgetStep, amp_scalar
 from .checks import FLOATS, require
-from .flat import FlatStates, flatten_masks
+from .flat import FlatStates, flatten_masks, same
 from .groups import Batch
 from .hyper import as_hyper, is_zero, moves_slowly
+from .norms import global_norms
 from .saliency import SaliencyMask
 from .settings import check_settings, check_step
+from .shards import placed_gradient, plain
 from .state import Resumable, zero_state
 
 
@@ -77,11 +79,13 @@ class SFRonOptimizer(Resumable):
         """Per-parameter masks, and the same as one flat list."""
         if not group["masked"] or not group["params"]:
             return [], None
+        params = group["params"]
         known = self._masks.get(index)
-        if known is None or known[1].device != group["params"][0].device:  # the model has moved
+        if known is None or known[1][0].device != params[0].device or not same(known[0], params):  # moved or sharded
             masks = self._resolve(group)
-            known = self._masks[index] = (masks, flatten_masks(masks, group["params"]))
-        return known
+            flat = flatten_masks(masks, params) if plain(params) else None
+            known = self._masks[index] = (list(params), masks, flat)
+        return known[1:]
 
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
@@ -89,15 +93,16 @@ class SFRonOptimizer(Resumable):
             masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
             params, grads = group["params"], [p.grad for p in group["params"]]
             whole = type(None) not in set(map(type, grads))
+            if not plain(params):
+                grads = list(map(placed_gradient, params))
             flat = self._flat_states(index, params) if whole else None
             batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None)
             if not whole:
                 batch = batch.part([i for i, g in enumerate(grads) if g is not None])
             if flat is not None:
                 batches.append(batch)
-            elif batch.params:
-                devices = dict.fromkeys(p.device for p in batch.params)
-                batches += [batch] if len(devices) == 1 else [batch.on(d) for d in devices]
+            else:
+                batches += batch.split()
         return batches
 
     def _flat_states(self, index: int, params: list[Tensor]) -> FlatStates | None:
@@ -187,20 +192,8 @@ class SFRonOptimizer(Resumable):
 
     def _norms(self, batches: list[Batch]) -> dict[torch.device, Tensor]:
         """The global norm of the (masked) gradients, beside the parameters of every device; counts overflows."""
-        devices: dict[torch.device, list[Batch]] = {}
-        for batch in batches:
-            devices.setdefault(batch.params[0].device, []).append(batch)
-        norms = {}
-        for device, there in devices.items():
-            masks = there[0].mask_argument() if len(there) == 1 else []
-            if len(there) > 1 and any(batch.masks for batch in there):
-                none = torch.empty(0, dtype=torch.uint8, device=device)
-                masks = [m for batch in there for m in batch.masks or [none] * len(batch.grads)]
-            grads = there[0].grads if len(there) == 1 else [g for batch in there for g in batch.grads]
-            norms[device] = functional.masked_grad_norm(grads, masks, grad_scale=amp_scalar(self, "grad_scale", device))
-        if len(norms) > 1:
-            everywhere = list(norms.values())
-            norms = {d: torch.linalg.vector_norm(torch.stack([n.to(d) for n in everywhere])) for d in norms}
+        everything = [p for group in self.param_groups for p in group["params"]]
+        norms = global_norms(batches, everything, lambda device: amp_scalar(self, "grad_scale", device))
         self.grad_norm = next(iter(norms.values()), None)
         return norms
 
@@ -284,7 +277,6 @@ class SFRonOptimizer(Resumable):
         """A weight without a gradient in the last retain step may have moved in an earlier one."""
         for batch in self._without_grad(batches):
             moved = batch.part([i for i, p in enumerate(batch.params) if "slow" in self.state.get(p, ())])
-            for device in dict.fromkeys(p.device for p in moved.params):
-                there = moved.on(device)
-                alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, device)
+            for there in moved.split():
+                alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, there.params[0].device)
                 functional.interpolate_(self._slow(there), there.params, **alpha)

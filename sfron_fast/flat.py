@@ -66,14 +66,14 @@ def _views(flat: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
         yield flat[start : start + t.numel()].view(t.shape)
 
 
-def _same(a: list[Any], b: list[Any]) -> bool:
+def same(a: list[Any], b: list[Any]) -> bool:
     """As ``_native``'s, which torch.compile cannot see through."""
     return _native.same(a, b) if not torch.compiler.is_compiling() else len(a) == len(b) and all(map(is_, a, b))
 
 
 def _same_values(dicts: list[dict[str, Any]], values: list[Any]) -> bool:
     plain = torch.compiler.is_compiling()
-    return _same(list(_native.all_values(dicts)), values) if plain else _native.same_values(dicts, values)
+    return same(list(_native.all_values(dicts)), values) if plain else _native.same_values(dicts, values)
 
 
 class FlatStates:
@@ -94,7 +94,7 @@ class FlatStates:
         """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
         if state is not self.state or not params or params[0].device != self.device:
             return False
-        if not _same(params, self.params) or (self.states and not self._same_states(state)):
+        if not same(params, self.params) or (self.states and not self._same_states(state)):
             return False
         if not _same_values(self.states, self._seen):
             for key, entries in self._entries.items():
@@ -107,7 +107,7 @@ class FlatStates:
     def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
         """Whether no parameter was given another dict; without a look-up per parameter, which hashes it."""
         states = list(state.values())
-        if _same(states, self._all):
+        if same(states, self._all):
             return True
         self._all = states
         return all(map(is_, map(state.get, self.params), self.states))

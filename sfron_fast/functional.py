@@ -2,8 +2,8 @@
 
 The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent"; state, slow
 weights and masks may be flat lists (``flat.py``). Tensors may be non-contiguous (updated ones are then copied in
-and out); updated ones must not share memory. fp64 goes to the reference kernels. Raises ValueError or RuntimeError,
-naming the argument, before anything is written.
+and out); updated ones must not share memory. Of a DTensor the local shard is meant, and masks are then of shards.
+fp64 goes to the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from . import _native, ops, reference
 from .checks import number, require
+from .shards import is_sharded, local
 
 Tensors = Sequence[Tensor]
 
@@ -27,6 +28,11 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
     records = _records(lists.values())
+    if records is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
+        shards: dict[str, Tensors] = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
+        result = _call(name, shards, written, *rest, **scalars)
+        _touch(name, lists, written)
+        return result
     if records is not None:
         try:
             result = getattr(torch.ops.sfron_fast, name).records(records, *rest, **scalars)
@@ -36,14 +42,14 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
         else:
             _touch(name, lists, written)
             return result
-    local = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
-    dense = {key: [t.contiguous() for t in tensors] for key, tensors in local.items()}
+    given = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
+    dense = {key: [t.contiguous() for t in tensors] for key, tensors in given.items()}
     double = any(t.dtype == torch.float64 for tensors in dense.values() for t in tensors)
     kernel = ops.default_kernel(name) if double else getattr(ops, name)
     result = kernel(*dense.values(), *rest, **scalars)
     with torch.no_grad():
         for key in written:
-            for target, copy in zip(local[key], dense[key], strict=True):
+            for target, copy in zip(given[key], dense[key], strict=True):
                 if copy is not target:
                     target.copy_(copy)
     _touch(name, lists, written)
@@ -62,12 +68,11 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     return table if _native.describe(table, whole) else None
 
 
-def _strided(name: str, tensors: Tensors, written: bool) -> list[Tensor]:
-    """The local tensors of a list, which must be dense; and, if ``written``, no element may be written twice."""
-    local = [_local(t) for t in tensors]
+def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:
+    """The tensors of a list, which must be dense; and, if ``written``, no element may be written twice."""
     if torch.compiler.is_compiling():
-        return local  # guards on strides and identities would compile anew
-    for i, t in enumerate(local):
+        return tensors  # guards on strides and identities would compile anew
+    for i, t in enumerate(tensors):
         where = f"{name}[{i}]"
         require(isinstance(t, Tensor), where, "a tensor", type(t).__name__)
         require(t.layout == torch.strided, where, "a dense tensor", t.layout)
@@ -75,7 +80,7 @@ def _strided(name: str, tensors: Tensors, written: bool) -> list[Tensor]:
         require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
     once = len(set(map(id, tensors))) == len(tensors)
     require(once or not written, name, "each tensor once", "one of them twice")
-    return local
+    return tensors
 
 
 def _number(lr: float) -> float:
@@ -96,12 +101,6 @@ def _refuse_leaves(lists: dict[str, Tensors]) -> None:
                     f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
                     "an in-place update of it cannot be differentiated"
                 )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The local shard of a DTensor (it shares storage); any other tensor itself."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
 
 
 def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
@@ -258,9 +257,8 @@ def fisher_saliency_mask_(
 
     The same bits as ``fisher_accumulate_``, a division and ``saliency_mask``, in one pass over memory.
     """
-    local = [_local(g) for g in grads]
-    masks = [torch.empty((g.numel() + 7) // 8, dtype=torch.uint8, device=g.device) for g in local]
-    counts = torch.empty(len(local), dtype=torch.int64, device=local[0].device if local else "cpu")
+    masks = [torch.empty((local(g).numel() + 7) // 8, dtype=torch.uint8, device=g.device) for g in grads]
+    counts = torch.empty(len(masks), dtype=torch.int64, device=masks[0].device if masks else "cpu")
     lists = {"retain": retain, "grads": grads, "forget": forget, "masks": masks}
     _call("fisher_saliency_mask_", lists, ("retain",), counts, weight, total, threshold, eps)
     return masks, counts

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from .checks import FLOATS, require
 from .flat import FlatStates
+from .shards import Place, place
 
 _FLOATS = set(FLOATS)
 
 
 class Batch(NamedTuple):
-    """The parameters of one group, on one device, that have a gradient; lists run in parallel."""
+    """The parameters of one group, on one device and mesh, that have a gradient; lists run in parallel."""
 
     group: dict[str, Any]
     params: list[Tensor]
@@ -33,9 +34,12 @@ class Batch(NamedTuple):
             require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
             require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
 
-    def on(self, device: torch.device) -> "Batch":
-        """The part of it on one device."""
-        return self.part([i for i, p in enumerate(self.params) if p.device == device])
+    def split(self) -> list["Batch"]:
+        """Its parts, each on one device and mesh."""
+        places: dict[Place, list[int]] = {}
+        for i, p in enumerate(self.params):
+            places.setdefault(place(p), []).append(i)
+        return [self] if len(places) == 1 else [self.part(chosen) for chosen in places.values()]
 
     def part(self, chosen: list[int]) -> "Batch":
         """Some of its parameters."""

@@ -17,6 +17,7 @@ from . import functional, reference
 from .checks import number, require
 from .files import write_whole
 from .naming import canonical_name
+from .shards import local_bits
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class SaliencyMask(Mapping[str, Tensor]):
     def resolve(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
         """Packed masks on each parameter's device, in order. Logs (INFO) how many were matched, unmatched, unused.
 
+        Of a DTensor the mask of the local shard.
+
         Raises:
             ValueError: a parameter without mask, or a mask of another shape; both mean another model's mask.
         """
@@ -160,7 +163,7 @@ class SaliencyMask(Mapping[str, Tensor]):
             shape = self.shapes[canonical_name(name)]
             require(tuple(parameter.shape) == shape, f"saliency[{name!r}]", f"shape {tuple(parameter.shape)}", shape,
                     "this mask belongs to another model")  # fmt: skip
-        return [self[n].to(p.device) for n, p in named]
+        return [local_bits(self[n], p) for n, p in named]
 
     def to_bool(self, name: str) -> Tensor:
         """The mask of one parameter as bool of its shape."""

@@ -17,8 +17,9 @@ from .saliency import SaliencyMask
 
 def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
     """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None = its own."""
-    like = param.new_zeros(()) if key.endswith("step") else param
-    return torch.zeros_like(like, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+    if key.endswith("step"):
+        return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
+    return torch.zeros_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
 
 
 class Resumable(Optimizer):
@@ -31,7 +32,7 @@ class Resumable(Optimizer):
     forget: ForgetStep
     stock: Any  # torch's optimizer class of the same rule
     _skipped: dict[torch.device, Tensor]
-    _masks: dict[int, tuple[list[Tensor], Tensor]]
+    _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None]]
     _flat: dict[int, FlatStates]
     _checked: list[list[Any]]  # every group's settings, when they were last found good
 

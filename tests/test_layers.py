@@ -19,10 +19,11 @@ ALLOWED = {
     "_native": set(),
     "flat": {"_native"},
     "reference": {"flat"},
+    "shards": {"reference"},
     "checks": {"flat"},
     "row_checks": {"checks"},
     "ops": {"_native", "checks", "reference", "row_checks", "triton"},
-    "functional": {"_native", "ops", "reference", "checks"},
+    "functional": {"_native", "ops", "reference", "checks", "shards"},
     "in_place": {"ops", "checks"},
     "losses": {"in_place", "ops", "reference", "checks", "row_checks"},
 }

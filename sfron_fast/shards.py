@@ -1,0 +1,96 @@
+"""DTensors (FSDP2, HSDP, tensor parallelism): kernels work on a rank's own shard; torch's engine moves the rest."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+Layout = tuple[Any, tuple[int, ...]]  # a device mesh, and those of its dimensions that split the tensor
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+Place = tuple[torch.device, Layout | None]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor; torch.distributed need not be there."""
+    return hasattr(tensor, "placements")
+
+
+def plain(tensors: list[Any]) -> bool:
+    """Whether none of them is a DTensor; a look at the types, for lists of thousands."""
+    return _PLAIN.issuperset(map(type, tensors)) or not any(map(is_sharded, tensors))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The local shard of a DTensor (it shares storage); any other tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a DTensor, on every rank (a collective); any other tensor itself."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else tensor
+
+
+def place(tensor: Any) -> Place:
+    """What the tensors of one call have in common: the device, and for DTensors the mesh and how it splits them."""
+    if not is_sharded(tensor):
+        return tensor.device, None
+    split = tuple(i for i, p in enumerate(tensor.placements) if not p.is_replicate())
+    return tensor.device, (tensor.device_mesh, split)
+
+
+def sharded_places(params: list[Tensor]) -> dict[Place, None]:
+    """The places of the DTensors among them, in order, the same on every rank."""
+    return {} if plain(params) else dict.fromkeys(place(p) for p in params if is_sharded(p))
+
+
+def placed_gradient(param: Any) -> Tensor | None:
+    """A parameter's gradient, placed as it; tensor parallelism may leave one that is yet to be summed over ranks."""
+    grad = param.grad
+    if grad is not None and is_sharded(param) and grad.placements != param.placements:
+        return grad.redistribute(param.device_mesh, param.placements)
+    return grad
+
+
+def whole_norm(norm: Tensor, layout: Layout | None) -> Tensor:
+    """The norm of all shards from that of each; the same bits on every rank. One collective per splitting dimension.
+
+    The squares of fp32 norms are exact in fp64. The mesh's device carries the sum, also for offloaded parameters.
+    """
+    if layout is None or not layout[1]:
+        return norm
+    mesh, split = layout
+    total = norm.to(mesh.device_type, torch.float64).square()
+    for dim in split:
+        torch.distributed.all_reduce(total, group=mesh.get_group(dim))
+    return total.sqrt().to(norm)
+
+
+def local_bits(packed: Tensor, param: Any) -> Tensor:
+    """The packed mask of a rank's own shard, on its device, of that of the whole parameter.
+
+    A shard need not begin at a whole byte, so the bits are unpacked, split by torch as it split the parameter, and
+    packed again.
+    """
+    if not is_sharded(param):
+        return packed.to(param.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    selected = reference.unpack_bits(packed, param.shape)
+    ours = distribute_tensor(selected, param.device_mesh, param.placements, src_data_rank=None)
+    return reference.pack_bits(ours.to_local()).to(param.device)
+
+
+def whole_bits(packed: Tensor, like: Any) -> Tensor:
+    """The packed mask of a whole tensor, on every rank, of those of the shards of ``like`` (a collective)."""
+    if not is_sharded(like):
+        return packed
+    from torch.distributed.tensor import DTensor
+
+    shape = local(like).shape
+    ours = reference.unpack_bits(packed, shape).to(torch.uint8)
+    split = DTensor.from_local(ours, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return reference.pack_bits(split.full_tensor()).to(packed.device)
