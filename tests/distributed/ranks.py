@@ -21,7 +21,7 @@ import torch.distributed as dist
 TIMEOUT = 900.0  # seconds; the machine may be busy
 GRACE = 20.0  # for the other ranks, once one has failed: gloo tells them that it is gone
 PRELOAD = ["pytest", "sfron_fast", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict",
-           "torch.nn.parallel", "torch.distributed.tensor"]  # fmt: skip
+           "torch.nn.parallel", "torch.distributed.tensor", "torch._dynamo"]  # fmt: skip
 
 
 class Outcome(NamedTuple):
