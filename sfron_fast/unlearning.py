@@ -79,7 +79,7 @@ def unlearn(
         progress: show tqdm bars.
     Raises:
         ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run. Found
-            before the model changes; only with a ``mask`` given is a label first seen when its batch comes.
+            before the model changes; only without a Fisher pass is a label first seen when its batch comes.
     """
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
@@ -139,18 +139,26 @@ class _Run:
             given, mask = mask, SaliencyMask.load(self._in_folder(MASK))
             require(given is None or given == mask, "mask", "the mask the checkpointed run began with", "another")
         elif mask is None:
-            def mean_loss(output: Any, targets: Tensor) -> Tensor:
-                return self._losses(output, targets).mean()
-
-            mask = estimate_mask(
-                self.model, self.forget.loader, self.retain.loader, mean_loss,
-                threshold=self.recipe.threshold, estimator=self.recipe.estimator, progress=progress,
-            )  # fmt: skip
+            mask = self._select(progress)
         self.result = UnlearnResult(self.model, mask)
         self.optimizer = self.recipe.make_optimizer(self.model, mask)
         self.schedule = self.recipe.make_scheduler(self.optimizer)
         if saved is not None:
             self._restore(saved)
+
+    def _select(self, progress: bool) -> SaliencyMask:
+        """The recipe's mask: from both Fishers, or everything."""
+        if self.recipe.threshold is None:
+            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            return SaliencyMask.from_bool({n: torch.ones_like(p, dtype=torch.bool) for n, p in named})
+
+        def mean_loss(output: Any, targets: Tensor) -> Tensor:
+            return self._losses(output, targets).mean()
+
+        return estimate_mask(
+            self.model, self.forget.loader, self.retain.loader, mean_loss,
+            threshold=self.recipe.threshold, estimator=self.recipe.estimator, progress=progress,
+        )  # fmt: skip
 
     @property
     def cycle(self) -> int:

@@ -8,7 +8,15 @@ from models import bits, build, data, random_fishers, random_mask, same
 
 import sfron_fast as sf
 from sfron_fast import Fisher, Recipe, SaliencyMask, functional
-from sfron_fast.recipes import finetune, gradient_ascent
+from sfron_fast.recipes import (
+    bad_teacher,
+    finetune,
+    gradient_ascent,
+    random_label,
+    scrub,
+    selective_amnesia,
+    wrong_labels,
+)
 
 NAN, INF = float("nan"), float("inf")
 ERRORS = (ValueError, RuntimeError)
@@ -206,7 +214,7 @@ def test_optimizer_settings_that_must_agree():
     ("cycles", [0, 1.5, None]), ("retain_steps", [0, -1]), ("lr", [-1.0, NAN, None]), ("forget_lr", [-1.0, NAN]),
     ("forget_weight", [-1.0, NAN]), ("forget_decay", ["exponential"]), ("lr_decay", ["linear"]),
     ("slow_lr", [0.0, 2.0, NAN]),
-    ("temperature", [-1.0, NAN]), ("loss_floor", [0.0, NAN, None]), ("threshold", [0.0, -1.0, NAN, None]),
+    ("temperature", [-1.0, NAN]), ("loss_floor", [0.0, NAN, None]), ("threshold", [0.0, -1.0, NAN]),
     ("estimator", ["samples", None]), ("optimizer", ["adam"]), ("momentum", [-1.0, NAN]), ("weight_decay", [NAN]),
     ("max_norm", [0.0, NAN]), ("moments", ["both"]), ("mask_semantics", ["weights"]),
     ("betas", [(0.9,), (0.9, 1.0), None]),
@@ -342,6 +350,19 @@ def test_baselines(method):
     refused(name, lambda: method(model, [X]))
     refused("epochs", lambda: method(model, GOOD, epochs=0))
     refused("lr", lambda: method(model, GOOD, lr=NAN))
+    assert same(bits(model), before)
+
+
+def test_baselines_of_two_loaders():
+    model = build("bn")
+    before = bits(model)
+    refused("mixed_loader", lambda: random_label(model, []))
+    refused("forget_loader", lambda: scrub(model, GOOD, []))
+    refused("retain_loader", lambda: scrub(model, [], GOOD, ascent_epochs=0))
+    refused("penalty", lambda: selective_amnesia(model, GOOD, GOOD, penalty=-1.0))
+    refused("forget_loader", lambda: selective_amnesia(model, GOOD, []))
+    refused("mixed_loader", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
+    refused("classes", lambda: wrong_labels(torch.zeros(3, dtype=torch.int64), 1))
     assert same(bits(model), before)
 
 

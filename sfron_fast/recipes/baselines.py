@@ -1,86 +1,177 @@
-"""FT and GA, the two simplest baselines: descent on the retain set, ascent on the forget set."""
+"""The baselines of the paper, each by what it puts in the places of SFR-on's parts.
 
-from collections.abc import Callable, Iterable
+            (S) saliency        (F) forgetting part              (R) remaining part
+    FT      -                   -                                descent on the retain set
+    GA      -                   ascent on the forget set         -
+    RL      -                   wrong labels                     descent on the retain set
+    SalUn   hard, for F and R   wrong labels                     descent on the retain set
+    BT      -                   an untrained teacher             the original as teacher
+    SCRUB   -                   away from the original           descent, the original as teacher
+    SA      -                   towards uniform predictions      descent, penalty by a Fisher estimated once
+
+All change the model in place and return it. Defaults are those of the authors' code for CIFAR-10 and ResNet-18;
+SA has none there. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).
+"""
+
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from ..batches import evaluating, model_device, move
+from ..batches import evaluating
+from ..checkpoint import EndlessLoader
 from ..checks import number, require
+from ..fisher import Estimator, estimate_fisher
+from ..saliency import SaliencyMask
+from .descent import Losses, batches, descend
+
+Loader = Iterable[Any]  # of batches (inputs, targets); read once an epoch
 
 
 def finetune(
-    model: nn.Module,
-    retain_loader: Iterable[Any],
-    *,
-    epochs: int = 10,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    model: nn.Module, retain_loader: Loader, *, epochs: int = 10, lr: float = 0.01, **settings: Any
 ) -> nn.Module:
-    """FT: SGD on the retain set with a cosine schedule per epoch, in place. Defaults: the authors', CIFAR-10.
-
-    ``on_epoch(epoch, model)`` is called after every epoch.
-    """
-    require(isinstance(epochs, int) and epochs > 0, "epochs", "an integer > 0", repr(epochs))
-    number("lr", lr, 0.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
-    for epoch in range(epochs):
-        model.train()
-        _epoch(model, retain_loader, optimizer, "retain_loader", sign=1.0)
-        schedule.step()
-        if on_epoch is not None:
-            on_epoch(epoch + 1, model)
-    return model
+    """FT: go on training on the retain set."""
+    return descend(model, _cross_entropies(model, retain_loader, "retain_loader"), epochs=epochs, lr=lr, **settings)
 
 
 def gradient_ascent(
-    model: nn.Module,
-    forget_loader: Iterable[Any],
-    *,
-    epochs: int = 9,
-    lr: float = 1e-4,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    max_norm: float = 0.1,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    model: nn.Module, forget_loader: Loader, *, epochs: int = 9, lr: float = 1e-4, max_norm: float = 0.1,
+    **settings: Any,
+) -> nn.Module:  # fmt: skip
+    """GA: clipped ascent on the forget set, BatchNorm in eval mode, lr constant."""
+    losses = _cross_entropies(model, forget_loader, "forget_loader", sign=-1.0)
+    settings = {"cosine": False, "training": False, "max_norm": max_norm, **settings}
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)
+
+
+def random_label(
+    model: nn.Module, mixed_loader: Loader, *, epochs: int = 10, lr: float = 0.003, **settings: Any
 ) -> nn.Module:
-    """GA: clipped SGD ascent on the forget set, BatchNorm in eval mode, in place. Defaults: the authors', CIFAR-10.
+    """RL: train on the retain set and the forget set under one fixed wrong label each (``wrong_labels``).
 
-    ``on_epoch(epoch, model)`` is called after every epoch.
+    ``mixed_loader``: batches of both, shuffled together.
     """
-    require(isinstance(epochs, int) and epochs > 0, "epochs", "an integer > 0", repr(epochs))
-    number("lr", lr, 0.0)
-    number("max_norm", max_norm, 0.0, open_low=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return descend(model, _cross_entropies(model, mixed_loader, "mixed_loader"), epochs=epochs, lr=lr, **settings)
+
+
+def salun(
+    model: nn.Module, mixed_loader: Loader, forget_loader: Loader, *, fraction: float = 0.2, epochs: int = 10,
+    lr: float = 0.007, **settings: Any,
+) -> nn.Module:  # fmt: skip
+    """SalUn: RL with every gradient masked to the ``fraction`` of weights of ``gradient_saliency``.
+
+    ``mixed_loader`` as for ``random_label``; ``forget_loader`` has the true labels.
+    """
+    mask = gradient_saliency(model, forget_loader, fraction)
+    return random_label(model, mixed_loader, epochs=epochs, lr=lr, mask=mask, **settings)
+
+
+def bad_teacher(
+    model: nn.Module, mixed_loader: Loader, incompetent: nn.Module, *, temperature: float = 1.0, epochs: int = 10,
+    lr: float = 0.02, **settings: Any,
+) -> nn.Module:  # fmt: skip
+    """BT: match the ``incompetent`` (untrained) model on the forget set and the original on the retain set.
+
+    The loss is the mean of p log(p / q) over samples and classes, as the authors' code takes it.
+
+    ``mixed_loader``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is bool [samples].
+    """
+    competent = copy.deepcopy(model)
+
+    def losses(_: int) -> Any:
+        for inputs, forgotten in batches(model, mixed_loader, "mixed_loader"):
+            require(forgotten.dtype == torch.bool, "mixed_loader", "bool targets: forgotten or not", forgotten.dtype)
+            good, bad = _teach(competent, inputs), _teach(incompetent, inputs)
+            logits = model(inputs)
+            weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
+            yield _soft_target_kl(logits, torch.where(forgotten[:, None], bad, good), weights, temperature)
+
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)
+
+
+def scrub(
+    model: nn.Module, retain_loader: Loader, forget_loader: Loader, *, ascent_epochs: int = 2,
+    temperature: float = 4.0, label_weight: float = 0.99, teacher_weight: float = 0.001, epochs: int = 6,
+    lr: float = 8e-5, **settings: Any,
+) -> nn.Module:  # fmt: skip
+    """SCRUB: in the first epochs away from the original on the forget set; in each, near it on the retain set."""
+    original = copy.deepcopy(model)
+
+    def losses(epoch: int) -> Any:
+        if epoch < ascent_epochs:
+            for inputs, _ in batches(model, forget_loader, "forget_loader"):
+                yield -_soft_target_kl(model(inputs), _teach(original, inputs), temperature=temperature)
+        for inputs, labels in batches(model, retain_loader, "retain_loader"):
+            logits = model(inputs)
+            near = _soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
+            yield label_weight * F.cross_entropy(logits, labels) + teacher_weight * near
+
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)
+
+
+def selective_amnesia(
+    model: nn.Module, retain_loader: Loader, forget_loader: Loader, *, penalty: float = 10.0,
+    estimator: Estimator = "sample", epochs: int = 10, lr: float = 0.01, **settings: Any,
+) -> nn.Module:  # fmt: skip
+    """SA, for classifiers: uniform predictions on the forget set, the retain set replayed, and elastic weights.
+
+    The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal Fisher at the start, which
+    is never estimated again. Each step takes a retain and a forget batch. Published for generative models (Heng and
+    Soh, NeurIPS 2023), where a sample of noise is what the uniform prediction is here.
+    """
+    number("penalty", penalty, 0.0)
+    fisher = estimate_fisher(model, retain_loader, estimator=estimator)
+    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    forget = EndlessLoader(forget_loader, "forget_loader")
+
+    def losses(_: int) -> Any:
+        for inputs, labels in batches(model, retain_loader, "retain_loader"):
+            kept = F.cross_entropy(model(inputs), labels)
+            logits = model(next(batches(model, [forget.next()], "forget_loader"))[0])
+            gone = _soft_target_kl(logits, torch.zeros_like(logits))
+            named = dict(model.named_parameters())
+            anchor = torch.stack([(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]).sum()
+            yield kept + gone + 0.5 * penalty * anchor
+
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)
+
+
+def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:
+    """One label of the other ``classes - 1`` for each of int64 [samples], evenly drawn, on the labels' device."""
+    require(classes > 1, "classes", "an integer > 1", classes)
+    shift = torch.randint(1, classes, labels.shape, generator=generator)
+    return (labels + shift.to(labels.device)) % classes
+
+
+def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float = 0.5) -> SaliencyMask:
+    """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in eval mode."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    sums = {n: torch.zeros_like(p) for n, p in named.items()}
     with evaluating(model):
-        for epoch in range(epochs):
-            _epoch(model, forget_loader, optimizer, "forget_loader", sign=-1.0, max_norm=max_norm)
-            if on_epoch is not None:
-                on_epoch(epoch + 1, model)
-    return model
+        for loss in _cross_entropies(model, forget_loader, "forget_loader")(0):
+            grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+            torch._foreach_add_(list(sums.values()), list(grads))
+    size = {n: s.float().abs() for n, s in sums.items()}
+    return SaliencyMask.top_k(size, {n: torch.ones_like(s) for n, s in size.items()}, fraction)
 
 
-def _epoch(
-    model: nn.Module,
-    loader: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    name: str,
-    *,
-    sign: float,
-    max_norm: float | None = None,
-) -> None:
-    device, empty = model_device(model), True
-    for batch in loader:
-        inputs, targets = move(batch, device, name)
-        optimizer.zero_grad()
-        (sign * F.cross_entropy(model(inputs), targets)).backward()
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        optimizer.step()
-        empty = False
-    require(not empty, name, "at least one batch", "an empty loader", "check the split and drop_last")
+def _cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:
+    return lambda _: (sign * F.cross_entropy(model(x), y) for x, y in batches(model, loader, name))
+
+
+def _teach(teacher: nn.Module, inputs: Any) -> Tensor:
+    with evaluating(teacher), torch.no_grad():
+        return teacher(inputs)
+
+
+def _soft_target_kl(
+    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """sum_i w_i KL(softmax(teacher / T) || softmax(logits / T)) T^2; w = 1 / samples unless given."""
+    log_q, log_p = (F.log_softmax(t / temperature, 1) for t in (logits, teacher_logits.detach()))
+    rows = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    return temperature**2 * (rows.mean() if weights is None else (weights * rows).sum())

@@ -14,6 +14,7 @@ from ..optim import MaskSemantics, Moments, SFRonAdamW, SFRonSGD, check_betas
 from ..saliency import SaliencyMask
 
 Decay = Literal["linear", "cosine", "constant"]
+Part = Literal["saliency", "adaptive", "fast_slow"]
 _DECAYS = {
     "linear": lambda x: 1.0 - x,
     "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
@@ -30,7 +31,8 @@ class Recipe:
         lr: eta of the retain steps; forget_lr: beta of the forget step (None = lr, and its schedule).
         forget_weight: the factor on the forget loss at the start; forget_decay: its course over the cycles.
         lr_decay: course of ``lr`` over the retain steps ("cosine" or "constant").
-        slow_lr: alpha; temperature: lambda; loss_floor: smallest loss used in a weight; threshold: gamma.
+        slow_lr: alpha; temperature: lambda; loss_floor: smallest loss used in a weight.
+        threshold: gamma; None = every weight is salient, and no Fisher is estimated.
         estimator: how the Fisher is estimated (``estimate_fisher``).
         forget_updates_buffers: whether forget batches enter BatchNorm's running statistics. Buffers are
             never masked and never interpolated.
@@ -50,7 +52,7 @@ class Recipe:
     slow_lr: float = 1.0
     temperature: float = 0.5
     loss_floor: float = LOSS_FLOOR
-    threshold: float = 1.0
+    threshold: float | None = 1.0
     estimator: Estimator = "sample"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
@@ -93,11 +95,10 @@ class Recipe:
             require(isinstance(value, int) and value >= 1, name, "an integer >= 1", repr(value))
         for name in ("lr", "forget_weight", "temperature", "momentum", "weight_decay"):
             number(name, getattr(self, name), 0.0)
-        for name in ("loss_floor", "threshold"):
-            number(name, getattr(self, name), 0.0, open_low=True)
-        for name in ("forget_lr", "max_norm"):
+        number("loss_floor", self.loss_floor, 0.0, open_low=True)
+        for name in ("forget_lr", "max_norm", "threshold"):
             if getattr(self, name) is not None:
-                number(name, getattr(self, name), 0.0, open_low=name == "max_norm")
+                number(name, getattr(self, name), 0.0, open_low=name != "forget_lr")
         number("slow_lr", self.slow_lr, 0.0, 1.0, open_low=True)
         check_betas(self.betas)
         choices = {"forget_decay": tuple(_DECAYS), "lr_decay": ("cosine", "constant"), "optimizer": ("sgd", "adamw"),
@@ -115,6 +116,28 @@ class Recipe:
     def replace(self, **overrides: Any) -> "Recipe":
         """A copy with some settings changed."""
         return replace(self, **overrides)
+
+    def without(self, part: Part) -> "Recipe":
+        """This recipe less one part of SFR-on, to see what it is worth.
+
+        "saliency": every weight may be forgotten with. "adaptive": all samples weigh the same, at every time.
+        "fast_slow": forgetting and remaining part in turn, step by step, without slow weights (the paper's Euclidean
+        form). T_in times as many cycles then share the forget weight and the clip, and the slow rate is moved into the
+        learning rates, so that both forms go as far where the gradients are constant.
+        """
+        require(part in get_args(Part), "part", " or ".join(map(repr, get_args(Part))), repr(part))
+        name = f"{self.name} without {part.replace('_', '-')}"
+        if part == "saliency":
+            return self.replace(name=name, threshold=None)
+        if part == "adaptive":
+            return self.replace(name=name, temperature=0.0, forget_decay="constant")
+        inner, slow = self.retain_steps, self.slow_lr
+        return self.replace(
+            name=name, cycles=self.cycles * inner, retain_steps=1, slow_lr=1.0, lr=self.lr * slow,
+            forget_lr=None if self.forget_lr is None else self.forget_lr * slow,
+            forget_weight=self.forget_weight / inner,
+            max_norm=None if self.max_norm is None else self.max_norm / inner,
+        )  # fmt: skip
 
     def forget_weight_at(self, cycle: int) -> float:
         """Factor on the forget loss in cycle 0 .. cycles - 1."""
