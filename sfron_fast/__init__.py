@@ -2,6 +2,7 @@
 
 from .evaluation import evaluate
 from .fisher import Fisher, estimate_fisher, estimate_mask
+from .loader import PairedLoader
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -17,6 +18,7 @@ from .unlearning import UnlearnResult, unlearn
 __version__ = "0.1.0"
 __all__ = [
     "Fisher",
+    "PairedLoader",
     "Recipe",
     "SFRonAdamW",
     "SFRonSGD",
