@@ -1,7 +1,7 @@
 """Diagonal Fisher information, accumulated in fp32 on the model's own device (README equation 2, paper F_diag)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from . import functional, reference
 from .batches import evaluating, model_device, move, progress_bar
 from .checks import number, require
 from .naming import model_digest
+from .ranks import Ranks
 from .saliency import SaliencyMask, checked_fishers
+from .shards import local
 
-Estimator = Literal["batch", "sample", "batch_equal"]
+Estimator = Literal["batch", "sample", "batch_equal", "rank"]
 LossFn = Callable[[Any, Tensor], Tensor]
 
 
@@ -34,6 +36,7 @@ def estimate_fisher(
     chunk_size: int = 32,
     start: Fisher | None = None,
     progress: bool = False,
+    group: Any = None,
 ) -> Fisher:
     """Diagonal (empirical) Fisher of every trainable parameter over one pass of ``loader``, in eval mode.
 
@@ -44,22 +47,28 @@ def estimate_fisher(
         loss_fn: (model output, targets) -> mean loss of the batch [].
         estimator: "sample" = mean of per-sample squared gradients, the definition; "batch" = squared
             batch-mean gradients, each weighted by its true sample count; "batch_equal" = the same with every
-            batch counting alike, as the authors' code does (a short last batch then weighs too much).
+            batch counting alike, as the authors' code does (a short last batch then weighs too much); "rank" =
+            as "batch", but each rank's part of a batch is squared by itself, and the Fishers summed once at the end.
             A threshold means something else under each; the choice is kept in the metadata.
         chunk_size: samples differentiated at a time by "sample"; memory is chunk_size gradients.
         start: an estimate over other samples, of the same weights and by the same estimator, to go on from: the
             result is that of both together, up to rounding. What is kept on the device is one fp32 tensor a parameter.
         progress: show a tqdm bar.
+        group: process group (``torch.distributed.group.WORLD``) whose ranks share every batch: a batch is what all
+            of them draw at the same time, some perhaps less or nothing. The gradient of its mean loss is squared
+            after it is reduced, so the result, equal on all ranks, does not depend on how many there are. None =
+            this process alone. Models of DDP and ``fully_shard`` (not for "sample" and "rank"; values are then
+            DTensors placed as the parameters) need it.
     Returns:
-        ``Fisher`` with metadata estimator, samples, batches, batch_size, world_size (1: this process alone), model
+        ``Fisher`` with metadata estimator, samples, batches, batch_size (of all ranks together), world_size, model
         (digest) and no_gradient (names of parameters no loss ever reached; a mask built from it never selects them).
     Raises:
         ValueError: empty loader, no trainable parameter, unknown estimator, non-finite (found at the end of the pass)
             or non-scalar loss, a label that is no class of the model, a ``start`` of something else.
     """
-    sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress, start)
+    sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress, group, start)
     functional.fisher_accumulate_([sums.values[n] for n in sums.grads], list(sums.grads.values()), sums.weight)
-    torch._foreach_div_(list(sums.values.values()), sums.total)
+    torch._foreach_div_([local(v) for v in sums.values.values()], sums.total)
     return Fisher(sums.values, sums.metadata)
 
 
@@ -73,6 +82,7 @@ def estimate_mask(
     estimator: Estimator = "batch",
     chunk_size: int = 32,
     progress: bool = False,
+    group: Any = None,
 ) -> SaliencyMask:
     """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``, the same bits.
 
@@ -81,9 +91,9 @@ def estimate_mask(
     """
     number("threshold", threshold, 0.0, open_low=True)
     forget = estimate_fisher(
-        model, forget_loader, loss_fn, estimator=estimator, chunk_size=chunk_size, progress=progress
+        model, forget_loader, loss_fn, estimator=estimator, chunk_size=chunk_size, progress=progress, group=group
     )
-    sums = _sum_squares(model, retain_loader, loss_fn, estimator, chunk_size, progress)
+    sums = _sum_squares(model, retain_loader, loss_fn, estimator, chunk_size, progress, group)
     last = [sums.grads[n] if n in sums.grads else torch.zeros_like(f) for n, f in sums.values.items()]
     packed, _ = functional.fisher_saliency_mask_(
         list(sums.values.values()), last, list(forget.values()),
@@ -106,11 +116,17 @@ class _Sums(NamedTuple):
 
 def _sum_squares(
     model: nn.Module, loader: Iterable[Any], loss_fn: LossFn, estimator: Estimator, chunk_size: int, progress: bool,
-    start: Fisher | None = None,
+    group: Any, start: Fisher | None = None,
 ) -> _Sums:  # fmt: skip
-    require(estimator in ("batch", "sample", "batch_equal"), "estimator", "'batch', 'sample' or 'batch_equal'",
+    require(estimator in get_args(Estimator), "estimator", "'batch', 'sample', 'batch_equal' or 'rank'",
             repr(estimator))  # fmt: skip
     require(isinstance(chunk_size, int) and chunk_size > 0, "chunk_size", "an integer > 0", repr(chunk_size))
+    ranks = Ranks(model, group)
+    model = ranks.model
+    apart = estimator in ("sample", "rank")  # ranks meet only at the end
+    together = Ranks(model, None) if apart and not ranks.sharded else ranks
+    require(not (apart and ranks.sharded), "estimator", "'batch' or 'batch_equal' for a sharded model (FSDP2 reduces "
+            "gradients before anybody can square them)", repr(estimator))  # fmt: skip
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
     values = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
@@ -122,39 +138,52 @@ def _sum_squares(
     digest = model_digest(model)
     if start is not None:
         samples, batches, batch_size = _go_on(start, values, estimator, digest)
+        if apart and ranks.rank > 0:  # the ranks' sums are added up
+            torch._foreach_zero_(list(values.values()))
         reached = set(params) - set(start.metadata["no_gradient"])
     square = _per_sample if estimator == "sample" else _per_batch
     with evaluating(model):
-        for inputs, targets in progress_bar(_batches(loader, model_device(model)), loader, "Fisher", progress):
+        rounds = ranks.rounds(move(batch, model_device(model)) for batch in loader)
+        for inputs, targets, counts in progress_bar(rounds, loader, "Fisher", progress):
             unpacks = isinstance(inputs, Mapping) and estimator == "sample"
             require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")
-            count = len(targets)
+            count, mine = sum(counts), counts[ranks.rank]
+            samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
+            if apart and not mine:
+                continue
+            part = _Part(inputs, targets, 1.0 if apart else mine / count)
             equal = estimator == "batch_equal"
             try:
-                for after, share in square(model, params, inputs, targets, loss_fn, chunk_size, losses):
+                for after in square(model, params, part, loss_fn, chunk_size, losses, together):
                     functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
-                    grads, weight = after, 1.0 if equal else share
+                    grads = after
+                    weight = 1.0 if equal or estimator == "sample" else float(mine if apart else count)
                     reached |= grads.keys()
             except (IndexError, RuntimeError) as error:
                 if "out of bounds" not in str(error):
                     raise
                 raise ValueError(f"loader: expected labels that are classes of the model, found one that is none "
                                  f"({error}); give the model one output per class") from error  # fmt: skip
-            samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
     require(samples > 0, "loader", "at least one sample", "an empty loader", "check the split and drop_last")
-    _check_finite(losses)
+    _check_finite(losses, ranks)
+    if apart and group is not None:
+        functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+        ranks.sum_(values.values())
+        grads = {}
+        reached = {n for n, found in zip(params, ranks.any([n in reached for n in params]), strict=True) if found}
     total = batches if estimator == "batch_equal" else samples
     return _Sums(values, grads, weight, float(total), {
         "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
-        "no_gradient": sorted(params.keys() - reached), "model": digest, "world_size": 1,
+        "no_gradient": sorted(params.keys() - reached), "model": digest, "world_size": ranks.size,
     })  # fmt: skip
 
 
-def _batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-    for batch in loader:
-        inputs, targets = move(batch, device)
-        if len(targets):
-            yield inputs, targets
+class _Part(NamedTuple):
+    """What this rank has of a batch."""
+
+    inputs: Any
+    targets: Tensor | None  # None: nothing
+    share: float  # of the batch's samples
 
 
 def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) -> Tensor:
@@ -165,9 +194,12 @@ def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) 
     return loss
 
 
-def _check_finite(losses: list[Tensor]) -> None:
-    """Once for all: to read one waits for the device."""
-    if losses and not bool(torch.isfinite(torch.cat(losses)).all()):
+def _check_finite(losses: list[Tensor], ranks: Ranks) -> None:
+    """Once for all: to read one waits for the device. Raises on every rank, so that none waits for another."""
+    mine = bool(losses) and not bool(torch.isfinite(torch.cat(losses)).all())
+    others = ranks.any([mine]) == [True] and not mine
+    require(not others, "loss_fn", "a finite loss", "another on another rank", "check the data and the model")
+    if mine:
         bad = next(i for i, loss in enumerate(losses) if not bool(torch.isfinite(loss).all()))
         require(False, "loss_fn", "a finite loss", f"{losses[bad].tolist()} in draw {bad}",
                 "check the data and the model")  # fmt: skip
@@ -186,21 +218,24 @@ def _go_on(start: Fisher, values: dict[str, Tensor], estimator: Estimator, diges
 
 
 def _per_batch(
-    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int,
-    losses: list[Tensor],
-) -> Iterator[tuple[dict[str, Tensor], float]]:  # fmt: skip
-    """One batch-mean gradient, weighted by the batch's sample count."""
-    loss = _mean_loss(model, inputs, targets, loss_fn)
-    losses.append(loss.detach().reshape(1))
-    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-    yield {n: g for n, g in zip(params, grads, strict=True) if g is not None}, float(len(targets))
+    model: nn.Module, params: dict[str, nn.Parameter], part: _Part, loss_fn: LossFn, chunk_size: int,
+    losses: list[Tensor], ranks: Ranks,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    """The gradient of the batch's mean loss; for "rank" of this rank's part."""
+    loss = None
+    if part.targets is not None:
+        loss = _mean_loss(model, part.inputs, part.targets, loss_fn)
+        losses.append(loss.detach().reshape(1))
+    yield ranks.gradients(loss, part.share, params)
 
 
 def _per_sample(
-    model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn, chunk_size: int,
-    losses: list[Tensor],
-) -> Iterator[tuple[dict[str, Tensor], float]]:  # fmt: skip
+    model: nn.Module, params: dict[str, nn.Parameter], part: _Part, loss_fn: LossFn, chunk_size: int,
+    losses: list[Tensor], ranks: Ranks,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """Every sample's own gradient, differentiated a chunk at a time."""
+    inputs, targets = part.inputs, part.targets
+    assert targets is not None
     reached = _reached(model, params, inputs, targets, loss_fn)
     weights = {n: p.detach() for n, p in params.items() if n in reached}
     rest = {**dict(model.named_buffers()), **{n: p.detach() for n, p in model.named_parameters() if n not in weights}}
@@ -214,7 +249,7 @@ def _per_sample(
         chunk, found = grad(weights, inputs[start : start + chunk_size], targets[start : start + chunk_size])
         losses.append(found.detach().reshape(-1))
         for i in range(len(next(iter(chunk.values())))):
-            yield {n: g[i] for n, g in chunk.items()}, 1.0
+            yield {n: g[i] for n, g in chunk.items()}
 
 
 def _reached(

@@ -5,6 +5,7 @@ sum_i w_i = 1; ascend it by minimising its negative, ``(-alpha * loss).backward(
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +16,24 @@ from .checks import FLOAT32_MAX, number, require
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
 
 
-def adaptive_weights(losses: Tensor, temperature: float = 0.5, floor: float = LOSS_FLOOR) -> Tensor:
+def adaptive_weights(
+    losses: Tensor, temperature: float = 0.5, floor: float = LOSS_FLOOR, *, group: Any = None
+) -> Tensor:
     """Weights [samples] = max(l_i, floor)^-temperature / sum_j max(l_j, floor)^-temperature, detached, fp32.
 
-    For any per-sample loss of your own: ``(adaptive_weights(l) * l).sum()``.
+    For any per-sample loss of your own: ``(adaptive_weights(l) * l).sum()``. ``group``: as ``adaptive_cross_entropy``.
 
     Raises:
         ValueError: not [samples], empty, or a temperature or floor out of range.
     """
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
-    require(losses.dim() == 1 and losses.numel() > 0, "losses", "[samples], at least one", tuple(losses.shape))
+    some = losses.dim() == 1 and (losses.numel() > 0 or group is not None)
+    require(some, "losses", "[samples], at least one", tuple(losses.shape))
     require(losses.is_floating_point(), "losses", "a floating dtype", losses.dtype)
     wide = losses.detach().to(reference.accumulate_dtype(losses.dtype))
-    return reference.adaptive_weights(wide, temperature, floor)[0]
+    weights, normaliser = reference.adaptive_weights(wide, temperature, floor)
+    return weights if group is None else weights * _portion(normaliser, group)
 
 
 def adaptive_cross_entropy(
@@ -39,6 +44,7 @@ def adaptive_cross_entropy(
     floor: float = LOSS_FLOOR,
     ignore_index: int = -100,
     inplace: bool = False,
+    group: Any = None,
 ) -> Tensor:
     """sum_i w_i l_i [] of per-sample cross-entropies, forward and backward fused.
 
@@ -51,13 +57,18 @@ def adaptive_cross_entropy(
         inplace: the backward pass writes the gradient over the logits instead of into new memory; equal in all bits
             (but in fp64). Until then the logits are whole. They must be contiguous and no leaf; without grad, or
             compiled, nothing is written. A second backward pass raises, as does one through what saved the logits.
+        group: process group whose ranks share the batch and average their gradients (DDP, FSDP2): the weights are then
+            normalised over the samples of all of them, by one division. The mean of the ranks' results is the loss.
+            A rank may have fewer samples, or none: logits [0, ...].
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label that is no class.
     """
-    loss, *_ = adaptive_cross_entropy_parts(
+    if group is not None and logits.shape[0] == 0:
+        return _nothing(logits, group)
+    loss, _, _, normaliser = adaptive_cross_entropy_parts(
         logits, labels, temperature, floor=floor, ignore_index=ignore_index, inplace=inplace
     )
-    return loss
+    return loss if group is None else loss * _portion(normaliser, group)
 
 
 def adaptive_cross_entropy_parts(
@@ -92,6 +103,7 @@ def adaptive_cross_entropy_sum_(
     scale: float = 1.0,
     floor: float = LOSS_FLOOR,
     ignore_index: int = -100,
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """scale * sum_i r_i l_i [] with r_i = max(l_i, floor)^-temperature, and the normaliser sum_i r_i [].
 
@@ -99,19 +111,28 @@ def adaptive_cross_entropy_sum_(
     afterwards they hold no logits. The division by the normaliser is left to the optimizer:
     ``total.backward(); opt.grad_scale = normaliser; opt.forget_step(); opt.grad_scale = None`` is the step on
     ``scale * adaptive_cross_entropy(...)``, provided that every gradient of the step comes from such totals and that
-    nobody else sets ``grad_scale``. Over several batches it is the sum of their normalisers; where ranks average
-    gradients, the average.
+    nobody else sets ``grad_scale``. Over several batches it is the sum of their normalisers.
 
     Args:
         logits: [samples, classes]; contiguous, and no leaf. Without grad, or compiled, nothing is written.
         scale: the factor of the gradient, as -forget_weight. Any other, like -2 in ``(-2 * total).backward()``, is
             applied too, but costs another pass over the gradient.
+        group: ranks that average their gradients: the normaliser returned is then the average of theirs, the same
+            for each; dividing by it is the one division of the whole batch. A rank may have no samples.
         The others: as ``adaptive_cross_entropy``. Without any label the normaliser is 0, and the step is skipped.
     Raises:
         ValueError, RuntimeError: as ``adaptive_cross_entropy``, or weights that the logits' dtype cannot hold.
     """
     require(logits.dim() == 2, "logits", "[samples, classes]", tuple(logits.shape),
             "for sequences use adaptive_cross_entropy(inplace=True)")  # fmt: skip
+    if group is not None:
+        if logits.shape[0] > 0:
+            total, own = adaptive_cross_entropy_sum_(
+                logits, labels, temperature, scale=scale, floor=floor, ignore_index=ignore_index
+            )
+            return total, _mean(own, group)
+        nothing = logits.sum(dtype=reference.accumulate_dtype(logits.dtype))
+        return nothing, _mean(nothing, group)
     _check_rows(logits, labels, temperature, floor)
     number("scale", scale, -FLOAT32_MAX, FLOAT32_MAX)
     if not in_place.wanted(logits):
@@ -158,25 +179,53 @@ def adaptive_mse(
     *,
     floor: float = LOSS_FLOOR,
     reduction: str = "mean",
+    group: Any = None,
 ) -> Tensor:
     """sum_i w_i l_i [] of per-sample squared errors (diffusion models).
 
     Args:
         prediction, target: [samples, ...], equal shape and dtype; ``target`` must not require grad.
         reduction: "mean" or "sum" over a sample's elements.
+        group: as ``adaptive_cross_entropy``.
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device or range.
     """
     require(prediction.shape == target.shape, "target", f"shape {tuple(prediction.shape)}", tuple(target.shape))
     require(prediction.dim() > 1, "prediction", "[samples, ...]", tuple(prediction.shape))
-    require(prediction.shape[0] > 0, "prediction", "at least one sample", tuple(prediction.shape))
+    some = prediction.shape[0] > 0 or group is not None
+    require(some, "prediction", "at least one sample", tuple(prediction.shape))
     require(not target.requires_grad, "target", "a constant", "requires_grad=True", "pass target.detach()")
     require(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
+    if prediction.shape[0] == 0:
+        return _nothing(prediction, group)
     op = _kernel("adaptive_mse", prediction)
     rows, targets = prediction.flatten(1).contiguous(), target.flatten(1).contiguous()
-    return op(rows, targets, float(temperature), float(floor), reduction == "mean")[0]
+    loss, _, _, normaliser = op(rows, targets, float(temperature), float(floor), reduction == "mean")
+    return loss if group is None else loss * _portion(normaliser, group)
+
+
+# --- ranks that share a batch: what each back-propagates is averaged -------------------------------------------------
+
+
+def _mean(normaliser: Tensor, group: Any) -> Tensor:
+    """The ranks' average, the same bits on each."""
+    mean = normaliser.detach().clone()
+    torch.distributed.all_reduce(mean, group=group)
+    return mean / torch.distributed.get_world_size(group)
+
+
+def _portion(normaliser: Tensor, group: Any) -> Tensor:
+    """What turns a rank's own average into its summand of the whole batch's, times the number of ranks."""
+    mean = _mean(normaliser, group)
+    return normaliser.detach() / torch.where(mean > 0, mean, 1.0)
+
+
+def _nothing(source: Tensor, group: Any) -> Tensor:
+    """The summand of a rank without samples: 0, with a gradient, which the other ranks wait for."""
+    nothing = source.sum(dtype=reference.accumulate_dtype(source.dtype))
+    return nothing * _portion(nothing, group)
 
 
 def soft_target_kl(

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from .shards import whole
+
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer")
 _PEFT = ["base_model", "model"]
 
@@ -20,5 +22,5 @@ def model_digest(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, p in model.named_parameters():
         sha.update(f"{canonical_name(name)}{list(p.shape)}{p.dtype}".encode())
-        sha.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(whole(p.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -17,7 +17,7 @@ from . import functional, reference
 from .checks import number, require
 from .files import write_whole
 from .naming import canonical_name
-from .shards import local_bits
+from .shards import local_bits, whole, whole_bits
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +86,12 @@ class SaliencyMask(Mapping[str, Tensor]):
     def from_packed(
         cls, packed: list[Tensor], forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float
     ) -> "SaliencyMask":
-        """From the bits that ``functional`` selected of two Fishers, in their order; see ``from_fisher``."""
-        bits = _without_gradient(dict(zip(forget, packed, strict=True)), forget, retain)
+        """From the bits that ``functional`` selected of two Fishers, in their order; see ``from_fisher``.
+
+        Of DTensors they are the shards' bits; the mask is whole on every rank.
+        """
+        whole_packed = map(whole_bits, packed, forget.values())
+        bits = _without_gradient(dict(zip(forget, whole_packed, strict=True)), forget, retain)
         shapes = {n: tuple(f.shape) for n, f in forget.items()}
         return cls(bits, shapes, {"threshold": threshold, **_provenance(forget, retain)})
 
@@ -102,7 +106,7 @@ class SaliencyMask(Mapping[str, Tensor]):
         number("fraction", fraction, 0.0, 1.0, open_low=True)
         names = checked_fishers(forget, retain)
         eps = reference.FISHER_EPS
-        ratios = {n: ((forget[n] + eps) / (retain[n] + eps)).reshape(-1) for n in names}
+        ratios = {n: whole((forget[n] + eps) / (retain[n] + eps)).reshape(-1) for n in names}
         no_gradient = _no_gradient(forget, retain)
         for name in no_gradient & ratios.keys():
             ratios[name].zero_()

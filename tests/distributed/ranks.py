@@ -6,6 +6,7 @@ What a rank returns or raises comes back to the test; a rank that hangs is ended
 
 import multiprocessing
 import os
+import pickle
 import random
 import time
 import traceback
@@ -74,7 +75,7 @@ def _collect(processes: list[Any], pipes: list[Any], deadline: float) -> list[Ou
         for pipe in connection.wait(list(open_pipes), timeout=max(0.0, deadline - time.monotonic())):
             rank = open_pipes.pop(pipe)
             try:
-                found[rank] = pipe.recv()
+                found[rank] = pickle.loads(pipe.recv_bytes())
             except EOFError:  # it died
                 found[rank] = (None, None)
             processes[rank].join(GRACE)
@@ -104,11 +105,11 @@ def _rank(
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
     try:
-        answer = (function(*args), None)
+        answer, failed = pickle.dumps((function(*args), None)), 0  # whole tensors, not handles to shared ones
     except BaseException:
-        answer = (None, traceback.format_exc())
-    pipe.send(answer)
+        answer, failed = pickle.dumps((None, traceback.format_exc())), 1
+    pipe.send_bytes(answer)
     pipe.close()
-    if answer[1] is None:
+    if not failed:
         dist.destroy_process_group()
-    os._exit(0 if answer[1] is None else 1)
+    os._exit(failed)
