@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NO_DEVICE = "no CUDA device"
 PER_OP = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
-          "fisher_saliency_mask", "adaptive_cross_entropy", "adaptive_mse", "hyper", "flat_ops")  # fmt: skip
+          "fisher_saliency_mask", "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl", "hyper",
+          "flat_ops")  # fmt: skip
 PROBE = """
 import torch
 there = torch.cuda.is_available()

@@ -30,11 +30,16 @@ def cases(kind: str, device: str, tiny: bool) -> list[Case]:
         entropies = [(8192, 1000, fp32), (1024, 32_000, fp32), (256, 128_256, fp32), (256, 151_936, fp32),
                      (256, 200, fp32), (256, 10, fp32)]  # fmt: skip
         squares = [(256, 3 * 32 * 32, fp32)]
+    targets = [(8192, 10, fp32), (8192, 1000, fp32), (1024, 32_000, fp32)]
+    if kind == "cuda":
+        targets += [(8192, 32_000, bf16)]
     if tiny:
         entropies, squares = [(8, 100, bf16), (8, 100, fp32)], [(4, 48, fp32)]
+        targets = [(8, 100, fp32)]
     return [
         *(cross_entropy_case(n, v, dtype, device, tiny) for n, v, dtype in entropies),
         *(mse_case(n, d, dtype, device, tiny) for n, d, dtype in squares),
+        *(kl_case(n, v, dtype, device, tiny) for n, v, dtype in targets),
     ]
 
 
@@ -129,6 +134,39 @@ def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny:
         partial(arm, "sfron_fast", ours),
     ]
     return Case(f"mse {samples:,} x {elements:,} {short(dtype)}", made, 3 * size, 1.0)
+
+
+def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
+    """Floor: logits and teacher read once, the gradient written once. Ours reads both twice."""
+    size = samples * classes * dtype.itemsize
+    heat = 4.0  # SCRUB's temperature
+
+    def inputs() -> list[tuple[Tensor, Tensor]]:
+        on: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(4), "device": device, "dtype": dtype}
+        made = [torch.randn(2, samples, classes, **on).unbind() for _ in range(copies(2 * size))]
+        return [(logits.clone().requires_grad_(), teacher) for logits, teacher in made]
+
+    def stock(logits: Tensor, teacher: Tensor) -> Tensor:
+        pair = (F.log_softmax(x.float() / heat, 1) for x in (logits, teacher))
+        return F.kl_div(*pair, log_target=True, reduction="batchmean") * heat**2
+
+    def probabilities(logits: Tensor, teacher: Tensor) -> Tensor:
+        """What SCRUB and BT call: a softmax in place of the teacher's log-softmax."""
+        target = F.softmax(teacher.float() / heat, 1)
+        return F.kl_div(F.log_softmax(logits.float() / heat, 1), target, reduction="batchmean") * heat**2
+
+    def arm(name: str, function: Callable[..., Tensor]) -> Arm:
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+        return rotating(name, differentiated(function), inputs(), tolerance)
+
+    made = [
+        partial(arms.probe, 3 * size, device),
+        partial(arm, "eager torch", stock),
+        partial(arm, "eager torch, probabilities", probabilities),
+        lambda: arm("torch.compile", compiled(stock, tiny)),
+        partial(arm, "sfron_fast", partial(sf.soft_target_kl, temperature=heat)),
+    ]
+    return Case(f"soft-target KL {samples:,} x {classes:,} {short(dtype)}", made, 3 * size, 1.0)
 
 
 def copies(size: int) -> int:

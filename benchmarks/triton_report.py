@@ -79,10 +79,11 @@ def type_name(value: Any) -> str:
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Within, the launchers take tensors on the meta device, and their launches are noted."""
-    from sfron_fast.triton import adaptive_cross_entropy, adaptive_mse
+    from sfron_fast.triton import adaptive_cross_entropy, adaptive_mse, soft_target_kl
 
     launches: list[Launch] = []
-    found = [(m, n) for m in (adaptive_cross_entropy, adaptive_mse) for n in vars(m) if n.endswith("_kernel")]
+    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl)
+    found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
     kernels = {(m, n): getattr(m, n) for m, n in found}
     for (module, name), kernel in kernels.items():
         setattr(module, name, Recorder(module.__name__, kernel, launches))
@@ -117,6 +118,16 @@ def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) 
     return named(launches, f"{samples} {purpose}", dtype)
 
 
+def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
+    from sfron_fast.triton import soft_target_kl as op
+
+    logits, teacher = (torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2))
+    with recorded() as launches:
+        loss, _, lse = op.soft_target_kl(logits, teacher, None, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, None, lse, 2.0)
+    return named(launches, f"V={classes}", dtype)
+
+
 def named(launches: list[Launch], purpose: str, dtype: torch.dtype) -> list[Launch]:
     for launch in launches:
         launch.purpose, launch.dtype = purpose, str(dtype).removeprefix("torch.")
@@ -129,6 +140,8 @@ def all_launches() -> list[Launch]:
         for classes in CLASSES:
             launches += cross_entropy_launches(8192 if classes >= 32000 else 256, 1, classes, dtype)
         launches += cross_entropy_launches(8, 1024, 128256, dtype)
+        for classes in CLASSES:
+            launches += kl_launches(8192 if classes <= 1000 else 1024, classes, dtype)
         for (samples, elements), purpose in SAMPLES.items():
             launches += mse_launches(samples, elements, dtype, purpose)
     return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]

@@ -19,6 +19,7 @@ from sfron_fast import reference
 from sfron_fast.triton import adaptive_cross_entropy as ce
 from sfron_fast.triton import adaptive_mse as mse
 from sfron_fast.triton import common
+from sfron_fast.triton import soft_target_kl as kl
 
 _convert = interpreter._convert_float
 
@@ -51,6 +52,11 @@ def run_mse(case):
     return outputs, mse.adaptive_mse_backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
 
 
+def run_kl(case):
+    outputs = kl.soft_target_kl(*case.tensors, *case.numbers)
+    return outputs, kl.soft_target_kl_backward(case.upstream(), *case.tensors, outputs[2], *case.numbers)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """The paths of large tensors with few elements: long rows, many programs, several parts of a sample."""
@@ -63,6 +69,10 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(common, "FINISH_BLOCK", tl.constexpr(4))
     monkeypatch.setattr(mse, "BLOCK", 64)
     monkeypatch.setattr(mse, "PROGRAMS", 40)
+    monkeypatch.setattr(kl, "TILE", 64)
+    monkeypatch.setattr(kl, "MAX_TILE_CLASSES", 32)
+    monkeypatch.setattr(kl, "lanes", lambda dtype: 8)
+    monkeypatch.setattr(kl, "BACKWARD_BLOCK", 64)
 
 
 @each_dtype
@@ -244,6 +254,7 @@ def test_layout_does_not_matter(layout):
     for case, run in (
         (rc.cross_entropy((3, 2, 65), torch.bfloat16), run_cross_entropy),
         (rc.squared_error((3, 65), torch.bfloat16), run_mse),
+        (rc.soft_targets((3, 65), torch.bfloat16), run_kl),
     ):
         outputs, gradient = run(case)
         laid = rc.Rows(tuple(layout(t) for t in case.tensors), case.numbers)
@@ -258,6 +269,8 @@ def test_layout_does_not_matter(layout):
         (rc.cross_entropy, run_cross_entropy, (40, 1, 10)),
         (rc.cross_entropy, run_cross_entropy, (3, 8, 70)),
         (rc.squared_error, run_mse, (3, 1000)),
+        (rc.soft_targets, run_kl, (40, 10)),
+        (rc.soft_targets, run_kl, (7, 100)),
     ],
 )
 def test_repeatable(small_tiles, make, run, shape):
@@ -280,6 +293,7 @@ def test_counter_is_left_at_zero(small_tiles, monkeypatch):
             assert counter.item() == 0
     for shape in ((3, 1000), (300, 3)):
         run_mse(rc.squared_error(shape, torch.float32))
+        run_kl(rc.soft_targets(shape, torch.float32))
         assert counter.item() == 0
 
 
@@ -319,6 +333,75 @@ def test_mse_zero_loss_and_huge_loss():
     rc.judge_squared_error(case, *run_mse(case))
 
 
+@each_dtype
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("shape", rc.CLASSES, ids=str)
+def test_soft_targets_match_truth(shape, weighted, dtype):
+    case = rc.soft_targets(shape, dtype, weighted=weighted)
+    rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+@pytest.mark.parametrize(("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, 100.0), (3.0, -1000.0)])
+@pytest.mark.parametrize("long", [False, True])
+def test_soft_targets_numbers(request, scale, offset, temperature, long):
+    """Sharp and flat rows, a teacher that is elsewhere altogether."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.soft_targets((9, 65), torch.float32, temperature=temperature, scale=scale, offset=offset)
+    rc.judge_soft_targets(case, *run_kl(case), pieces=6 if long else 0)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(13, 10), (3, 33), (5, 257), (40, 70)], ids=str)
+def test_soft_targets_beyond_one_tile(small_tiles, shape, dtype):
+    case = rc.soft_targets(shape, dtype)
+    rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 16)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_soft_targets_that_forbid_classes(request, long):
+    """-inf of the teacher counts for nothing, of both or not, whole pieces of it; a row of weight 0 may be anything."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.soft_targets((4, 170), torch.float32)
+    logits, teacher, _ = case.tensors
+    teacher[:, 3:100] = -math.inf
+    logits[2:, 40:90] = -math.inf
+    rc.judge_soft_targets(case, *run_kl(case), pieces=14 if long else 0)
+    logits[1], teacher[1] = math.nan, math.inf
+    outputs, gradient = run_kl(case)
+    assert torch.isfinite(outputs[0])
+    assert outputs[1][1] == 0
+    assert not gradient[1].any()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("fill", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("side", [0, 1])
+def test_soft_targets_not_finite(request, side, fill, long):
+    """A row of -inf, an inf, a NaN show, and in that row alone."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.soft_targets((4, 70), torch.float32)
+    case.tensors[side][2, slice(None) if fill == -math.inf else 5] = fill
+    outputs, gradient = run_kl(case)
+    assert not torch.isfinite(outputs[0])
+    assert torch.isfinite(outputs[1]).tolist() == [True, True, False, True]
+    assert torch.isfinite(gradient).all(dim=1).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_soft_targets_of_the_teacher_itself(request, long):
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.soft_targets((4, 70), torch.float32, temperature=3.0)
+    outputs, gradient = run_kl(rc.Rows((case.tensors[0], case.tensors[0].clone(), None), case.numbers))
+    assert not outputs[1].any()
+    assert not gradient.any()
+
+
 def test_empty():
     loss, losses, weights, normaliser, lse = ce.adaptive_cross_entropy(
         torch.empty(0, 1, 5), torch.empty(0, 1, dtype=torch.int64), 0.5, 1e-6, -100
@@ -333,6 +416,9 @@ def test_empty():
     assert not any(output.any() for output in outputs)
     assert gradient.shape == (3, 0, 5)
     assert mse.adaptive_mse(torch.empty(0, 5), torch.empty(0, 5), 0.5, 1e-6, True)[0] == 0
+    outputs, gradient = run_kl(rc.Rows((torch.empty(0, 5), torch.empty(0, 5), None), (2.0,)))
+    assert outputs[0] == 0
+    assert gradient.shape == (0, 5)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 0.5, 1.0, 2.0, 10.0])

@@ -17,6 +17,7 @@ EXP = 2.0**-126  # what exp flushes to 0
 ROWS = [(1, 1, 1), (3, 1, 2), (300, 1, 10), (7, 1, 63), (5, 1, 64), (2, 3, 65), (9, 1, 1000), (3, 2, 5000)]
 ROWS += [(2, 1100, 3)]
 NUMBERS = [(0.5, 1e-6), (0.0, 1e-6), (1.0, 1.5), (3.7, 1e-3)]  # temperature, floor
+CLASSES = [(1, 1), (3, 2), (300, 10), (7, 63), (5, 64), (2, 65), (9, 1000), (3, 5000)]  # samples, classes
 SQUARES = [(1, 1), (3, 63), (300, 10), (2, 64), (5, 65), (2, 5000), (3, 0), (1, 20001)]  # samples, elements
 
 
@@ -24,7 +25,7 @@ SQUARES = [(1, 1), (3, 63), (300, 10), (2, 64), (5, 65), (2, 5000), (3, 0), (1, 
 class Rows:
     """One call of a row op: its tensors, its numbers, the gradient that comes from above."""
 
-    tensors: tuple[Tensor, Tensor]
+    tensors: tuple
     numbers: tuple
     grad: float = -1.75
 
@@ -56,6 +57,18 @@ def last_layer(shape=(9, 7), dtype=torch.float32, device="cpu", ignored=0.3) -> 
 def squared_error(shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, mean=True, scale=1.0) -> Rows:
     pair = [(torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device) for _ in range(2)]
     return Rows((pair[0], pair[1]), (temperature, floor, mean))
+
+
+def soft_targets(
+    shape, dtype, device="cpu", *, temperature=2.0, scale=3.0, weighted=True, offset=0.0
+) -> Rows:  # fmt: skip
+    """Random logits and teacher, weights of both signs; of three or more samples the second has none."""
+    drawn = (torch.randn(shape, dtype=torch.float64) * scale + c for c in (0.0, offset))
+    logits, teacher = (t.to(dtype).to(device) for t in drawn)
+    weights = torch.randn(shape[0], device=device) if weighted else None
+    if weighted and shape[0] > 2:
+        weights[1] = 0.0
+    return Rows((logits, teacher, weights), (temperature,))
 
 
 def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:
@@ -153,6 +166,16 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
     error = expected.abs() * (bounds["weight_relative"].unsqueeze(1) + 5 * tol.U)
     near(gradient, expected, error * 1.001 + tol.stored(expected.abs() + error, prediction.dtype), "gradient")
     assert gradient.dtype == prediction.dtype
+
+
+def judge_soft_targets(case: Rows, outputs, gradient: Tensor, pieces: int = 0) -> None:
+    tensors = [None if t is None else t.cpu() for t in case.tensors]
+    bounds = tol.soft_target_kl(*tensors, case.numbers[0], case.grad, pieces, exp2=1)
+    for name, output in zip(("loss", "losses", "lse"), outputs, strict=True):
+        assert output.dtype == torch.float32
+        near(output, *bounds[name], name)
+    near(gradient, *bounds["gradient"], "gradient")
+    assert gradient.dtype == case.tensors[0].dtype
 
 
 def judge_samples(outputs, truth, loss_error, bounds) -> None:

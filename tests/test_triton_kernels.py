@@ -19,7 +19,7 @@ import sfron_fast.triton as row_kernels
 from sfron_fast import __main__, ops, reference, row_checks
 
 TESTS = Path(__file__).parent
-INTERPRETED = ["cross_entropy and not special", "special or raw", "not cross_entropy and not raw"]
+INTERPRETED = ["cross_entropy and not special", "special or raw or soft", "not cross_entropy and not raw and not soft"]
 ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
@@ -48,6 +48,8 @@ def test_compiles_without_spills(dtype):
     launches += triton_report.cross_entropy_launches(8192, 1, 152064, picked)
     launches += triton_report.cross_entropy_launches(4, 40, 32000, picked)
     launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
+    launches += triton_report.kl_launches(256, 1000, picked)
+    launches += triton_report.kl_launches(1024, 32000, picked)
     assert triton_report.report(launches) == 0
 
 
@@ -112,6 +114,26 @@ def test_mse_launches(monkeypatch, shape):
     assert block * rows <= op.BLOCK
     if shape[1] * shape[0] > 10**6:  # enough programs to fill a GPU
         assert made[0].programs >= 132
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (8192, 10), (8192, 1000), (1024, 32000)], ids=str)
+def test_kl_launches(monkeypatch, shape, weighted):
+    pytest.importorskip("triton")
+    from benchmarks.triton_report import recorded
+    from sfron_fast.triton import common
+    from sfron_fast.triton import soft_target_kl as op
+
+    monkeypatch.setattr(common, "arrival_counter", lambda like: like)
+    logits, teacher = (torch.empty(shape, device="meta") for _ in range(2))
+    weights = torch.empty(shape[0], device="meta") if weighted else None
+    with recorded() as made, Recorded() as torch_calls:
+        loss, _, lse = op.soft_target_kl(logits, teacher, weights, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, weights, lse, 2.0)
+    assert len(made) == 2
+    assert set(torch_calls.calls) <= ALLOCATIONS
+    if shape[1] * shape[0] > 10**6:  # enough programs to fill a GPU
+        assert all(launch.programs >= 132 for launch in made)
 
 
 def test_numbers_are_run_time_scalars():

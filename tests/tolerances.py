@@ -144,9 +144,13 @@ def mean_squared_error(prediction, target, temperature: float, floor: float, mea
     }
 
 
-def soft_target_kl(logits, teacher, weights, temperature: float, grad: float = 1.0, functions: float = 1.0) -> dict:
-    """Truths and bounds of loss, losses, lse [2, samples] and gradient; ``functions`` = errors of exp and log in units
-    of ``FUNCTION``. Rows of weight 0 are 0 exactly.
+def soft_target_kl(
+    logits, teacher, weights, temperature: float, grad: float = 1.0, pieces: int = 0, exp2: int = 0
+) -> dict:
+    """Truths and bounds of loss, losses, lse [2, samples] and gradient. Rows of weight 0 are 0 exactly.
+
+    ``pieces`` = how often a long row's running sums may have been scaled anew in fp32; ``exp2`` = 1 where exp is an
+    exp2 of a product, which rounds.
     """
     samples, classes = logits.shape
     w = torch.full((samples,), 1.0 / max(samples, 1)).double() if weights is None else weights.double()
@@ -154,12 +158,13 @@ def soft_target_kl(logits, teacher, weights, temperature: float, grad: float = 1
     counted = w != 0
     z = [torch.where(counted.unsqueeze(1), t.detach().double() / temperature, 0.0) for t in (logits, teacher)]
     lse = torch.stack([t.logsumexp(dim=1) for t in z])
-    top, error, parts = [t.amax(dim=1, keepdim=True) for t in z], FUNCTION * functions, []
+    top, parts = [t.amax(dim=1, keepdim=True) for t in z], []
     for t, m, s in zip(z, top, lse, strict=True):
         # over T: the logit rounds before the maximum is subtracted, or the difference, 1 / T and their product after it
-        relative = torch.where(t == -torch.inf, 0.0, U * (t.abs() + 3 * (t - m).abs()))
+        relative = torch.where(t == -torch.inf, 0.0, U * (t.abs() + (3 + exp2) * (t - m).abs()))
         softmax, log_sum = (t - s.unsqueeze(1)).exp(), s - m.squeeze(1)
-        total = (softmax * relative).sum(dim=1) + error + roundings(classes) * U + log_sum.abs() * error
+        total = (softmax * relative).sum(dim=1) + FUNCTION + (roundings(classes) + 5 * pieces) * U
+        total = total + log_sum.abs() * FUNCTION
         parts.append((relative, softmax, t - s.unsqueeze(1), total, total + 3 * U * (m.squeeze(1).abs() + s.abs())))
     (dx, q, log_q, x_error, x_lse), (dy, p, log_p, y_error, y_lse) = parts
     inside = p > 0
@@ -170,8 +175,12 @@ def soft_target_kl(logits, teacher, weights, temperature: float, grad: float = 1
     # p has the error of its exponent and of exp; the ratio that of both logits and of its subtractions; then products
     # and the sum; what exp flushes to 0; both log-sum-exps
     terms = ratio.abs() + shifted
-    p_error = torch.expm1(dy + y_error.unsqueeze(1) + U * logs + error) + 2 * U + roundings(classes) * U
+    p_error = torch.expm1(dy + y_error.unsqueeze(1) + U * (1 + exp2) * logs + FUNCTION)
+    p_error += (2 + roundings(classes)) * U
     row = (p * (torch.where(inside, p_error * terms + dx + dy, 0.0) + U * (terms + logs))).sum(dim=1)
+    # scaling anew: two differences, their products and sums, an exp; no running distance exceeds the final one
+    distances = torch.where(inside, (z[1] - top[1]).abs() + (z[0] - top[0]).abs(), 0.0)
+    row = row + pieces * 16 * U * (p * distances).sum(dim=1)
     row = row + 2.0**-125 * torch.where(ratio.isfinite(), terms, 0.0).sum(dim=1) + x_error + y_error
     losses_error = torch.where(counted, row * temperature**2 * 1.001 + 4 * U * losses.abs() + 2.0**-149, 0.0)
     loss, size = (w * losses).sum(), (w * losses).abs().sum()
@@ -180,8 +189,8 @@ def soft_target_kl(logits, teacher, weights, temperature: float, grad: float = 1
     # the exponent: the logit over T, its log-sum-exp, their difference; exp, which may flush
     softmax_error = torch.zeros_like(q)
     for t, softmax, log, s_error in ((z[0], q, log_q, x_lse), (z[1], p, log_p, y_lse)):
-        distance = torch.where(t == -torch.inf, 0.0, 2 * t.abs() + log.abs()) * U
-        softmax_error += softmax * (torch.expm1(s_error.unsqueeze(1) + distance) + error) + 2.0**-125
+        distance = torch.where(t == -torch.inf, 0.0, 2 * t.abs() + (1 + exp2) * log.abs()) * U
+        softmax_error += softmax * (torch.expm1(s_error.unsqueeze(1) + distance) + FUNCTION) + 2.0**-125
     gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (softmax_error + (q - p).abs() * U)
     gradient_error = gradient_error * 1.001 + 5 * U * gradient.abs()
     stored_error = stored(gradient.abs() + gradient_error, logits.dtype)

@@ -19,6 +19,8 @@ MODULES = {
     "adaptive_cross_entropy_scale_": "adaptive_cross_entropy",
     "adaptive_mse": "adaptive_mse",
     "adaptive_mse_backward": "adaptive_mse",
+    "soft_target_kl": "soft_target_kl",
+    "soft_target_kl_backward": "soft_target_kl",
 }
 
 REMEDY = "pip install triton"

@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LISTS = ("masked_grad_norm", "sgd_step_", "adamw_step_", "interpolate_", "fisher_accumulate_", "saliency_mask",
          "fisher_saliency_mask_")  # fmt: skip
 ROWS = ("adaptive_cross_entropy", "adaptive_cross_entropy_backward_", "adaptive_cross_entropy_sum_",
-        "adaptive_cross_entropy_scale_", "adaptive_mse")  # fmt: skip
+        "adaptive_cross_entropy_scale_", "adaptive_mse", "soft_target_kl")  # fmt: skip
 
 
 def tensors(seed: int, dtype: torch.dtype, shift: int, positive: bool = False) -> list[Tensor]:
@@ -124,7 +124,7 @@ def flat_states(device: str) -> list[Tensor]:
 
 
 def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
-    """Losses and gradients of the adaptive losses: short rows, long rows, sequences, ignored labels."""
+    """Losses and gradients of the row ops: short rows, long rows, sequences, ignored labels."""
     left: dict[str, list[Tensor]] = {name: [] for name in ROWS}
     for samples, tokens, classes in ((5, 1, 10), (3, 1, 1000), (2, 1, 9001), (3, 4, 77)):
         generator = torch.Generator().manual_seed(classes)
@@ -146,6 +146,13 @@ def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
         loss = sf.adaptive_mse(made[0].requires_grad_(), made[1])
         loss.backward()
         left["adaptive_mse"] += [loss.detach(), made[0].grad]
+    for shape in ((5, 3), (300, 10), (3, 1025), (3, 9001)):
+        generator = torch.Generator().manual_seed(shape[1])
+        made = [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
+        weights = torch.tensor([1.0, 0.0, *[-0.5] * (shape[0] - 2)], device=device)
+        for given in (weights, None):
+            loss = sf.soft_target_kl(made[0].requires_grad_(), made[1], given, 2.0)
+            left["soft_target_kl"] += [loss.detach(), *torch.autograd.grad(loss, made[0])]
     return left
 
 

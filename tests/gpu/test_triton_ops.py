@@ -29,12 +29,21 @@ def run_mse(case):
     return outputs, backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
 
 
+def run_kl(case):
+    outputs = ops.soft_target_kl(*case.tensors, *case.numbers)
+    backward = torch.ops.sfron_fast.soft_target_kl_backward
+    return outputs, backward(case.upstream(), *case.tensors, outputs[2], *case.numbers)
+
+
 CALLS = [
     (run_cross_entropy, rc.cross_entropy, (256, 1, 10)),
     (run_cross_entropy, rc.cross_entropy, (300, 1, 1000)),
     (run_cross_entropy, rc.cross_entropy, (8, 64, 5000)),
     (run_mse, rc.squared_error, (256, 3072)),
     (run_mse, rc.squared_error, (3, 70001)),
+    (run_kl, rc.soft_targets, (8192, 10)),
+    (run_kl, rc.soft_targets, (300, 1000)),
+    (run_kl, rc.soft_targets, (40, 32000)),
 ]
 NAMES = [f"{make.__name__}-{shape}" for _, make, shape in CALLS]
 each_call = pytest.mark.parametrize(("run", "make", "shape"), CALLS, ids=NAMES)
@@ -86,6 +95,37 @@ def test_label_that_is_no_class(wrong, classes):
 def test_mse_matches_truth(shape, mean, dtype):
     case = rc.squared_error(shape, dtype, "cuda", mean=mean)
     rc.judge_squared_error(case, *run_mse(case))
+
+
+@each_dtype
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("shape", [*rc.CLASSES, (8192, 10), (4097, 1000), (64, 32000), (5, 152064)], ids=str)
+def test_soft_targets_match_truth(shape, weighted, dtype):
+    case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted)
+    rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
+
+
+@pytest.mark.parametrize("classes", [70, 9001])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+@pytest.mark.parametrize(("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, -1000.0)])
+def test_soft_targets_numbers(scale, offset, temperature, classes):
+    case = rc.soft_targets((9, classes), torch.float32, "cuda", temperature=temperature, scale=scale, offset=offset)
+    rc.judge_soft_targets(case, *run_kl(case), pieces=7 if classes > 4096 else 0)
+
+
+@pytest.mark.parametrize("classes", [170, 9001])
+def test_soft_targets_that_forbid_classes(classes):
+    case = rc.soft_targets((4, classes), torch.float32, "cuda")
+    logits, teacher, _ = case.tensors
+    teacher[:, 3 : classes - 70] = -math.inf
+    logits[2:, 40 : classes - 80] = -math.inf
+    rc.judge_soft_targets(case, *run_kl(case), pieces=7 if classes > 4096 else 0)
+    logits[1], teacher[1] = math.nan, math.inf
+    outputs, gradient = run_kl(case)
+    assert torch.isfinite(outputs[0])
+    assert outputs[1][1] == 0
+    assert not gradient[1].any()
+    assert torch.isfinite(gradient).all()
 
 
 @each_call
@@ -159,6 +199,9 @@ def test_opcheck():
     names = dict(zip(("temperature", "floor", "mean"), case.numbers, strict=True))
     tensors = {"prediction": case.tensors[0].requires_grad_(), "target": case.tensors[1]}
     assert_opcheck("adaptive_mse", Case(tensors, names))
+    case = rc.soft_targets((4, 10), torch.float32, "cuda")
+    tensors = dict(zip(("logits", "teacher_logits", "weights"), case.tensors, strict=True))
+    assert_opcheck("soft_target_kl", Case(tensors, {"temperature": 2.0}))
 
 
 def test_compile():
