@@ -2,6 +2,7 @@
 
 from .evaluation import evaluate
 from .fisher import Fisher, estimate_fisher, estimate_mask
+from .in_backward import step_in_backward
 from .loader import PairedLoader
 from .losses import (
     adaptive_cross_entropy,
@@ -31,6 +32,14 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
-    "soft_target_kl",
+from .in_backward import step_in_backward
+from .loader import PairedLoader
+from .losses import (
+    adaptive_cross_entropy,
+    adaptive_cross_entropy_sum_,
+    adaptive_mse,
+    adaptive_weights,
+    soft_target_kl,
+)
     "unlearn",
 ]

@@ -23,6 +23,8 @@ from .state import Resumable, zero_state
 class SFRonOptimizer(Resumable):
     """Phases, masks and clipping; a subclass adds its update rule."""
 
+    _in_backward: set[Tensor] | frozenset[Tensor] = frozenset()  # whose next step ``step_in_backward`` has done
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], saliency: SaliencyMask | None) -> None:
         if saliency is not None and not isinstance(saliency, SaliencyMask):
             raise ValueError(f"saliency: expected a SaliencyMask or None, found {type(saliency).__name__}; "
@@ -135,6 +137,9 @@ class SFRonOptimizer(Resumable):
         Raises:
             RuntimeError: the previous cycle still has retain steps to do.
         """
+        if self._in_backward:
+            raise RuntimeError("forget_step: expected step() after step_in_backward, found none; call it to close the "
+                               "retain step")  # fmt: skip
         if self.mid_cycle:
             pending = self.param_groups[0]["retain_pending"]
             raise RuntimeError(f"forget_step: expected a finished cycle, found {pending} retain step(s) pending; "
@@ -161,6 +166,8 @@ class SFRonOptimizer(Resumable):
         if self._idle():
             self.init_state()
             return loss
+        if any(p.grad is not None for p in self._in_backward):
+            raise RuntimeError("step: expected no gradients after step_in_backward, found some; one backward is a step")
         batches = self._batches(masked=False)
         check_step(self, batches)
         norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
@@ -172,6 +179,7 @@ class SFRonOptimizer(Resumable):
             self._apply(batch, norms, rule, forget=False, counts=batch is batches[0])
         if last:
             self._interpolate_without_grad(batches)
+        self._in_backward = frozenset()
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
         return loss
@@ -265,7 +273,8 @@ class SFRonOptimizer(Resumable):
         whole = [batch.group for batch in batches if batch.flat is not None]
         for group in self.param_groups:
             if moves_slowly(group) and not any(group is g for g in whole):
-                yield Batch(group, [p for p in group["params"] if p.grad is None and p.requires_grad], [], [])
+                none = [p for p in group["params"] if p.grad is None and p.requires_grad]
+                yield Batch(group, [p for p in none if p not in self._in_backward], [], [])
 
     def _store_slow_without_grad(self, batches: list[Batch]) -> None:
         """A weight without forget gradient may still move in the retain steps of this cycle."""
