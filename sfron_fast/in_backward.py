@@ -14,6 +14,7 @@ from .cycle import SFRonOptimizer
 from .groups import Batch
 from .hyper import moves_slowly
 from .settings import check_step
+from .shards import is_sharded, placed_gradient
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def _check(optimizer: SFRonOptimizer, params: list[Tensor]) -> None:
     if any(p.grad is not None for p in params):
         raise RuntimeError("step_in_backward: expected no gradients before it, found some; call zero_grad()")
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if ranks > 1 and any(not hasattr(p, "placements") for p in params):
+    if ranks > 1 and not all(map(is_sharded, params)):
         raise RuntimeError(f"step_in_backward: expected parameters sharded by fully_shard in a job of {ranks} ranks, "
                            "found whole ones, whose gradients are reduced too late; use step() alone")  # fmt: skip
 
@@ -73,8 +74,9 @@ def _update(optimizer: SFRonOptimizer, group: dict[str, Any], param: Tensor) -> 
     if param in done:
         raise RuntimeError("step_in_backward: expected one gradient for each weight, found a second; sum the losses "
                            "of several backwards, and checkpoint with use_reentrant=False")  # fmt: skip
-    assert param.grad is not None
-    batch = Batch(group, [param], [param.grad], [])
+    grad = placed_gradient(param)
+    assert grad is not None
+    batch = Batch(group, [param], [grad], [])
     check_step(optimizer, [batch])
     batch.check()
     last = optimizer.param_groups[0]["retain_pending"] == 1
