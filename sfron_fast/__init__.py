@@ -32,14 +32,7 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
-from .in_backward import step_in_backward
-from .loader import PairedLoader
-from .losses import (
-    adaptive_cross_entropy,
-    adaptive_cross_entropy_sum_,
-    adaptive_mse,
-    adaptive_weights,
-    soft_target_kl,
-)
+    "soft_target_kl",
+    "step_in_backward",
     "unlearn",
 ]
