@@ -175,24 +175,6 @@ def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
 LAST_GRADIENT = ("foreach addcmul, ratio, compare", "sfron_fast, two ops", "sfron_fast")
 
 
-def apex(shapes: list[Shape], kind: str, work: str, slow_lr: float, device: str, density: float) -> Arm:
-    """NVIDIA apex's multi-tensor optimizers, where installed: plain steps."""
-    import apex.optimizers as peers
-
-    problem = Problem(shapes, device, density)
-    optimizer = peers.FusedAdam(problem.params, **ADAMW) if kind == "adamw" else peers.FusedSGD(problem.params, **SGD)
-    return list_arm("apex", problem, optimizer.step)
-
-
-def bitsandbytes(shapes: list[Shape], kind: str, work: str, slow_lr: float, device: str, density: float) -> Arm:
-    """bitsandbytes' 32-bit optimizers, where installed: plain steps."""
-    import bitsandbytes.optim as peers
-
-    problem = Problem(shapes, device, density)
-    optimizer = peers.AdamW32bit(problem.params, **ADAMW) if kind == "adamw" else peers.SGD32bit(problem.params, **SGD)
-    return list_arm("bitsandbytes, 32 bit", problem, optimizer.step)
-
-
 def probe(moved: int, device: str) -> Arm:
     """What the memory gives for as many bytes, half read and half written."""
     return copy_probe(moved, device) if device == "cuda" else inplace_scale(moved)

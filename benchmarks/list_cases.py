@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfron_fast import functional, reference
 
-from . import arms
+from . import arms, peers
 from .arms import ADAMW, MAX_NORM, SGD, Problem
 from .harness import Arm
 from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
@@ -57,6 +57,7 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
         mask_case(name, wide, device),
         last_gradient_case(name, wide, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
+        step_case("10,000 x 64", small_tensors(60 if tiny else 10_000, 64), "adamw", "forget", device),
         step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
         *density_cases(name, wide, device),
@@ -135,7 +136,7 @@ def step_case(
     about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density}
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     if work == "plain":
-        made += [partial(arms.best_stock, **about), partial(arms.apex, **about), partial(arms.bitsandbytes, **about)]
+        made += [partial(arms.best_stock, **about), *(partial(peers.peer, name, **about) for name in peers.PEERS)]
     else:
         made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
         made += [partial(arms.authors_style, **about)]

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import Any
 
 import torch
@@ -73,16 +73,18 @@ class Clock:
         mine = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         return sum(not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine)  # names of ranges
 
-
     def peak_mb(self, run: Callable[[], Any]) -> float:
         """What one call allocates at most, beside what is there already."""
-        if not self.cuda:
-            return -1.0
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        self.wait()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            self.wait()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+            run()
+        found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(accumulate((e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())), initial=0)) / 2**20
 
 
 def time_arms(
