@@ -91,7 +91,8 @@ SFRON_HD void block_backward(
     const float* x, const float* y, int64_t n, float inverse_temperature, float lse, float teacher_lse, float weight,
     float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
-    prefetch(i, x, y);
+    prefetch_lines(x + i + kAhead);
+    prefetch_lines(y + i + kAhead);
     SFRON_INDEPENDENT
     for (int64_t j = 0; j < kLanes; ++j) {
       out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, lse, teacher_lse, weight);
