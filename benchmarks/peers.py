@@ -1,6 +1,6 @@
 """Other packages' optimizers, where installed, each as its users write it: plain steps, as none has masks.
 
-What keeps its moments in 8 bits moves fewer bytes; its first step is still that of fp32 moments, and is what is checked.
+What keeps its moments in 8 bits moves fewer bytes; its first step, which is what is checked, is still that of fp32.
 """
 
 from typing import Any
