@@ -15,7 +15,7 @@ from .groups import Batch
 from .hyper import as_hyper, is_zero, moves_slowly
 from .norms import global_norms
 from .saliency import SaliencyMask
-from .settings import check_settings, check_step
+from .settings import check_names, check_settings, check_step, check_whole
 from .shards import placed_gradient, plain
 from .state import Resumable, zero_state
 
@@ -47,6 +47,7 @@ class SFRonOptimizer(Resumable):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            check_whole(group)
             once = len(set(map(id, group["params"]))) == len(group["params"])
             require(once, "params", "each parameter once", "one of them twice")
             for name in ("retain_steps", "max_norm", "clip_retain"):
@@ -92,6 +93,7 @@ class SFRonOptimizer(Resumable):
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
         for index, group in enumerate(self.param_groups):
+            check_names(group)
             masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
             params, grads = group["params"], [p.grad for p in group["params"]]
             whole = type(None) not in set(map(type, grads))

@@ -10,6 +10,7 @@ from .checks import number, require
 from .groups import Batch
 from .hyper import NAMES, check_capture
 
+FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
 CHOICES = {"moments": ("shared", "separate", "none"), "mask_semantics": ("gradient", "update"),
            "foreach": (None, True, False), "fused": (None, True, False)}  # fmt: skip
 
@@ -44,6 +45,27 @@ def check_settings(group: dict[str, Any]) -> None:
                            "differentiate torch.optim's optimizer")  # fmt: skip
     if group["foreach"] and group["fused"]:
         raise RuntimeError("foreach: expected None or False beside fused=True, found True; choose one")
+
+
+def check_whole(group: dict[str, Any]) -> None:
+    """Masks and states belong to whole parameters, or their DTensors.
+
+    Raises:
+        ValueError: a wrapper has flattened the parameters.
+    """
+    remedy = "shard with fully_shard of torch.distributed.fsdp (FSDP2)"
+    for mark, culprit in FLATTENED.items():
+        flattened = any(hasattr(p, mark) for p in group["params"])
+        require(not flattened, "params", "parameters, or DTensors", f"those of {culprit}", remedy)
+    check_names(group)
+
+
+def check_names(group: dict[str, Any]) -> None:
+    """As many parameters as were named; cheap, for every step."""
+    names, params = group.get("param_names"), group["params"]
+    if names is not None and len(names) != len(params):
+        require(False, "params", f"the {len(names)} that were named", f"{len(params)}, as when DeepSpeed ZeRO flattens "
+                "them", "shard with fully_shard of torch.distributed.fsdp (FSDP2)")  # fmt: skip
 
 
 def check_step(optimizer: Any, batches: list[Batch]) -> None:

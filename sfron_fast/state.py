@@ -13,6 +13,7 @@ from .flat import FlatStates
 from .hyper import moves_slowly
 from .naming import canonical_name
 from .saliency import SaliencyMask
+from .shards import place
 
 
 def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
@@ -20,6 +21,15 @@ def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
     if key.endswith("step"):
         return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
     return torch.zeros_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+
+
+def _check_placement(state: dict[str, Any], param: Tensor) -> None:
+    """Raise unless a saved state is in shards where its parameter is, on the same mesh, and nowhere else."""
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            require(place(value)[1] == place(param)[1] and getattr(value, "placements", None) == getattr(
+                    param, "placements", None), "state_dict", f"{key!r} placed as its parameter", "another placement",
+                    "use set_optimizer_state_dict of torch.distributed.checkpoint.state_dict")  # fmt: skip
 
 
 class Resumable(Optimizer):
@@ -117,6 +127,8 @@ class Resumable(Optimizer):
             names, theirs = ([canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group))
             same = not mine["masked"] or not theirs or names == theirs
             require(same, "state_dict", f"parameters {names}", theirs, "pass them in the order of the saved run")
+            for index, param in zip(group["params"], mine["params"], strict=False):
+                _check_placement(state_dict["state"].get(index, {}), param)
         # hooks of our own, next to torch's work: the user's see, and may change, what is loaded
         final: dict[str, Any] = {}
         before = self.register_load_state_dict_pre_hook(lambda _, state: final.update(self._with_knobs(state)) or final)

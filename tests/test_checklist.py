@@ -60,6 +60,14 @@ LINES = {
     "E4": ("M", "a step does not wait for the device"),
     "E5": ("M", "no autotuning of kernels that write their inputs"),
     "E6": ("S", "masks find the names of a compiled model"),
+    # many processes
+    "F1": ("M", "DDP ranks equal one process"),
+    "F3": ("M", "Fisher and mask do not depend on the number of ranks"),
+    "F4": ("M", "FSDP2: even, uneven and empty shards equal one process"),
+    "F5": ("S", "one mask for every wrapper, and back"),
+    "F6": ("S", "offloaded shards"),
+    "F7": ("L", "FSDP1 and DeepSpeed ZeRO are refused"),
+    "F8": ("L", "meshes of two dimensions, several in one group"),
     # masks, Fisher, evaluation
     "H1": ("M", "a mask reports its coverage and refuses another model"),
     "H2": ("M", "one bit per weight, exactly packed"),
@@ -82,7 +90,6 @@ NOTES = {  # where a line holds in another form than its first wording
     "A9": "betas are numbers, never tensors",
     "A13": "the tests' bodies are not in torch's wheel and written anew; complex, sparse and repeated parameters are "
            "refused, several devices and peak memory of foreach do not apply",
-    "B4": "one process; the global norm under FSDP2 comes with the distributed work",
     "B6": "a slow step of 0 would undo every cycle and is refused",
     "B7": "on one backend; a clip's norm is an fp64 sum in the order of the parameters: another order could change its "
           "last fp32 bit, once in some 10^8 steps",
@@ -91,12 +98,18 @@ NOTES = {  # where a line holds in another form than its first wording
     "B10": "retain gradients are measured with clip_retain only; unlearn looks at the retain loss",
     "C5": "on the same machine",
     "C6": "SGD with dampening starts from momentum 0 after init_state",
-    "C7": "one process; ranks come with the distributed work",
-    "C10": "with init_state",
+    "C10": "with init_state, where a gradient is on some ranks only, which DDP and FSDP2 do not let happen",
     "D2": "opt-in by fused=True; the host does not see a skip, so the cycle counts the step (README)",
     "E1": "lr as a tensor; as a number torch compiles for each value, 8 times, and then runs eagerly",
     "E3": "in tests/gpu; on the CPU the same ops read the same tensors",
     "E4": "in tests/gpu; on the CPU no step reads a value",
+    "F1": "the same bits where fp32 sums are exact; else within the bound of two orders of the same sums "
+          "(tests/distributed/test_ddp.py); gloo on CPUs",
+    "F3": "estimators \"rank\" and \"sample\"; a sharded model has neither: FSDP2 reduces before anybody can square",
+    "F4": "gloo on CPUs; the norm is one all-reduce per mesh dimension that splits",
+    "F6": "CPUOffloadPolicy on a mesh of CPUs; not yet run beside a GPU",
+    "F7": "ZeRO by its marks: DeepSpeed is not among the test dependencies",
+    "F8": "kernels see local shards, so a call is split by mesh only for the norm",
     "H4": "resumed by the part of the data that is done: estimate_fisher(start=...)",
     "I3": "torch 2.11, the first whose stable ABI has what the kernels use",
     "I5": "python -m sfron_fast env",
