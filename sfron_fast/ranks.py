@@ -3,6 +3,7 @@
 torch's own engine moves the data: a plain model's gradients are all-reduced here, FSDP2 reduces those of its own.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,12 +14,21 @@ from torch import Tensor, nn
 from .checks import require
 
 
+def _reshard(model: nn.Module) -> None:
+    """FSDP2 leaves the root gathered after a forward without backward: its parameters then look like plain ones."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody has imported it: nothing is sharded by it
+    for module in model.modules():
+        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
 class Ranks:
     """A process group with one model; or, with ``group`` None, this process alone, which asks nobody."""
 
     def __init__(self, model: nn.Module, group: Any) -> None:
         wrapped = dist.is_available() and isinstance(model, nn.parallel.DistributedDataParallel)
         self.model: Any = model.module if wrapped else model  # DDP has no use for autograd.grad
+        _reshard(model)
         self.group = group
         self.sharded = any(hasattr(p, "placements") for p in model.parameters())
         none = "torch.distributed.group.WORLD is all of them"
