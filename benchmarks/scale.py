@@ -244,12 +244,11 @@ def draw(target: Path) -> None:
     for model in llamas():
         left.plot(GPUS, [sum(held(model, n).values()) / 1e9 for n in GPUS], marker="o", markersize=3, label=model.name)
     left.axhline(MACHINE["memory"][0] / 1e9, color="black", linewidth=0.8)
-    left.text(GPUS[0], MACHINE["memory"][0] / 1e9 * 0.75, "a GPU's memory", fontsize=7)
     left.set_xscale("log", base=2)
     left.set_xticks(GPUS, [f"{n:,}" for n in GPUS])
     left.set_yscale("log")
     left.set_xlabel("GPUs", fontsize=8)
-    left.set_title("GB held on each GPU", fontsize=9, loc="left")
+    left.set_title("GB held on each GPU; the line is its memory", fontsize=9, loc="left")
     left.legend(fontsize=7, title="weights", title_fontsize=7)
     left.grid(alpha=0.3)
     for at, model in enumerate(llamas()):
