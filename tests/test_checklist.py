@@ -62,6 +62,7 @@ LINES = {
     "E6": ("S", "masks find the names of a compiled model"),
     # many processes
     "F1": ("M", "DDP ranks equal one process"),
+    "F2": ("M", "a paired loader: ranks draw different samples, together those of one process; resumable"),
     "F3": ("M", "Fisher and mask do not depend on the number of ranks"),
     "F4": ("M", "FSDP2: even, uneven and empty shards equal one process"),
     "F5": ("S", "one mask for every wrapper, and back"),
