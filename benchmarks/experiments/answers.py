@@ -1,0 +1,123 @@
+"""The questions of the experiment, answered in words and numbers from its data alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.harness import Row
+
+from . import methods
+
+QUESTIONED = ("Avg.D", "D_KL_forget", "D_KL_retain", "D_KL_test")
+Sweeps = Mapping[tuple[str, str], Sequence[tuple[float, Mapping[str, float]]]]
+
+
+def answers(report: Mapping[str, Any], sweeps: Sweeps, cycles: Sequence[Row]) -> str:
+    """README.md of the results folder."""
+    lines = ["# CIFAR-10: answers from the data", "",
+             "Made by `benchmarks/experiments/answers.py` from the data beside it; the tables and figures are in "
+             "[report.md](report.md). ± is the standard deviation over seeds.", ""]  # fmt: skip
+    for setting, means in report["settings"].items():
+        lines += [f"## {setting}", "", report["descriptions"].get(setting, ""), ""]
+        lines += _closest(means) + _components(means) + _recipes(means) + _pairs(report["runs"], setting)
+    lines += _sweeps(sweeps) + _cycles(cycles)
+    return "\n".join(lines)
+
+
+def _value(means: Mapping[str, Any], method: str, metric: str) -> str:
+    found = means[method][metric]
+    return f"{found['mean']:.3g} ± {found['std']:.2g}"
+
+
+def _closest(means: Mapping[str, Any]) -> list[str]:
+    """Does SFR-on come closest to Retrain?"""
+    compared = [m for m in means if m in methods.TUNED]
+    if not compared:
+        return []
+    lines = ["**Does SFR-on come closest to Retrain?**", ""]
+    for metric in QUESTIONED:
+        ranked = sorted(compared, key=lambda m: means[m][metric]["mean"])
+        best, ours = ranked[0], next((m for m in ranked if m in methods.RECIPES), None)
+        text = ", ".join(f"{m} {_value(means, m, metric)}" for m in ranked[:3])
+        if ours is not None:
+            verdict = "yes" if best == ours else "no"
+            text = f"**{verdict}**, {ours} is number {ranked.index(ours) + 1} of {len(ranked)}. First: {text}"
+        if "Original" in means:
+            text += f"; the untouched model {_value(means, 'Original', metric)}"
+        lines.append(f"- {metric}: {text}.")
+    return [*lines, ""]
+
+
+def _components(means: Mapping[str, Any]) -> list[str]:
+    """What does each component buy?"""
+    there = [m for m in methods.ABLATIONS if m in means]
+    if methods.PAPER not in means or not there:
+        return []
+    lines = ["**What does each part buy?** (the paper's recipe less one part, same settings)", "",
+             "| | FA | RA | TA | Avg.D | D_KL_forget |", "| :-- | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for method in (methods.PAPER, *there):
+        cells = (_value(means, method, metric) for metric in ("FA", "RA", "TA", "Avg.D", "D_KL_forget"))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _recipes(means: Mapping[str, Any]) -> list[str]:
+    """Paper against official against separate moments."""
+    there = [m for m in methods.RECIPES if m in means]
+    if len(there) < 2:
+        return []
+    lines = ["**The paper's recipe, the authors' code, or separate moments?**", ""]
+    for m in there:
+        values = (f"{name} {_value(means, m, name)}" for name in ("Avg.D", "D_KL_forget", "D_KL_retain", "RTE"))
+        lines.append(f"- {m}: {', '.join(values)}.")
+    return [*lines, ""]
+
+
+def _pairs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
+    """Seed by seed, the difference in Avg.D between the best baseline and the best SFR-on."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run["setting"] == setting and run["method"] in methods.TUNED:
+            found.setdefault(run["method"], {})[run["seed"]] = run["metrics"]["Avg.D"]
+    means = {m: statistics.fmean(v.values()) for m, v in found.items()}
+    ours = min((m for m in means if m in methods.RECIPES), key=means.__getitem__, default=None)
+    best = min((m for m in means if m in methods.BASELINES), key=means.__getitem__, default=None)
+    if ours is None or best is None:
+        return []
+    seeds = sorted(found[ours].keys() & found[best].keys())
+    gaps = [found[best][s] - found[ours][s] for s in seeds]
+    return [f"Seed by seed, Avg.D of {best} (the best baseline) less that of {ours}: "
+            + ", ".join(f"{g:+.2f}" for g in gaps) + f" (SFR-on closer in {sum(g > 0 for g in gaps)} of {len(gaps)}).",
+            ""]  # fmt: skip
+
+
+def _sweeps(sweeps: Sweeps) -> list[str]:
+    """How sensitive is it?"""
+    lines = ["## How sensitive is SFR-on (paper)?", ""] if sweeps else []
+    for (setting, name), points in sweeps.items():
+        lines += [f"{name} ({setting}){', times the chosen one, and the clip' if name == 'forget_weight' else ''}:", "",
+                  f"| | {' | '.join(f'{value:g}' for value, _ in points)} |",
+                  "| :-- |" + " --: |" * len(points)]  # fmt: skip
+        for metric in ("FA", "RA", "TA", "Avg.D", "D_KL_forget"):
+            lines.append(f"| {metric} | {' | '.join(f'{metrics[metric]:.3g}' for _, metrics in points)} |")
+        lines += ["", f"![sweep](sweep_{setting}_{name}.png)", ""]
+    return lines
+
+
+def _cycles(rows: Sequence[Row]) -> list[str]:
+    """What share is the optimizer, and what does the fused path save?"""
+    whole = {r.arm: r for r in rows if " cycle (" in r.case}
+    if not whole:
+        return []
+    case = next(iter(whole.values())).case
+    lines = ["## What a cycle costs", "",
+             f"{case}: a forget step, and a retain step with slow interpolation, all else the same.", "",
+             "| | ms a cycle | of it the optimizer | against ours |", "| :-- | --: | --: | --: |"]  # fmt: skip
+    ours = next(r for arm, r in whole.items() if arm == "sfron_fast")
+    for arm, row in whole.items():
+        phases = {r.case.split(": ")[1]: r.p50_ms for r in rows if r.arm == arm and " cycle: " in r.case}
+        optimizer = sum(ms for phase, ms in phases.items() if phase not in ("forward", "backward"))
+        share = 100 * optimizer / sum(phases.values())
+        against = row.p50_ms / ours.p50_ms
+        lines.append(f"| {arm} | {row.p50_ms:.2f} | {optimizer:.2f} ({share:.0f} %) | {against:.2f}x |")
+    return [*lines, ""]

@@ -1,0 +1,42 @@
+"""Figures of the experiment beside those of ``sfron_fast.figures``: bars of a metric, and curves of a sweep."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sfron_fast.figures import GRID, INK, SOFT, _colours, _figure
+
+
+def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
+    """{method: (mean, standard deviation)} as bars from the top, best first."""
+    ordered = dict(sorted(values.items(), key=lambda item: item[1][0]))
+    figure, axes = _figure(7.2, 0.9 + 0.36 * len(ordered))
+    colours = _colours(ordered)
+    means, errors = [m for m, _ in ordered.values()], [s for _, s in ordered.values()]
+    style = {"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3}
+    axes.barh(range(len(ordered)), means, height=0.66, color=[colours[m] for m in ordered], xerr=errors, error_kw=style)
+    for row, (mean, std) in enumerate(ordered.values()):
+        axes.annotate(f"{mean:.2f}", (mean + std, row), (6, 0), textcoords="offset points", va="center", color=INK)
+    axes.set_yticks(range(len(ordered)), list(ordered))
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * max(m + s for m, s in ordered.values()) or 1.0)
+    axes.set_xlabel(label)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def sweep(name: str, points: Sequence[tuple[float, Mapping[str, float]]], reference: Mapping[str, float]) -> Any:
+    """FA and RA (percent, Retrain's dashed) and Avg.D along one setting; points (value, mean metrics)."""
+    figure, axes = _figure(4.6, 3.2)
+    x = range(len(points))
+    for metric, colour in (("FA", "#D55E00"), ("RA", "#0072B2"), ("Avg.D", INK)):
+        y = [metrics[metric] for _, metrics in points]
+        axes.plot(x, y, color=colour, marker="o", markersize=4)
+        axes.annotate(metric, (len(points) - 1, y[-1]), (6, 0), textcoords="offset points", va="center", color=colour)
+        if metric != "Avg.D":
+            axes.axhline(reference[metric], color=colour, linestyle=(0, (4, 4)), linewidth=1)
+    axes.set_xticks(list(x), [f"{value:g}" for value, _ in points])
+    axes.set_xlabel(name)
+    axes.set_ylabel("%")
+    axes.set_ylim(bottom=0)
+    axes.grid(color=GRID, linewidth=0.8)
+    return figure

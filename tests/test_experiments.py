@@ -1,0 +1,281 @@
+"""The CIFAR-10 experiment on synthetic images: formats, batches, splits, resuming; and every method does its work."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.experiments import cifar10, data, methods, pieces, settings
+from benchmarks.experiments.choose import miss
+
+TRAIN, TEST = 200, 100
+
+
+def synthetic(samples, seed):
+    """Images uint8 [n, 32, 32, 3] of ten smooth patterns under noise, and labels."""
+    patterns = np.random.default_rng(0).uniform(60, 200, (10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(samples) % 10)
+    images = patterns[labels] + random.normal(0, 25, (samples, 32, 32, 3))
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def write_archive(folder):
+    """The official python archive."""
+    folder.mkdir()
+    images, labels = synthetic(TRAIN, 1)
+    for i in range(5):
+        part = slice(i * TRAIN // 5, (i + 1) * TRAIN // 5)
+        write_batch(folder / f"data_batch_{i + 1}", images[part], labels[part])
+    write_batch(folder / "test_batch", *synthetic(TEST, 2))
+
+
+def write_batch(file, images, labels):
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    with file.open("wb") as opened:
+        pickle.dump({b"data": planes, b"labels": [int(label) for label in labels]}, opened)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "cifar-10-batches-py"
+    write_archive(folder)
+    return folder
+
+
+def load(path, train=None, test=None):
+    data.load.cache_clear()
+    return data.load(path, train, test, "cpu")
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def centre(images):
+    return images.pixels[:, 4:36, 4:36].numpy()
+
+
+def test_archive_holds_every_image_once(archive):
+    train, test, _ = load(archive.parent)  # as torchvision leaves it
+    for images, (wanted, labels) in ((train, synthetic(TRAIN, 1)), (test, synthetic(TEST, 2))):
+        order = np.lexsort(centre(images).reshape(len(images), -1).T)
+        expected = np.lexsort(wanted.reshape(len(wanted), -1).T)
+        assert np.array_equal(centre(images)[order], wanted[expected])
+        assert np.array_equal(images.labels.numpy()[order], labels[expected])
+        assert not images.pixels[:, :4].any()
+
+
+def test_jpegs_are_the_archive_up_to_compression(archive, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    arrays = {}
+    for part, (images, labels) in {"train": synthetic(TRAIN, 1), "test": synthetic(TEST, 2)}.items():
+        files = []
+        for pixels in images:
+            buffer = io.BytesIO()
+            image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+            files.append(np.frombuffer(buffer.getvalue(), np.uint8))
+        arrays[f"{part}_jpeg"], arrays[f"{part}_labels"] = np.concatenate(files), labels.astype(np.uint8)
+        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, files)])
+    np.savez(tmp_path / "cifar.npz", **arrays)
+    ours, theirs = load(tmp_path / "cifar.npz", 50, 20), load(archive, 50, 20)
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.equal(a.labels, b.labels)
+        assert (a.pixels.float() - b.pixels.float()).abs().mean() < 3
+    assert len(ours[0]) == 50
+    arrays.pop("test_offsets")
+    np.savez(tmp_path / "cifar.npz", **arrays)
+    with pytest.raises(ValueError, match=r"data: expected .* found no test_offsets; give the folder cifar-10"):
+        load(tmp_path / "cifar.npz")
+
+
+def test_no_data_says_how_to_get_it(tmp_path, archive):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match=r"data: expected CIFAR-10 .* found .*kriz/cifar-10-python.tar.gz"):
+            load(path)
+    with pytest.raises(ValueError, match=r"data: expected 201 train images, found 200"):
+        load(archive, 201)
+
+
+def test_plain_batches_are_the_images_in_order(archive):
+    train, _, _ = load(archive)
+    batches = list(data.Batches(train, 64))
+    assert [len(y) for _, y in batches] == [64] * 3 + [8]
+    assert len(data.Batches(train, 64)) == 4
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(labels, train.labels)
+    wanted = (torch.tensor(centre(train)) - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
+    assert torch.equal(inputs, wanted.permute(0, 3, 1, 2))
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_batches_are_crops_and_flips_of_every_image(archive):
+    train, _, _ = load(archive, 40)
+    torch.manual_seed(0)
+    loader, mean, std = data.Batches(train, 16, train=True, crop=2), torch.tensor(data.MEAN), torch.tensor(data.STD)
+    seen, flips, corners = [], 0, set()
+    for inputs, labels in loader:
+        for crop, label in zip((inputs.permute(0, 2, 3, 1) * std + mean).round().byte(), labels, strict=True):
+            found = [(i, top, left, flip) for i in range(40) for top in range(2, 7) for left in range(2, 7)
+                     for flip in (False, True)
+                     if torch.equal(window(train.pixels[i], top, left, flip), crop)]  # fmt: skip
+            assert len(found) == 1
+            i, top, left, flip = found[0]
+            assert train.labels[i] == label
+            seen.append(i)
+            flips += flip
+            corners |= {("top", top), ("left", left)}
+    assert sorted(seen) == list(range(40))
+    assert seen != sorted(seen)
+    assert 8 < flips < 32
+    assert len(corners) == 10
+    torch.manual_seed(0)
+    again = next(iter(loader))[1]
+    torch.manual_seed(0)
+    assert torch.equal(again, next(iter(loader))[1])
+
+
+def window(pixels, top, left, flip):
+    cut = pixels[top : top + 32, left : left + 32]
+    return cut.flip(1) if flip else cut
+
+
+@pytest.mark.parametrize("setting", settings.SETTINGS)
+def test_splits(archive, setting):
+    train, test, _ = load(archive)
+    split, other = (data.make_split(train, test, setting, seed) for seed in (0, 1))
+    assert len(split.train) == 180
+    assert len(split.forget) + len(split.retain) == 180
+    kept = [split.retain, split.val, split.test]
+    if setting == "class":
+        assert (split.forget.labels == data.FORGOTTEN_CLASS).all()
+        assert all(not (images.labels == data.FORGOTTEN_CLASS).any() for images in kept)
+        assert len(split.test) == 90
+    else:
+        assert len(split.forget) == 18
+        assert (len(split.val), len(split.test)) == (20, 100)
+    whole = data.make_split(train, test, "random", 0)
+    assert torch.equal(whole.train.pixels, split.train.pixels)  # both settings start from one trained model
+    assert not torch.equal(split.train.pixels, other.train.pixels)
+    keys = [{p.numpy().tobytes() for p in images.pixels} for images in (split.forget, split.retain, whole.val)]
+    assert len(set.union(*keys)) == 200
+    marked, wrong = split.marked(), split.wrong()
+    assert marked.labels.sum() == len(split.forget)
+    assert torch.equal(marked.pixels[marked.labels], split.forget.pixels)
+    assert (wrong.labels[-len(split.forget) :] != split.forget.labels).all()
+    assert torch.equal(wrong.labels[: len(split.retain)], split.retain.labels)
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(archive, tmp_path_factory):
+    """A whole smoke run of one setting: (results folder, metrics by method)."""
+    out = tmp_path_factory.mktemp("smoke")
+    torch.set_num_threads(1)
+    arguments = ["--data", str(archive), "--scale", "smoke", "--setting", "class", "--out", str(out), "--workers", "1"]
+    cifar10.main([*arguments, "--max-minutes", "0"])
+    assert not list(out.rglob("*.json"))
+    cifar10.main([*arguments, "--rte"])
+    found = json.loads((out / "report.json").read_text())
+    return arguments, out, {run["method"]: run["metrics"] for run in found["runs"]}
+
+
+def test_the_task_is_one(finished):
+    metrics = finished[2]
+    assert set(metrics) == {"Original", "Retrain", *methods.METHODS}
+    assert metrics["Original"]["FA"] > 90
+    assert metrics["Retrain"]["FA"] == 0
+    for method in ("Original", "Retrain"):
+        assert metrics[method]["RA"] > 90
+        assert metrics[method]["TA"] > 80
+
+
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("FT", "GA")])
+def test_methods_forget_the_class_and_keep_the_rest(finished, method):
+    metrics = finished[2]
+    assert metrics[method]["FA"] < 50
+    assert metrics[method]["RA"] > 80
+    assert metrics[method]["TA"] > 70
+    assert metrics[method]["Avg.D"] < metrics["Original"]["Avg.D"]
+
+
+def test_the_two_halves(finished):
+    """FT only keeps, GA only forgets."""
+    metrics = finished[2]
+    assert metrics["FT"]["RA"] > 90
+    assert metrics["GA"]["FA"] < 50
+
+
+def test_results_are_whole(finished):
+    _, out, metrics = finished
+    for name in ("report.md", "README.md", "tradeoff_class.png", "losses_class.png", "avgd_class.png", "time_class.png",
+                 "cycles.json"):  # fmt: skip
+        assert (out / name).stat().st_size > 0, name
+    text = (out / "README.md").read_text()
+    best = min(methods.TUNED, key=lambda m: metrics[m]["Avg.D"])
+    verdict = "yes" if best in methods.RECIPES else "no"
+    assert f"- Avg.D: **{verdict}**" in text
+    assert "authors' style" in text
+    for method in methods.METHODS:
+        assert metrics[method]["RTE"] > 0
+
+
+def test_a_finished_piece_is_not_run_again(finished, monkeypatch):
+    arguments, out, _ = finished
+    done, do = [], pieces.Run.do
+    monkeypatch.setattr(pieces.Run, "do", lambda run, piece: done.append(piece.method) or do(run, piece))
+    (out / "pieces" / "class-seed0-GA.json").unlink()
+    before = json.loads((out / "report.json").read_text())["settings"]
+    cifar10.main(arguments)
+    assert done == ["GA"]
+    after = json.loads((out / "report.json").read_text())["settings"]
+    for values in (before, after):
+        values["class"]["GA"].pop("RTE")
+    assert before == after  # the same bits again
+    path = out / "pieces" / "class-seed0-FT.json"
+    piece = json.loads(path.read_text())
+    piece["made_with"]["piece"]["settings"] = "{}"
+    path.write_text(json.dumps(piece))
+    cifar10.main(arguments)
+    assert done == ["GA", "FT"]
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_as_many_candidates():
+    for scale, grids in settings.GRIDS.items():
+        assert grids.keys() == set(methods.TUNED)
+        assert len({len(grid) for grid in grids.values()}) == 1, scale
+
+
+def test_what_decides_on_settings():
+    original = {"FA": 90.0, "RA": 90.0, "VA": 60.0}
+    assert miss({"FA": 60.0, "RA": 95.0, "VA": 61.0}, original, "random") == 0
+    assert miss({"FA": 50.0, "RA": 88.0, "VA": 57.0}, original, "random") == 10 + 2 + 3  # over-forgetting counts
+    assert miss({"FA": 2.0, "RA": 90.0, "VA": 60.0}, original, "class") == 2
+
+
+def test_sweeps_change_one_thing():
+    start = {"cycles": 40, "retain_steps": 5, "forget_weight": 25.0, "max_norm": 1.0}
+    assert settings.swept(start, "retain_steps", 20) == {**start, "retain_steps": 20, "cycles": 10}
+    assert settings.swept(start, "forget_weight", 2.0) == {**start, "forget_weight": 50.0, "max_norm": 2.0}
+    assert settings.swept(start, "temperature", 1.0) == {**start, "temperature": 1.0}
+    labels = [p.label for p in cifar10.plan("small", ("random",), 1, sweep=True)[-1]]
+    assert len(labels) == len(set(labels)) == sum(map(len, settings.SWEEPS.values()))
+
+
+def test_mixed_precision_is_bf16_in_training_and_fp32_elsewhere():
+    torch.manual_seed(0)
+    plain = methods.ResNet18(width=4)
+    mixed, x = methods.MixedPrecision(plain), torch.randn(4, 3, 32, 32)
+    exact, mine = plain.train()(x), mixed(x)
+    assert mine.dtype == torch.float32
+    assert 0 < torch.linalg.vector_norm(mine - exact) < 0.05 * torch.linalg.vector_norm(exact)
+    mine.sum().backward()
+    assert {p.grad.dtype for p in plain.parameters()} == {torch.float32}
+    assert torch.equal(mixed.eval()(x), plain(x))
