@@ -25,6 +25,7 @@ from ..batches import evaluating
 from ..checkpoint import EndlessLoader
 from ..checks import number, require
 from ..fisher import Estimator, estimate_fisher
+from ..losses import soft_target_kl
 from ..saliency import SaliencyMask
 from .descent import Losses, batches, descend
 
@@ -88,7 +89,7 @@ def bad_teacher(
             good, bad = _teach(competent, inputs), _teach(incompetent, inputs)
             logits = model(inputs)
             weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
-            yield _soft_target_kl(logits, torch.where(forgotten[:, None], bad, good), weights, temperature)
+            yield soft_target_kl(logits, torch.where(forgotten[:, None], bad, good), weights, temperature)
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
@@ -104,10 +105,10 @@ def scrub(
     def losses(epoch: int) -> Any:
         if epoch < ascent_epochs:
             for inputs, _ in batches(model, forget_loader, "forget_loader"):
-                yield -_soft_target_kl(model(inputs), _teach(original, inputs), temperature=temperature)
+                yield -soft_target_kl(model(inputs), _teach(original, inputs), temperature=temperature)
         for inputs, labels in batches(model, retain_loader, "retain_loader"):
             logits = model(inputs)
-            near = _soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
+            near = soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
             yield label_weight * F.cross_entropy(logits, labels) + teacher_weight * near
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
@@ -132,7 +133,7 @@ def selective_amnesia(
         for inputs, labels in batches(model, retain_loader, "retain_loader"):
             kept = F.cross_entropy(model(inputs), labels)
             logits = model(next(batches(model, [forget.next()], "forget_loader"))[0])
-            gone = _soft_target_kl(logits, torch.zeros_like(logits))
+            gone = soft_target_kl(logits, torch.zeros_like(logits))
             named = dict(model.named_parameters())
             anchor = torch.stack([(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]).sum()
             yield kept + gone + 0.5 * penalty * anchor
@@ -166,12 +167,3 @@ def _cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 
 def _teach(teacher: nn.Module, inputs: Any) -> Tensor:
     with evaluating(teacher), torch.no_grad():
         return teacher(inputs)
-
-
-def _soft_target_kl(
-    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
-    """sum_i w_i KL(softmax(teacher / T) || softmax(logits / T)) T^2; w = 1 / samples unless given."""
-    log_q, log_p = (F.log_softmax(t / temperature, 1) for t in (logits, teacher_logits.detach()))
-    rows = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return temperature**2 * (rows.mean() if weights is None else (weights * rows).sum())
