@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import cifar10, data, methods, pieces, settings
+from benchmarks.experiments import cifar10, data, methods, pieces, plots, settings
+from benchmarks.experiments.answers import answers
 from benchmarks.experiments.choose import miss
 
 TRAIN, TEST = 200, 100
@@ -242,6 +243,52 @@ def test_a_finished_piece_is_not_run_again(finished, monkeypatch):
     path.write_text(json.dumps(piece))
     cifar10.main(arguments)
     assert done == ["GA", "FT"]
+
+
+@pytest.mark.long
+def test_two_workers_do_what_one_does(finished, tmp_path):
+    arguments, _, metrics = finished
+    arguments = [*arguments[:-3], str(tmp_path), "--workers", "2"]
+    cifar10.main(arguments)
+    found = json.loads((tmp_path / "report.json").read_text())
+    for run in found["runs"]:
+        run["metrics"].pop("RTE")
+        assert run["metrics"] == {k: v for k, v in metrics[run["method"]].items() if k != "RTE"}
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def hand_made(distances):
+    """A report with these Avg.D of two seeds."""
+    names = ("FA", "RA", "TA", "Avg.D", "D_KL_forget", "D_KL_retain", "D_KL_test", "RTE")
+    means = {m: {n: {"mean": sum(d) / 2, "std": 0.5} for n in names} for m, d in distances.items()}
+    runs = [{"setting": "random", "method": m, "seed": i, "metrics": {"Avg.D": v}}
+            for m, d in distances.items() for i, v in enumerate(d)]  # fmt: skip
+    return {"settings": {"random": means}, "descriptions": {"random": "by hand"}, "runs": runs}
+
+
+def test_answers_say_no_where_a_baseline_is_closer():
+    distances = {"Original": (9, 11), "FT": (1.5, 2.5), "SFR-on (paper)": (3, 5), "SFR-on (official)": (2, 3),
+                 "paper, no S": (7, 7)}  # fmt: skip
+    text = answers(hand_made(distances), {}, [])
+    assert "- Avg.D: **no**, SFR-on (official) is number 2 of 3. First: FT 2 ± 0.5" in text
+    assert "the untouched model 10 ± 0.5" in text
+    assert "of FT (the best baseline) less that of SFR-on (official): -0.50, -0.50 (SFR-on closer in 0 of 2)" in text
+    assert "| paper, no S | 7 ± 0.5 |" in text
+    assert "**yes**, SFR-on (official) is number 1" in answers(hand_made({**distances, "FT": (4, 4)}), {}, [])
+
+
+def test_sweeps_are_told_and_drawn(tmp_path):
+    points = [(0.5, dict.fromkeys(("FA", "RA", "TA", "Avg.D", "D_KL_forget"), 12.5)),
+              (1.0, dict.fromkeys(("FA", "RA", "TA", "Avg.D", "D_KL_forget"), 25.0))]  # fmt: skip
+    text = answers(hand_made({"FT": (1, 2)}), {("random", "threshold"): points}, [])
+    assert "| | 0.5 | 1 |" in text
+    assert "| Avg.D | 12.5 | 25 |" in text
+    figure = plots.sweep("threshold", points, {"FA": 60.0, "RA": 90.0})
+    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert lines.count([12.5, 25.0]) == 3
+    figure.savefig(tmp_path / "sweep.png")
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
