@@ -29,10 +29,9 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
         _refuse_leaves({key: lists[key] for key in written})
     records = _records(lists.values())
     if records is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
-        shards: dict[str, Tensors] = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
-        result = _call(name, shards, written, *rest, **scalars)
-        _touch(name, lists, written)
-        return result
+        _touch(name, lists, written)  # a DTensor counts its versions itself
+        lists = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
+        records = _records(lists.values())
     if records is not None:
         try:
             result = getattr(torch.ops.sfron_fast, name).records(records, *rest, **scalars)

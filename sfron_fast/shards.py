@@ -22,16 +22,14 @@ def plain(tensors: list[Any]) -> bool:
     return _PLAIN.issuperset(map(type, tensors)) or not any(map(is_sharded, tensors))
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """The local shard of a DTensor (it shares storage); any other tensor itself."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """All of a DTensor, on every rank (a collective); any other tensor itself."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def place(tensor: Any) -> Place:

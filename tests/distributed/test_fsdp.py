@@ -20,7 +20,7 @@ from sharded import (
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 U = 2.0**-24  # the error of one rounded fp32 operation
 
@@ -207,11 +207,65 @@ def meshes():
 
 
 def placed_local(tensor, mesh, placements):
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(tensor.detach().clone(), mesh, placements, src_data_rank=None).to_local().clone()
 
 
 @pytest.mark.checklist("F8")
 def test_meshes_of_two_dimensions_and_several_in_one_group():
     on_ranks(4, meshes)
+
+
+def unsummed_gradients():
+    """As tensor parallelism leaves them on norms and biases: each rank holds a summand."""
+    mesh = init_device_mesh("cpu", (2,))
+    weight = nn.Parameter(distribute_tensor(torch.ones(3), mesh, [Replicate()]))
+    optimizer = KINDS[0]([weight], lr=0.5, max_norm=100.0)
+    for step in (optimizer.forget_step, optimizer.step):
+        mine = torch.tensor([1.0, 2.0, 4.0]) * (dist.get_rank() + 1)
+        weight.grad = DTensor.from_local(mine, mesh, [Partial()])
+        step()
+    assert optimizer.grad_norm == torch.tensor([3.0, 6.0, 12.0]).norm()
+    return weight.to_local().tolist()
+
+
+@pytest.mark.checklist("F8")
+def test_gradients_that_are_yet_to_be_summed():
+    assert on_ranks(2, unsummed_gradients) == [[-2.0, -5.0, -11.0]] * 2
+
+
+def scaled():
+    models, optimizers = twins(KINDS[0], mask=False, lr=0.125)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {n: p.detach().clone() for n, p in models[1].named_parameters()}
+    for bad in (True, False):
+        optimizers[1].zero_grad()
+        inputs = torch.ones(2, 5)
+        if bad and dist.get_rank() == 1:
+            inputs[0] = float("inf")
+        scaler.scale(models[1](inputs).sum()).backward()
+        scaler.step(optimizers[1].forget)
+        scaler.update()
+        moved = [not torch.equal(p.to_local(), before[n].to_local()) for n, p in models[1].named_parameters()]
+        assert any(moved) is not bad
+        assert optimizers[1].mid_cycle is not bad
+        assert scaler.get_scale() == 2.0
+
+
+@pytest.mark.checklist("D3", "F4")
+def test_a_scaler_skips_on_every_rank():
+    on_ranks(2, scaled)
+
+
+def compiled_steps():
+    models, optimizers = twins(KINDS[0], lr=torch.tensor(0.125), momentum=0.5, clip_retain=True)
+    optimizers[0].param_groups[0]["lr"] = 0.125
+    step = torch.compile(optimizers[1].step, backend="eager")
+    for i in range(3):
+        step_both(models, optimizers[:1], 1, 1, seed=i)
+        step()
+    assert_equal(models, optimizers)
+
+
+@pytest.mark.checklist("E1")
+def test_a_compiled_step():
+    on_ranks(2, compiled_steps)

@@ -103,17 +103,18 @@ def sharded_after_construction():
     """Frameworks replace the parameters of an optimizer by sharded ones: masks are found again by name."""
     mask = mask_of(net())
     alone, model = net(), net()
-    settings = {"lr": 0.1, "momentum": 0.9, "saliency": mask}
-    optimizers = [SFRonSGD(m.named_parameters(), **settings) for m in (alone, model)]
-    shard(model)
-    optimizers[1].param_groups[0]["params"] = list(model.parameters())
+    optimizers = [SFRonSGD(m.named_parameters(), lr=0.1, saliency=mask) for m in (alone, model)]
     generator = torch.Generator().manual_seed(4)
-    for p, q in zip(alone.parameters(), model.parameters(), strict=True):
-        p.grad = torch.randn(p.shape, generator=generator)
-        q.grad = placed(p.grad, q)
-    for optimizer in optimizers:
-        optimizer.forget_step()
-        optimizer.step()
+    for turn in range(2):
+        if turn:
+            shard(model)
+            optimizers[1].param_groups[0]["params"] = list(model.parameters())
+        for p, q in zip(alone.parameters(), model.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = placed(p.grad, q)
+        for optimizer in optimizers:
+            optimizer.forget_step()
+            optimizer.step()
     assert all(torch.equal(p, whole(q)) for p, q in zip(alone.parameters(), model.parameters(), strict=True))
 
 
