@@ -41,16 +41,16 @@ def _along(name: str, values: tuple[float, ...], **rest: Any) -> list[dict[str, 
 
 # As many candidates for every method, along the setting that decides how strongly it forgets.
 _SMALL = {
-    "FT": _along("lr", (0.02, 0.05, 0.1, 0.2), epochs=4),
+    "FT": _along("lr", (0.02, 0.05, 0.1, 0.2), epochs=3),
     "GA": _along("lr", (1e-3, 2e-3, 4e-3, 8e-3), epochs=9),
-    "RL": _along("lr", (0.01, 0.03, 0.1, 0.3), epochs=4),
-    "SalUn": _along("lr", (0.02, 0.05, 0.15, 0.4), epochs=4),
-    "BT": _along("lr", (0.1, 0.4, 1.5, 5.0), epochs=3),
-    "SCRUB": _along("lr", (1e-4, 1e-3, 5e-3, 2e-2), epochs=3),
-    "SA": _along("lr", (0.003, 0.01, 0.03, 0.1), epochs=2),
-    "SFR-on (paper)": _along("forget_lr", (0.02, 0.05, 0.12, 0.3), **_PAPER),
-    "SFR-on (official)": _along("max_norm", (0.3, 1.0, 3.0, 10.0), **_OFFICIAL),
-    "SFR-on (separate)": _along("max_norm", (0.3, 1.0, 3.0, 10.0), **_OFFICIAL),
+    "RL": _along("lr", (0.01, 0.03, 0.1, 0.3), epochs=3),
+    "SalUn": _along("lr", (0.02, 0.05, 0.15, 0.4), epochs=3),
+    "BT": _along("lr", (0.1, 0.4, 1.5, 5.0), epochs=2),
+    "SCRUB": _along("lr", (3e-3, 1e-2, 3e-2, 1e-1), epochs=3),
+    "SA": _along("lr", (0.01, 0.03, 0.1, 0.3), epochs=2),
+    "SFR-on (paper)": _along("forget_lr", (0.05, 0.15, 0.4, 1.0), **_PAPER),
+    "SFR-on (official)": _along("max_norm", (0.5, 1.5, 4.0, 10.0), **_OFFICIAL),
+    "SFR-on (separate)": _along("max_norm", (0.5, 1.5, 4.0, 10.0), **_OFFICIAL),
 }
 # The published settings among them.
 _FULL = {
