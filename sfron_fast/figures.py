@@ -19,7 +19,7 @@ INK, SOFT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
 NAMED = {
     "Original": "#8a8a8a", "Retrain": "#222222", "SFR-on": "#D55E00", "SFR-on (paper)": "#D55E00",
-    "SFR-on (official)": "#8C3A00",
+    "SFR-on (official)": "#8C3A00", "SFR-on (separate)": "#F0A068", "SA": "#8B8000",
 } | dict(zip(("FT", "GA", "RL", "SalUn", "BT", "SCRUB"), OTHERS, strict=True))  # fmt: skip
 FORGET, TEST = "#D55E00", "#0072B2"
 LOSS_FLOOR = 1e-8  # smaller losses are drawn here: a logarithmic axis has no zero
