@@ -45,7 +45,7 @@ _SMALL = {
     "GA": _along("lr", (1e-3, 2e-3, 4e-3, 8e-3), epochs=9),
     "RL": _along("lr", (0.01, 0.03, 0.1, 0.3), epochs=3),
     "SalUn": _along("lr", (0.02, 0.05, 0.15, 0.4), epochs=3),
-    "BT": _along("lr", (0.1, 0.4, 1.5, 5.0), epochs=2),
+    "BT": _along("lr", (0.15, 0.3, 0.6, 1.2), epochs=2),
     "SCRUB": _along("lr", (3e-3, 1e-2, 3e-2, 1e-1), epochs=3),
     "SA": _along("lr", (0.01, 0.03, 0.1, 0.3), epochs=2),
     "SFR-on (paper)": _along("forget_lr", (0.05, 0.15, 0.4, 1.0), **_PAPER),
