@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, reference
-from .batches import evaluating, model_device, move, progress_bar
+from .batches import evaluating, move, progress_bar
 from .checks import number, require
 from .naming import model_digest
 from .ranks import Ranks
@@ -143,7 +143,7 @@ def _sum_squares(
         reached = set(params) - set(start.metadata["no_gradient"])
     square = _per_sample if estimator == "sample" else _per_batch
     with evaluating(model):
-        rounds = ranks.rounds(move(batch, model_device(model)) for batch in loader)
+        rounds = ranks.rounds(move(batch, ranks.device) for batch in loader)
         for inputs, targets, counts in progress_bar(rounds, loader, "Fisher", progress):
             unpacks = isinstance(inputs, Mapping) and estimator == "sample"
             require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .batches import model_device
 from .checks import require
 
 
@@ -36,7 +37,7 @@ class Ranks:
                 "batches, for a model of DistributedDataParallel or fully_shard", "None", none)  # fmt: skip
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
-        self.device = next(model.parameters()).device
+        self.device = model_device(model)  # where inputs go, and what the ranks tell each other
         if self.sharded:
             self._check_meshes()
 
@@ -47,7 +48,7 @@ class Ranks:
         require(isinstance(self.model, FSDPModule), "model", "one whose root is sharded by fully_shard",
                 "DTensors of another origin", "apply fully_shard to the model itself too")  # fmt: skip
         meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if hasattr(p, "placements")}
-        self.device = torch.device(next(iter(meshes)).device_type, self.device.index)
+        self.device = torch.device(next(iter(meshes)).device_type, self.device.index)  # also for offloaded weights
         for mesh in meshes:
             require(mesh.size() == self.size, "group", f"the {mesh.size()} ranks that the model is sharded over",
                     self.size)  # fmt: skip

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from ranks import on_ranks
 from sharded import KINDS, mask_of, net, shard, whole
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from sfron_fast import (
@@ -375,3 +377,19 @@ def unreached_and_refused():
 @pytest.mark.checklist("F3")
 def test_what_any_rank_reaches_and_what_none_may_do():
     on_ranks(2, unreached_and_refused)
+
+
+def other_meshes():
+    group, batches = dist.group.WORLD, exact_batches()
+    single = estimate_fisher(exact_model(), batches, mean_square)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for options in ({"mesh": mesh}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+        ours = estimate_fisher(shard(exact_model(), **options), parts(batches, even), mean_square, group=group)
+        assert all(torch.equal(whole(ours[name]), single[name]) for name in single)
+    with pytest.raises(ValueError, match="group: expected the 2 ranks that the model is sharded over, found 4"):
+        estimate_fisher(shard(exact_model(), mesh=mesh["shard"]), batches, mean_square, group=group)
+
+
+@pytest.mark.checklist("F3", "F6", "F8")
+def test_fisher_on_other_meshes_and_of_offloaded_shards():
+    on_ranks(4, other_meshes)
