@@ -26,9 +26,19 @@ class Problem:
         self.params = [nn.Parameter(torch.randn(s, **on)) for s in shapes]
         self.gradients = [torch.randn(s, **on).mul_(1e-3) for s in shapes]
         self.masks = [torch.rand(s, **on) < density for s in shapes]
-        self.numel = sum(p.numel() for p in self.params)
         for p, g in zip(self.params, self.gradients, strict=True):
-            p.grad = g.clone()
+            p.grad = g
+
+    def prepare(self, work: str) -> None:
+        """A pair has two lists of gradients: what masks in place must not find its retain gradients masked."""
+        self.others = [g.clone() for g in self.gradients] if work == "pair" else []
+
+    def next_gradients(self) -> None:
+        """The other list, as after a backward pass: no gradient stays where it was, and no bytes move."""
+        now = [p.grad for p in self.params]
+        for p, g in zip(self.params, self.others, strict=True):
+            p.grad = g
+        self.others = now
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"p{i}", p) for i, p in enumerate(self.params)]
@@ -58,6 +68,7 @@ def ours(
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
     problem = Problem(shapes, device, density)
+    problem.prepare(work)
     masked = work != "plain"
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
@@ -71,6 +82,7 @@ def ours(
             return
         optimizer.forget_step()
         if work == "pair":
+            problem.next_gradients()
             optimizer.step()
         else:  # a forget step alone: declare its cycle over
             for group in optimizer.param_groups:
@@ -85,32 +97,45 @@ def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.
     return torch.optim.SGD(problem.params, **SGD, **flags)
 
 
+STOCK = ("bool mask", "float mask", "float mask, clip in the step")
+
+
 def best_stock(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, mask_dtype: str = "bool", device: str = "cpu",
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, how: str = "bool mask", device: str = "cpu",
     density: float = 0.5,
 ) -> Arm:
-    """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy."""
+    """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy.
+
+    "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's divisor.
+    """
     problem = Problem(shapes, device, density)
+    problem.prepare(work)
     optimizer = _torch_optimizer(problem, kind, fused=True)
-    masks = problem.masks if mask_dtype == "bool" else [m.float() for m in problem.masks]
+    masks = problem.masks if how == "bool mask" else [m.float() for m in problem.masks]
+    problem.masks = []
     slow = problem.values() if slow_lr < 1.0 else []
 
     def run() -> None:
         if work != "plain":
             # the gradient is written; multiplying by 0 and 1 again and again costs the same
-            torch._foreach_mul_([p.grad for p in problem.params], masks)
-            nn.utils.clip_grad_norm_(problem.params, MAX_NORM, foreach=True)
+            grads = [p.grad for p in problem.params]
+            torch._foreach_mul_(grads, masks)
+            if how.endswith("clip in the step"):
+                norm = nn.utils.get_total_norm(grads, foreach=True)
+                optimizer.grad_scale = ((norm + 1e-6) / MAX_NORM).clamp(min=1.0)
+            else:
+                nn.utils.clip_grad_norm_(problem.params, MAX_NORM, foreach=True)
         optimizer.step()
         if work == "pair":
-            for p, g in zip(problem.params, problem.gradients, strict=True):
-                p.grad = g  # the retain gradient; no bytes move
+            problem.next_gradients()
+            optimizer.grad_scale = None
             optimizer.step()
             if slow:
                 with torch.no_grad():
                     torch._foreach_lerp_(slow, problem.params, slow_lr)
                     torch._foreach_copy_(problem.params, slow)
 
-    name = f"stock, fused ({mask_dtype} mask)" if work != "plain" else "torch fused=True"
+    name = f"stock, fused ({how})" if work != "plain" else "torch fused=True"
     return list_arm(name, problem, run)
 
 
@@ -123,6 +148,7 @@ def authors_style(
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """
     problem = Problem(shapes, device, density)
+    problem.prepare(work)
     if cpu_masks:
         problem.masks = [mask.cpu() for mask in problem.masks]
     optimizer = _torch_optimizer(problem, kind)
@@ -135,8 +161,7 @@ def authors_style(
         nn.utils.clip_grad_norm_(problem.params, MAX_NORM)
         optimizer.step()
         if work == "pair":
-            for p, g in zip(problem.params, problem.gradients, strict=True):
-                p.grad = g
+            problem.next_gradients()
             optimizer.step()
             for p, o in zip(problem.params, original, strict=True):
                 p.data.copy_((1.0 - slow_lr) * o.data + slow_lr * p.data)
@@ -145,15 +170,21 @@ def authors_style(
     return list_arm("authors' style, masks on CPU" if cpu_masks else "authors' style", problem, run)
 
 
+def stock_mask(forget: list[Tensor], retain: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
+    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher is much above eps."""
+    above = reference.FISHER_EPS * (threshold - 1.0)
+    return [torch.sub(f, r, alpha=threshold) >= above for f, r in zip(forget, retain, strict=True)]
+
+
 def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
     """The retain Fisher's last gradient and the mask, by stock torch, by two ops, or by the one that fuses them."""
     on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
-    grads, eps = Problem(shapes, device).gradients, reference.FISHER_EPS
+    grads = Problem(shapes, device).gradients
     retain, forget = [torch.zeros_like(g) for g in grads], [torch.rand(s, **on).mul_(1e-6) for s in shapes]
 
     def stock() -> list[Tensor]:
         torch._foreach_addcmul_(retain, grads, grads, 0.5)
-        return [(f + eps) / (r + eps) >= 1.0 for f, r in zip(forget, retain, strict=True)]
+        return stock_mask(forget, retain)
 
     def two_ops() -> list[Tensor]:
         functional.fisher_accumulate_(retain, grads, 0.5)
@@ -162,7 +193,7 @@ def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
     def fused() -> list[Tensor]:
         return functional.fisher_saliency_mask_(retain, grads, forget, weight=0.5, threshold=1.0)[0]
 
-    run = {"foreach addcmul, ratio, compare": stock, "sfron_fast, two ops": two_ops, "sfron_fast": fused}[how]
+    run = {LAST_GRADIENT[0]: stock, "sfron_fast, two ops": two_ops, "sfron_fast": fused}[how]
 
     def check() -> list[Tensor]:
         masks = run()
@@ -172,7 +203,7 @@ def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
     return Arm(how, run, check)
 
 
-LAST_GRADIENT = ("foreach addcmul, ratio, compare", "sfron_fast, two ops", "sfron_fast")
+LAST_GRADIENT = ("foreach addcmul, difference, compare", "sfron_fast, two ops", "sfron_fast")
 
 
 def probe(moved: int, device: str) -> Arm:

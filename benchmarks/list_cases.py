@@ -16,7 +16,7 @@ from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, sma
 from .timer import replayed, warmed
 
 SWEEP = "sweep, "
-FLOORS = {  # bytes a weight that a step must move at least: see run.py; a pair also stores and reads the slow weights
+FLOORS = {  # least bytes a weight of a step; a clip reads gradient and mask twice, a pair stores and reads slow weights
     ("adamw", "plain"): 28.0, ("adamw", "forget"): 32.25, ("adamw", "pair"): 68.25,
     ("sgd", "plain"): 20.0, ("sgd", "forget"): 24.25, ("sgd", "pair"): 52.25,
 }  # fmt: skip
@@ -86,6 +86,7 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
         norm_case("DiT-XL/2", dit, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
         step_case("10,000 x 64", many, "sgd", "plain", device),
+        long_case("1 x (2^31 + 1)", [(99,)] if tiny else [(2**31 + 1,)], device),
         step_case("Llama-3.2-1B", [(8, 8)] if tiny else llama_1b(), "adamw", "forget", device),
         step_case("SD 1.4 U-Net", [(8, 8)] if tiny else sd14_unet(), "adamw", "pair", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
@@ -117,7 +118,8 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     return [
         Case(
             f"{name}, {rule} forget, compiled",
-            [partial(compiled_stock, shapes, rule, device, backend),
+            [partial(arms.probe, int(FLOORS[rule, "forget"] * weights(shapes)), device),
+             partial(compiled_stock, shapes, rule, device, backend),
              partial(arms.ours, shapes, rule, "forget", device=device)],
             int(FLOORS[rule, "forget"] * weights(shapes)),
             needs=0.2 * len(shapes),  # time to compile
@@ -140,9 +142,17 @@ def step_case(
     else:
         made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
         made += [partial(arms.authors_style, **about)]
-        made += [partial(arms.best_stock, **about, mask_dtype=dtype) for dtype in ("bool", "float")]
+        made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
     alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
     return Case(f"{name}, {kind} {work}{alpha}{some}", [*made, partial(arms.ours, **about)], moved, seconds)
+
+
+def long_case(name: str, shapes: list[Shape], device: str) -> Case:
+    """A plain step of two arms: more would not fit beside each other."""
+    moved = int(FLOORS["sgd", "plain"] * weights(shapes))
+    made = [partial(arms.probe, moved, device), partial(arms.best_stock, shapes, "sgd", "plain", device=device),
+            partial(arms.ours, shapes, "sgd", "plain", device=device)]  # fmt: skip
+    return Case(f"{name}, sgd plain", made, moved)
 
 
 def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str) -> Case:
@@ -162,7 +172,10 @@ def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str
 
 
 def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:
-    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no gradient."""
+    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no gradient.
+
+    Masks of the kind that is faster there: Inductor's CPU code of a bool mask takes several times that of a float one.
+    """
     problem = Problem(shapes, device)
     grads = [p.grad for p in problem.params]
     params = [p.detach() for p in problem.params]
@@ -193,7 +206,7 @@ def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "
         torch._foreach_sub_(params, first, alpha=SGD["lr"])
 
     compiled = torch.compile(adamw if kind == "adamw" else sgd, fullgraph=True, dynamic=False, backend=backend)
-    masks = problem.masks
+    masks = problem.masks if device == "cuda" else [m.float() for m in problem.masks]
 
     def run() -> None:
         compiled(params, grads, masks, first, second, step)
@@ -242,13 +255,18 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
         on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
         return [[torch.rand(s, **on) for s in shapes] for _ in range(2)]
 
-    def stock() -> Arm:
+    def ratio() -> Arm:
         forget, retain = fishers()
 
         def run() -> list[Tensor]:
             return [(f + eps) / (r + eps) >= threshold for f, r in zip(forget, retain, strict=True)]
 
         return Arm("torch ratio and compare", run, run)
+
+    def careful() -> Arm:
+        forget, retain = fishers()
+        run = partial(arms.stock_mask, forget, retain, threshold)
+        return Arm("torch difference and compare", run, run, tolerance=0.0)
 
     def ours() -> Arm:
         forget, retain = fishers()
@@ -262,7 +280,7 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
         return Arm("sfron_fast", run, check, tolerance=0.0)
 
     moved = int(8.125 * weights(shapes))
-    return Case(f"{name}, mask build", [partial(arms.probe, moved, device), stock, ours], moved)
+    return Case(f"{name}, mask build", [partial(arms.probe, moved, device), ratio, careful, ours], moved)
 
 
 def last_gradient_case(name: str, shapes: list[Shape], device: str) -> Case:

@@ -120,7 +120,7 @@ def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny:
         return [(prediction.clone().requires_grad_(), target) for prediction, target in made]
 
     def stock(prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted((prediction.float() - target.float()).square().mean(1))
+        return weighted(F.mse_loss(prediction.float(), target.float(), reduction="none").mean(1))
 
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         tolerance = 1e-4 if dtype == torch.float32 else 1e-2
