@@ -1,7 +1,8 @@
 """Whole unlearning cycles on real models, phase by phase: what a faster step is worth in a run.
 
-A cycle is a forget step and a retain step with a slow interpolation; its Fisher and mask stage is measured beside it.
-Every arm trains its own copy of one model on the same batches, and all must arrive at the same weights.
+A cycle is a forget step and retain steps, the last with a slow interpolation; the Fisher and mask stage is measured
+beside it. Every arm trains its own copy of one model on the same batches, and all must arrive at the same weights and
+masks.
 """
 
 import copy
@@ -9,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ from torch import Tensor, nn
 import sfron_fast as sf
 from sfron_fast import functional, reference
 
-from .arms import MAX_NORM
+from .arms import MAX_NORM, stock_mask
 from .harness import Row, difference, make_row
 from .models import Decoder, ResNet18
+from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1
+RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}  # a cycle: of the authors' code for classifiers and for diffusion models
 Batch = tuple[Tensor, Tensor]
 
 
@@ -51,11 +55,11 @@ class Phases:
 class Ours:
     name = "sfron_fast"
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+        self.model, self.retain_steps = model, retain_steps
         make: Any = {"sgd": sf.SFRonSGD, "adamw": sf.SFRonAdamW}[kind]
         self.optimizer = make(model.named_parameters(), **SETTINGS[kind], saliency=sf.SaliencyMask.from_bool(masks),
-                              max_norm=MAX_NORM, slow_lr=SLOW_LR)  # fmt: skip
+                              max_norm=MAX_NORM, slow_lr=SLOW_LR, retain_steps=retain_steps)  # fmt: skip
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return sf.adaptive_cross_entropy(logits, labels, TEMPERATURE, floor=FLOOR)
@@ -64,9 +68,12 @@ class Ours:
         with phase("mask, clip and update"):
             self.optimizer.forget_step()
 
-    def retain(self, phase: Phases) -> None:
-        with phase("update and interpolation"):
+    def retain(self, phase: Phases, last: bool) -> None:
+        with phase("update and interpolation" if last else "update"):
             self.optimizer.step()
+
+    def sums(self) -> list[Tensor]:
+        return [torch.zeros_like(p) for p in self.model.parameters()]
 
     def accumulate(self, sums: list[Tensor], share: float) -> None:
         functional.fisher_accumulate_(sums, [p.grad for p in self.model.parameters()], share)
@@ -74,15 +81,19 @@ class Ours:
     def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
         return functional.saliency_mask(forget, retain, 1.0)[0]
 
+    def bits(self, masks: list[Tensor]) -> list[Tensor]:
+        shapes = [p.shape for p in self.model.parameters()]
+        return [reference.unpack_bits(m, s) for m, s in zip(masks, shapes, strict=True)]
+
 
 class Stock:
     """What a careful user writes with torch alone."""
 
     name = "stock, fused"
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str) -> None:
-        self.model, self.params = model, list(model.parameters())
-        self.masks = [mask.float() for mask in masks.values()]  # faster than bool
+    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+        self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
+        self.masks = [mask.float() for mask in masks.values()]  # faster than bool: one kernel for many tensors
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind], fused=True)
         self.slow_weights = [p.detach().clone() for p in self.params]
@@ -101,53 +112,79 @@ class Stock:
         with phase("update"):
             self.optimizer.step()
 
-    def retain(self, phase: Phases) -> None:
+    def retain(self, phase: Phases, last: bool) -> None:
         with phase("update"):
             self.optimizer.step()
-        with phase("interpolation"), torch.no_grad():
-            torch._foreach_lerp_(self.slow_weights, self.params, SLOW_LR)
-            torch._foreach_copy_(self.params, self.slow_weights)
+        if last:
+            with phase("interpolation"), torch.no_grad():
+                self.interpolate()
+
+    def interpolate(self) -> None:
+        torch._foreach_lerp_(self.slow_weights, self.params, SLOW_LR)
+        torch._foreach_copy_(self.params, self.slow_weights)
+
+    def sums(self) -> list[Tensor]:
+        return [torch.zeros_like(p) for p in self.params]
 
     def accumulate(self, sums: list[Tensor], share: float) -> None:
         grads = [p.grad for p in self.params]
         torch._foreach_addcmul_(sums, grads, grads, share)
 
     def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-        eps = reference.FISHER_EPS
-        return [(f + eps) / (r + eps) >= 1.0 for f, r in zip(forget, retain, strict=True)]
+        return stock_mask(forget, retain)
+
+    def bits(self, masks: list[Tensor]) -> list[Tensor]:
+        return masks
 
 
 class Authors(Stock):
     """The published loop's shape: tensor by tensor, default optimizer, deepcopy."""
 
     name = "authors' style"
+    where: str | None = None  # of masks and Fishers; None = beside the parameters
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str) -> None:
-        super().__init__(model, masks, kind)
+    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+        super().__init__(model, masks, kind, retain_steps)
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind])
+        self.masks = [mask.to(self.where) for mask in masks.values()]
+        self.slow_weights = []
         self.original = copy.deepcopy(self.params)
 
     def forget(self, phase: Phases) -> None:
         with phase("mask"):
             for p, mask in zip(self.params, self.masks, strict=True):
-                p.grad *= mask
+                p.grad *= mask.to(p.device)
         with phase("clip"):
             nn.utils.clip_grad_norm_(self.params, MAX_NORM)
         with phase("update"):
             self.optimizer.step()
 
-    def retain(self, phase: Phases) -> None:
-        with phase("update"):
-            self.optimizer.step()
-        with phase("interpolation"):
-            for p, o in zip(self.params, self.original, strict=True):
-                p.data.copy_((1.0 - SLOW_LR) * o.data + SLOW_LR * p.data)
-            self.original = copy.deepcopy(self.params)
+    def interpolate(self) -> None:
+        for p, o in zip(self.params, self.original, strict=True):
+            p.data.copy_((1.0 - SLOW_LR) * o.data + SLOW_LR * p.data)
+        self.original = copy.deepcopy(self.params)
+
+    def sums(self) -> list[Tensor]:
+        return [torch.zeros_like(p, device=self.where) for p in self.params]
 
     def accumulate(self, sums: list[Tensor], share: float) -> None:
         for f, p in zip(sums, self.params, strict=True):
-            f += p.grad.cpu().to(f.device) ** 2 * share
+            f += p.grad.to(f.device) ** 2 * share
+
+    def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
+        eps = reference.FISHER_EPS
+        return [(f + eps) / (r + eps) >= 1.0 for f, r in zip(forget, retain, strict=True)]
+
+    def bits(self, masks: list[Tensor]) -> list[Tensor]:
+        return [mask.to(p.device) for mask, p in zip(masks, self.params, strict=True)]
+
+
+class Published(Authors):
+    """As published, where masks and Fishers stay on the CPU."""
+
+    name = "authors' style, masks on CPU"
+    where = "cpu"
 
 
 SETTINGS = {
@@ -157,26 +194,31 @@ SETTINGS = {
 
 
 def cycle(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
-    """One forget and one retain step."""
-    for (inputs, labels), forgets in ((forget, True), (retain, False)):
+    """One forget step and the model's retain steps."""
+    for left in range(arm.retain_steps, -1, -1):
+        forgets = left == arm.retain_steps
+        inputs, labels = forget if forgets else retain
         arm.model.zero_grad()
         with phase("forward"):
             logits = arm.model(inputs)
             loss = -FORGET_WEIGHT * arm.loss(logits, labels) if forgets else mean_loss(logits, labels)
         with phase("backward"):
             loss.backward()
-        (arm.forget if forgets else arm.retain)(phase)
+        if forgets:
+            arm.forget(phase)
+        else:
+            arm.retain(phase, left == 0)
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
-def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
+def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> list[Tensor]:
     """Both Fishers from two batches each, and the mask."""
     fishers = []
     for inputs, labels in (forget, retain):
-        sums = [torch.zeros_like(p) for p in arm.model.parameters()]
+        sums = arm.sums()
         for _ in range(2):
             arm.model.zero_grad()
             with phase("forward"):
@@ -187,7 +229,8 @@ def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
                 arm.accumulate(sums, 0.5)
         fishers.append(sums)
     with phase("mask build"):
-        arm.build(*fishers)
+        masks: list[Tensor] = arm.build(*fishers)
+    return masks
 
 
 def problem(name: str, device: str, tiny: bool) -> tuple[str, nn.Module, Batch, Batch]:
@@ -208,27 +251,32 @@ def problem(name: str, device: str, tiny: bool) -> tuple[str, nn.Module, Batch, 
     return "adamw", model.to(device), (draw(), draw()), (draw(), draw())
 
 
-WORK: dict[str, Callable[[Any, Batch, Batch, Phases], None]] = {"cycle": cycle, "Fisher and mask": saliency}
+WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {"cycle": cycle, "Fisher and mask": saliency}
 
 
 def measure(name: str, device: str, rounds: int = 7, tiny: bool = False) -> list[Row]:
-    """Rows of the whole and of every phase, arms in turn. Raises AssertionError if the arms' weights differ."""
+    """Rows of the whole and of every phase, arms in turn. Raises AssertionError if weights or masks differ."""
     kind, model, forget, retain = problem(name, device, tiny)
     masks = {n: torch.rand_like(p) < 0.5 for n, p in model.named_parameters()}
-    arms = [make(copy.deepcopy(model), masks, kind) for make in (Authors, Stock, Ours)]
-    start, ends = list(model.parameters()), []
+    kinds: list[Any] = [*([Published] if device == "cuda" else []), Authors, Stock, Ours]
+    arms = [make(copy.deepcopy(model), masks, kind, RETAIN_STEPS[name]) for make in kinds]
+    start, ends, found = list(model.parameters()), [], []
     for arm in arms:
+        found.append(arm.bits(saliency(arm, forget, retain, Phases(device, False))))
         cycle(arm, forget, retain, Phases(device, False))
         ends.append([p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)])
-    for arm, end in zip(arms[1:], ends[1:], strict=True):
-        if not (error := difference(end, ends[0])) < 1e-2:
-            raise AssertionError(f"{name}: {arm.name} and {arms[0].name} differ by {error:.1e}; nothing was timed")
+    for what, results, most in (("weights", ends, 1e-2), ("masks", found, 0.1)):  # 0.1: one bit in a hundred
+        for arm, result in zip(arms[1:], results[1:], strict=True):
+            if not (error := difference(result, results[0])) < most:
+                raise AssertionError(f"{name}: the {what} of {arm.name} and {arms[0].name} differ by {error:.1e}; "
+                                     "nothing was timed")  # fmt: skip
     size = f"{sum(p.numel() for p in start) / 1e6:.1f}M, batch {forget[0].shape[0]}"
     rows = []
     for work, run in WORK.items():
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for turn in range(rounds):
-            for arm in arms if turn % 2 == 0 else arms[::-1]:
+        about = f"{size}, {RETAIN_STEPS[name]} retain" if work == "cycle" else size
+        for order in islice(turns(arms), rounds):
+            for arm in order:
                 whole, split = Phases(device, False), Phases(device, True)
                 began = whole.wait()
                 run(arm, forget, retain, whole)
@@ -236,6 +284,7 @@ def measure(name: str, device: str, rounds: int = 7, tiny: bool = False) -> list
                 run(arm, forget, retain, split)
                 for phase, seconds in split.seconds.items():
                     times[phase, arm.name].append(seconds)
-        for (phase, arm_name), seconds in sorted(times.items(), key=lambda item: item[0][0]):
-            rows.append(make_row(f"{name} {work}{': ' + phase if phase else f' ({size})'}", arm_name, seconds, 0))
+        names = [arm.name for arm in arms]  # in this order: ours last
+        for (phase, arm_name), seconds in sorted(times.items(), key=lambda item: (item[0][0], names.index(item[0][1]))):
+            rows.append(make_row(f"{name} {work}{': ' + phase if phase else f' ({about})'}", arm_name, seconds, 0))
     return rows

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -40,7 +41,19 @@ class Row:
     host_ms: float = 0.0  # median, until the call returns; 0 = the CPU does the work itself
     wall_ms: float = 0.0  # median, until the device is done, with nothing queued before
     launches: int = -1  # kernels and copies on the device; -1 = not counted
-    peak_mb: float = -1.0  # what one call allocates on the device at most; -1 = not counted
+    peak_mb: float = -1.0  # what one call allocates at most; -1 = not counted
+    of_probe: float = 0.0  # the probe's time over this one; 0 = the case has no probe
+
+
+def is_ours(arm: str) -> bool:
+    return arm.startswith("sfron_fast")
+
+
+def failures(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Whole cases, and arms of this package; the others may lack what they need."""
+    words = ("ours", "in_place", "sfron_fast")
+    own = [m for m in messages if m["arm"] == "" or any(word in m["arm"] for word in words)]
+    return [m for m in own if not m["message"].startswith(("skipped", "launches not counted"))]
 
 
 def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
@@ -67,9 +80,12 @@ def provenance() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # of the machine before: what else was running
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),  # in torch's own allocations
         "isa": torch.backends.cpu.get_cpu_capability(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
+        "time": time.strftime("%H:%M:%S"),
     }
 
 
@@ -127,7 +143,8 @@ def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
     table = out.with_suffix(".csv")
     columns = [*asdict(rows[0]), *origin]
     if table.exists() and table.read_text().split("\n", 1)[0].split(",") != columns:
-        table.replace(table.with_suffix(".old.csv"))  # another version's, or another device's
+        free = next(n for n in itertools.count(1) if not table.with_suffix(f".{n}.csv").exists())
+        table.replace(table.with_suffix(f".{free}.csv"))  # another version's, or another device's
     fresh = not table.exists()
     with table.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -137,18 +154,19 @@ def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
 
 
 def show(rows: list[Row]) -> str:
-    """Aligned table: the last arm of a case is ours; speed-up of it over each other arm."""
+    """Aligned table: the last arm of a case is ours, if it ran; speed-up of it over each other arm."""
     device = any(r.wall_ms for r in rows)
     more = f" {'host ms':>9} {'wall ms':>9} {'launches':>8}" if device else ""
-    lines = [f"{'case':34} {'arm':34} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ours is':>8}{more}"]
+    wide, name = (max([34, *(len(getattr(r, key)) for r in rows)]) for key in ("case", "arm"))
+    lines = [f"{'case':{wide}} {'arm':{name}} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ours is':>8}{more}"]
     for case in dict.fromkeys(r.case for r in rows):
         mine = [r for r in rows if r.case == case]
         ours = mine[-1]
         for r in mine:
-            speed = f"{r.p50_ms / ours.p50_ms:7.2f}x" if r is not ours else ""
+            speed = f"{r.p50_ms / ours.p50_ms:7.2f}x" if r is not ours and is_ours(ours.arm) else ""
             rate = f"{r.gb_per_s:7.1f}" if r.bytes else f"{'':7}"
             counted = str(r.launches) if r.launches >= 0 else "?"
             more = f" {r.host_ms:9.3f} {r.wall_ms:9.3f} {counted:>8}" if device else ""
             times = f"{r.p50_ms:9.3f} {r.p20_ms:9.3f} {r.p80_ms:9.3f}"
-            lines.append(f"{case:34} {r.arm:34} {times} {rate} {speed:>8}{more}")
+            lines.append(f"{case:{wide}} {r.arm:{name}} {times} {rate} {speed:>8}{more}")
     return "\n".join(lines)

@@ -62,7 +62,7 @@ def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def memory(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> arm -> MiB that one call allocates on a GPU at most."""
+    """Case -> arm -> MiB that one call allocates at most."""
     found = {
         case: {r["arm"]: r["peak_mb"] for r in arms if not r["arm"].startswith(PROBE) and r.get("peak_mb", -1.0) >= 0.0}
         for case, arms in by_case(rows).items()
@@ -81,7 +81,7 @@ def sweep(rows: Rows) -> dict[str, list[tuple[int, float]]]:
 
 
 def draw(result: Path) -> str:
-    """Write both figures; returns what was done, or why not."""
+    """Write the figures; returns what was done, or why not."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

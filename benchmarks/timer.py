@@ -1,10 +1,11 @@
 """Times arms in turn, a GPU's by its own clock; what disagrees with the first arm is not timed."""
 
 import gc
+import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, cycle
 from typing import Any
@@ -95,11 +96,12 @@ def time_arms(
     for arm in [*arms, *arms]:
         arm.run()
     times: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    began, rounds = time.perf_counter(), 0
-    while arms and (rounds < least or (time.perf_counter() - began < seconds and rounds < most)):
-        for arm in arms if rounds % 2 == 0 else arms[::-1]:  # both orders
+    began, order = time.perf_counter(), turns(arms)
+    for rounds in range(most if arms else 0):
+        if rounds >= least and time.perf_counter() - began > seconds:
+            break
+        for arm in next(order):
             times[arm.name].append(clock.device_seconds(arm.run))
-        rounds += 1
     rows = []
     for arm in arms:
         row = make_row(case, arm.name, times[arm.name], moved)
@@ -112,7 +114,21 @@ def time_arms(
             row.launches = clock.launches(arm.run) if row.host_ms < 50 else -1  # the profiler is slow on long lists
         except Exception as error:
             note(arm.name, f"launches not counted: {first_line(error)}")
+    probe = next((row for row in rows if row.arm.startswith("probe")), None)
+    for row in rows if probe else []:
+        row.of_probe = probe.p50_ms / row.p50_ms
     return rows
+
+
+def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
+    """Rounds in random order; none begins with what ended the last, which would find its own data in the caches."""
+    draw, order = random.Random(0), list(arms)
+    while True:
+        last = order[-1]
+        draw.shuffle(order)
+        if order[0] is last:
+            order.append(order.pop(0)) if len(order) > 2 else order.reverse()
+        yield list(order)
 
 
 def _agreeing(arms: list[Arm], note: Note) -> Iterator[Arm]:

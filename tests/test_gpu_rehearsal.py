@@ -4,18 +4,20 @@ import json
 import subprocess
 import sys
 import zipfile
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_run, harness, plots
+from benchmarks import arms as bench_arms
+from benchmarks import gpu_run, harness, plots, readme
 from benchmarks import run as bench
 from benchmarks.gpu_run import Step, Summary, run_all
 from benchmarks.harness import Arm, Row
 from benchmarks.lists import dit_xl2, resnet18
 from benchmarks.peers import PEERS
-from benchmarks.timer import Clock, time_arms
+from benchmarks.timer import Clock, time_arms, turns
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
@@ -96,7 +98,7 @@ def test_a_table_of_other_columns_is_moved_aside(tmp_path):
     for origin in ({"device": "a"}, {"device": "a", "gpu": "b"}, {"device": "a", "gpu": "b"}):
         harness.append_csv(ROWS, origin, tmp_path / "gpu")
     assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + 2 * len(ROWS)
-    assert len((tmp_path / "gpu.old.csv").read_text().splitlines()) == 1 + len(ROWS)
+    assert len((tmp_path / "gpu.1.csv").read_text().splitlines()) == 1 + len(ROWS)
 
 
 def test_plots(tmp_path, monkeypatch):
@@ -119,6 +121,45 @@ def test_what_the_figures_show():
     assert plots.phases(rows) == {"net cycle": {"stock": {"forward": 7.0, "mask": 1.0}, "sfron_fast": {"forward": 6.0}}}
     assert plots.memory(rows) == {"step": {"stock": 9.0}}
     assert plots.sweep(rows) == {"sfron_fast": [(1000, 2000.0)]}
+
+
+def test_the_table_of_the_readme():
+    rows = [vars(row) for row in (*ROWS, Row("net cycle (1M)", "sfron_fast", 5.0, 6.0, 7.0, 7, 0, 0.0))]
+    found = readme.table({"provenance": harness.provenance(), "rows": rows})
+    assert "| step | stock | 4.00 | 2.00 | 2.00x |" in found
+    assert "| net cycle (1M) | stock | 8.0 | 7.0 to 9.0 | 1.0 (12 %) |" in found  # measured whole, not a sum of phases
+    assert "Slower than another arm: nowhere." in found
+    slow = vars(Row("step", "sfron_fast", 1.0, 5.0, 3.0, 7, 8, 4.0))
+    found = readme.table({"provenance": harness.provenance(), "rows": [*rows[:2], slow]})
+    assert "Slower than another arm: step (0.80 of stock)." in found
+    with pytest.raises(ValueError, match="step: expected this package's arm last, found 'stock'"):
+        readme.table({"provenance": harness.provenance(), "rows": rows[:2]})
+    assert "x" not in harness.show(ROWS[:2]).replace("x86", "")  # no arm is called ours where ours did not run
+
+
+def test_no_arm_of_a_round_follows_itself():
+    for count in (1, 2, 3, 7):
+        rounds = list(islice(turns(range(count)), 200))
+        assert all(sorted(order) == list(range(count)) for order in rounds)
+        assert count == 1 or all(a[-1] != b[0] for a, b in pairwise(rounds))
+        assert count < 3 or {order[-1] for order in rounds} == set(range(count))
+
+
+def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
+    """Beyond the first step, which every case checks: what one run leaves must not ease the next."""
+    for kind, work in product(("adamw", "sgd"), ("forget", "pair")):
+        made = [bench_arms.best_stock([(64, 9), (7,)], kind, work, 0.5, how) for how in bench_arms.STOCK]
+        for arm in made:
+            arm.run()
+        changes = [arm.check() for arm in made]
+        assert all(harness.difference(found, changes[0]) < 1e-3 for found in changes)
+    problem = bench_arms.Problem([(4,)])
+    problem.prepare("pair")
+    seen = []
+    for _ in range(3):
+        seen.append(problem.params[0].grad.data_ptr())
+        problem.next_gradients()
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_steps_are_independent_and_limited(tmp_path):

@@ -39,6 +39,32 @@ def test_what_is_missing_is_said():
     assert alone == ["mask, against stock: only in one of the results"]
 
 
+def test_an_arm_of_ours_that_is_gone_fell():
+    new = [r for r in OLD if (r["case"], r["arm"]) != ("step", "sfron_fast")]
+    assert guard.compare(new, OLD, 0.15)[0] == ["step: sfron_fast is gone"]
+    assert guard.compare([r for r in OLD if r["case"] != "step"], OLD, 0.15)[0] == []  # not run at all
+
+
+def test_not_a_number_fell():
+    assert guard.compare(changed(mask_sfron_fast=float("nan")), OLD, 0.15)[0] == ["mask, against stock: 4.00 -> nan"]
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ({"rows": []}, "0 of 3 ratios compared"),
+        ({"rows": OLD, "messages": [{"case": "loss", "arm": "", "message": "failed: x"}]}, "loss: : failed: x"),
+        ({"rows": OLD, "provenance": {"commit": "abc", "rehearsal": True}}, "rehearsal"),
+    ],
+)
+def test_no_comparison_is_no_success(tmp_path, capsys, new, said):
+    for name, more in (("old", {}), ("new", new)):
+        result = {"provenance": {"commit": "abc"}, "rows": OLD, **more}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert guard.main([str(tmp_path / "new.json"), str(tmp_path / "old.json")]) == 1
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("time", "status"), [(2.0, 0), (4.0, 1)])
 def test_command(tmp_path, capsys, time, status):
     origin = {"commit": "abc", "date": "2026-01-01"}

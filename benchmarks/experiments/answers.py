@@ -111,7 +111,7 @@ def _cycles(rows: Sequence[Row]) -> list[str]:
         return []
     case = next(iter(whole.values())).case
     lines = ["## What a cycle costs", "",
-             f"{case}: a forget step, and a retain step with slow interpolation, all else the same.", "",
+             f"{case}: a forget step, then retain steps, the last with slow interpolation; all else the same.", "",
              "| | ms a cycle | of it the optimizer | against ours |", "| :-- | --: | --: | --: |"]  # fmt: skip
     ours = next(r for arm, r in whole.items() if arm == "sfron_fast")
     for arm, row in whole.items():
