@@ -13,41 +13,51 @@ from torch import Tensor, nn
 
 from .batches import model_device
 from .checks import require
+from .settings import check_whole
+from .shards import is_sharded
+
+DDP = nn.parallel.DistributedDataParallel if dist.is_available() else ()
 
 
-def _reshard(model: nn.Module) -> None:
-    """FSDP2 leaves the root gathered after a forward without backward: its parameters then look like plain ones."""
+def shared(model: nn.Module) -> bool:
+    """Whether other processes have a part in it, by DDP, FSDP or DTensors; also inside torch.compile."""
+    wrapped = any(isinstance(module, DDP) for module in model.modules()) or _sharded_modules(model)
+    return bool(wrapped) or any(is_sharded(p) or hasattr(p, "_fsdp_flattened") for p in model.parameters())
+
+
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    """Those that ``fully_shard`` was applied to."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody has imported it: nothing is sharded by it
-    for module in model.modules():
-        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
 class Ranks:
     """A process group with one model; or, with ``group`` None, this process alone, which asks nobody."""
 
     def __init__(self, model: nn.Module, group: Any) -> None:
-        wrapped = dist.is_available() and isinstance(model, nn.parallel.DistributedDataParallel)
-        self.model: Any = model.module if wrapped else model  # DDP has no use for autograd.grad
-        _reshard(model)
+        check_whole({"params": list(model.parameters())})
+        bare = getattr(model, "_orig_mod", model)  # of torch.compile
+        self.model: Any = bare.module if isinstance(bare, DDP) else model  # DDP has no use for autograd.grad
+        for module in _sharded_modules(model):  # without a backward the root stays gathered, and looks plain
+            module.reshard()
         self.group = group
-        self.sharded = any(hasattr(p, "placements") for p in model.parameters())
+        self.sharded = any(map(is_sharded, model.parameters()))
         none = "torch.distributed.group.WORLD is all of them"
-        require(group is not None or not (wrapped or self.sharded), "group", "the process group that shares the "
+        require(group is not None or not shared(model), "group", "the process group that shares the "
                 "batches, for a model of DistributedDataParallel or fully_shard", "None", none)  # fmt: skip
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self.device = model_device(model)  # where inputs go, and what the ranks tell each other
         if self.sharded:
-            self._check_meshes()
+            self._check_meshes(bare)
 
-    def _check_meshes(self) -> None:
+    def _check_meshes(self, root: nn.Module) -> None:
         """FSDP2 averages over its mesh; the loss is weighted for that average."""
         from torch.distributed.fsdp import FSDPModule
 
-        require(isinstance(self.model, FSDPModule), "model", "one whose root is sharded by fully_shard",
+        require(isinstance(root, FSDPModule), "model", "one whose root is sharded by fully_shard",
                 "DTensors of another origin", "apply fully_shard to the model itself too")  # fmt: skip
-        meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if hasattr(p, "placements")}
+        meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if is_sharded(p)}
         self.device = torch.device(next(iter(meshes)).device_type, self.device.index)  # also for offloaded weights
         for mesh in meshes:
             require(mesh.size() == self.size, "group", f"the {mesh.size()} ranks that the model is sharded over",

@@ -21,6 +21,7 @@ from .fisher import estimate_mask
 from .guard import Guard
 from .naming import model_digest
 from .precision import rounding_check
+from .ranks import shared
 from .recipes.sfron import Recipe
 from .saliency import SaliencyMask
 
@@ -61,7 +62,7 @@ def unlearn(
     """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of ``retain_loader``.
 
     Args:
-        model: a trained model, changed in place; training flags are restored.
+        model: a trained model of this process alone, changed in place; training flags are restored.
         retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again.
         val_loader: held-out batches for the evaluations.
         recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
@@ -81,6 +82,8 @@ def unlearn(
         ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run. Found
             before the model changes; only without a Fisher pass is a label first seen when its batch comes.
     """
+    require(not shared(model), "model", "one of this process alone", "one of DistributedDataParallel or FSDP",
+            "write the loop with the optimizer: README, 'Many GPUs'")  # fmt: skip
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     require(isinstance(eval_every, int) and eval_every >= 0, "eval_every", "an integer >= 0", repr(eval_every))

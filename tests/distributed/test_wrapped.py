@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sfron_fast import SaliencyMask, SFRonSGD, reference
+from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, reference, unlearn
 
 
 def checkpointed(model):
@@ -123,6 +123,22 @@ def test_parameters_sharded_after_construction():
     on_ranks(2, sharded_after_construction)
 
 
+def fishers_of_compiled():
+    batches = [(torch.full((2, 5), float(dist.get_rank())), torch.ones(2, 1))]
+    for inside in (DistributedDataParallel, shard):
+        wanted = estimate_fisher(inside(net()), batches, nn.functional.mse_loss, group=dist.group.WORLD)
+        model = compiled(inside(net()))
+        with pytest.raises(ValueError, match="group: expected the process group"):
+            estimate_fisher(model, batches, nn.functional.mse_loss)
+        found = estimate_fisher(model, batches, nn.functional.mse_loss, group=dist.group.WORLD)
+        assert all(map(torch.equal, map(whole, wanted.values()), map(whole, found.values())))
+
+
+@pytest.mark.checklist("E6", "F3")
+def test_compiling_hides_no_wrapper_from_a_fisher():
+    on_ranks(2, fishers_of_compiled)
+
+
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -130,13 +146,33 @@ def flattened_by_fsdp1():
     for kind in KINDS:
         for original in (False, True):
             model = FullyShardedDataParallel(net(), use_orig_params=original, device_id=torch.device("cpu"))
-            with pytest.raises(ValueError, match=r"params: expected .* FullyShardedDataParallel.* fully_shard"):
-                kind(model.parameters(), lr=0.1)
+            for refuse in (lambda m, k=kind: k(m.parameters(), lr=0.1), lambda m: estimate_fisher(m, [])):
+                with pytest.raises(ValueError, match=r"params: expected .* FullyShardedDataParallel.* fully_shard"):
+                    refuse(model)
 
 
 @pytest.mark.checklist("F7")
 def test_fsdp1_is_refused():
     on_ranks(2, flattened_by_fsdp1)
+
+
+def unlearning_wrapped():
+    batches = [(torch.ones(2, 5), torch.zeros(2, dtype=torch.int64))]
+    gathered = fully_shard(net())
+    with torch.no_grad():
+        gathered(torch.ones(2, 5))
+    flat = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
+    ddp = DistributedDataParallel(net())
+    for model in (ddp, compiled(ddp), shard(net()), gathered, flat):
+        before = [whole(p).clone() for p in model.parameters()]
+        with pytest.raises(ValueError, match=r"model: expected one of this process alone.*README"):
+            unlearn(model, batches, batches, recipe=Recipe.paper(threshold=None))
+        assert all(map(torch.equal, before, map(whole, model.parameters())))
+
+
+def test_unlearn_refuses_models_of_several_processes():
+    """Its losses are those of one process; also with a mask, when no Fisher looks at the model."""
+    on_ranks(2, unlearning_wrapped)
 
 
 @pytest.mark.checklist("F7")
