@@ -1,6 +1,7 @@
 """Times arms in turn, a GPU's by its own clock; what disagrees with the first arm is not timed."""
 
 import gc
+import os
 import random
 import statistics
 import sys
@@ -82,7 +83,8 @@ class Clock:
             run()
             self.wait()
             return (torch.cuda.max_memory_allocated() - before) / 2**20
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with silent(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
             run()
         found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
         return max(accumulate((e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())), initial=0)) / 2**20
@@ -185,6 +187,20 @@ def replayed(arm: Arm, device: str) -> Arm:
     with torch.cuda.graph(graph):
         arm.run()
     return Arm(name, graph.replay, lambda: change(arm.values, graph.replay), arm.tolerance, arm.values)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without what C++ writes to stderr: the profiler announces itself at every start and stop."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
