@@ -16,14 +16,12 @@ from .hyper import as_hyper, is_zero, moves_slowly
 from .norms import global_norms
 from .saliency import SaliencyMask
 from .settings import check_names, check_settings, check_step, check_whole
-from .shards import placed_gradient, plain
+from .shards import anywhere, local, placed_gradient, plain
 from .state import Resumable, zero_state
 
 
 class SFRonOptimizer(Resumable):
     """Phases, masks and clipping; a subclass adds its update rule."""
-
-    _in_backward: set[Tensor] | frozenset[Tensor] = frozenset()  # whose next step ``step_in_backward`` has done
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], saliency: SaliencyMask | None) -> None:
         if saliency is not None and not isinstance(saliency, SaliencyMask):
@@ -190,8 +188,10 @@ class SFRonOptimizer(Resumable):
         """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state. No step of a cycle."""
         if torch.compiler.is_compiling() or not all(is_zero(group["lr"]) for group in self.param_groups):
             return False
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return bool(grads) and all(g.layout == torch.strided and not g.any() for g in grads)
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [local(p.grad) for p in params if p.grad is not None]
+        moves = not all(g.layout == torch.strided and not g.any() for g in grads)
+        return anywhere(bool(grads), params) and not anywhere(moves, params)  # alike on all ranks
 
     @staticmethod
     def _run(closure: Callable[[], Any] | None) -> Any:

@@ -67,6 +67,13 @@ def whole_norm(norm: Tensor, layout: Layout | None) -> Tensor:
     return total.sqrt().to(norm)
 
 
+def anywhere(flag: bool, params: list[Tensor]) -> bool:
+    """Whether the flag is set on any rank that has shards of ``params``."""
+    for _, layout in sharded_places(params):
+        flag = bool(whole_norm(torch.tensor(float(flag)), layout))
+    return flag
+
+
 def local_bits(packed: Tensor, param: Any) -> Tensor:
     """The packed mask of a rank's own shard, on its device, of that of the whole parameter.
 

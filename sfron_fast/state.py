@@ -45,6 +45,7 @@ class Resumable(Optimizer):
     _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None]]
     _flat: dict[int, FlatStates]
     _checked: list[list[Any]]  # every group's settings, when they were last found good
+    _in_backward: set[Tensor] | frozenset[Tensor] = frozenset()  # whose next step ``step_in_backward`` has done
 
     @property
     def skipped_steps(self) -> int:
@@ -82,7 +83,14 @@ class Resumable(Optimizer):
                     self.state[param].update(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; masks are inputs, so only their digest is in it."""
+        """As torch's; masks are inputs, so only their digest is in it.
+
+        Raises:
+            RuntimeError: between ``step_in_backward`` and the ``step()`` that closes it.
+        """
+        if self._in_backward:
+            raise RuntimeError("state_dict: expected step() after step_in_backward, found none; call it to close the "
+                               "step, or after an error go on from a checkpoint")  # fmt: skip
         self.param_groups[0]["skipped"] = self.skipped_steps
         state = super().state_dict()
         if self.saliency is not None:
@@ -135,6 +143,7 @@ class Resumable(Optimizer):
         after = self.register_load_state_dict_post_hook(lambda _: self._keep_dtypes(final), prepend=True)
         try:
             super().load_state_dict(state_dict)
+            self._in_backward = frozenset()  # a step that an error left half done is gone
         finally:
             before.remove()
             after.remove()

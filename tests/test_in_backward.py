@@ -1,5 +1,7 @@
 """step_in_backward: the bits of the ordinary step, without the gradients' memory."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -241,6 +243,37 @@ def test_with_checkpointing_and_compile():
             optimizer.step()
         ended.append(bits(model))
     assert same(*ended)
+
+
+def test_after_an_error_inside_backward_a_checkpoint_goes_on():
+    """Some weights have moved: no state of that is saved, and loading an earlier one forgets it."""
+    ended = []
+    for fails in (False, True):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+        for p, seed in zip(model.parameters(), range(4), strict=True):
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer = optimizer_of(SFRonSGD, model)
+        run(optimizer, model, "inside", cycles=1)
+        nn.functional.cross_entropy(model(X), Y).neg().backward()
+        optimizer.forget_step()
+        optimizer.zero_grad()
+        saved = {n: p.clone() for n, p in model.state_dict().items()}, copy.deepcopy(optimizer.state_dict())
+        if fails:
+            model[0].weight.register_hook(lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                backward(model, optimizer)
+            assert not torch.equal(model[2].weight, saved[0]["2.weight"])
+            with pytest.raises(RuntimeError, match=r"state_dict: expected step\(\) after step_in_backward"):
+                optimizer.state_dict()
+            model[0].weight._backward_hooks.clear()
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+            optimizer.zero_grad()
+        backward(model, optimizer)
+        optimizer.step()
+        ended.append((bits(model), states(optimizer)))
+    assert same(ended[0][0], ended[1][0])
+    assert same(ended[0][1], ended[1][1])
 
 
 def test_an_error_takes_the_hooks_away():

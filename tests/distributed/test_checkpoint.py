@@ -175,6 +175,28 @@ def test_asking_for_the_state_of_a_sharded_optimizer_moves_nothing():
     on_ranks(2, asked_for_nothing)
 
 
+def zeros_on_one_rank():
+    """A schedule at lr 0, and gradients that are zero in one rank's shards: a step on all, or the phases part."""
+    model, optimizer = made(KINDS[0])
+    step_both([model], [optimizer], 0, 2)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    pending = []
+    for moves in (True, False):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        if moves and dist.get_rank() == 0:
+            next(model.parameters()).grad.to_local().fill_(1.0)
+        optimizer.step()
+        pending.append(optimizer.param_groups[0]["retain_pending"])
+    return pending
+
+
+@pytest.mark.checklist("B5", "F4")
+def test_a_step_counts_on_all_ranks_or_on_none():
+    assert on_ranks(2, zeros_on_one_rank) == [[1, 1]] * 2
+
+
 def whole_states_refused():
     for kind in KINDS:
         models = net(), shard(net())
