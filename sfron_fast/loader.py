@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from .checks import require
 
@@ -80,8 +80,8 @@ class PairedLoader:
         known = dist.is_available() and dist.is_initialized()
         rank = (dist.get_rank() if known else 0) if rank is None else rank
         ranks = (dist.get_world_size() if known else 1) if world_size is None else world_size
-        require(ranks >= 1, "world_size", "an integer >= 1", ranks)
-        require(0 <= rank < ranks, "rank", f"0 to {ranks - 1}", rank)
+        require(isinstance(ranks, int) and ranks >= 1, "world_size", "an integer >= 1", repr(ranks))
+        require(isinstance(rank, int) and 0 <= rank < ranks, "rank", f"0 to {ranks - 1}", repr(rank))
         require(isinstance(seed, int) and seed >= 0, "seed", "an integer >= 0", repr(seed))
         whole = isinstance(retain_steps, int) and retain_steps >= 1
         require(whole, "retain_steps", "an integer >= 1", repr(retain_steps))
@@ -92,7 +92,7 @@ class PairedLoader:
         require(not ours, "loading", "no setting of the order, which is the loader's own", sorted(ours))
         sets = {"forget_set": forget_set, "retain_set": retain_set}
         for name, data in sets.items():
-            sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+            sized = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
             require(sized, name, "a data set with a length, indexed by sample", type(data).__name__)
         samples = [len(data) for data in sets.values()]  # type: ignore[arg-type]
         require(samples[0] >= ranks, "forget_set", f"a sample for each of {ranks} ranks", f"{samples[0]} samples",
@@ -128,7 +128,9 @@ class PairedLoader:
                 self._shares[FORGET].start = cycle + (done > 0)
                 self._shares[RETAIN].start = cycle * self.retain_steps + max(0, done - 1)
                 self._batches = [iter(loader) for loader in self._loaders]
-            batch = next(self._batches[FORGET if done == 0 else RETAIN])
+            batches, self._batches = self._batches, []  # an error while loading ends its iterator: the next is here
+            batch = next(batches[FORGET if done == 0 else RETAIN])
+            self._batches = batches
             self.position += 1  # before it is out: a state saved during its step goes on behind it
             yield "forget" if done == 0 else "retain", batch
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from sfron_fast import PairedLoader
 
@@ -116,6 +116,39 @@ def test_a_place_is_found_without_loading_what_came_before():
     assert sum(data.loaded for data in sets) == BATCH
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(9))
+
+    def __len__(self):
+        return 9
+
+
+class Flaky(Counting):
+    """The first time that sample 7 is asked for there is no answer."""
+
+    failed = False
+
+    def __getitem__(self, i):
+        if i == 7 and not self.failed:
+            self.failed = True
+            raise OSError
+        return super().__getitem__(i)
+
+
+def test_after_an_error_while_loading_the_same_batch_comes_next():
+    loader = PairedLoader(Counting(20, 0), Flaky(50, 1000), batch_size=BATCH, retain_steps=STEPS)
+    whole, found, errors = drawn(made(), 3), [], 0
+    while len(found) < len(whole):
+        try:
+            for phase, batch in loader:
+                found.append((phase, batch.tolist()))
+        except OSError:
+            errors += 1
+    assert errors == 1
+    assert found == whole
+
+
 def test_set_epoch():
     whole, loader = drawn(made(), 3), made()
     one = len(loader)
@@ -150,6 +183,8 @@ def test_rejects(name, settings):
 def test_rejects_streams_and_places_in_other_data():
     with pytest.raises(ValueError, match="forget_set: expected a data set with a length"):
         PairedLoader(iter([1]), Counting(9, 0), batch_size=2, retain_steps=1)
+    with pytest.raises(ValueError, match=r"retain_set: expected a data set with a length, .* found Stream"):
+        PairedLoader(Counting(9, 0), Stream(), batch_size=2, retain_steps=1)
     for other in ({"seed": 4}, {"batch": 3}, {"steps": 2}, {"forget": 19}, {"retain": 51}):
         with pytest.raises(ValueError, match=r"^state: expected"):
             made().load_state_dict(made(**other).state_dict())
