@@ -132,6 +132,7 @@ def _sum_squares(
     values = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
     reached: set[str] = set()
     grads: dict[str, Tensor] = {}
+    after: dict[str, Tensor] = {}
     losses: list[Tensor] = []
     weight = 0.0
     samples = batches = batch_size = 0
@@ -149,6 +150,8 @@ def _sum_squares(
             require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")
             count, mine = sum(counts), counts[ranks.rank]
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
+            functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+            grads = after = {}  # freed before the next backward
             if apart and not mine:
                 continue
             part = _Part(inputs, targets, 1.0 if apart else mine / count)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import bits, build, data, loader, same
+from test_in_backward import peak
 from torch import nn
 
 import sfron_fast as sf
@@ -233,6 +234,16 @@ def test_mask_in_one_call_refuses_gradients_that_are_not_finite():
 
     with pytest.raises(ValueError, match=r"retain\['.*'\]: expected finite values >= 0"):
         estimate_mask(build(), [data(4)], [data(5)], loss)
+
+
+def test_one_gradient_is_held_at_a_time():
+    """In units of the model: sums and a gradient; for a mask the sums of two sets."""
+    model = nn.Sequential(*[nn.Linear(100, 100, bias=False) for _ in range(16)])
+    batches = [(torch.ones(1, 100), torch.ones(1, 100))] * 3
+    held = [peak(lambda make=make: make(model, batches)) / (16 * 100 * 100 * 4) for make in (
+        lambda m, b: estimate_fisher(m, b, F.mse_loss), lambda m, b: estimate_mask(m, b, b, F.mse_loss))]  # fmt: skip
+    assert 2 <= held[0] < 2.3
+    assert 3 <= held[1] < 3.3
 
 
 def test_model_digest_tells_weights_apart():
