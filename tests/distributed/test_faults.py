@@ -11,7 +11,7 @@ from ranks import on_ranks, outcomes
 from sharded import EVERYTHING, KINDS, assert_equal, mask_of, net, shard, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
@@ -145,8 +145,36 @@ def fisher_behind_an_evaluation():
         assert torch.equal(whole(value), whole(fishers[1][name])), name
 
 
+class Sometimes(Lacking):
+    """Its second layer only on the first rank; the root's, so that all ranks gather it."""
+
+    def forward(self, x):
+        x = self.first(x)
+        return x + self.some(x) if dist.get_rank() == 0 else x
+
+
+def reached_on_one_rank():
+    ended = []
+    for wrap in (unused, fully_shard):
+        model = Sometimes(everywhere=True)
+        run = wrap(model)
+        if wrap is fully_shard:
+            model.set_reduce_scatter_unused_params(True)
+        optimizer = KINDS[0](model.named_parameters(), lr=0.125, max_norm=100.0)
+        before = whole(model.some.weight).clone()
+        for step in (optimizer.forget_step, optimizer.step):
+            optimizer.zero_grad()
+            run(torch.ones(2, 5)).sum().backward()
+            step()
+        assert not torch.equal(before, whole(model.some.weight))
+        ended.append([whole(p).clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*ended, strict=True))
+
+
 def lacks():
     without_samples_or_gradients()
+    if hasattr(FSDPModule, "set_reduce_scatter_unused_params"):  # torch 2.13 has it
+        reached_on_one_rank()
     fisher_behind_an_evaluation()
 
 
