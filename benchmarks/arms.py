@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sfron_fast as sf
 from sfron_fast import functional, reference
 
-from .harness import Arm
+from .harness import Arm, uncounted
 from .lists import Shape
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
@@ -35,10 +35,11 @@ class Problem:
 
     def next_gradients(self) -> None:
         """The other list, as after a backward pass: no gradient stays where it was, and no bytes move."""
-        now = [p.grad for p in self.params]
-        for p, g in zip(self.params, self.others, strict=True):
-            p.grad = g
-        self.others = now
+        with uncounted:
+            now = [p.grad for p in self.params]
+            for p, g in zip(self.params, self.others, strict=True):
+                p.grad = g
+            self.others = now
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"p{i}", p) for i, p in enumerate(self.params)]

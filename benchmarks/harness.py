@@ -28,6 +28,21 @@ class Arm:
     values: Callable[[], list[torch.Tensor]] | None = None  # copies of what ``run`` changes in place
 
 
+class Uncounted:
+    """Time inside a call that is no part of the work measured: what a backward pass would do in between."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+uncounted = Uncounted()
+
+
 @dataclass
 class Row:
     case: str

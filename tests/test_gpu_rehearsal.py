@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from itertools import islice, pairwise, product
 from pathlib import Path
@@ -140,6 +141,15 @@ def test_the_tables_of_the_readme():
     with pytest.raises(ValueError, match="step: expected this package's arm last, found 'stock'"):
         readme.table({**results, "rows": slow[:1]})
     assert "x" not in harness.show(ROWS[:2]).replace("x86", "")  # no arm is called ours where ours did not run
+
+
+def test_what_stands_for_a_backward_pass_is_not_counted():
+    def run():
+        with harness.uncounted:
+            time.sleep(0.5)
+
+    assert Clock("cpu").device_seconds(run) < 0.25
+    assert Clock("cpu").device_seconds(lambda: time.sleep(0.5)) > 0.25
 
 
 def test_no_arm_of_a_round_follows_itself():

@@ -4,6 +4,7 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -32,10 +33,15 @@ Isa best() {
 #endif
 }
 
+// Empty = nobody has asked for a level.
+std::string wish() {
+  const char* name = std::getenv("SFRON_FAST_ISA");
+  return name == nullptr ? "" : name;
+}
+
 Isa choose() {
-  const char* wish = std::getenv("SFRON_FAST_ISA");
-  if (wish == nullptr || *wish == '\0') return best();
-  const std::string name = wish;
+  const std::string name = wish();
+  if (name.empty()) return best();
   const char* const names[] = {"baseline", "avx2", "avx512"};
   for (int level = 0; level < 3; ++level) {
     if (name != names[level]) continue;
@@ -57,6 +63,11 @@ bool fetch_ahead() {
 }  // namespace
 
 const bool kFetchAhead = fetch_ahead();
+
+Isa streaming_isa() {
+  static const Isa level = wish().empty() && !kFetchAhead ? std::min(isa(), Isa::kAvx2) : isa();
+  return level;
+}
 
 Isa isa() {
   static const Isa level = choose();

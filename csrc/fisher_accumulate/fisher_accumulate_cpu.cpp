@@ -27,7 +27,7 @@ struct FisherKernel {
 void fisher_accumulate_cpu(
     const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
-    run_isa(FisherKernel{}, tensors[i], first, last, weight);
+    run_streaming(FisherKernel{}, tensors[i], first, last, weight);
   });
 }
 

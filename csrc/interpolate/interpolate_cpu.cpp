@@ -29,7 +29,7 @@ struct InterpolateKernel {
 void interpolate_cpu(
     const std::vector<InterpolateTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const Lerp& s) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
-    run_isa(InterpolateKernel{}, tensors[i], first, last, s);
+    run_streaming(InterpolateKernel{}, tensors[i], first, last, s);
   });
 }
 
