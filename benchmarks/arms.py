@@ -21,10 +21,13 @@ MAX_NORM = 1.0
 class Problem:
     """Parameters, gradients and masks of one arm; every arm gets equal ones."""
 
-    def __init__(self, shapes: list[Shape], device: str = "cpu", density: float = 0.5) -> None:
+    def __init__(
+        self, shapes: list[Shape], device: str = "cpu", density: float = 0.5, dtype: torch.dtype = torch.float32
+    ) -> None:
         on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
-        self.params = [nn.Parameter(torch.randn(s, **on)) for s in shapes]
-        self.gradients = [torch.randn(s, **on).mul_(1e-3) for s in shapes]
+        size = 1.0 if dtype == torch.float32 else 1e-3  # where a step of ADAMW moves most weights by several roundings
+        self.params = [nn.Parameter(torch.randn(s, **on, dtype=dtype).mul_(size)) for s in shapes]
+        self.gradients = [torch.randn(s, **on, dtype=dtype).mul_(1e-3) for s in shapes]
         self.masks = [torch.rand(s, **on) < density for s in shapes]
         for p, g in zip(self.params, self.gradients, strict=True):
             p.grad = g
@@ -65,10 +68,11 @@ def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
 
 
 def ours(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5
+    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
-    problem = Problem(shapes, device, density)
+    problem = Problem(shapes, device, density, dtype)
     problem.prepare(work)
     masked = work != "plain"
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
@@ -103,16 +107,16 @@ STOCK = ("bool mask", "float mask", "float mask, clip in the step")
 
 def best_stock(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, how: str = "bool mask", device: str = "cpu",
-    density: float = 0.5,
+    density: float = 0.5, dtype: torch.dtype = torch.float32,
 ) -> Arm:
     """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy.
 
     "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's divisor.
     """
-    problem = Problem(shapes, device, density)
+    problem = Problem(shapes, device, density, dtype)
     problem.prepare(work)
     optimizer = _torch_optimizer(problem, kind, fused=True)
-    masks = problem.masks if how == "bool mask" else [m.float() for m in problem.masks]
+    masks = problem.masks if how == "bool mask" else [m.to(dtype) for m in problem.masks]
     problem.masks = []
     slow = problem.values() if slow_lr < 1.0 else []
 
@@ -123,7 +127,7 @@ def best_stock(
             torch._foreach_mul_(grads, masks)
             if how.endswith("clip in the step"):
                 norm = nn.utils.get_total_norm(grads, foreach=True)
-                optimizer.grad_scale = ((norm + 1e-6) / MAX_NORM).clamp(min=1.0)
+                optimizer.grad_scale = ((norm.float() + 1e-6) / MAX_NORM).clamp(min=1.0)
             else:
                 nn.utils.clip_grad_norm_(problem.params, MAX_NORM, foreach=True)
         optimizer.step()
@@ -142,13 +146,13 @@ def best_stock(
 
 def authors_style(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False,
-    density: float = 0.5,
+    density: float = 0.5, dtype: torch.dtype = torch.float32,
 ) -> Arm:
     """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation.
 
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """
-    problem = Problem(shapes, device, density)
+    problem = Problem(shapes, device, density, dtype)
     problem.prepare(work)
     if cpu_masks:
         problem.masks = [mask.cpu() for mask in problem.masks]

@@ -61,6 +61,7 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
         *density_cases(name, wide, device),
+        step_case(name, wide, "adamw", "forget", device, dtype=torch.bfloat16),
         *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8]),
     ]
 
@@ -83,6 +84,7 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("DiT-XL/2", dit, "adamw", "plain", device),
         step_case("DiT-XL/2", dit, "sgd", "plain", device),
         step_case("DiT-XL/2", dit, "sgd", "forget", device),
+        step_case("DiT-XL/2", dit, "adamw", "forget", device, dtype=torch.bfloat16),
         norm_case("DiT-XL/2", dit, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
         step_case("10,000 x 64", many, "sgd", "plain", device),
@@ -130,12 +132,14 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
 
 def step_case(
     name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0,
-    density: float = 0.5,
+    density: float = 0.5, dtype: torch.dtype = torch.float32,
 ) -> Case:
     """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included."""
-    moved = int(FLOORS[kind, work] * weights(shapes))
+    masks = 0.0 if work == "plain" else 0.25
+    moved = int(((FLOORS[kind, work] - masks) * dtype.itemsize / 4 + masks) * weights(shapes))
     slow = 0.5 if work == "pair" else 1.0
-    about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density}
+    about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density,
+             "dtype": dtype}  # fmt: skip
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     if work == "plain":
         made += [partial(arms.best_stock, **about), *(partial(peers.peer, name, **about) for name in peers.PEERS)]
@@ -144,7 +148,8 @@ def step_case(
         made += [partial(arms.authors_style, **about)]
         made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
     alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
-    return Case(f"{name}, {kind} {work}{alpha}{some}", [*made, partial(arms.ours, **about)], moved, seconds)
+    kept = "" if dtype == torch.float32 else ", bf16"
+    return Case(f"{name}, {kind} {work}{alpha}{some}{kept}", [*made, partial(arms.ours, **about)], moved, seconds)
 
 
 def long_case(name: str, shapes: list[Shape], device: str) -> Case:
