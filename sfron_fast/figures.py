@@ -64,8 +64,24 @@ def tradeoff(
     axes.margins(0.1, 0.12)
     if reference is not None:
         axes.set_title("Unlearning paths: the closer the end to the star, the better", loc="left")
-    _place(figure, axes, labels, marks)
+    if _crowded([(x, y) for _, x, y, _ in labels]):
+        from matplotlib.lines import Line2D
+
+        shown = [Line2D([], [], marker="*" if name == "Retrain" else "o", linestyle="none", color=colour, label=name)
+                 for name, _, _, colour in labels]  # fmt: skip
+        axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    else:
+        _place(figure, axes, labels, marks)
     return figure
+
+
+def _crowded(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether seven of them share a place of a tenth of the extent: then not every label fits beside its point."""
+    spans = [max(v) - min(v) or 1.0 for v in zip(*points, strict=True)]
+    return any(
+        sum(all(abs(a - b) <= span / 20 for a, b, span in zip(p, q, spans, strict=True)) for q in points) >= 7
+        for p in points
+    )
 
 
 def loss_histograms(models: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -134,3 +134,11 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install sfron-fast\[eval\]"):
         figures.time_per_method({"A": (1.0, 0.0)})
+
+
+def test_ends_at_one_place_are_told_by_a_legend():
+    apart = {name: [(90.0, 90.0), (10.0 * i, 80.0)] for i, name in enumerate("abcdefg")}
+    together = {name: [(90.0, 90.0), (0.0, 80.0 + i / 10)] for i, name in enumerate("abcdefg")}
+    assert figures.tradeoff(apart).axes[0].get_legend() is None
+    shown = figures.tradeoff(together, (0.0, 81.0)).axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in shown] == ["Retrain", *"abcdefg", "Original"]
