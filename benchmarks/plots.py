@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .harness import is_ours
 from .list_cases import SWEEP
 
-OURS, PROBE = "sfron_fast", "probe"
+PROBE = "probe"
 COLOURS = {"forward": "#d5d8dc", "backward": "#aab0b8", "accumulation": "#7a5195", "mask build": "#003f5c",
            "mask": "#003f5c", "clip": "#7a5195", "update": "#ef5675", "interpolation": "#ffa600",
            "mask, clip and update": "#c1440e", "update and interpolation": "#e8743b"}  # fmt: skip
@@ -39,9 +40,9 @@ def speedups(rows: Rows) -> dict[str, dict[str, float]]:
     """Case -> other arm -> its time over ours; ours is the case's last arm."""
     found = {}
     for case, arms in by_case(rows).items():
-        if arms[-1]["arm"].startswith(OURS):
+        if is_ours(arms[-1]["arm"]):
             found[case] = {r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"] for r in arms[:-1]
-                           if not r["arm"].startswith((PROBE, OURS))}  # fmt: skip
+                           if not (r["arm"].startswith(PROBE) or is_ours(r["arm"]))}  # fmt: skip
     return {case: bars for case, bars in found.items() if bars}
 
 
@@ -121,7 +122,7 @@ def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1
         axes.text(0.0, at, case, va="center", fontsize=8, fontweight="bold", transform=axes.get_yaxis_transform())
         at += 1
         for arm, value in arms.items():
-            axes.barh(at, value, color="#c1440e" if arm.startswith(OURS) else "#8a8f98", height=0.8)
+            axes.barh(at, value, color="#c1440e" if is_ours(arm) else "#8a8f98", height=0.8)
             axes.text(value, at, f" {value:.2f}", va="center", fontsize=7)
             ticks.append(at)
             names.append(arm)
@@ -168,7 +169,7 @@ def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for arm, points in arms.items():
-        style = {"color": "#c1440e", "linewidth": 2.0} if arm.startswith(OURS) else {"linewidth": 1.0}
+        style = {"color": "#c1440e", "linewidth": 2.0} if is_ours(arm) else {"linewidth": 1.0}
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")

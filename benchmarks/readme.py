@@ -20,7 +20,7 @@ def headline(results: dict) -> str:
         times = {row["arm"]: row["p50_ms"] / ours["p50_ms"] for row in others}
         probe = next((t for arm, t in times.items() if arm.startswith(plots.PROBE)), None)
         authors = next((t for arm, t in times.items() if arm.startswith("authors")), None)
-        rest = {a: t for a, t in times.items() if not a.startswith((plots.PROBE, plots.OURS, "authors"))}
+        rest = {a: t for a, t in times.items() if not (a.startswith((plots.PROBE, "authors")) or is_ours(a))}
         best = min(rest, key=rest.__getitem__, default="")
         cells = [f"{ours['p50_ms']:.2f}", f"{probe:.2f}" if probe and ours["bytes"] else "",
                  f"{rest[best]:.2f}x ({best})" if rest else "", f"{authors:.2f}x" if authors else ""]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -90,6 +91,12 @@ def test_bits_of_the_ordinary_step(kind, settings, dtype):
     assert same(inside_states, after_states)
 
 
+def backward_of(loss, optimizer, how):
+    """``how``: the update "inside" backward or "after" it."""
+    with step_in_backward(optimizer) if how == "inside" else nullcontext():
+        loss.backward()
+
+
 def test_without_a_forget_step_it_is_the_stock_step():
     """No cycle, no state before the first step: SGD's momentum starts at the first gradient."""
     ended = []
@@ -99,11 +106,7 @@ def test_without_a_forget_step_it_is_the_stock_step():
         for _ in range(3):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(X), Y)
-            if how == "inside":
-                with step_in_backward(optimizer):
-                    loss.backward()
-            else:
-                loss.backward()
+            backward_of(loss, optimizer, how)
             optimizer.step()
         ended.append((bits(model), states(optimizer)))
     assert same(ended[0][0], ended[1][0])
@@ -166,11 +169,7 @@ def test_gradients_are_never_all_held(kind):
 
         def step(model=model, optimizer=optimizer, x=x, how=how):
             loss = model(x).square().sum()
-            if how == "inside":
-                with step_in_backward(optimizer):
-                    loss.backward()
-            else:
-                loss.backward()
+            backward_of(loss, optimizer, how)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -242,11 +241,7 @@ def test_with_checkpointing_and_compile():
         for _ in range(2):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(forward(X), Y)
-            if how == "inside":
-                with step_in_backward(optimizer):
-                    loss.backward()
-            else:
-                loss.backward()
+            backward_of(loss, optimizer, how)
             optimizer.step()
         ended.append(bits(model))
     assert same(*ended)
