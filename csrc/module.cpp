@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/check.h"
 #include "common/records.h"
@@ -121,6 +122,28 @@ bool look(const Torch& torch, PyObject* object, Record* record) {
   return true;
 }
 
+// Records of one list: of its tensors, or, if it is a tensor itself, those that were written there before. False for a
+// list that cannot be described.
+bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t& room, int64_t* count) {
+  Record table;
+  const bool known = !PyList_Check(list);
+  if (known && !look(torch, list, &table)) return false;
+  *count = known ? table.numel / kRecordWords : PyList_Size(list);
+  if ((room -= *count * kRecordWords) < 0) {
+    PyErr_SetString(PyExc_ValueError, "records: expected a table with room for all lists, found a shorter one");
+    return false;
+  }
+  if (known) {
+    std::memcpy(record, table.data, *count * sizeof(Record));
+    record += *count;
+    return true;
+  }
+  for (Py_ssize_t i = 0; i < *count; ++i) {
+    if (!look(torch, PyList_GetItem(list, i), record++)) return false;
+  }
+  return true;
+}
+
 PyObject* describe(PyObject*, PyObject* args) {
   PyObject *target, *lists;
   if (!PyArg_ParseTuple(args, "OO!:describe", &target, &PyTuple_Type, &lists)) return nullptr;
@@ -132,19 +155,52 @@ PyObject* describe(PyObject*, PyObject* args) {
   Record* record = reinterpret_cast<Record*>(counts + count);
   int64_t room = table.numel - count;
   for (Py_ssize_t l = 0; l < count; ++l) {
-    PyObject* list = PyTuple_GetItem(lists, l);
-    if (!PyList_Check(list)) Py_RETURN_FALSE;
-    const Py_ssize_t size = PyList_Size(list);
-    if ((room -= size * kRecordWords) < 0) {
-      PyErr_SetString(PyExc_ValueError, "records: expected a table with room for all lists, found a shorter one");
-      return nullptr;
-    }
-    counts[l] = size;
-    for (Py_ssize_t i = 0; i < size; ++i) {
-      if (!look(torch, PyList_GetItem(list, i), record++)) Py_RETURN_FALSE;
-    }
+    if (describe_list(torch, PyTuple_GetItem(lists, l), record, room, counts + l)) continue;
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    Py_RETURN_FALSE;
   }
   Py_RETURN_TRUE;
+}
+
+// A tensor's own lines, as far as the record of an earlier step tells where they were. A wrong hint does no harm.
+void prefetch_tensor(const Record& then) {
+#if defined(__GNUC__)
+  for (int64_t line = -64; line <= 64; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(then.sizes) + line);
+#endif
+}
+
+// In one pass, as each tensor is several cache lines far apart: its record, its gradient, and that one's record.
+PyObject* gather(PyObject*, PyObject* args) {
+  PyObject *params, *targets[2];
+  if (!PyArg_ParseTuple(args, "O!OO:gather", &PyList_Type, &params, &targets[0], &targets[1])) return nullptr;
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  const Torch& torch = torch_types();
+  const Py_ssize_t size = PyList_Size(params);
+  Record tables[2];
+  for (int i = 0; i < 2; ++i) {
+    if (torch.exchange == nullptr || !look(torch, targets[i], &tables[i])) Py_RETURN_NONE;
+    if (tables[i].numel < size * kRecordWords) {
+      PyErr_SetString(PyExc_ValueError, "records: expected tables with room for all parameters, found shorter ones");
+      return nullptr;
+    }
+  }
+  Record* const of_param = static_cast<Record*>(tables[0].data);
+  Record* const of_grad = static_cast<Record*>(tables[1].data);
+  PyObject* grads = PyList_New(size);
+  for (Py_ssize_t i = 0; grads != nullptr && i < size; ++i) {
+    if (i + static_cast<Py_ssize_t>(kSoon) < size) {
+      prefetch_tensor(of_param[i + kSoon]);
+      prefetch_tensor(of_grad[i + kSoon]);
+    }
+    PyObject* param = PyList_GetItem(params, i);
+    PyObject* grad = PyObject_GetAttr(param, name);
+    if (grad != nullptr) PyList_SetItem(grads, i, grad);
+    if (grad != nullptr && look(torch, param, of_param + i) && look(torch, grad, of_grad + i)) continue;
+    Py_DECREF(grads);
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    Py_RETURN_NONE;
+  }
+  return grads;
 }
 
 PyObject* same(PyObject*, PyObject* args) {
@@ -175,6 +231,7 @@ PyObject* same_values(PyObject*, PyObject* args) {
 
 PyMethodDef functions[] = {
     {"describe", describe, METH_VARARGS, "describe(table, lists) -> bool"},
+    {"gather", gather, METH_VARARGS, "gather(params, records, records) -> list | None"},
     {"same", same, METH_VARARGS, "same(list, list) -> bool"},
     {"same_values", same_values, METH_VARARGS, "same_values(dicts, list) -> bool"},
     {nullptr, nullptr, 0, nullptr}};

@@ -70,12 +70,35 @@ def table_words(lists: tuple[list[Any], ...]) -> int:
     return len(lists) + RECORD_WORDS * sum(map(len, lists))
 
 
+class Described(list[Any]):
+    """Tensors that were described before, and their part of a table; good until other code may run."""
+
+    records: Any  # int64 [RECORD_WORDS * len]
+
+
 def describe(table: Any, lists: tuple[list[Any], ...]) -> bool:
     """Write pointer, shape, dtype and device of every tensor into ``table``, int64 [table_words(lists)] on the CPU.
 
     False if one of them is not a plain tensor or parameter on a device with native kernels: then call the op itself.
     """
-    return _module is not None and _module.describe(table, lists)
+    if _module is None:
+        return False
+    return _module.describe(table, tuple(t.records if type(t) is Described else t for t in lists))
+
+
+def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Described] | None:
+    """Parameters and their gradients, described, in one pass.
+
+    ``tables`` are two int64 [RECORD_WORDS * len] on the CPU; what they hold of an earlier call is a prefetching hint.
+    None if a gradient is missing, or if one of them all is not what ``describe`` describes.
+    """
+    grads = None if _module is None else _module.gather(params, *tables)
+    if grads is None:
+        return None
+    found = Described(params), Described(grads)
+    for tensors, table in zip(found, tables, strict=True):
+        tensors.records = table
+    return found
 
 
 def same(a: list[Any], b: list[Any]) -> bool:

@@ -28,7 +28,7 @@ class SFRonOptimizer(Resumable):
             raise ValueError(f"saliency: expected a SaliencyMask or None, found {type(saliency).__name__}; "
                              "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
         self.saliency = saliency
-        self._skipped, self._masks, self._flat = {}, {}, {}
+        self._skipped, self._masks, self._flat, self._tables = {}, {}, {}, {}
         self.grad_norm, self._checked = None, []
         self.forget = ForgetStep(self)
         self._check_group(defaults)
@@ -93,9 +93,9 @@ class SFRonOptimizer(Resumable):
         for index, group in enumerate(self.param_groups):
             check_names(group)
             masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
-            params, grads = group["params"], [p.grad for p in group["params"]]
-            whole = type(None) not in set(map(type, grads))
-            if not plain(params):
+            params, grads, described = functional.gather(group["params"], self._tables, index)
+            whole = described or type(None) not in set(map(type, grads))
+            if not (described or plain(params)):
                 grads = list(map(placed_gradient, params))
             flat = self._flat_states(index, params) if whole else None
             batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None)

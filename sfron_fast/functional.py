@@ -67,6 +67,22 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     return table if _native.describe(table, whole) else None
 
 
+def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple[list[Tensor], list[Any], bool]:
+    """Parameters and their gradients, for the ops of one step: looked at once, if all are there and plain tensors.
+
+    The bool says whether they were. The lists are then good until other code may run, which could resize a tensor.
+    ``tables[index]`` is kept for the next step.
+    """
+    if not torch.compiler.is_compiling():
+        table, words = tables.get(index), _native.RECORD_WORDS * len(params)
+        if table is None or table.shape[1] != words:
+            table = tables[index] = torch.zeros((2, words), dtype=torch.int64, device="cpu")
+        found = _native.gather(params, table.unbind())
+        if found is not None:
+            return *found, True
+    return params, [p.grad for p in params], False
+
+
 def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:
     """The tensors of a list, which must be dense; and, if ``written``, no element may be written twice."""
     if torch.compiler.is_compiling():

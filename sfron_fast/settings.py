@@ -11,6 +11,7 @@ from .groups import Batch
 from .hyper import NAMES, check_capture
 
 FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
+_COUNTS = ("retain_pending", "skipped")  # change from step to step, and are nobody's to set
 CHOICES = {"moments": ("shared", "separate", "none"), "mask_semantics": ("gradient", "update"),
            "foreach": (None, True, False), "fused": (None, True, False)}  # fmt: skip
 
@@ -78,7 +79,8 @@ def check_step(optimizer: Any, batches: list[Batch]) -> None:
     check_capture(groups, [batch.params[0].device for batch in batches])
     if torch.compiler.is_compiling() or not batches:
         return
-    known = [[id(g[k]) if isinstance(g[k], Tensor) else g[k] for k in optimizer.defaults] for g in groups]
+    known = [[id(g[k]) if isinstance(g[k], Tensor) else g[k] for k in optimizer.defaults if k not in _COUNTS]
+             for g in groups]
     if known != optimizer._checked:
         for group in groups:
             optimizer._check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})

@@ -44,6 +44,7 @@ class Resumable(Optimizer):
     _skipped: dict[torch.device, Tensor]
     _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None]]
     _flat: dict[int, FlatStates]
+    _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     _checked: list[list[Any]]  # every group's settings, when they were last found good
     _in_backward: set[Tensor] | frozenset[Tensor] = frozenset()  # whose next step ``step_in_backward`` has done
 
@@ -186,7 +187,7 @@ class Resumable(Optimizer):
                 self.defaults.setdefault(setting.name, setting.default)
         if self.defaults["fused"]:
             self._step_supports_amp_scaling = True
-        self._masks, self._skipped, self._flat = {}, {}, {}
+        self._masks, self._skipped, self._flat, self._tables = {}, {}, {}, {}
         self.grad_norm, self._checked = None, []
         self.forget = ForgetStep(self)
         for group in self.param_groups:

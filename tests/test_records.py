@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import sfron_fast as sf
 from sfron_fast import _native, functional, ops, reference
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="needs the native kernels")
@@ -73,6 +74,77 @@ def test_a_short_table_is_refused():
     for wrong in (table, torch.zeros(1, dtype=torch.int64), torch.zeros(8)):
         with pytest.raises(ValueError, match="records"):
             torch.ops.sfron_fast.interpolate_.records(wrong, 0.5)
+
+
+def gathered(params, tables):
+    """Parameters, gradients and the records of both, as ``functional.gather`` finds them; None if it does not."""
+    *found, described = functional.gather(params, tables, 0)
+    if not described:
+        assert found[0] is params
+        return None
+    return *found, [tensors.records.view(-1, _native.RECORD_WORDS).tolist() for tensors in found]
+
+
+def with_gradients(*shapes):
+    params = [nn.Parameter(torch.randn(s)) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def test_parameters_and_gradients_are_gathered():
+    params, tables = with_gradients((3, 5), (), (0,), (64,)), {}
+    for _ in range(2):
+        found, grads, records = gathered(params, tables)
+        assert all(a is b for a, b in zip(found, params, strict=True))
+        assert all(g is p.grad for g, p in zip(grads, params, strict=True))
+        assert records == describe(params, grads) == describe(found, grads)
+        params[0].grad = torch.randn(3, 5)  # another place each time
+        params[3].data = torch.randn(64)
+    assert gathered([], {})[2] == [[], []]
+
+
+def test_a_wrong_hint_is_only_a_hint():
+    params, tables = with_gradients(*[(5,)] * 20), {0: torch.randint(-(2**63), 2**63 - 1, (2, 120))}
+    _, grads, records = gathered(params, tables)
+    assert records == describe(params, grads)
+    del params[-1]  # fewer than the table has room for
+    _, grads, records = gathered(params, tables)
+    assert records == describe(params, grads)
+
+
+@pytest.mark.parametrize("stranger", [None, torch.randn(3).as_subclass(Subclass), torch.ones(3).to_sparse()])
+def test_strangers_are_not_gathered(stranger):
+    params = with_gradients((3,), (3,))
+    params[1].grad = stranger
+    assert gathered(params, {}) is None
+    assert functional.gather(params, {}, 0)[1][1] is stranger
+    assert gathered([params[0], nn.Buffer(torch.ones(3).as_subclass(Subclass))], {}) is None
+
+
+def test_gathering_looks_before_it_writes():
+    short = torch.empty(2, 5, dtype=torch.int64).unbind()
+    with pytest.raises(ValueError, match="records: expected tables with room"):
+        _native.gather(with_gradients((2,)), short)
+    with pytest.raises(AttributeError):
+        _native.gather([object()], torch.empty(2, 6, dtype=torch.int64).unbind())
+
+
+@pytest.mark.parametrize("make", [sf.SFRonSGD, sf.SFRonAdamW])
+def test_tensors_that_move_between_steps_are_found(make, monkeypatch):
+    """Groups of equal lengths share no table, and no step believes the last one's."""
+    runs = []
+    for native in (True, False):
+        torch.manual_seed(0)
+        params = with_gradients(*[(3,)] * 4)
+        optimizer = make([{"params": params[:2]}, {"params": params[2:]}], lr=0.1, max_norm=1.0, slow_lr=0.5)
+        monkeypatch.setattr(_native, "gather", _native.gather if native else lambda params, tables: None)
+        optimizer.forget_step()
+        for p in params:
+            p.data, p.grad = p.data.clone(), torch.randn(3)
+        optimizer.step()
+        runs.append(params)
+    assert all(map(torch.equal, *runs))
 
 
 def test_transforms_and_modes_see_the_tensors():

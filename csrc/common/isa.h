@@ -11,7 +11,7 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // Chosen once per process; SFRON_FAST_ISA=baseline|avx2|avx512 forces a level (the tests compare them).
 Isa isa();
 
-// For kernels that do little but stream: on a Zen 4 they are a tenth faster with vectors of 256 bits than of 512.
+// For kernels that do little but stream: on a Zen 4 they are some per cent faster with vectors of 256 bits than of 512.
 Isa streaming_isa();
 
 // Whether to prefetch and to interleave streams in software. Measured: a Xeon gains a fifth from it; on a Zen 4 it

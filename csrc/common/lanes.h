@@ -47,6 +47,11 @@ SFRON_HD void prefetch(int64_t i, Pointers... streams) {
   if (kFetchAhead) (prefetch_lines(streams + i + kAhead), ...);
 }
 
+// The first 64 elements of a tensor that comes later: small ones lie anywhere, and each would be waited for.
+inline void prefetch_start(const void* tensor) {
+  for (int line = 0; line < 4; line += 2) prefetch_lines(static_cast<const char*>(tensor) + 64 * line);
+}
+
 // The mask from element `at` on. A line of it serves 512 elements, too seldom for the hardware to fetch it in time.
 SFRON_HD const uint8_t* mask_tile(const uint8_t* mask, int64_t at) {
   if (mask == nullptr) return nullptr;

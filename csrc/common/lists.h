@@ -42,7 +42,7 @@ inline Arrays arrays_like(const char* name, const TensorList& tensors, const Vie
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Name where{name, static_cast<int64_t>(i)};
     const View view = any_view(where, tensors[i]);
-    check_shape(where, view, like[i].sizes, like[i].dim);
+    check_shape_like(where, view, like[i]);
     check_allowed(where, view, like[i].code, allowed);
     arrays[i] = {view.data, view.dtype};
   }

@@ -8,6 +8,7 @@ namespace sfron {
 
 // Work is divided at multiples of 64 elements: a whole mask word, and whole cache lines of every dtype.
 constexpr int64_t kUnit = 64;
+constexpr size_t kSoon = 4;  // tensors ahead: for what is fetched before it is needed
 
 class Runs {
  public:
@@ -26,18 +27,24 @@ class Runs {
   int64_t units() const { return first_.back(); }
   int64_t unit() const { return unit_; }
 
-  // Calls f(tensor, begin, end) for each stretch of elements in units [begin, end).
-  template <class F>
-  void walk(int64_t begin, int64_t end, const F& f) const {
+  // Calls f(tensor, begin, end) for each stretch of elements in units [begin, end), and ahead(tensor) `kSoon` before.
+  template <class F, class Ahead>
+  void walk(int64_t begin, int64_t end, const F& f, const Ahead& ahead) const {
     if (begin >= end) return;
     // upper_bound, not lower_bound: it steps over empty tensors, which start where their successor starts
     size_t i = std::upper_bound(first_.begin(), first_.end(), begin) - first_.begin() - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first_[i + 1]);
+      if (i + kSoon < numel_.size()) ahead(i + kSoon);
       if (stop <= begin) continue;
       f(static_cast<int64_t>(i), (begin - first_[i]) * unit_, std::min((stop - first_[i]) * unit_, numel_[i]));
       begin = stop;
     }
+  }
+
+  template <class F>
+  void walk(int64_t begin, int64_t end, const F& f) const {
+    walk(begin, end, f, [](size_t) {});
   }
 
  private:

@@ -45,10 +45,11 @@ void masked_grad_norm_cpu(
     const std::vector<MaskedGradNormTensor>& tensors, const Runs& runs, int64_t begin, int64_t end,
     float inverse_scale, double* partials) {
   int64_t chunk = begin;
-  runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
+  const auto add = [&](int64_t i, int64_t first, int64_t last) {
     run_isa(MaskedGradNormKernel{}, tensors[i], first, last, inverse_scale, partials + chunk);
     chunk += (last - first + kNormChunk - 1) / kNormChunk;
-  });
+  };
+  runs.walk(begin, end, add, [&](size_t i) { prefetch_start(tensors[i].grad); });
 }
 
 }  // namespace sfron

@@ -48,8 +48,12 @@ struct SgdKernel {
 
 void sgd_step_cpu(
     const std::vector<SgdTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const SgdScalars& s) {
-  runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
+  const auto update = [&](int64_t i, int64_t first, int64_t last) {
     run_isa(SgdKernel{}, tensors[i], first, last, s);
+  };
+  runs.walk(begin, end, update, [&](size_t i) {
+    prefetch_start(tensors[i].param);
+    prefetch_start(tensors[i].grad);
   });
   end_stream();
 }
