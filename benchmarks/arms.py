@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import sfron_fast as sf
-from sfron_fast import functional, reference
 
 from .harness import Arm, uncounted
 from .lists import Shape
@@ -173,42 +172,6 @@ def authors_style(
             original = copy.deepcopy(problem.params)
 
     return list_arm("authors' style, masks on CPU" if cpu_masks else "authors' style", problem, run)
-
-
-def stock_mask(forget: list[Tensor], retain: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
-    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher is much above eps."""
-    above = reference.FISHER_EPS * (threshold - 1.0)
-    return [torch.sub(f, r, alpha=threshold) >= above for f, r in zip(forget, retain, strict=True)]
-
-
-def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
-    """The retain Fisher's last gradient and the mask, by stock torch, by two ops, or by the one that fuses them."""
-    on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
-    grads = Problem(shapes, device).gradients
-    retain, forget = [torch.zeros_like(g) for g in grads], [torch.rand(s, **on).mul_(1e-6) for s in shapes]
-
-    def stock() -> list[Tensor]:
-        torch._foreach_addcmul_(retain, grads, grads, 0.5)
-        return stock_mask(forget, retain)
-
-    def two_ops() -> list[Tensor]:
-        functional.fisher_accumulate_(retain, grads, 0.5)
-        return functional.saliency_mask(forget, retain, 1.0)[0]
-
-    def fused() -> list[Tensor]:
-        return functional.fisher_saliency_mask_(retain, grads, forget, weight=0.5, threshold=1.0)[0]
-
-    run = {LAST_GRADIENT[0]: stock, "sfron_fast, two ops": two_ops, "sfron_fast": fused}[how]
-
-    def check() -> list[Tensor]:
-        masks = run()
-        bits = masks if how.startswith("foreach") else map(reference.unpack_bits, masks, shapes)
-        return [*bits, *(r * 1e6 for r in retain)]
-
-    return Arm(how, run, check)
-
-
-LAST_GRADIENT = ("foreach addcmul, difference, compare", "sfron_fast, two ops", "sfron_fast")
 
 
 def probe(moved: int, device: str) -> Arm:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import sfron_fast as sf
 from sfron_fast import functional, reference
 
-from .arms import MAX_NORM, stock_mask
+from .arms import MAX_NORM
 from .harness import Row, difference, make_row
 from .models import Decoder, ResNet18
+from .saliency_cases import stock_mask
 from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1

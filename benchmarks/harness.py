@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ class Arm:
     check: Callable[[], list[torch.Tensor]] | None = None
     tolerance: float = 1e-3  # of the norm of all tensors together; 0 = equal values
     values: Callable[[], list[torch.Tensor]] | None = None  # copies of what ``run`` changes in place
+
+
+@dataclass
+class Case:
+    """``arms`` are made one by one, so that one that cannot be made costs only itself; the last is this package."""
+
+    name: str
+    arms: Sequence[Callable[[], Arm]]
+    bytes: int = 0
+    seconds: float = 2.0
+    needs: float = 0.0  # seconds, for what cannot be interrupted
 
 
 class Uncounted:

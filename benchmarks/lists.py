@@ -1,6 +1,7 @@
 """Parameter lists shaped like real models; only the shapes matter to a list kernel."""
 
 from collections.abc import Callable, Iterator
+from math import prod
 
 Shape = tuple[int, ...]
 
@@ -130,3 +131,7 @@ def llama_8b() -> list[Shape]:
 def small_tensors(count: int = 4000, elements: int = 64) -> list[Shape]:
     """Many tiny tensors: host overhead and nothing else."""
     return [(elements,)] * count
+
+
+def weights(shapes: list[Shape]) -> int:
+    return sum(prod(s) for s in shapes)

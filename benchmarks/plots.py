@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .harness import is_ours
-from .list_cases import SWEEP
+from .step_cases import SWEEP
 
 PROBE = "probe"
 COLOURS = {"forward": "#d5d8dc", "backward": "#aab0b8", "accumulation": "#7a5195", "mask build": "#003f5c",

@@ -11,8 +11,7 @@ from torch import Tensor
 import sfron_fast as sf
 
 from . import arms
-from .harness import Arm
-from .list_cases import Case
+from .harness import Arm, Case
 from .timer import rotating
 
 TEMPERATURE, FLOOR = 0.5, 1e-6

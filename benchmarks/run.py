@@ -23,8 +23,7 @@ import torch
 from sfron_fast import _native
 
 from . import end_to_end, harness, list_cases, row_cases
-from .harness import Arm, Row
-from .list_cases import Case
+from .harness import Arm, Case, Row
 from .timer import Clock, first_line, freed, time_arms
 
 MODELS = ("ResNet-18", "decoder")

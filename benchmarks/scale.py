@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import log2, prod
 from pathlib import Path
 
-from .list_cases import FLOORS
 from .lists import Shape, llama
+from .step_cases import FLOORS
 
 RESULTS = Path(__file__).parent / "results"
 H100, GUESS = "H100 SXM data sheet", "assumption"

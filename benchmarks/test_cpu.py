@@ -8,8 +8,7 @@ that slows down meanwhile slows them all.
 
 import pytest
 
-from benchmarks.harness import Arm, provenance
-from benchmarks.list_cases import Case
+from benchmarks.harness import Arm, Case, provenance
 from benchmarks.run import chosen_cases, label
 
 CASES = [case for case in chosen_cases("cpu", "cpu", tiny=False) if "compiled" not in case.name]

@@ -1,0 +1,125 @@
+"""The cases of the saliency stage: Fisher, mask, and the last gradient of the one with the other."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sfron_fast import functional, reference
+
+from . import arms
+from .arms import Problem
+from .harness import Arm, Case
+from .lists import Shape, weights
+
+
+def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = False) -> Case:
+    """F += g^2 / n. ``published``: gradients cross to the CPU and are squared and added there."""
+    share = 0.01
+
+    def over_cpu(sums: list[Tensor], grads: list[Tensor]) -> None:
+        for f, g in zip(sums, grads, strict=True):
+            f += g.cpu() ** 2 * share
+
+    def naive(sums: list[Tensor], grads: list[Tensor]) -> None:
+        for f, g in zip(sums, grads, strict=True):
+            f += g**2 * share
+
+    def foreach(sums: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_addcmul_(sums, grads, grads, share)
+
+    def ours(sums: list[Tensor], grads: list[Tensor]) -> None:
+        functional.fisher_accumulate_(sums, grads, share)
+
+    def arm(title: str, add: Callable[[list[Tensor], list[Tensor]], None], where: str = device) -> Arm:
+        grads, sums = Problem(shapes, device).gradients, [torch.zeros(s, device=where) for s in shapes]
+
+        def check() -> list[Tensor]:
+            add(sums, grads)
+            return [f.to(device, copy=True) for f in sums]
+
+        return Arm(title, lambda: add(sums, grads), check)
+
+    moved = 12 * weights(shapes)
+    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    made += [partial(arm, "as published, on the CPU", over_cpu, "cpu")] if published else []
+    made += [partial(arm, "per tensor, on the device", naive), partial(arm, "foreach addcmul", foreach)]
+    return Case(f"{name}, Fisher accumulate", [*made, partial(arm, "sfron_fast", ours)], moved)
+
+
+def stock_mask(forget: list[Tensor], retain: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
+    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher is much above eps."""
+    above = reference.FISHER_EPS * (threshold - 1.0)
+    return [torch.sub(f, r, alpha=threshold) >= above for f, r in zip(forget, retain, strict=True)]
+
+
+def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
+    eps, threshold = reference.FISHER_EPS, 1.0  # at 1, quotient and product round alike
+
+    def fishers() -> list[list[Tensor]]:
+        on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
+        return [[torch.rand(s, **on) for s in shapes] for _ in range(2)]
+
+    def ratio() -> Arm:
+        forget, retain = fishers()
+
+        def run() -> list[Tensor]:
+            return [(f + eps) / (r + eps) >= threshold for f, r in zip(forget, retain, strict=True)]
+
+        return Arm("torch ratio and compare", run, run)
+
+    def careful() -> Arm:
+        forget, retain = fishers()
+        run = partial(stock_mask, forget, retain, threshold)
+        return Arm("torch difference and compare", run, run, tolerance=0.0)
+
+    def ours() -> Arm:
+        forget, retain = fishers()
+
+        def run() -> list[Tensor]:
+            return functional.saliency_mask(forget, retain, threshold)[0]
+
+        def check() -> list[Tensor]:
+            return [reference.unpack_bits(m, s) for m, s in zip(run(), shapes, strict=True)]
+
+        return Arm("sfron_fast", run, check, tolerance=0.0)
+
+    moved = int(8.125 * weights(shapes))
+    return Case(f"{name}, mask build", [partial(arms.probe, moved, device), ratio, careful, ours], moved)
+
+
+def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
+    """The retain Fisher's last gradient and the mask, by stock torch, by two ops, or by the one that fuses them."""
+    on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
+    grads = Problem(shapes, device).gradients
+    retain, forget = [torch.zeros_like(g) for g in grads], [torch.rand(s, **on).mul_(1e-6) for s in shapes]
+
+    def stock() -> list[Tensor]:
+        torch._foreach_addcmul_(retain, grads, grads, 0.5)
+        return stock_mask(forget, retain)
+
+    def two_ops() -> list[Tensor]:
+        functional.fisher_accumulate_(retain, grads, 0.5)
+        return functional.saliency_mask(forget, retain, 1.0)[0]
+
+    def fused() -> list[Tensor]:
+        return functional.fisher_saliency_mask_(retain, grads, forget, weight=0.5, threshold=1.0)[0]
+
+    run = {LAST_GRADIENT[0]: stock, "sfron_fast, two ops": two_ops, "sfron_fast": fused}[how]
+
+    def check() -> list[Tensor]:
+        masks = run()
+        bits = masks if how.startswith("foreach") else map(reference.unpack_bits, masks, shapes)
+        return [*bits, *(r * 1e6 for r in retain)]
+
+    return Arm(how, run, check)
+
+
+LAST_GRADIENT = ("foreach addcmul, difference, compare", "sfron_fast, two ops", "sfron_fast")
+
+
+def last_gradient_case(name: str, shapes: list[Shape], device: str) -> Case:
+    moved = int(16.125 * weights(shapes))
+    made = [partial(last_gradient, shapes, how, device) for how in LAST_GRADIENT]
+    return Case(f"{name}, last Fisher gradient and mask", [partial(arms.probe, moved, device), *made], moved)
