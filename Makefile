@@ -30,8 +30,12 @@ test: lint
 test-long: build
 	$(BIN)/python -m pytest -m long
 
-bench: build
+bench: build $(VENV)/.peers
 	$(BIN)/python -m benchmarks.run
+
+# other packages to compare with; without a network the benchmark does without them, and says so
+$(VENV)/.peers: pyproject.toml | build
+	$(BIN)/python -m pip install --quiet $(TORCH) --group bench && touch $@ || true
 
 guard: build
 	$(BIN)/python -m benchmarks.run --no-plots --out build/guard/now $(BENCH)

@@ -4,6 +4,7 @@ import torch
 
 from .harness import Case
 from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
+from .peers import peer_case
 from .saliency_cases import fisher_case, last_gradient_case, mask_case
 from .step_cases import SWEEP, compiled_case, graph_case, long_case, norm_case, step_case
 
@@ -89,3 +90,12 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     if kind == "cuda":
         lists["DiT-XL/2", "adamw"] = dit_xl2(16, 1) if tiny else dit_xl2()
     return [compiled_case(name, shapes, rule, device, backend) for (name, rule), shapes in lists.items()]
+
+
+def peer_cases(kind: str, device: str, tiny: bool) -> list[Case]:
+    """Last too: torchao compiles, and importing a package may change what runs after it."""
+    name, shapes = ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())  # all arms fit at once
+    chosen = [(name, shapes, "adamw"), (name, shapes, "sgd")]
+    if kind == "cuda":
+        chosen.append(("10,000 x 64", small_tensors(10_000, 64), "sgd"))
+    return [peer_case(name, [(8, 8)] if tiny else shapes, rule, device) for name, shapes, rule in chosen]

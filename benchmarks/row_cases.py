@@ -87,6 +87,8 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
         return weighted(liger_cross_entropy(logits, labels, reduction="none"))
 
     def liger_arm() -> Arm:
+        if device != "cuda":
+            raise ValueError("Liger's kernels are written in Triton, which needs a GPU")
         import liger_kernel  # noqa: F401  # before anything is allocated
 
         step, ring = differentiated(liger), inputs(True)

@@ -32,7 +32,7 @@ MODELS = ("ResNet-18", "decoder")
 def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     """For a ``kind`` of device, most important first: what the time does not reach is dropped from the end."""
     lists, rows = list_cases.cases(kind, device, tiny), row_cases.cases(kind, device, tiny)
-    last = list_cases.compile_cases(kind, device, tiny)
+    last = [*list_cases.compile_cases(kind, device, tiny), *list_cases.peer_cases(kind, device, tiny)]
     return [*lists[:3], *rows[:2], *lists[3:9], *rows[2:4], *lists[9:], *rows[4:], *last]
 
 

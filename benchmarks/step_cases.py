@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfron_fast import functional, reference
 
-from . import arms, peers
+from . import arms
 from .arms import ADAMW, MAX_NORM, SGD, Problem
 from .harness import Arm, Case
 from .lists import Shape, weights
@@ -33,7 +33,7 @@ def step_case(
              "dtype": dtype}  # fmt: skip
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     if work == "plain":
-        made += [partial(arms.best_stock, **about), *(partial(peers.peer, name, **about) for name in peers.PEERS)]
+        made += [partial(arms.best_stock, **about)]
     else:
         made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
         made += [partial(arms.authors_style, **about)]
