@@ -218,32 +218,38 @@ def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
+FISHER_BATCHES = 2  # of each set
+
+
 def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> list[Tensor]:
-    """Both Fishers from two batches each, and the mask."""
+    """Both Fishers from a few batches each, and the mask."""
     fishers = []
     for inputs, labels in (forget, retain):
         sums = arm.sums()
-        for _ in range(2):
+        for _ in range(FISHER_BATCHES):
             arm.model.zero_grad()
             with phase("forward"):
                 loss = mean_loss(arm.model(inputs), labels)
             with phase("backward"):
                 loss.backward()
             with phase("accumulation"):
-                arm.accumulate(sums, 0.5)
+                arm.accumulate(sums, 1.0 / FISHER_BATCHES)
         fishers.append(sums)
     with phase("mask build"):
         masks: list[Tensor] = arm.build(*fishers)
     return masks
 
 
-def problem(name: str, device: str, tiny: bool) -> tuple[str, nn.Module, Batch, Batch]:
+Size = tuple[int, int]  # of a ResNet-18 and its batches: width, images
+
+
+def problem(name: str, device: str, tiny: bool, size: Size | None) -> tuple[str, nn.Module, Batch, Batch]:
     """(optimizer, model, forget batch, retain batch); sizes a CPU can bear, larger ones for a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     if name == "ResNet-18":
-        batch = 2 if tiny else 256 if large else 16
-        model: nn.Module = ResNet18(width=4 if tiny else 64 if large else 32)
+        width, batch = size or ((4, 2) if tiny else (64, 256) if large else (32, 16))
+        model: nn.Module = ResNet18(width=width)
         batches = [(torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device))
                    for _ in range(2)]  # fmt: skip
         return "sgd", model.to(device), batches[0], batches[1]
@@ -258,9 +264,9 @@ def problem(name: str, device: str, tiny: bool) -> tuple[str, nn.Module, Batch, 
 WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {"cycle": cycle, "Fisher and mask": saliency}
 
 
-def measure(name: str, device: str, rounds: int = 7, tiny: bool = False) -> list[Row]:
+def measure(name: str, device: str, rounds: int = 7, tiny: bool = False, size: Size | None = None) -> list[Row]:
     """Rows of the whole and of every phase, arms in turn. Raises AssertionError if weights or masks differ."""
-    kind, model, forget, retain = problem(name, device, tiny)
+    kind, model, forget, retain = problem(name, device, tiny, size)
     masks = {n: torch.rand_like(p) < 0.5 for n, p in model.named_parameters()}
     kinds: list[Any] = [*([Published] if device == "cuda" else []), Authors, Stock, Ours]
     start, ends, found = list(model.parameters()), [], []
@@ -276,11 +282,12 @@ def measure(name: str, device: str, rounds: int = 7, tiny: bool = False) -> list
                                      "nothing was timed")  # fmt: skip
     del ends, found
     arms = [make(copy.deepcopy(model), masks, kind, RETAIN_STEPS[name]) for make in kinds]
-    size = f"{sum(p.numel() for p in start) / 1e6:.1f}M, batch {forget[0].shape[0]}"
+    weights = sum(p.numel() for p in start)
+    about_all = f"{weights / 1e6:.{1 if weights > 1e6 else 2}f}M, batch {forget[0].shape[0]}"
     rows = []
     for work, run in WORK.items():
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
-        about = f"{size}, {RETAIN_STEPS[name]} retain" if work == "cycle" else size
+        about = f"{about_all}, {RETAIN_STEPS[name]} retain" if work == "cycle" else about_all
         for arm in arms:
             run(arm, forget, retain, Phases(device, False))
         for order in islice(turns(arms), rounds):

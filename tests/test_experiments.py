@@ -267,18 +267,41 @@ def hand_made(distances):
 def test_answers_say_no_where_a_baseline_is_closer():
     distances = {"Original": (9, 11), "FT": (1.5, 2.5), "SFR-on (paper)": (3, 5), "SFR-on (official)": (2, 3),
                  "paper, no S": (7, 7)}  # fmt: skip
-    text = answers(hand_made(distances), {}, [])
+    text = answers(hand_made(distances), {}, {}, {})
     assert "- Avg.D: **no**, SFR-on (official) is number 2 of 3. First: FT 2 ± 0.5" in text
     assert "the untouched model 10 ± 0.5" in text
     assert "of FT (the best baseline) less that of SFR-on (official): -0.50, -0.50 (SFR-on closer in 0 of 2)" in text
     assert "| paper, no S | 7 ± 0.5 |" in text
-    assert "**yes**, SFR-on (official) is number 1" in answers(hand_made({**distances, "FT": (4, 4)}), {}, [])
+    assert "**yes**, SFR-on (official) is number 1" in answers(hand_made({**distances, "FT": (4, 4)}), {}, {}, {})
+
+
+def test_a_run_is_worked_out_of_its_parts():
+    def row(what, arm, ms):
+        return {"case": f"ResNet-18 {what}", "arm": arm, "p50_ms": ms, **dict.fromkeys(
+            ("p20_ms", "p80_ms", "repetitions", "bytes", "gb_per_s"), 0)}  # fmt: skip
+
+    rows = [row("cycle (1M)", "stock", 300.0), row("cycle (1M)", "sfron_fast", 200.0), row("Fisher and mask (1M)",
+            "stock", 40.0), row("Fisher and mask (1M)", "sfron_fast", 20.0)]  # fmt: skip
+    rows += [row(f"cycle: {phase}", arm, ms) for phase, ms in (("backward", 150.0), ("update", 50.0))
+             for arm in ("stock", "sfron_fast")]  # fmt: skip
+    text = answers(hand_made({"FT": (1, 2)}), {}, {"rows": rows, "run": {"cycles": 40, "batches": 80}}, {})
+    # stock: 40 x 300 + 80 x 40 / 4 batches; ours 40 x 200 + 80 x 20 / 4
+    assert "| stock | 300.00 | 50.00 (25 %) | 10.00 | 12.80 | 1.52x |" in text
+    assert "| sfron_fast | 200.00 | 50.00 (25 %) | 5.00 | 8.40 | 1.00x |" in text
+
+
+def test_settings_are_proposed_by_validation():
+    candidates = [{"settings": {"lr": lr}, "miss": m} for lr, m in ((0.1, 3.0), (0.2, 1.25))]
+    found = {"Original": {}, "FT": {"chosen": {"lr": 0.2}, "candidates": candidates},
+             "GA": {"chosen": {"lr": 0.1}, "candidates": [{"settings": {"lr": 0.1}, "miss": 0.5}]}}  # fmt: skip
+    text = answers(hand_made({"FT": (1, 2)}), {}, {}, {"settings": {"class": found}})
+    assert text.index("| GA | **0.5** | lr 0.1 |") < text.index("| FT | 3.0, **1.2** | lr 0.2 |")
 
 
 def test_sweeps_are_told_and_drawn(tmp_path):
     points = [(0.5, dict.fromkeys(("FA", "RA", "TA", "Avg.D", "D_KL_forget"), 12.5)),
               (1.0, dict.fromkeys(("FA", "RA", "TA", "Avg.D", "D_KL_forget"), 25.0))]  # fmt: skip
-    text = answers(hand_made({"FT": (1, 2)}), {("random", "threshold"): points}, [])
+    text = answers(hand_made({"FT": (1, 2)}), {("random", "threshold"): points}, {}, {})
     assert "| | 0.5 | 1 |" in text
     assert "| Avg.D | 12.5 | 25 |" in text
     figure = plots.sweep("threshold", points, {"FA": 60.0, "RA": 90.0})

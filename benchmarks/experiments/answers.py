@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import end_to_end
 from benchmarks.harness import Row
 
 from . import methods
@@ -12,15 +13,17 @@ QUESTIONED = ("Avg.D", "D_KL_forget", "D_KL_retain", "D_KL_test")
 Sweeps = Mapping[tuple[str, str], Sequence[tuple[float, Mapping[str, float]]]]
 
 
-def answers(report: Mapping[str, Any], sweeps: Sweeps, cycles: Sequence[Row]) -> str:
-    """README.md of the results folder."""
+def answers(
+    report: Mapping[str, Any], sweeps: Sweeps, measured: Mapping[str, Any], selected: Mapping[str, Any]
+) -> str:
+    """README.md of the results folder; ``measured`` is cycles.json, ``selected`` chosen/SCALE.json, if there."""
     lines = ["# CIFAR-10: answers from the data", "",
              "Made by `benchmarks/experiments/answers.py` from the data beside it; the tables and figures are in "
              "[report.md](report.md). ± is the standard deviation over seeds.", ""]  # fmt: skip
     for setting, means in report["settings"].items():
         lines += [f"## {setting}", "", report["descriptions"].get(setting, ""), ""]
         lines += _closest(means) + _components(means) + _recipes(means) + _pairs(report["runs"], setting)
-    lines += _sweeps(sweeps) + _cycles(cycles)
+    lines += _proposal(selected) + _sweeps(sweeps) + _cycles(measured)
     return "\n".join(lines)
 
 
@@ -91,6 +94,25 @@ def _pairs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
             ""]  # fmt: skip
 
 
+def _proposal(selected: Mapping[str, Any]) -> list[str]:
+    """The settings that did best by the criterion that sees neither test set nor Retrain."""
+    if not selected:
+        return []
+    lines = ["## Which settings to begin with?", "",
+             "By validation alone, with another seed (`benchmarks/experiments/choose.py`; the candidates are in "
+             "settings.py beside it): a miss is in points of accuracy, summed over forget, retain and validation set. "
+             "A method that misses little over a wide range is easy to set.", ""]  # fmt: skip
+    for setting, found in selected["settings"].items():
+        misses = {m: [c["miss"] for c in entry["candidates"]] for m, entry in found.items() if m != "Original"}
+        lines += [f"{setting}:", "", "| | misses, weak to strong | chosen |", "| :-- | :-- | :-- |"]
+        for method in sorted(misses, key=lambda m: min(misses[m])):
+            values = ", ".join(f"**{v:.1f}**" if v == min(misses[method]) else f"{v:.1f}" for v in misses[method])
+            settings = ", ".join(f"{name} {value:g}" for name, value in found[method]["chosen"].items())
+            lines.append(f"| {method} | {values} | {settings} |")
+        lines.append("")
+    return lines
+
+
 def _sweeps(sweeps: Sweeps) -> list[str]:
     """How sensitive is it?"""
     lines = ["## How sensitive is SFR-on (paper)?", ""] if sweeps else []
@@ -104,20 +126,24 @@ def _sweeps(sweeps: Sweeps) -> list[str]:
     return lines
 
 
-def _cycles(rows: Sequence[Row]) -> list[str]:
+def _cycles(measured: Mapping[str, Any]) -> list[str]:
     """What share is the optimizer, and what does the fused path save?"""
-    whole = {r.arm: r for r in rows if " cycle (" in r.case}
-    if not whole:
+    if not measured:
         return []
+    rows, count, batches = [Row(**row) for row in measured["rows"]], *measured["run"].values()
+    whole, fisher = ({r.arm: r for r in rows if f" {work} (" in r.case} for work in ("cycle", "Fisher and mask"))
     case = next(iter(whole.values())).case
-    lines = ["## What a cycle costs", "",
-             f"{case}: a forget step, then retain steps, the last with slow interpolation; all else the same.", "",
-             "| | ms a cycle | of it the optimizer | against ours |", "| :-- | --: | --: | --: |"]  # fmt: skip
-    ours = next(r for arm, r in whole.items() if arm == "sfron_fast")
+    lines = ["## What a run costs", "",
+             f"{case}: a forget step, then retain steps, the last with slow interpolation; arms in turn, medians. A "
+             f"run: the Fishers from {batches} batches, the mask, {count} cycles; RTE is worked out from those.", "",
+             "| | ms a cycle | of it the optimizer | ms a Fisher batch | RTE of a run [s] | its RTE over ours |",
+             "| :-- | --: | --: | --: | --: | --: |"]  # fmt: skip
+    each = {arm: row.p50_ms / (2 * end_to_end.FISHER_BATCHES) for arm, row in fisher.items()}
+    rte = {arm: (count * row.p50_ms + batches * each[arm]) / 1e3 for arm, row in whole.items()}
     for arm, row in whole.items():
         phases = {r.case.split(": ")[1]: r.p50_ms for r in rows if r.arm == arm and " cycle: " in r.case}
         optimizer = sum(ms for phase, ms in phases.items() if phase not in ("forward", "backward"))
         share = 100 * optimizer / sum(phases.values())
-        against = row.p50_ms / ours.p50_ms
-        lines.append(f"| {arm} | {row.p50_ms:.2f} | {optimizer:.2f} ({share:.0f} %) | {against:.2f}x |")
+        lines.append(f"| {arm} | {row.p50_ms:.2f} | {optimizer:.2f} ({share:.0f} %) | {each[arm]:.2f} | {rte[arm]:.2f} "
+                     f"| {rte[arm] / rte['sfron_fast']:.2f}x |")  # fmt: skip
     return [*lines, ""]

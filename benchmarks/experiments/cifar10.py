@@ -34,7 +34,7 @@ def plan(scale: str, settings: Sequence[str], seeds: int, sweep: bool) -> list[l
         phases.append([
             with_settings(Piece(methods.PAPER, seed, setting, label=f"{name}={value:g}"),
                           swept(found[setting][methods.PAPER], name, value))
-            for setting, seed in places if setting == settings[0]
+            for setting, seed in places
             for name, values in SWEEPS.items() for value in values
         ])  # fmt: skip
     return phases
