@@ -34,11 +34,12 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
         records = _records(lists.values())
     if records is not None:
         try:
-            result = getattr(torch.ops.sfron_fast, name).records(records, *rest, **scalars)
+            result = ops.RECORDS[name](records, *rest, **scalars)
         except (ValueError, RuntimeError) as refusal:  # RuntimeError: how torch 2.15 hands on a kernel's error
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:
+            _spare.append(records)
             _touch(name, lists, written)
             return result
     given = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
@@ -63,8 +64,14 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return None
     whole = tuple(tensors if isinstance(tensors, list) else list(tensors) for tensors in lists)
-    table = torch.empty(_native.table_words(whole), dtype=torch.int64, device="cpu")
+    words = _native.table_words(whole)
+    table = _spare.pop() if _spare else None
+    if table is None or table.shape[0] < words:
+        table = torch.empty(words, dtype=torch.int64, device="cpu")
     return table if _native.describe(table, whole) else None
+
+
+_spare: list[Tensor] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
 
 
 def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple[list[Tensor], list[Any], bool]:

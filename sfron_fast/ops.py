@@ -198,6 +198,8 @@ def _kl_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, .
     return gradient, None, None, None
 
 
+RECORDS: dict[str, Callable[..., Any]] = {}  # the overloads that take a table
+
 for _name, _schema in SCHEMAS.items():
     _schema = " ".join(_schema.split())
     _library.define(f"{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -207,6 +209,7 @@ for _name, _schema in SCHEMAS.items():
     _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor records, ", _schema)
     if _table != _schema:
         _library.define(f"{_name}.records{_table}")
+        RECORDS[_name] = getattr(torch.ops.sfron_fast, _name).records
 torch.library.register_autograd(
     "sfron_fast::adaptive_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_context, lib=_library
 )

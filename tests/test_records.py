@@ -1,5 +1,7 @@
 """The table that stands for lists of tensors: right where it is made, refused where it must not be, same results."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -192,6 +194,27 @@ def test_same_results_as_through_handles():
     torch.ops.sfron_fast.adamw_step_.records(records, norm, None, None, **scalars)
     for a, b in zip(one, two, strict=True):
         assert all(map(torch.equal, a, b))
+
+
+def test_threads_share_no_table():
+    """The interpreter goes on while a kernel runs; what the others describe meanwhile must not be what it reads."""
+
+    def work(thread):
+        sums, grads = ([torch.full((n,), v) for n in (thread + 1, 40_000)] for v in (0.0, 1.0 + thread))
+        for _ in range(200):
+            functional.fisher_accumulate_(sums, grads, 1.0)
+        return [s.unique().tolist() for s in sums]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [[[200.0 * (1 + t) ** 2]] * 2 for t in range(4)]
+
+
+def test_a_table_serves_shorter_lists():
+    long, short = [torch.zeros(3) for _ in range(50)], [torch.zeros(3)]
+    for _ in range(2):
+        for sums in (long, short):
+            functional.fisher_accumulate_(sums, [torch.ones(3) for _ in sums], 1.0)
+    assert all(torch.equal(s, torch.full((3,), 2.0)) for s in long + short)
 
 
 @pytest.mark.parametrize("native", [True, False])
