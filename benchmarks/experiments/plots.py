@@ -27,16 +27,20 @@ def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
 def sweep(name: str, points: Sequence[tuple[float, Mapping[str, float]]], reference: Mapping[str, float]) -> Any:
     """FA and RA (percent, Retrain's dashed) and Avg.D along one setting; points (value, mean metrics)."""
     figure, axes = _figure(4.6, 3.2)
-    x = range(len(points))
-    for metric, colour in (("FA", "#D55E00"), ("RA", "#0072B2"), ("Avg.D", INK)):
-        y = [metrics[metric] for _, metrics in points]
-        axes.plot(x, y, color=colour, marker="o", markersize=4)
-        axes.annotate(metric, (len(points) - 1, y[-1]), (6, 0), textcoords="offset points", va="center", color=colour)
+    x, lines = range(len(points)), {"FA": "#D55E00", "RA": "#0072B2", "Avg.D": INK}
+    for metric, colour in lines.items():
+        axes.plot(x, [metrics[metric] for _, metrics in points], color=colour, marker="o", markersize=4)
         if metric != "Avg.D":
             axes.axhline(reference[metric], color=colour, linestyle=(0, (4, 4)), linewidth=1)
-    axes.set_xticks(list(x), [f"{value:g}" for value, _ in points])
-    axes.set_xlabel(name)
-    axes.set_ylabel("%")
     axes.set_ylim(bottom=0)
+    height, below = axes.get_ylim()[1], float("-inf")
+    for metric in sorted(lines, key=lambda m: points[-1][1][m]):  # names at the lines' ends, one above the other
+        end = points[-1][1][metric]
+        below = max(end, below + 0.06 * height)
+        axes.annotate(metric, (len(points) - 1, below), (6, 0), textcoords="offset points", va="center",
+                      color=lines[metric], annotation_clip=False)  # fmt: skip
+    axes.set_xticks(list(x), [f"{value:g}" for value, _ in points])
+    axes.set_xlabel(f"{name}, times the chosen one" if name == "forget_weight" else name)
+    axes.set_ylabel("%  (dashed: Retrain)")
     axes.grid(color=GRID, linewidth=0.8)
     return figure
