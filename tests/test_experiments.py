@@ -339,9 +339,13 @@ def test_mixed_precision_is_bf16_in_training_and_fp32_elsewhere():
     torch.manual_seed(0)
     plain = methods.ResNet18(width=4)
     mixed, x = methods.MixedPrecision(plain), torch.randn(4, 3, 32, 32)
+    seen = []
+    plain.blocks[-1].register_forward_hook(lambda _, __, y: seen.append(y.stride(1)))
     exact, mine = plain.train()(x), mixed(x)
     assert mine.dtype == torch.float32
     assert 0 < torch.linalg.vector_norm(mine - exact) < 0.05 * torch.linalg.vector_norm(exact)
     mine.sum().backward()
     assert {p.grad.dtype for p in plain.parameters()} == {torch.float32}
-    assert torch.equal(mixed.eval()(x), plain(x))
+    assert all(p.is_contiguous() and p.grad.is_contiguous() for p in plain.parameters())
+    torch.testing.assert_close(mixed.eval()(x), plain(x))
+    assert [stride == 1 for stride in seen] == [False, True, True, False]  # channels last, where it is mixed
