@@ -69,6 +69,11 @@ def check_names(group: dict[str, Any]) -> None:
                 "them", "shard with fully_shard of torch.distributed.fsdp (FSDP2)")  # fmt: skip
 
 
+def _value(setting: Any) -> Any:
+    """What a setting is compared by: lists are copied, as somebody may change them where they are."""
+    return id(setting) if isinstance(setting, Tensor) else tuple(setting) if isinstance(setting, list) else setting
+
+
 def check_step(optimizer: Any, batches: list[Batch]) -> None:
     """What one op would refuse only after another has written.
 
@@ -79,8 +84,7 @@ def check_step(optimizer: Any, batches: list[Batch]) -> None:
     check_capture(groups, [batch.params[0].device for batch in batches])
     if torch.compiler.is_compiling() or not batches:
         return
-    known = [[id(g[k]) if isinstance(g[k], Tensor) else g[k] for k in optimizer.defaults if k not in _COUNTS]
-             for g in groups]
+    known = [[_value(g[k]) for k in optimizer.defaults if k not in _COUNTS] for g in groups]
     if known != optimizer._checked:
         for group in groups:
             optimizer._check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
