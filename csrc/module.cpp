@@ -165,7 +165,8 @@ PyObject* describe(PyObject*, PyObject* args) {
 // A tensor's own lines, as far as the record of an earlier step tells where they were. A wrong hint does no harm.
 void prefetch_tensor(const Record& then) {
 #if defined(__GNUC__)
-  for (int64_t line = -64; line <= 64; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(then.sizes) + line);
+  const uintptr_t at = reinterpret_cast<uintptr_t>(then.sizes);  // not a pointer: what it was once may be gone
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
 #endif
 }
 
@@ -192,10 +193,11 @@ PyObject* gather(PyObject*, PyObject* args) {
       prefetch_tensor(of_param[i + kSoon]);
       prefetch_tensor(of_grad[i + kSoon]);
     }
-    PyObject* param = PyList_GetItem(params, i);
-    PyObject* grad = PyObject_GetAttr(param, name);
+    PyObject* param = PyList_GetItem(params, i);  // null: a mode that saw the look-up before this has shortened the list
+    const bool known = param != nullptr && look(torch, param, of_param + i);
+    PyObject* grad = known ? PyObject_GetAttr(param, name) : nullptr;
     if (grad != nullptr) PyList_SetItem(grads, i, grad);
-    if (grad != nullptr && look(torch, param, of_param + i) && look(torch, grad, of_grad + i)) continue;
+    if (grad != nullptr && look(torch, grad, of_grad + i)) continue;
     Py_DECREF(grads);
     if (PyErr_Occurred() != nullptr) return nullptr;
     Py_RETURN_NONE;

@@ -61,7 +61,7 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
 
     None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for subclasses.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+    if _watched():
         return None
     whole = tuple(tensors if isinstance(tensors, list) else list(tensors) for tensors in lists)
     words = _native.table_words(whole)
@@ -69,6 +69,12 @@ def _records(lists: Iterable[Tensors]) -> Tensor | None:
     if table is None or table.shape[0] < words:
         table = torch.empty(words, dtype=torch.int64, device="cpu")
     return table if _native.describe(table, whole) else None
+
+
+def _watched() -> bool:
+    """Whether torch.compile, a mode or a transform looks at every call, and at what it is called with."""
+    modes = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return modes or peek_interpreter_stack() is not None
 
 
 _spare: list[Tensor] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
@@ -80,7 +86,7 @@ def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple
     The bool says whether they were. The lists are then good until other code may run, which could resize a tensor.
     ``tables[index]`` is kept for the next step.
     """
-    if not torch.compiler.is_compiling():
+    if not _watched():
         table, words = tables.get(index), _native.RECORD_WORDS * len(params)
         if table is None or table.shape[1] != words:
             table = tables[index] = torch.zeros((2, words), dtype=torch.int64, device="cpu")

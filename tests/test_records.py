@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sfron_fast as sf
 from sfron_fast import _native, functional, ops, reference
@@ -128,8 +130,27 @@ def test_gathering_looks_before_it_writes():
     short = torch.empty(2, 5, dtype=torch.int64).unbind()
     with pytest.raises(ValueError, match="records: expected tables with room"):
         _native.gather(with_gradients((2,)), short)
+    assert _native.gather([object()], torch.empty(2, 6, dtype=torch.int64).unbind()) is None
     with pytest.raises(AttributeError):
-        _native.gather([object()], torch.empty(2, 6, dtype=torch.int64).unbind())
+        functional.gather([object()], {}, 0)
+
+
+class Shortens(TorchFunctionMode):
+    """Other code that runs while a gradient is looked up, and empties the list."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.params.clear()
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_list_that_is_shortened_meanwhile():
+    params, tables = with_gradients((2,), (2,)), torch.zeros(2, 12, dtype=torch.int64).unbind()
+    with Shortens(params), pytest.raises(IndexError):
+        _native.gather(params, tables)
 
 
 @pytest.mark.parametrize("make", [sf.SFRonSGD, sf.SFRonAdamW])
@@ -147,6 +168,28 @@ def test_tensors_that_move_between_steps_are_found(make, monkeypatch):
         optimizer.step()
         runs.append(params)
     assert all(map(torch.equal, *runs))
+
+
+class Lists(TorchDispatchMode):
+    """The names of all that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_no_table():
+    params, tables = with_gradients((3,), (2, 2)), {}
+    with Lists() as mode:
+        assert gathered(params, tables) is None
+        functional.gather(params, tables, 0)
+    assert not mode.seen
+    assert not tables  # it would be one of the mode's, a FakeTensor for instance, for ever
+    assert gathered(params, tables) is not None
 
 
 def test_transforms_and_modes_see_the_tensors():
