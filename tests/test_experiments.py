@@ -282,12 +282,13 @@ def test_a_run_is_worked_out_of_its_parts():
 
     rows = [row("cycle (1M)", "stock", 300.0), row("cycle (1M)", "sfron_fast", 200.0), row("Fisher and mask (1M)",
             "stock", 40.0), row("Fisher and mask (1M)", "sfron_fast", 20.0)]  # fmt: skip
+    rows += [row("Fisher and mask: mask build", "stock", 8.0), row("Fisher and mask: mask build", "sfron_fast", 4.0)]
     rows += [row(f"cycle: {phase}", arm, ms) for phase, ms in (("backward", 150.0), ("update", 50.0))
              for arm in ("stock", "sfron_fast")]  # fmt: skip
     text = answers(hand_made({"FT": (1, 2)}), {}, {"rows": rows, "run": {"cycles": 40, "batches": 80}}, {})
-    # stock: 40 x 300 + 80 x 40 / 4 batches; ours 40 x 200 + 80 x 20 / 4
-    assert "| stock | 300.00 | 50.00 (25 %) | 10.00 | 12.80 | 1.52x |" in text
-    assert "| sfron_fast | 200.00 | 50.00 (25 %) | 5.00 | 8.40 | 1.00x |" in text
+    # stock: 40 x 300 + 80 x (40 - 8) / 4 batches + 8; ours 40 x 200 + 80 x (20 - 4) / 4 + 4
+    assert "| stock | 300.00 | 50.00 (25 %) | 8.00 | 12.65 | 1.52x |" in text
+    assert "| sfron_fast | 200.00 | 50.00 (25 %) | 4.00 | 8.32 | 1.00x |" in text
 
 
 def test_settings_are_proposed_by_validation():

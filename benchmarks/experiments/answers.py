@@ -101,7 +101,8 @@ def _proposal(selected: Mapping[str, Any]) -> list[str]:
     lines = ["## Which settings to begin with?", "",
              "By validation alone, with another seed (`benchmarks/experiments/choose.py`; the candidates are in "
              "settings.py beside it): a miss is in points of accuracy, summed over forget, retain and validation set. "
-             "A method that misses little over a wide range is easy to set.", ""]  # fmt: skip
+             "A method that misses little over a wide range is easy to set. Bold: the smallest; of equals the first is "
+             "chosen.", ""]  # fmt: skip
     for setting, found in selected["settings"].items():
         misses = {m: [c["miss"] for c in entry["candidates"]] for m, entry in found.items() if m != "Original"}
         lines += [f"{setting}:", "", "| | misses, weak to strong | chosen |", "| :-- | :-- | :-- |"]
@@ -130,7 +131,8 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
     """What share is the optimizer, and what does the fused path save?"""
     if not measured:
         return []
-    rows, count, batches = [Row(**row) for row in measured["rows"]], *measured["run"].values()
+    rows, run = [Row(**row) for row in measured["rows"]], measured["run"]
+    count, batches = run["cycles"], run["batches"]
     whole, fisher = ({r.arm: r for r in rows if f" {work} (" in r.case} for work in ("cycle", "Fisher and mask"))
     case = next(iter(whole.values())).case
     lines = ["## What a run costs", "",
@@ -138,8 +140,9 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
              f"run: the Fishers from {batches} batches, the mask, {count} cycles; RTE is worked out from those.", "",
              "| | ms a cycle | of it the optimizer | ms a Fisher batch | RTE of a run [s] | its RTE over ours |",
              "| :-- | --: | --: | --: | --: | --: |"]  # fmt: skip
-    each = {arm: row.p50_ms / (2 * end_to_end.FISHER_BATCHES) for arm, row in fisher.items()}
-    rte = {arm: (count * row.p50_ms + batches * each[arm]) / 1e3 for arm, row in whole.items()}
+    build = {r.arm: r.p50_ms for r in rows if r.case.endswith(": mask build")}  # once in a run
+    each = {arm: (row.p50_ms - build[arm]) / (2 * end_to_end.FISHER_BATCHES) for arm, row in fisher.items()}
+    rte = {arm: (count * row.p50_ms + batches * each[arm] + build[arm]) / 1e3 for arm, row in whole.items()}
     for arm, row in whole.items():
         phases = {r.case.split(": ")[1]: r.p50_ms for r in rows if r.arm == arm and " cycle: " in r.case}
         optimizer = sum(ms for phase, ms in phases.items() if phase not in ("forward", "backward"))
