@@ -280,15 +280,16 @@ def test_a_run_is_worked_out_of_its_parts():
         return {"case": f"ResNet-18 {what}", "arm": arm, "p50_ms": ms, **dict.fromkeys(
             ("p20_ms", "p80_ms", "repetitions", "bytes", "gb_per_s"), 0)}  # fmt: skip
 
-    rows = [row("cycle (1M)", "stock", 300.0), row("cycle (1M)", "sfron_fast", 200.0), row("Fisher and mask (1M)",
-            "stock", 40.0), row("Fisher and mask (1M)", "sfron_fast", 20.0)]  # fmt: skip
-    rows += [row("Fisher and mask: mask build", "stock", 8.0), row("Fisher and mask: mask build", "sfron_fast", 4.0)]
-    rows += [row(f"cycle: {phase}", arm, ms) for phase, ms in (("backward", 150.0), ("update", 50.0))
-             for arm in ("stock", "sfron_fast")]  # fmt: skip
+    found = {"cycle (1M)": (300.0, 200.0), "cycle: forward": (50.0, 70.0), "cycle: backward": (100.0, 120.0),
+             "cycle: mask": (10.0, 0.0), "cycle: update": (40.0, 20.0), "Fisher and mask (1M)": (44.0, 30.0),
+             "Fisher and mask: backward": (24.0, 16.0), "Fisher and mask: accumulation": (12.0, 4.0),
+             "Fisher and mask: mask build": (8.0, 4.0)}  # fmt: skip
+    rows = [row(what, arm, both[i]) for what, both in found.items() for i, arm in enumerate(("stock", "sfron_fast"))]
     text = answers(hand_made({"FT": (1, 2)}), {}, {"rows": rows, "run": {"cycles": 40, "batches": 80}}, {})
-    # stock: 40 x 300 + 80 x (40 - 8) / 4 batches + 8; ours 40 x 200 + 80 x (20 - 4) / 4 + 4
-    assert "| stock | 300.00 | 50.00 (25 %) | 8.00 | 12.65 | 1.52x |" in text
-    assert "| sfron_fast | 200.00 | 50.00 (25 %) | 4.00 | 8.32 | 1.00x |" in text
+    # forward and backward: the median of 150 and 190, and of 24 and 16 for four batches
+    # stock: 40 x (170 + 50) + 80 x (20 + 12) / 4 + 8; ours: 40 x (170 + 20) + 80 x (20 + 4) / 4 + 4
+    assert "| stock | 300 (0 to 0) | 50.00 (22.7 %) | 3.00 | 8.00 | 9.45 | 1.17x |" in text
+    assert "| sfron_fast | 200 (0 to 0) | 20.00 (10.5 %) | 1.00 | 4.00 | 8.08 | 1.00x |" in text
 
 
 def test_settings_are_proposed_by_validation():

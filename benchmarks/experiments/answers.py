@@ -132,21 +132,33 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
     if not measured:
         return []
     rows, run = [Row(**row) for row in measured["rows"]], measured["run"]
-    count, batches = run["cycles"], run["batches"]
-    whole, fisher = ({r.arm: r for r in rows if f" {work} (" in r.case} for work in ("cycle", "Fisher and mask"))
-    case = next(iter(whole.values())).case
+    whole = {r.arm: r for r in rows if " cycle (" in r.case}
+    cycle, fisher = _phases(rows, " cycle: ", list(whole)), _phases(rows, " Fisher and mask: ", list(whole))
+    shared, of_fisher = (statistics.median(sum(p.get(n, 0.0) for n in MODEL) for p in phases.values())
+                         for phases in (cycle, fisher))  # fmt: skip
+    batches = 2 * end_to_end.FISHER_BATCHES  # measured
     lines = ["## What a run costs", "",
-             f"{case}: a forget step, then retain steps, the last with slow interpolation; arms in turn, medians. A "
-             f"run: the Fishers from {batches} batches, the mask, {count} cycles; RTE is worked out from those.", "",
-             "| | ms a cycle | of it the optimizer | ms a Fisher batch | RTE of a run [s] | its RTE over ours |",
-             "| :-- | --: | --: | --: | --: | --: |"]  # fmt: skip
-    build = {r.arm: r.p50_ms for r in rows if r.case.endswith(": mask build")}  # once in a run
-    each = {arm: (row.p50_ms - build[arm]) / (2 * end_to_end.FISHER_BATCHES) for arm, row in fisher.items()}
-    rte = {arm: (count * row.p50_ms + batches * each[arm] + build[arm]) / 1e3 for arm, row in whole.items()}
+             f"{next(iter(whole.values())).case}: a forget step, then retain steps, the last with slow interpolation; "
+             "arms in turn, medians (20th to 80th percentile). RTE is worked out for a run: Fishers from "
+             f"{run['batches']} batches, a mask and {run['cycles']} cycles. Forward and backward are the same work in "
+             "all arms; there it takes the median over arms, whose differences are the machine's.", "",
+             "| | ms a cycle | its optimizer, ms | accumulation, ms a batch | mask, ms | RTE [s] | RTE over ours |",
+             "| :-- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    cells, rte = {}, {}
     for arm, row in whole.items():
-        phases = {r.case.split(": ")[1]: r.p50_ms for r in rows if r.arm == arm and " cycle: " in r.case}
-        optimizer = sum(ms for phase, ms in phases.items() if phase not in ("forward", "backward"))
-        share = 100 * optimizer / sum(phases.values())
-        lines.append(f"| {arm} | {row.p50_ms:.2f} | {optimizer:.2f} ({share:.0f} %) | {each[arm]:.2f} | {rte[arm]:.2f} "
-                     f"| {rte[arm] / rte['sfron_fast']:.2f}x |")  # fmt: skip
+        optimizer = sum(ms for phase, ms in cycle[arm].items() if phase not in MODEL)
+        adding, build = fisher[arm]["accumulation"] / batches, fisher[arm]["mask build"]
+        a_cycle, a_batch = shared + optimizer, of_fisher / batches + adding
+        rte[arm] = (run["cycles"] * a_cycle + run["batches"] * a_batch + build) / 1e3
+        cells[arm] = (f"{row.p50_ms:.0f} ({row.p20_ms:.0f} to {row.p80_ms:.0f}) | {optimizer:.2f} "
+                      f"({100 * optimizer / a_cycle:.1f} %) | {adding:.2f} | {build:.2f}")  # fmt: skip
+    lines += [f"| {a} | {cells[a]} | {rte[a]:.2f} | {rte[a] / rte['sfron_fast']:.2f}x |" for a in whole]
     return [*lines, ""]
+
+
+MODEL = ("forward", "backward")
+
+
+def _phases(rows: Sequence[Row], work: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Arm -> phase of the work -> ms."""
+    return {arm: {r.case.split(work)[1]: r.p50_ms for r in rows if r.arm == arm and work in r.case} for arm in names}
