@@ -208,6 +208,14 @@ def test_transforms_and_modes_see_the_tensors():
     assert functional._records([[torch.ones(3)]]) is not None
 
 
+@pytest.mark.parametrize(("one", "other"), [((), (1,)), ((1,), ()), ((5,), (5, 1)), ((5, 1), (5,)), ((2, 3), (3, 2))])
+def test_shapes_of_equal_counts_differ(one, other):
+    params = [torch.zeros(2), torch.zeros(one)]
+    with pytest.raises(ValueError, match=r"grads\[1\]: expected shape .*found"):
+        functional.sgd_step_(params, [torch.ones(2), torch.ones(other)], lr=1.0)
+    assert not any(p.any() for p in params)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (4, 3)])
 def test_a_lazily_negated_gradient_has_its_sign(shape):
     params = [torch.zeros(shape)]
