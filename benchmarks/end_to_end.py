@@ -264,9 +264,16 @@ def problem(name: str, device: str, tiny: bool, size: Size | None) -> tuple[str,
 WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {"cycle": cycle, "Fisher and mask": saliency}
 
 
-def measure(name: str, device: str, rounds: int = 7, tiny: bool = False, size: Size | None = None) -> list[Row]:
-    """Rows of the whole and of every phase, arms in turn. Raises AssertionError if weights or masks differ."""
+def measure(
+    name: str, device: str, rounds: int = 7, tiny: bool = False, size: Size | None = None, inside: Any = None
+) -> list[Row]:
+    """Rows of the whole and of every phase, arms in turn, of the model or of ``inside(model)``.
+
+    Raises:
+        AssertionError: weights or masks differ.
+    """
     kind, model, forget, retain = problem(name, device, tiny, size)
+    model = inside(model) if inside else model
     masks = {n: torch.rand_like(p) < 0.5 for n, p in model.named_parameters()}
     kinds: list[Any] = [*([Published] if device == "cuda" else []), Authors, Stock, Ours]
     start, ends, found = list(model.parameters()), [], []

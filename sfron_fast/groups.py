@@ -23,16 +23,18 @@ class Batch(NamedTuple):
     flat_mask: Tensor | None = None
 
     def check(self) -> None:
-        """Raise unless every gradient, if there are any, is dense and of its parameter's dtype."""
+        """Raise unless every gradient, if there are any, is dense and of its parameter's dtype and shape."""
         if not self.grads:
             return
-        kinds, layouts = [p.dtype for p in self.params], {g.layout for g in self.grads}
-        if _FLOATS.issuperset(kinds) and kinds == [g.dtype for g in self.grads] and layouts == {torch.strided}:
+        kinds = [(p.dtype, p.shape) for p in self.params]
+        known = _FLOATS.issuperset(dtype for dtype, _ in kinds) and {g.layout for g in self.grads} == {torch.strided}
+        if known and kinds == [(g.dtype, g.shape) for g in self.grads]:
             return
         for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
             require(p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype)
             require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
             require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
+            require(g.shape == p.shape, f"grads[{i}]", f"shape {tuple(p.shape)}", tuple(g.shape))
 
     def split(self) -> list["Batch"]:
         """Its parts, each on one device and mesh."""

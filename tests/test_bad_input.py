@@ -232,6 +232,21 @@ def test_settings_changed_between_steps(argument, change, phase):
     assert all(map(torch.equal, before, params))
 
 
+@pytest.mark.parametrize("phase", ["forget_step", "step"])
+def test_gradient_of_a_later_group(phase):
+    """Resized in place, which torch allows: refused before the group before is written."""
+    params = [p.requires_grad_() for p in tensors((3,), (4,), (2,), (5,))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = sf.SFRonAdamW([{"params": params[:2]}, {"params": params[2:]}])
+    optimizer.forget_step()
+    optimizer.step()
+    params[3].grad.resize_(4)
+    before = [p.detach().clone() for p in params]
+    refused("grads", getattr(optimizer, phase))
+    assert all(map(torch.equal, before, params))
+
+
 @pytest.mark.parametrize(("setting", "values"), [
     ("cycles", [0, 1.5, None]), ("retain_steps", [0, -1]), ("lr", [-1.0, NAN, None]), ("forget_lr", [-1.0, NAN]),
     ("forget_weight", [-1.0, NAN]), ("forget_decay", ["exponential"]), ("lr_decay", ["linear"]),

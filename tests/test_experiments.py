@@ -298,6 +298,13 @@ def test_settings_are_proposed_by_validation():
              "GA": {"chosen": {"lr": 0.1}, "candidates": [{"settings": {"lr": 0.1}, "miss": 0.5}]}}  # fmt: skip
     text = answers(hand_made({"FT": (1, 2)}), {}, {}, {"settings": {"class": found}})
     assert text.index("| GA | **0.5** | lr 0.1 |") < text.index("| FT | 3.0, **1.2** | lr 0.2 |")
+    assert "prefers" not in text  # no recipe of SFR-on among them
+    misses = {"SFR-on (paper)": 1.0, "SFR-on (official)": 2.0}
+    found |= {m: {"chosen": {}, "candidates": [{"settings": {}, "miss": v}]} for m, v in misses.items()}
+    report = hand_made({"FT": (1, 2), "SFR-on (paper)": (3, 5), "SFR-on (official)": (2, 3)})
+    text = answers(report, {}, {}, {"settings": {"random": found}})
+    assert ("validation prefers SFR-on (paper); closest to Retrain on the test's seeds is SFR-on (official) (Avg.D: "
+            "SFR-on (paper) 4 ± 0.5, SFR-on (official) 2.5 ± 0.5)") in text  # fmt: skip
 
 
 def test_sweeps_are_told_and_drawn(tmp_path):

@@ -23,7 +23,7 @@ def answers(
     for setting, means in report["settings"].items():
         lines += [f"## {setting}", "", report["descriptions"].get(setting, ""), ""]
         lines += _closest(means) + _components(means) + _recipes(means) + _pairs(report["runs"], setting)
-    lines += _proposal(selected) + _sweeps(sweeps) + _cycles(measured)
+    lines += _proposal(selected, report) + _sweeps(sweeps) + _cycles(measured)
     return "\n".join(lines)
 
 
@@ -94,8 +94,8 @@ def _pairs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
             ""]  # fmt: skip
 
 
-def _proposal(selected: Mapping[str, Any]) -> list[str]:
-    """The settings that did best by the criterion that sees neither test set nor Retrain."""
+def _proposal(selected: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The settings that did best by the criterion that sees neither test set nor Retrain, and what came of them."""
     if not selected:
         return []
     lines = ["## Which settings to begin with?", "",
@@ -110,8 +110,20 @@ def _proposal(selected: Mapping[str, Any]) -> list[str]:
             values = ", ".join(f"**{v:.1f}**" if v == min(misses[method]) else f"{v:.1f}" for v in misses[method])
             settings = ", ".join(f"{name} {value:g}" for name, value in found[method]["chosen"].items())
             lines.append(f"| {method} | {values} | {settings} |")
-        lines.append("")
+        lines += ["", *_kept(misses, report["settings"].get(setting, {})), ""]
     return lines
+
+
+def _kept(misses: Mapping[str, Sequence[float]], means: Mapping[str, Any]) -> list[str]:
+    """Whether the recipe that validation prefers is also the closest to Retrain."""
+    ours = [m for m in methods.RECIPES if m in misses and m in means]
+    if not ours:
+        return []
+    least = min(min(misses[m]) for m in ours)
+    preferred, best = [m for m in ours if min(misses[m]) == least], min(ours, key=lambda m: means[m]["Avg.D"]["mean"])
+    told = ", ".join(f"{m} {_value(means, m, 'Avg.D')}" for m in ours)
+    return [f"Of SFR-on's recipes validation prefers {' and '.join(preferred)}; closest to Retrain on the test's seeds "
+            f"is {best} (Avg.D: {told})."]  # fmt: skip
 
 
 def _sweeps(sweeps: Sweeps) -> list[str]:

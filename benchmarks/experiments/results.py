@@ -27,7 +27,9 @@ def measure_cycles(run: Run) -> None:
     """Time whole cycles of the fused path, of stock torch and of the authors' style on this device, at this scale."""
     scale, split = SCALES[run.scale], run.split(Piece("Original", 0))
     smoke = scale.name == "smoke"
-    rows = end_to_end.measure("ResNet-18", run.device, 2 if smoke else 15, size=(scale.width, scale.batch))
+    inside = methods.MixedPrecision if run.device == "cuda" else None  # as the methods' models
+    size = (scale.width, scale.batch)
+    rows = end_to_end.measure("ResNet-18", run.device, 2 if smoke else 15, size=size, inside=inside)
     whole = {"cycles": chosen(scale.name, "random")[methods.PAPER]["cycles"],
              "batches": sum(-(-len(images) // scale.batch) for images in (split.forget, split.retain))}  # fmt: skip
     text = json.dumps({"provenance": provenance(), "run": whole, "rows": [asdict(row) for row in rows]}, indent=1)

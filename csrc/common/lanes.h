@@ -49,7 +49,8 @@ SFRON_HD void prefetch(int64_t i, Pointers... streams) {
 
 // The first 64 elements of a tensor that comes later: small ones lie anywhere, and each would be waited for.
 inline void prefetch_start(const void* tensor) {
-  for (int line = 0; line < 4; line += 2) prefetch_lines(static_cast<const char*>(tensor) + 64 * line);
+  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor);  // of an empty one null
+  for (int line = 0; line < 4; line += 2) prefetch_lines(reinterpret_cast<const void*>(start + 64 * line));
 }
 
 // The mask from element `at` on. A line of it serves 512 elements, too seldom for the hardware to fetch it in time.
