@@ -64,6 +64,7 @@ def flashoptim_fp32(problem: Problem, kind: str) -> Any:
     return flashoptim(problem, kind, quantize=False, master_weight_bits=None)
 
 
+PACKAGES = "other packages"  # ends the names of the cases
 PEERS = {
     "apex": apex,
     "bitsandbytes, fp32 moments": bitsandbytes,
@@ -92,4 +93,4 @@ def peer_case(name: str, shapes: list[Shape], kind: str, device: str) -> Case:
     made += [partial(peer, package, **about) for package in PEERS]
     made += [partial(arms.ours, **about, work="plain")]
     compiling = 90.0 if kind == "adamw" else 0.0  # torchao's
-    return Case(f"{name}, {kind} plain, other packages", made, moved, seconds=8.0, needs=compiling)
+    return Case(f"{name}, {kind} plain, {PACKAGES}", made, moved, seconds=8.0, needs=compiling)

@@ -116,6 +116,14 @@ def test_plots(tmp_path, monkeypatch):
     assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in kinds)
 
 
+@pytest.mark.parametrize(("case", "told"), [("step", ["stock b"]), ("step, other packages", ["stock b", "stock a"])])
+def test_the_figures_tell_the_fastest(case, told):
+    times = {"probe": 1.0, "authors' style, masks on CPU": 9.0, "authors' style": 8.0, "stock a": 4.0, "stock b": 3.0,
+             "sfron_fast, two ops": 2.5, "sfron_fast": 2.0}  # fmt: skip
+    rows = [{"case": case, "arm": arm, "p50_ms": ms} for arm, ms in times.items()]
+    assert [r["arm"] for r in plots.telling(rows)] == ["probe", "authors' style", *told, "sfron_fast"]
+
+
 def test_what_the_figures_show():
     rows = [vars(row) for row in ROWS]
     assert {row["case"] for row in plots.kernels(rows)} == {"step", "loss"}
