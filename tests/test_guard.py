@@ -34,6 +34,31 @@ def test_what_fell_is_named():
     assert guard.compare(changed(mask_sfron_fast=2.2), OLD, 0.15)[0] == []
 
 
+def test_what_computes_is_not_held_against_the_probe():
+    slow = [row("loss", "probe: scale", 1.0), row("loss", "eager", 9.0), row("loss", "sfron_fast", 3.0)]
+    assert guard.compare([{**slow[0], "p50_ms": 0.5}, *slow[1:]], slow, 0.15)[0] == []
+
+
+@pytest.mark.parametrize(("second", "status"), [(3.0, 1), (2.0, 0)])
+def test_what_fell_is_measured_again(tmp_path, capsys, monkeypatch, second, status):
+    results = {"new": changed(mask_sfron_fast=3.0), "old": OLD}
+    for name, rows in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"provenance": {}, "rows": rows}))
+    asked = []
+
+    def again(command, **_):
+        asked.append(command[command.index("--only") + 1])
+        rows = [r for r in changed(mask_sfron_fast=second) if r["case"] == asked[-1]]
+        (tmp_path / "again.json").write_text(json.dumps({"provenance": {}, "rows": rows}))
+
+    monkeypatch.setattr(guard.subprocess, "run", again)
+    paths = [str(tmp_path / f"{name}.json") for name in results]
+    assert guard.main([*paths, "--again", "2"]) == status
+    assert asked == ["mask"] * (1 + status)  # the second time only if it fell the first
+    assert guard.main(paths) == 1
+    assert "mask, against stock: 4.00 -> 2.67" in capsys.readouterr().out
+
+
 def test_what_is_missing_is_said():
     _, alone = guard.compare(OLD[:3], OLD, 0.15)
     assert alone == ["mask, against stock: only in one of the results"]
