@@ -1,6 +1,6 @@
 """`make guard`: measure again and say which ratios fell against the committed result. Times are a machine's affair.
 
-`python -m benchmarks.guard NEW.json OLD.json [--tolerance 0.15] [--again 2]` compares two results and exits with 1 if a
+`python -m benchmarks.guard NEW.json OLD.json [--tolerance 0.25] [--again 2]` compares two results and exits with 1 if a
 ratio fell, if an arm of this package is gone or failed, or if there was nothing to compare. A process may be unlucky in
 its memory and its neighbours, so the cases that fell are measured again, and have fallen if they do so every time.
 """
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("new", type=Path)
     parser.add_argument("old", type=Path)
-    parser.add_argument("--tolerance", type=float, default=0.15, help="a ratio may be this fraction lower: noise")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="a ratio may be this fraction lower: noise")
     parser.add_argument("--again", type=int, default=0, help="how often to measure what fell once more")
     chosen = parser.parse_args(arguments)
     new, old = (json.loads(path.read_text()) for path in (chosen.new, chosen.old))
