@@ -14,6 +14,7 @@ from .peers import PACKAGES
 from .step_cases import SWEEP
 
 PROBE = "probe"
+MODEL = ("forward", "backward")  # phases that are no work of an arm's
 COLOURS = {"forward": "#d5d8dc", "backward": "#aab0b8", "accumulation": "#7a5195", "mask build": "#003f5c",
            "mask": "#003f5c", "clip": "#7a5195", "update": "#ef5675", "interpolation": "#ffa600",
            "mask, clip and update": "#c1440e", "update and interpolation": "#e8743b"}  # fmt: skip
@@ -168,7 +169,7 @@ def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
             for phase in order:
                 axes.barh(at, found.get(phase, 0.0), left=left, color=COLOURS[phase], height=0.7)
                 left += found.get(phase, 0.0)
-            rest = sum(ms for phase, ms in found.items() if phase not in ("forward", "backward"))
+            rest = sum(ms for phase, ms in found.items() if phase not in MODEL)
             axes.text(left, at, f" {left:.1f}, beside the model {rest:.1f}", va="center", fontsize=7)
         for phase in order:
             axes.barh(0, 0, color=COLOURS[phase], label=phase)

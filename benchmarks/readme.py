@@ -67,7 +67,7 @@ def _cycles(rows: plots.Rows) -> list[str]:
     for cycle, arms in plots.phases(rows).items():
         for arm, found in arms.items():
             whole = next(r for r in rows if r["case"].startswith(f"{cycle} (") and r["arm"] == arm)
-            rest = sum(ms for phase, ms in found.items() if phase not in ("forward", "backward"))
+            rest = sum(ms for phase, ms in found.items() if phase not in plots.MODEL)
             share = 100 * rest / sum(found.values())
             spread = f"{whole['p20_ms']:.1f} to {whole['p80_ms']:.1f}"
             lines.append(f"| {whole['case']} | {arm} | {whole['p50_ms']:.1f} | {spread} | {rest:.1f} ({share:.0f} %) |")

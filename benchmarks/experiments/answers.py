@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import end_to_end
+from benchmarks import end_to_end, plots
 from benchmarks.harness import Row
 
 from . import methods
@@ -145,9 +145,10 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
         return []
     rows, run = [Row(**row) for row in measured["rows"]], measured["run"]
     whole = {r.arm: r for r in rows if " cycle (" in r.case}
-    cycle, fisher = _phases(rows, " cycle: ", list(whole)), _phases(rows, " Fisher and mask: ", list(whole))
-    shared, of_fisher = (statistics.median(sum(p.get(n, 0.0) for n in MODEL) for p in phases.values())
-                         for phases in (cycle, fisher))  # fmt: skip
+    phases = plots.phases(measured["rows"])
+    cycle, fisher = (next(v for k, v in phases.items() if k.endswith(work)) for work in end_to_end.WORK)
+    shared, of_fisher = (statistics.median(sum(p.get(n, 0.0) for n in plots.MODEL) for p in arms.values())
+                         for arms in (cycle, fisher))  # fmt: skip
     batches = 2 * end_to_end.FISHER_BATCHES  # measured
     lines = ["## What a run costs", "",
              f"{next(iter(whole.values())).case}: a forget step, then retain steps, the last with slow interpolation; "
@@ -158,7 +159,7 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
              "| :-- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     cells, rte = {}, {}
     for arm, row in whole.items():
-        optimizer = sum(ms for phase, ms in cycle[arm].items() if phase not in MODEL)
+        optimizer = sum(ms for phase, ms in cycle[arm].items() if phase not in plots.MODEL)
         adding, build = fisher[arm]["accumulation"] / batches, fisher[arm]["mask build"]
         a_cycle, a_batch = shared + optimizer, of_fisher / batches + adding
         rte[arm] = (run["cycles"] * a_cycle + run["batches"] * a_batch + build) / 1e3
@@ -166,11 +167,3 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
                       f"({100 * optimizer / a_cycle:.1f} %) | {adding:.2f} | {build:.2f}")  # fmt: skip
     lines += [f"| {a} | {cells[a]} | {rte[a]:.2f} | {rte[a] / rte['sfron_fast']:.2f}x |" for a in whole]
     return [*lines, ""]
-
-
-MODEL = ("forward", "backward")
-
-
-def _phases(rows: Sequence[Row], work: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Arm -> phase of the work -> ms."""
-    return {arm: {r.case.split(work)[1]: r.p50_ms for r in rows if r.arm == arm and work in r.case} for arm in names}
