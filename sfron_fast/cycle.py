@@ -14,6 +14,7 @@ from .flat import FlatStates, flatten_masks, same
 from .groups import Batch
 from .hyper import as_hyper, is_zero, moves_slowly
 from .norms import global_norms
+from .records import gather
 from .saliency import SaliencyMask
 from .settings import check_names, check_settings, check_step, check_whole
 from .shards import anywhere, local, placed_gradient, plain
@@ -93,7 +94,7 @@ class SFRonOptimizer(Resumable):
         for index, group in enumerate(self.param_groups):
             check_names(group)
             masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
-            params, grads, described = functional.gather(group["params"], self._tables, index)
+            params, grads, described = gather(group["params"], self._tables, index)
             whole = described or type(None) not in set(map(type, grads))
             if not (described or plain(params)):
                 grads = list(map(placed_gradient, params))

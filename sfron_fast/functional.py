@@ -6,14 +6,13 @@ and out); updated ones must not share memory. Of a DTensor the local shard is me
 fp64 goes to the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 
-from . import _native, ops, reference
+from . import ops, records, reference
 from .checks import number, require
 from .shards import is_sharded, local
 
@@ -27,19 +26,19 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     """
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
-    records = _records(lists.values())
-    if records is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
+    table = records.table_of(lists.values())
+    if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
         _touch(name, lists, written)  # a DTensor counts its versions itself
         lists = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
-        records = _records(lists.values())
-    if records is not None:
+        table = records.table_of(lists.values())
+    if table is not None:
         try:
-            result = ops.RECORDS[name](records, *rest, **scalars)
+            result = ops.RECORDS[name](table, *rest, **scalars)
         except (ValueError, RuntimeError) as refusal:  # RuntimeError: how torch 2.15 hands on a kernel's error
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:
-            _spare.append(records)
+            records.spare.append(table)
             _touch(name, lists, written)
             return result
     given = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
@@ -54,46 +53,6 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
                     target.copy_(copy)
     _touch(name, lists, written)
     return result
-
-
-def _records(lists: Iterable[Tensors]) -> Tensor | None:
-    """The lists as one table for the op's ``records`` overload: a tenth of the time that handles take.
-
-    None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for subclasses.
-    """
-    if _watched():
-        return None
-    whole = tuple(tensors if isinstance(tensors, list) else list(tensors) for tensors in lists)
-    words = _native.table_words(whole)
-    table = _spare.pop() if _spare else None
-    if table is None or table.shape[0] < words:
-        table = torch.empty(words, dtype=torch.int64, device="cpu")
-    return table if _native.describe(table, whole) else None
-
-
-def _watched() -> bool:
-    """Whether torch.compile, a mode or a transform looks at every call, and at what it is called with."""
-    modes = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    return modes or peek_interpreter_stack() is not None
-
-
-_spare: list[Tensor] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
-
-
-def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple[list[Tensor], list[Any], bool]:
-    """Parameters and their gradients, for the ops of one step: looked at once, if all are there and plain tensors.
-
-    The bool says whether they were. The lists are then good until other code may run, which could resize a tensor.
-    ``tables[index]`` is kept for the next step.
-    """
-    if not _watched():
-        table, words = tables.get(index), _native.RECORD_WORDS * len(params)
-        if table is None or table.shape[1] != words:
-            table = tables[index] = torch.zeros((2, words), dtype=torch.int64, device="cpu")
-        found = _native.gather(params, table.unbind())
-        if found is not None:
-            return *found, True
-    return params, [p.grad for p in params], False
 
 
 def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:

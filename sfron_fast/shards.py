@@ -42,9 +42,8 @@ def place(tensor: Any) -> Place:
 
 def sharded_places(params: list[Tensor]) -> dict[Place, None]:
     """The places of the DTensors among them, in order, the same on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return {}
-    return {} if plain(params) else dict.fromkeys(place(p) for p in params if is_sharded(p))
+    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {} if not ranks or plain(params) else dict.fromkeys(place(p) for p in params if is_sharded(p))
 
 
 def placed_gradient(param: Any) -> Tensor | None:

@@ -23,7 +23,8 @@ ALLOWED = {
     "checks": {"flat"},
     "row_checks": {"checks"},
     "ops": {"_native", "checks", "reference", "row_checks", "triton"},
-    "functional": {"_native", "ops", "reference", "checks", "shards"},
+    "records": {"_native"},
+    "functional": {"ops", "records", "reference", "checks", "shards"},
     "in_place": {"ops", "checks"},
     "losses": {"in_place", "ops", "reference", "checks", "row_checks"},
 }

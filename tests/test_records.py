@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sfron_fast as sf
 from sfron_fast import _native, functional, ops, reference
+from sfron_fast.records import gather, table_of
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="needs the native kernels")
 
@@ -81,8 +82,8 @@ def test_a_short_table_is_refused():
 
 
 def gathered(params, tables):
-    """Parameters, gradients and the records of both, as ``functional.gather`` finds them; None if it does not."""
-    *found, described = functional.gather(params, tables, 0)
+    """Parameters, gradients and the records of both, as ``gather`` finds them; None if it does not."""
+    *found, described = gather(params, tables, 0)
     if not described:
         assert found[0] is params
         return None
@@ -122,7 +123,7 @@ def test_strangers_are_not_gathered(stranger):
     params = with_gradients((3,), (3,))
     params[1].grad = stranger
     assert gathered(params, {}) is None
-    assert functional.gather(params, {}, 0)[1][1] is stranger
+    assert gather(params, {}, 0)[1][1] is stranger
     assert gathered([params[0], nn.Buffer(torch.ones(3).as_subclass(Subclass))], {}) is None
 
 
@@ -132,7 +133,7 @@ def test_gathering_looks_before_it_writes():
         _native.gather(with_gradients((2,)), short)
     assert _native.gather([object()], torch.empty(2, 6, dtype=torch.int64).unbind()) is None
     with pytest.raises(AttributeError):
-        functional.gather([object()], {}, 0)
+        gather([object()], {}, 0)
 
 
 class Shortens(TorchFunctionMode):
@@ -186,7 +187,7 @@ def test_a_mode_sees_no_table():
     params, tables = with_gradients((3,), (2, 2)), {}
     with Lists() as mode:
         assert gathered(params, tables) is None
-        functional.gather(params, tables, 0)
+        gather(params, tables, 0)
     assert not mode.seen
     assert not tables  # it would be one of the mode's, a FakeTensor for instance, for ever
     assert gathered(params, tables) is not None
@@ -196,7 +197,7 @@ def test_transforms_and_modes_see_the_tensors():
     seen = []
 
     def under(x):
-        seen.append(functional._records([[x]]))
+        seen.append(table_of([[x]]))
         return x * 1.0
 
     torch.vmap(under)(torch.ones(3, 2))
@@ -205,7 +206,7 @@ def test_transforms_and_modes_see_the_tensors():
     with FakeTensorMode(allow_non_fake_inputs=True):
         under(torch.ones(3))
     assert seen == [None] * 4
-    assert functional._records([[torch.ones(3)]]) is not None
+    assert table_of([[torch.ones(3)]]) is not None
 
 
 @pytest.mark.parametrize(("one", "other"), [((), (1,)), ((1,), ()), ((5,), (5, 1)), ((5, 1), (5,)), ((2, 3), (3, 2))])
@@ -241,7 +242,7 @@ def test_same_results_as_through_handles():
     norm = functional.masked_grad_norm(one[1], one[-1])
     assert torch.equal(norm, ops.masked_grad_norm(two[1], two[-1], None))
     ops.adamw_step_(*two, norm, None, None, **scalars)
-    records = functional._records(one)
+    records = table_of(one)
     torch.ops.sfron_fast.adamw_step_.records(records, norm, None, None, **scalars)
     for a, b in zip(one, two, strict=True):
         assert all(map(torch.equal, a, b))
