@@ -205,6 +205,18 @@ PyObject* gather(PyObject*, PyObject* args) {
   return grads;
 }
 
+// Of a tensor that `look` knows, on the CPU; any other stays as it is.
+PyObject* ask_huge_pages(PyObject*, PyObject* args) {
+  PyObject* tensor;
+  long long bytes;
+  if (!PyArg_ParseTuple(args, "OL:ask_huge_pages", &tensor, &bytes)) return nullptr;
+  const Torch& torch = torch_types();
+  Record record;
+  const bool known = torch.exchange != nullptr && look(torch, tensor, &record);
+  if (known && record.device_type == codes().cpu && record.contiguous) want_huge_pages(record.data, bytes);
+  Py_RETURN_NONE;
+}
+
 PyObject* same(PyObject*, PyObject* args) {
   PyObject *a, *b;
   if (!PyArg_ParseTuple(args, "O!O!:same", &PyList_Type, &a, &PyList_Type, &b)) return nullptr;
@@ -234,6 +246,7 @@ PyObject* same_values(PyObject*, PyObject* args) {
 PyMethodDef functions[] = {
     {"describe", describe, METH_VARARGS, "describe(table, lists) -> bool"},
     {"gather", gather, METH_VARARGS, "gather(params, records, records) -> list | None"},
+    {"ask_huge_pages", ask_huge_pages, METH_VARARGS, "ask_huge_pages(tensor, bytes)"},
     {"same", same, METH_VARARGS, "same(list, list) -> bool"},
     {"same_values", same_values, METH_VARARGS, "same_values(dicts, list) -> bool"},
     {nullptr, nullptr, 0, nullptr}};

@@ -64,16 +64,16 @@ struct AdamwElement {
 template <bool kAmsgrad>
 SFRON_HD AdamwElement adamw_one(
     AdamwElement old, float grad, bool selected, float scale, float denominator, const AdamwScalars& s) {
-  float g = selected ? grad * s.factor : 0.0f;
-  g = s.l2 ? g + old.param * s.weight_decay : g;
+  float g = choose(bits_if(selected), grad * s.factor, 0.0f);
+  g = choose(bits_if(s.l2), g + old.param * s.weight_decay, g);
   const float m = lerp_one(old.exp_avg, g, s.avg);
   const float v = old.exp_avg_sq * s.beta2 + (g * s.rest2) * g;
   const float largest = old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
   const float root = sqrtf(kAmsgrad ? largest : v) / denominator;
   const float updated = old.param * s.keep - (m * scale) / (root + s.eps);
-  const bool write = selected || !s.freeze;
-  return {write ? updated : old.param, write ? m : old.exp_avg, write ? v : old.exp_avg_sq,
-          write ? largest : old.max_exp_avg_sq};
+  const uint32_t write = bits_if(selected) | bits_if(!s.freeze);
+  return {choose(write, updated, old.param), choose(write, m, old.exp_avg), choose(write, v, old.exp_avg_sq),
+          choose(write, largest, old.max_exp_avg_sq)};
 }
 
 // base ** exponent by squaring: the same bits on every processor, unlike a library's pow.

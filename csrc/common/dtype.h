@@ -1,10 +1,6 @@
 #pragma once
 // Tensors of any dtype as tiles of floats: fp32 memory is used where it lies, bf16 and fp16 are converted to a scratch
 // tile in the L1 cache and rounded once when stored. So every kernel has a single fp32 text.
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include <cstring>
 
 #include "common/hd.h"
@@ -17,18 +13,6 @@ struct Scratch {
   alignas(64) float values[kTile];
   operator float*() { return values; }
 };
-
-SFRON_HD uint32_t bits_of(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-
-SFRON_HD float float_of(uint32_t u) {
-  float x;
-  std::memcpy(&x, &u, 4);
-  return x;
-}
 
 SFRON_HD float from_bfloat16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
 
@@ -64,30 +48,6 @@ inline float* open_tile(void* data, DType dtype, int64_t at, float* scratch) {
 inline float load_one(const void* data, DType dtype, int64_t at) {
   float value;
   return *load_tile(data, dtype, at, 1, &value);
-}
-
-// A copy that is not read soon, as the slow weights are: from a large tensor it goes around the cache, because a line
-// that is only written would first be read. Call end_stream() after the last one.
-constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
-
-inline void stream_tile(void* target, const void* source, DType dtype, int64_t at, int64_t n, int64_t numel) {
-  char* to = static_cast<char*>(target) + at * dtype_bytes(dtype);
-  const char* from = static_cast<const char*>(source) + at * dtype_bytes(dtype);
-  int64_t bytes = n * dtype_bytes(dtype);
-#if defined(__SSE2__)
-  if (numel >= kStreamed && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    for (; bytes >= 16; bytes -= 16, to += 16, from += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    }
-  }
-#endif
-  std::memcpy(to, from, bytes);
-}
-
-inline void end_stream() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 inline void zero_tile(void* target, DType dtype, int64_t at, int64_t n) {

@@ -76,13 +76,6 @@ SFRON_HD void each_lane(int64_t n, const uint8_t* mask, const Ahead& ahead, cons
   for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
 }
 
-// values = lerp(start, values): the slow step, on a tile that is still in the cache.
-SFRON_HD void lerp_tile(float* values, const float* start, int64_t n, Lerp s) {
-  each_lane(
-      n, nullptr, [=](int64_t i) { prefetch(i, start); },
-      [=](int64_t i, bool) { values[i] = lerp_one(start[i], values[i], s); });
-}
-
 // Combines the lanes as a tree, in place. Constant bounds: each level is one vector operation.
 template <int64_t kHalf = kLanes / 2, class T, class Combine>
 SFRON_HD T fold_lanes(T* lane, const Combine& combine) {

@@ -10,9 +10,9 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
+#include "common/flags.h"
 #include "common/hd.h"
 #include "common/table.cuh"
 
@@ -156,15 +156,6 @@ Table<Tensor> make_table(Plans& plans, const std::vector<Tensor>& tensors, const
           reinterpret_cast<uint32_t*>(scratch + kMaxBlocks * sizeof(double))};
 }
 
-// The tensor that tells which lists are there: torch's pointer to an empty tensor is null whether it is there or not.
-template <class Tensor>
-const Tensor& first_filled(const std::vector<Tensor>& tensors) {
-  for (const Tensor& tensor : tensors) {
-    if (tensor.numel > 0) return tensor;
-  }
-  return tensors[0];
-}
-
 // As many blocks as the device holds at once, or as the units need; never none, as the last block may have more to do
 // than units.
 template <class... Params>
@@ -184,14 +175,6 @@ void launch(const char* op, void (*kernel)(Params...), int64_t blocks, const Que
   config.blockDim = dim3(kBlock);
   config.stream = static_cast<cudaStream_t>(queue.stream);
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op, "launching the kernel");
-}
-
-// f(first, second) with two run-time flags as compile-time ones.
-template <class F>
-void with_flags(bool first, bool second, const F& f) {
-  using Yes = std::true_type;
-  using No = std::false_type;
-  first ? (second ? f(Yes{}, Yes{}) : f(Yes{}, No{})) : (second ? f(No{}, Yes{}) : f(No{}, No{}));
 }
 
 // Torch's runtime and the one linked in here both keep a current device.

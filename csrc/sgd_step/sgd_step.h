@@ -57,21 +57,19 @@ struct SgdElement {
 
 // Without a momentum buffer. `decay` is a flag and not a factor of 0: -0 + 0 would lose the sign.
 SFRON_HD float sgd_one(float p, float grad, bool selected, const SgdScalars& s) {
-  float g = selected ? grad * s.factor : 0.0f;
-  g = s.decay ? g + p * s.weight_decay : g;
-  const float updated = p - g * s.lr;
-  return selected || !s.freeze ? updated : p;
+  float g = choose(bits_if(selected), grad * s.factor, 0.0f);
+  g = choose(bits_if(s.decay), g + p * s.weight_decay, g);
+  return choose(bits_if(selected) | bits_if(!s.freeze), p - g * s.lr, p);
 }
 
 // A frozen weight keeps its momentum, but an uninitialised one still needs a value: 0.
 SFRON_HD SgdElement sgd_momentum_one(SgdElement old, float grad, bool selected, const SgdScalars& s) {
-  float g = selected ? grad * s.factor : 0.0f;
-  g = s.decay ? g + old.param * s.weight_decay : g;
-  const float m = s.first ? g : old.momentum * s.momentum + g * s.undampened;
-  g = s.nesterov ? g + m * s.momentum : m;
-  const float updated = old.param - g * s.lr;
-  const bool write = selected || !s.freeze;
-  return {write ? updated : old.param, write ? m : s.first ? 0.0f : old.momentum};
+  const uint32_t first = bits_if(s.first), write = bits_if(selected) | bits_if(!s.freeze);
+  float g = choose(bits_if(selected), grad * s.factor, 0.0f);
+  g = choose(bits_if(s.decay), g + old.param * s.weight_decay, g);
+  const float m = choose(first, g, old.momentum * s.momentum + g * s.undampened);
+  g = choose(bits_if(s.nesterov), g + m * s.momentum, m);
+  return {choose(write, old.param - g * s.lr, old.param), choose(write, m, choose(first, 0.0f, old.momentum))};
 }
 
 void sgd_step_cpu(

@@ -1,0 +1,94 @@
+#pragma once
+// What a step does with the slow weights on the CPU: a cycle's first writes them, its last reads them.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include <algorithm>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/isa.h"
+#include "common/lanes.h"
+#include "common/runs.h"
+
+namespace sfron {
+
+// Copies a tile block by block, just before the step changes the block. What is not read soon goes around the cache if
+// the tensor is large, because a line that is only written would first be read. end_stream() after the last one.
+class SlowCopy {
+ public:
+  static constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
+
+  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. The rest of n by blocks is at once.
+  SFRON_HD SlowCopy(void* to, const void* from, DType dtype, int64_t at, int64_t n, int64_t numel)
+      : bytes_(dtype_bytes(dtype)), from_(static_cast<const char*>(from) + at * bytes_) {
+    if (to == nullptr) return;
+    to_ = static_cast<char*>(to) + at * bytes_;
+    streams_ = numel >= kStreamed && reinterpret_cast<uintptr_t>(to_) % 16 == 0;
+    const int64_t whole = n / kLanes * kLanes * bytes_;
+    std::memcpy(to_ + whole, from_ + whole, n * bytes_ - whole);
+  }
+
+  // Elements [i, i + kLanes).
+  SFRON_HD void block(int64_t i) const {
+    if (to_ == nullptr) return;
+    half(i * bytes_);
+    if (bytes_ == 4) half(i * bytes_ + kHalf);
+  }
+
+ private:
+  static constexpr int64_t kHalf = kLanes * 2;  // bytes
+
+  SFRON_HD void half(int64_t offset) const {
+#if defined(__SSE2__)
+    for (int64_t end = offset + kHalf; streams_ && offset < end; offset += 16) {
+      const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from_ + offset));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to_ + offset), values);
+    }
+    if (streams_) return;
+#endif
+    std::memcpy(to_ + offset, from_ + offset, kHalf);
+  }
+
+  int64_t bytes_;  // of an element
+  const char* from_;
+  char* to_ = nullptr;
+  bool streams_ = false;
+};
+
+inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+struct SkipKernel {
+  template <class TensorArgs>
+  void operator()(const TensorArgs& t, int64_t begin, int64_t end, Lerp s) const {
+    Scratch scratch[2];
+    for (int64_t at = begin; at < end; at += kTile) {
+      const int64_t n = std::min(kTile, end - at);
+      const SlowCopy slow_out(t.slow_out, t.param, t.dtype, at, n, t.numel);
+      for (int64_t i = 0; i + kLanes <= n; i += kLanes) slow_out.block(i);
+      if (t.slow_in == nullptr) continue;
+      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);         // [n]
+      const float* slow = load_tile(t.slow_in, t.dtype, at, n, scratch[1]);  // [n]
+      each_lane(
+          n, nullptr, [=](int64_t i) { prefetch(i, param, slow); },
+          [=](int64_t i, bool) { param[i] = lerp_one(slow[i], param[i], s); });
+      store_tile(t.param, t.dtype, at, n, param);
+    }
+  }
+};
+
+// What a skipped step still does: the slow weights are kept, and interpolated from.
+template <class TensorArgs>
+void skip_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end, Lerp s) {
+  runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
+    run_isa(SkipKernel{}, tensors[i], first, last, s);
+  });
+  end_stream();
+}
+
+}  // namespace sfron
