@@ -11,6 +11,8 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
+
 _reason: str | None = None  # why the native kernels are absent; None once they are loaded
 _module: Any = None
 _told = False
@@ -58,6 +60,17 @@ def warn_once() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def zeroed(tensor: Any) -> Any:
+    """``tensor``, just allocated, filled with zero; on Linux a large one on the CPU is given huge pages, if there are.
+
+    Steps stream through it, and with pages of 4 KB the look-up of addresses holds them up. Torch's own allocations ask
+    for huge pages only under ``THP_MEM_ALLOC_ENABLE=1``.
+    """
+    if _module is not None and not torch.compiler.is_compiling():
+        _module.ask_huge_pages(tensor, tensor.nbytes)
+    return tensor.zero_()
 
 
 # --- looks at lists of thousands of objects, which Python alone would take one by one ---------------------------------

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional, reference
+from . import _native, functional, reference
 from .batches import evaluating, move, progress_bar
 from .checks import number, require
 from .naming import model_digest
@@ -129,7 +129,8 @@ def _sum_squares(
             "gradients before anybody can square them)", repr(estimator))  # fmt: skip
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
-    values = {n: torch.zeros_like(p, dtype=reference.accumulate_dtype(p.dtype)) for n, p in params.items()}
+    dtypes = {n: reference.accumulate_dtype(p.dtype) for n, p in params.items()}
+    values = {n: _native.zeroed(torch.empty_like(p, dtype=dtypes[n])) for n, p in params.items()}
     reached: set[str] = set()
     grads: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}

@@ -129,7 +129,7 @@ class FlatStates:
             ):  # fmt: skip
                 return None
         size = len(self.params) if scalar else flat_size(self.params)
-        flat = torch.zeros(size, dtype=dtype, device=self.device)
+        flat = _native.zeroed(torch.empty(size, dtype=dtype, device=self.device))
         entries = list(flat.unbind() if scalar else _views(flat, self.params))
         for i, (state, entry, old) in enumerate(zip(self.states, entries, found, strict=True)):
             if old is not None:

@@ -24,9 +24,9 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
     writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
     """
+    table = records.table_of(lists.values())
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
-    table = records.table_of(lists.values())
     if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
         _touch(name, lists, written)  # a DTensor counts its versions itself
         lists = {key: [local(t) for t in tensors] for key, tensors in lists.items()}

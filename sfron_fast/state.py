@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from . import _native
 from .amp import ForgetStep
 from .checks import require
 from .flat import FlatStates
@@ -20,7 +21,7 @@ def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
     """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None = its own."""
     if key.endswith("step"):
         return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
-    return torch.zeros_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+    return _native.zeroed(torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format))
 
 
 def _check_placement(state: dict[str, Any], param: Tensor) -> None:
@@ -79,7 +80,7 @@ class Resumable(Optimizer):
                 new = {key: zero_state(param, key, dtype) for key, dtype in kinds.items()
                        if self.state.get(param, {}).get(key) is None}  # fmt: skip
                 if moves_slowly(group) and "slow" not in self.state.get(param, {}):
-                    new["slow"] = param.detach().clone(memory_format=torch.preserve_format)
+                    new["slow"] = zero_state(param, "slow", None).copy_(param)
                 if new:
                     self.state[param].update(new)
 

@@ -1,11 +1,14 @@
 """Flat lists: the same results as ordinary lists, and an optimizer that notices what others do to its state."""
 
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, flat, functional, reference
+from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, _native, flat, functional, reference
 
 SHAPES = [(3, 5), (), (0,), (64,), (65,), (1,), (2, 3, 7)]
 STEP = {"lr": 0.1, "weight_decay": 0.01}
@@ -169,3 +172,26 @@ def test_a_replaced_parameter_is_noticed():
     cycle(opt, [*params[:3], new, *params[4:]], 20)
     assert torch.equal(old, before)
     assert not torch.equal(new, before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not _native.available(), reason="madvise of the kernels")
+@pytest.mark.parametrize("count", [1, 2])
+def test_large_state_asks_for_huge_pages(count):
+    """The mapping's flags tell, whether or not Linux has any to give; 64 MB are always a new mapping."""
+    params = [nn.Parameter(torch.zeros((1 << 24) // count)) for _ in range(count)]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer = SFRonAdamW(params, lr=0.1, slow_lr=0.5)
+    optimizer.forget_step()
+    assert all("hg" in flags_of(optimizer.state[params[-1]][key]) for key in ("exp_avg", "exp_avg_sq", "slow"))
+
+
+def flags_of(tensor):
+    """Of the mapping that the middle of a tensor lies in."""
+    address, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("not mapped")
