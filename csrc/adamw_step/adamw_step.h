@@ -37,7 +37,7 @@ struct AdamwScalars {
   float factor;  // of the gradient: clip and unscale, negative to maximise
   float keep;    // of the parameter: 1 - lr * weight_decay if decoupled, else 1
   float beta2, rest2, eps, weight_decay;  // rest2 = 1 - beta2
-  bool l2, freeze, skip;                  // l2: the decay joins the gradient
+  bool l2, freeze, skip, measured;        // l2: the decay joins the gradient
   Lerp avg, slow;
 };
 
@@ -52,6 +52,7 @@ SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const Hyper& h, const
   s.l2 = !o.decoupled && h.weight_decay != 0.0;
   s.freeze = o.freeze;
   s.skip = state.skip;
+  s.measured = state.measured;
   s.avg = make_lerp(1.0 - o.beta1);
   s.slow = make_lerp(h.slow_lr);
   return s;

@@ -24,6 +24,7 @@ struct StepInputs {
 struct StepState {
   float factor;  // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and g (-f) are the same
   bool skip;     // a non-finite norm, or an overflow that the caller found
+  bool measured;  // a norm was given
 };
 
 SFRON_HD Hyper step_hyper(const StepInputs& in) {
@@ -31,7 +32,7 @@ SFRON_HD Hyper step_hyper(const StepInputs& in) {
 }
 
 SFRON_HD StepState step_state(const StepInputs& in) {
-  StepState state{1.0f, false};
+  StepState state{1.0f, false, in.norm != nullptr};
   if (in.grad_scale != nullptr) state.factor = state.factor / *in.grad_scale;
   if (in.norm != nullptr) {
     const float norm = *in.norm, clip = in.max_norm / (norm + kClipEps);

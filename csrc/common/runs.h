@@ -9,6 +9,7 @@ namespace sfron {
 // Work is divided at multiples of 64 elements: a whole mask word, and whole cache lines of every dtype.
 constexpr int64_t kUnit = 64;
 constexpr size_t kSoon = 4;  // tensors ahead: for what is fetched before it is needed
+constexpr int64_t kPiece = 2048;  // units: of fp32 half a MB, long enough for the hardware to fetch ahead within it
 
 class Runs {
  public:
@@ -39,6 +40,22 @@ class Runs {
       if (stop <= begin) continue;
       f(static_cast<int64_t>(i), (begin - first_[i]) * unit_, std::min((stop - first_[i]) * unit_, numel_[i]));
       begin = stop;
+    }
+  }
+
+  // The same from the end, in pieces: what the pass before has read last may still be in the cache.
+  template <class F, class Ahead>
+  void walk_back(int64_t begin, int64_t end, const F& f, const Ahead& ahead) const {
+    if (begin >= end) return;
+    size_t i = std::upper_bound(first_.begin(), first_.end(), end - 1) - first_.begin() - 1;
+    for (;; --i) {
+      if (i >= kSoon) ahead(i - kSoon);
+      for (const int64_t start = std::max(begin, first_[i]); end > start;) {
+        const int64_t from = std::max(start, end - kPiece);
+        f(static_cast<int64_t>(i), (from - first_[i]) * unit_, std::min((end - first_[i]) * unit_, numel_[i]));
+        end = from;
+      }
+      if (end <= begin) return;
     }
   }
 

@@ -31,7 +31,7 @@ struct SgdOptions {
 struct SgdScalars {
   float factor;  // of the gradient: clip and unscale, negative to maximise
   float lr, momentum, undampened, weight_decay;  // undampened = 1 - dampening
-  bool decay, nesterov, first, freeze, skip;
+  bool decay, nesterov, first, freeze, skip, measured;
   Lerp slow;
 };
 
@@ -47,6 +47,7 @@ SFRON_HD SgdScalars sgd_scalars(const SgdOptions& o, const Hyper& h, const StepS
   s.first = o.first;
   s.freeze = o.freeze;
   s.skip = state.skip;
+  s.measured = state.measured;
   s.slow = make_lerp(h.slow_lr);
   return s;
 }

@@ -5,7 +5,7 @@
 #include "common/isa.h"
 #include "common/lanes.h"
 #include "common/runs.h"
-#include "common/slow.h"
+#include "common/step_cpu.h"
 
 namespace sfron {
 namespace {
@@ -62,16 +62,11 @@ void sgd_step_cpu(
   }
   const auto& one = first_filled(tensors);
   const auto run = [&](auto momentum, auto slow_in) {
-    const auto update = [&](int64_t i, int64_t first, int64_t last) {
+    walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
       run_isa(SgdKernel<momentum, slow_in>{}, tensors[i], first, last, s);
-    };
-    runs.walk(begin, end, update, [&](size_t i) {
-      prefetch_start(tensors[i].param);
-      prefetch_start(tensors[i].grad);
     });
   };
   with_flags(one.momentum != nullptr, one.slow_in != nullptr, run);
-  end_stream();
 }
 
 }  // namespace sfron

@@ -47,6 +47,7 @@ void sgd_step() {
   SgdScalars s{};
   s.factor = random_float(), s.lr = 0.1f, s.momentum = 0.9f, s.undampened = 0.7f, s.weight_decay = 0.01f;
   s.decay = pick(2), s.nesterov = pick(2), s.first = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0;
+  s.measured = pick(2);
   s.slow = make_lerp(pick(5) * 0.25);
   std::vector<SgdTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {
@@ -87,6 +88,7 @@ void adamw_step() {
   AdamwScalars s{};
   s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f, s.eps = 1e-8f, s.weight_decay = 0.01f;
   s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1), s.slow = make_lerp(pick(5) * 0.25);
+  s.measured = pick(2);
   const float scale = 0.01f, denominator = 0.3f;
   std::vector<AdamwTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {

@@ -1,5 +1,6 @@
 #pragma once
-// What a step does with the slow weights on the CPU: a cycle's first writes them, its last reads them.
+// What the optimizer steps share on the CPU: the slow weights, which a cycle's first step writes and its last one reads,
+// and the way over the list.
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -20,7 +21,7 @@ class SlowCopy {
  public:
   static constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
 
-  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. The rest of n by blocks is at once.
+  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no block covers is copied now.
   SFRON_HD SlowCopy(void* to, const void* from, DType dtype, int64_t at, int64_t n, int64_t numel)
       : bytes_(dtype_bytes(dtype)), from_(static_cast<const char*>(from) + at * bytes_) {
     if (to == nullptr) return;
@@ -88,6 +89,19 @@ void skip_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
     run_isa(SkipKernel{}, tensors[i], first, last, s);
   });
+  end_stream();
+}
+
+// Calls f(tensor, begin, end) for each stretch of elements in units [begin, end). `measured`: the norm has just read
+// the gradients; the last of them are still in the cache, so they come first.
+template <class TensorArgs, class F>
+void walk_step(
+    const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end, bool measured, const F& f) {
+  const auto ahead = [&](size_t i) {
+    prefetch_start(tensors[i].param);
+    prefetch_start(tensors[i].grad);
+  };
+  measured ? runs.walk_back(begin, end, f, ahead) : runs.walk(begin, end, f, ahead);
   end_stream();
 }
 
