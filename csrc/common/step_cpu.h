@@ -1,5 +1,5 @@
 #pragma once
-// What the optimizer steps share on the CPU: the slow weights, which a cycle's first step writes and its last one reads,
+// What the optimizer steps share on the CPU: the slow weights, which a cycle's first step writes and its last reads,
 // and the way over the list.
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -21,7 +21,7 @@ class SlowCopy {
  public:
   static constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
 
-  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no block covers is copied now.
+  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no block covers goes first.
   SFRON_HD SlowCopy(void* to, const void* from, DType dtype, int64_t at, int64_t n, int64_t numel)
       : bytes_(dtype_bytes(dtype)), from_(static_cast<const char*>(from) + at * bytes_) {
     if (to == nullptr) return;

@@ -32,16 +32,17 @@ def harness() -> Path:
     folder = Path(tempfile.gettempdir()) / f"sfron_fast_sanitize_{os.getuid()}_{digest}"
     program = folder / "sanitize"
     if not program.exists():
-        folder.mkdir(exist_ok=True)
-        objects = [folder / f"{s.stem}.o" for s in sources]
+        own = folder / str(os.getpid())  # another run may be building too
+        own.mkdir(parents=True, exist_ok=True)
+        objects = [own / f"{s.stem}.o" for s in sources]
         builds = [
             subprocess.Popen(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", "-c", str(s), "-o", str(o)])
             for s, o in zip(sources, objects, strict=True)
         ]
         assert all([build.wait() == 0 for build in builds])
-        partial = folder / f"sanitize.{os.getpid()}"  # renamed when whole: another run may be building too
-        subprocess.run(["g++", *FLAGS, *map(str, objects), "-o", str(partial)], check=True)
-        partial.rename(program)
+        subprocess.run(["g++", *FLAGS, *map(str, objects), "-o", str(own / "sanitize")], check=True)
+        (own / "sanitize").rename(program)
+        shutil.rmtree(own)
     return program
 
 
