@@ -197,7 +197,8 @@ PyObject* gather(PyObject*, PyObject* args) {
     const bool known = param != nullptr && look(torch, param, of_param + i);
     PyObject* grad = known ? PyObject_GetAttr(param, name) : nullptr;
     if (grad != nullptr) PyList_SetItem(grads, i, grad);
-    if (grad != nullptr && look(torch, grad, of_grad + i)) continue;
+    const bool usable = grad != nullptr && look(torch, grad, of_grad + i);
+    if (usable && of_param[i].contiguous && of_grad[i].contiguous) continue;
     Py_DECREF(grads);
     if (PyErr_Occurred() != nullptr) return nullptr;
     Py_RETURN_NONE;
@@ -213,7 +214,7 @@ PyObject* ask_huge_pages(PyObject*, PyObject* args) {
   const Torch& torch = torch_types();
   Record record;
   const bool known = torch.exchange != nullptr && look(torch, tensor, &record);
-  if (known && record.device_type == codes().cpu && record.contiguous) want_huge_pages(record.data, bytes);
+  if (known && record.device_type == codes().cpu) want_huge_pages(record.data, bytes);
   Py_RETURN_NONE;
 }
 

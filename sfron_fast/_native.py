@@ -11,8 +11,6 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
-import torch
-
 _reason: str | None = None  # why the native kernels are absent; None once they are loaded
 _module: Any = None
 _told = False
@@ -62,17 +60,6 @@ def warn_once() -> None:
         )
 
 
-def zeroed(tensor: Any) -> Any:
-    """``tensor``, just allocated, filled with zero; on Linux a large one on the CPU is given huge pages, if there are.
-
-    Steps stream through it, and with pages of 4 KB the look-up of addresses holds them up. Torch's own allocations ask
-    for huge pages only under ``THP_MEM_ALLOC_ENABLE=1``.
-    """
-    if _module is not None and not torch.compiler.is_compiling():
-        _module.ask_huge_pages(tensor, tensor.nbytes)
-    return tensor.zero_()
-
-
 # --- looks at lists of thousands of objects, which Python alone would take one by one ---------------------------------
 
 RECORD_WORDS = 6  # int64 per tensor (csrc/common/records.h)
@@ -103,7 +90,7 @@ def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Descr
     """Parameters and their gradients, described, in one pass.
 
     ``tables`` are two int64 [RECORD_WORDS * len] on the CPU; what they hold of an earlier call is a prefetching hint.
-    None if a gradient is missing, or if one of them all is not what ``describe`` describes.
+    None if a gradient is missing, or if one of them all is not what ``describe`` describes, or not contiguous.
     """
     grads = None if _module is None else _module.gather(params, *tables)
     if grads is None:
@@ -112,6 +99,12 @@ def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Descr
     for tensors, table in zip(found, tables, strict=True):
         tensors.records = table
     return found
+
+
+def ask_huge_pages(tensor: Any) -> None:
+    """Advise Linux to back a tensor on the CPU, not yet written to, by huge pages, if it is large."""
+    if _module is not None:
+        _module.ask_huge_pages(tensor, tensor.nbytes)
 
 
 def same(a: list[Any], b: list[Any]) -> bool:

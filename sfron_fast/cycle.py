@@ -11,8 +11,9 @@ from . import functional
 from .amp import ForgetStep, amp_scalar
 from .checks import FLOATS, require
 from .flat import FlatStates, flatten_masks, same
-from .groups import Batch
+from .groups import Batch, repacked
 from .hyper import as_hyper, is_zero, moves_slowly
+from .layout import Orders, ordered, orders_of
 from .norms import global_norms
 from .records import gather
 from .saliency import SaliencyMask
@@ -77,47 +78,51 @@ class SFRonOptimizer(Resumable):
                              "optimizer_factory of sfron_fast.integrations.transformers")  # fmt: skip
         return self.saliency.resolve(list(zip(names, group["params"], strict=True)))
 
-    def _group_masks(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], Tensor | None]:
+    def _group_masks(self, index: int, group: dict[str, Any], orders: Orders) -> tuple[list[Tensor], Tensor | None]:
         """Per-parameter masks, and the same as one flat list."""
         if not group["masked"] or not group["params"]:
             return [], None
         params = group["params"]
         known = self._masks.get(index)
-        if known is None or known[1][0].device != params[0].device or not same(known[0], params):  # moved or sharded
-            masks = self._resolve(group)
+        there = known is not None and known[1][0].device == params[0].device and known[3] == orders
+        if known is None or not there or not same(known[0], params):  # moved or sharded
+            masks = repacked(self._resolve(group), params, orders)
             flat = flatten_masks(masks, params) if plain(params) else None
-            known = self._masks[index] = (list(params), masks, flat)
-        return known[1:]
+            known = self._masks[index] = (list(params), masks, flat, orders)
+        return known[1:3]
 
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
         for index, group in enumerate(self.param_groups):
             check_names(group)
-            masks, flat_mask = self._group_masks(index, group) if masked else ([], None)
             params, grads, described = gather(group["params"], self._tables, index)
+            orders = () if described else orders_of(params)
+            masks, flat_mask = self._group_masks(index, group, orders) if masked else ([], None)
             whole = described or type(None) not in set(map(type, grads))
             if not (described or plain(params)):
                 grads = list(map(placed_gradient, params))
-            flat = self._flat_states(index, params) if whole else None
-            batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None)
+            flat = self._flat_states(index, params, orders) if whole else None
+            batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None, orders)
             if not whole:
                 batch = batch.part([i for i, g in enumerate(grads) if g is not None])
+            if orders:
+                batch.check()  # reordered, a wrong shape would be hard to tell
             if flat is not None:
                 batches.append(batch)
             else:
                 batches += batch.split()
         return batches
 
-    def _flat_states(self, index: int, params: list[Tensor]) -> FlatStates | None:
+    def _flat_states(self, index: int, params: list[Tensor], orders: Orders) -> FlatStates | None:
         """The group's states as flat lists, if it is of several plain parameters of one dtype and device."""
         known = self._flat.get(index)
-        if known is not None and known.serves(params, self.state):
+        if known is not None and known.serves(params, self.state, orders):
             return known
         self._flat.pop(index, None)
         kinds = {(type(p) in (Tensor, torch.nn.Parameter) and p.dtype in FLOATS, p.dtype, p.device) for p in params}
         if len(params) < 2 or len(kinds) != 1 or not next(iter(kinds))[0]:
             return None
-        self._flat[index] = FlatStates(params, self.state)
+        self._flat[index] = FlatStates(params, self.state, orders)
         return self._flat[index]
 
     # --- phases ------------------------------------------------------------------------------------------------
@@ -233,7 +238,7 @@ class SFRonOptimizer(Resumable):
         plain = forget and moments == "none"
         rule = as_hyper({**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device)
         if plain:
-            functional.sgd_step_(batch.params, batch.grads, **rule)  # theta - beta g, no decay: equation 7
+            functional.sgd_step_(*batch.arguments(), **rule)  # theta - beta g, no decay: equation 7
         else:
             self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
 
@@ -266,7 +271,7 @@ class SFRonOptimizer(Resumable):
                 if fill is not None:
                     state[key].copy_(fill[i])
             tensors.append(state[key])
-        return tensors
+        return tensors if key.endswith("step") else ordered(tensors, batch.orders)
 
     def _slow(self, batch: Batch) -> list[Tensor]:
         return self._state(batch, "slow", None, fill=batch.params)

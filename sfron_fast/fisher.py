@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _native, functional, reference
+from . import functional, reference
 from .batches import evaluating, move, progress_bar
 from .checks import number, require
+from .flat import zeroed
+from .layout import ordered, orders_of
 from .naming import model_digest
 from .ranks import Ranks
 from .saliency import SaliencyMask, checked_fishers
@@ -67,7 +69,7 @@ def estimate_fisher(
             or non-scalar loss, a label that is no class of the model, a ``start`` of something else.
     """
     sums = _sum_squares(model, loader, loss_fn, estimator, chunk_size, progress, group, start)
-    functional.fisher_accumulate_([sums.values[n] for n in sums.grads], list(sums.grads.values()), sums.weight)
+    _add_squares(sums.values, sums.grads, sums.weight)
     torch._foreach_div_([local(v) for v in sums.values.values()], sums.total)
     return Fisher(sums.values, sums.metadata)
 
@@ -130,7 +132,7 @@ def _sum_squares(
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
     dtypes = {n: reference.accumulate_dtype(p.dtype) for n, p in params.items()}
-    values = {n: _native.zeroed(torch.empty_like(p, dtype=dtypes[n])) for n, p in params.items()}
+    values = {n: zeroed(torch.empty_like(p, dtype=dtypes[n])) for n, p in params.items()}
     reached: set[str] = set()
     grads: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
@@ -151,7 +153,7 @@ def _sum_squares(
             require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")
             count, mine = sum(counts), counts[ranks.rank]
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
-            functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+            _add_squares(values, grads, weight)
             grads = after = {}  # freed before the next backward
             if apart and not mine:
                 continue
@@ -159,7 +161,7 @@ def _sum_squares(
             equal = estimator == "batch_equal"
             try:
                 for after in square(model, params, part, loss_fn, chunk_size, losses, together):
-                    functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+                    _add_squares(values, grads, weight)
                     grads = after
                     weight = 1.0 if equal or estimator == "sample" else float(mine if apart else count)
                     reached |= grads.keys()
@@ -171,7 +173,7 @@ def _sum_squares(
     require(samples > 0, "loader", "at least one sample", "an empty loader", "check the split and drop_last")
     _check_finite(losses, ranks)
     if apart and group is not None:
-        functional.fisher_accumulate_([values[n] for n in grads], list(grads.values()), weight)
+        _add_squares(values, grads, weight)
         ranks.sum_(values.values())
         grads = {}
         reached = {n for n, found in zip(params, ranks.any([n in reached for n in params]), strict=True) if found}
@@ -180,6 +182,14 @@ def _sum_squares(
         "estimator": estimator, "samples": samples, "batches": batches, "batch_size": batch_size,
         "no_gradient": sorted(params.keys() - reached), "model": digest, "world_size": ranks.size,
     })  # fmt: skip
+
+
+def _add_squares(values: dict[str, Tensor], grads: dict[str, Tensor], weight: float) -> None:
+    """values += weight * grads^2, of the parameters that there is a gradient of."""
+    sums = [values[name] for name in grads]
+    orders = orders_of(sums)
+    seen = ordered(list(grads.values()), orders)
+    functional.fisher_accumulate_(ordered(sums, orders), [g.contiguous() for g in seen] if orders else seen, weight)
 
 
 class _Part(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from .layout import Orders, unordered
 
 UNIT = 64
 
@@ -61,9 +62,20 @@ def _starts(like: Sequence[Tensor]) -> Iterator[int]:
         start += -(-t.numel() // UNIT) * UNIT
 
 
-def _views(flat: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
-    for start, t in zip(_starts(like), like, strict=True):
-        yield flat[start : start + t.numel()].view(t.shape)
+def _views(flat: Tensor, like: Sequence[Tensor], orders: Orders = ()) -> Iterator[Tensor]:
+    for start, t, order in zip(_starts(like), like, orders or [None] * len(like), strict=True):
+        yield unordered(flat[start : start + t.numel()], t.shape, order)
+
+
+def zeroed(tensor: Tensor) -> Tensor:
+    """``tensor``, just allocated, filled with zero; on Linux a large one on the CPU is given huge pages, if there are.
+
+    Steps stream through it, and with pages of 4 KB the look-up of addresses holds them up. Torch's own allocations ask
+    for huge pages only under ``THP_MEM_ALLOC_ENABLE=1``.
+    """
+    if not torch.compiler.is_compiling():
+        _native.ask_huge_pages(tensor)
+    return tensor.zero_()
 
 
 def same(a: list[Any], b: list[Any]) -> bool:
@@ -82,17 +94,17 @@ class FlatStates:
     An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of them.
     """
 
-    def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> None:
-        self.params, self.state, self.device = list(params), state, params[0].device
+    def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders = ()) -> None:
+        self.params, self.state, self.device, self.orders = list(params), state, params[0].device, orders
         self.states: list[dict[str, Any]] = []  # looked up when the first is needed: no need, no entry
         self.flats: dict[str, Tensor] = {}
         self._entries: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []  # every entry of every state, in order
         self._all: list[dict[str, Any]] = []  # every state of the optimizer, in order
 
-    def serves(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
+    def serves(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> bool:
         """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
-        if state is not self.state or not params or params[0].device != self.device:
+        if state is not self.state or not params or params[0].device != self.device or orders != self.orders:
             return False
         if not same(params, self.params) or (self.states and not self._same_states(state)):
             return False
@@ -129,8 +141,8 @@ class FlatStates:
             ):  # fmt: skip
                 return None
         size = len(self.params) if scalar else flat_size(self.params)
-        flat = _native.zeroed(torch.empty(size, dtype=dtype, device=self.device))
-        entries = list(flat.unbind() if scalar else _views(flat, self.params))
+        flat = zeroed(torch.empty(size, dtype=dtype, device=self.device))
+        entries = list(flat.unbind() if scalar else _views(flat, self.params, self.orders))
         for i, (state, entry, old) in enumerate(zip(self.states, entries, found, strict=True)):
             if old is not None:
                 entry.copy_(old)

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import reference
 from .checks import FLOATS, require
 from .flat import FlatStates
+from .layout import Orders, ordered
 from .shards import Place, place
 
 _FLOATS = set(FLOATS)
@@ -21,6 +23,7 @@ class Batch(NamedTuple):
     masks: list[Tensor]
     flat: FlatStates | None = None  # for whole groups: one handle per kind of state instead of one per parameter
     flat_mask: Tensor | None = None
+    orders: Orders = ()  # of parameters that are dense but not row-major; the masks follow them already
 
     def check(self) -> None:
         """Raise unless every gradient, if there are any, is dense and of its parameter's dtype and shape."""
@@ -46,8 +49,25 @@ class Batch(NamedTuple):
     def part(self, chosen: list[int]) -> "Batch":
         """Some of its parameters."""
         params, grads, masks = ([t[i] for i in chosen] if t else [] for t in self[1:4])
-        return Batch(self.group, params, grads, masks)
+        return Batch(self.group, params, grads, masks, orders=tuple(self.orders[i] for i in chosen if self.orders))
+
+    def arguments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters and gradients as the ops take them; a gradient laid out unlike its parameter is copied."""
+        return ordered(self.params, self.orders), self.grad_argument()
+
+    def grad_argument(self) -> list[Tensor]:
+        """The gradients as the ops take them."""
+        grads = ordered(self.grads, self.orders)
+        return [g.contiguous() for g in grads] if self.orders else grads
 
     def mask_argument(self) -> list[Tensor]:
         """The masks as the ops take them."""
         return self.masks if self.flat_mask is None else [self.flat_mask]
+
+
+def repacked(masks: list[Tensor], tensors: list[Tensor], orders: Orders) -> list[Tensor]:
+    """Packed masks whose bits follow memory; one of zero bytes selects all, in any order."""
+    if not orders:
+        return masks
+    return [m if o is None or m.numel() == 0 else reference.pack_bits(reference.unpack_bits(m, t.shape).permute(o))
+            for m, t, o in zip(masks, tensors, orders, strict=True)]  # fmt: skip

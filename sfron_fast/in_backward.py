@@ -13,6 +13,7 @@ from .checks import require
 from .cycle import SFRonOptimizer
 from .groups import Batch
 from .hyper import moves_slowly
+from .layout import orders_of
 from .settings import check_step
 from .shards import is_sharded, placed_gradient
 
@@ -76,7 +77,7 @@ def _update(optimizer: SFRonOptimizer, group: dict[str, Any], param: Tensor) -> 
                            "of several backwards, and checkpoint with use_reentrant=False")  # fmt: skip
     grad = placed_gradient(param)
     assert grad is not None
-    batch = Batch(group, [param], [grad], [])
+    batch = Batch(group, [param], [grad], [], orders=orders_of([param]))
     check_step(optimizer, [batch])
     batch.check()
     last = optimizer.param_groups[0]["retain_pending"] == 1

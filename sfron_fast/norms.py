@@ -34,5 +34,6 @@ def _norm(batches: list[Batch], device: torch.device, scale: Scale) -> Tensor:
     if len(batches) > 1 and any(batch.masks for batch in batches):
         none = torch.empty(0, dtype=torch.uint8, device=device)
         masks = [m for batch in batches for m in batch.masks or [none] * len(batch.grads)]
-    grads = batches[0].grads if len(batches) == 1 else [g for batch in batches for g in batch.grads]
+    lists = [batch.grad_argument() for batch in batches]
+    grads = lists[0] if len(lists) == 1 else [g for grads in lists for g in grads]
     return functional.masked_grad_norm(grads, masks, grad_scale=scale(device))

@@ -109,7 +109,7 @@ class SFRonSGD(SFRonOptimizer):
         group = batch.group
         rule |= {k: group[k] for k in ("momentum", "dampening", "nesterov")}
         if group["momentum"] == 0.0:
-            functional.sgd_step_(batch.params, batch.grads, **{**rule, "nesterov": False})
+            functional.sgd_step_(*batch.arguments(), **{**rule, "nesterov": False})
             return
         key, dtype = f"{prefix}momentum_buffer", group["state_dtype"]
         if batch.flat is not None and key in batch.flat.flats:
@@ -120,15 +120,15 @@ class SFRonSGD(SFRonOptimizer):
             batch.check()  # before the first of two calls
         if all(fresh) or not any(fresh):  # torch starts the buffer at the first gradient itself
             buffers = self._state(batch, key, dtype)
-            functional.sgd_step_(batch.params, batch.grads, buffers, **rule, first=all(fresh))
+            functional.sgd_step_(*batch.arguments(), buffers, **rule, first=all(fresh))
             return
-        lists = {k: spread(rule[k], batch.params) for k in ("slow_in", "slow_out") if rule.get(k)}
+        lists = {k: spread(rule[k], batch.arguments()[0]) for k in ("slow_in", "slow_out") if rule.get(k)}
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
             part = batch.part(chosen)
             own = {k: [tensors[i] for i in chosen] for k, tensors in lists.items()}
             own |= {"masks": part.masks} if "masks" in rule else {}
-            functional.sgd_step_(part.params, part.grads, self._state(part, key, dtype), **{**rule, **own}, first=first)
+            functional.sgd_step_(*part.arguments(), self._state(part, key, dtype), **{**rule, **own}, first=first)
             rule["skipped"] = None  # one step, counted once
 
 
@@ -189,8 +189,7 @@ class SFRonAdamW(SFRonOptimizer):
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
         group, dtype = batch.group, batch.group["state_dtype"]
         functional.adamw_step_(
-            batch.params,
-            batch.grads,
+            *batch.arguments(),
             self._state(batch, f"{prefix}exp_avg", dtype),
             self._state(batch, f"{prefix}exp_avg_sq", dtype),
             self._state(batch, f"{prefix}step", torch.float32),

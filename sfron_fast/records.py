@@ -28,7 +28,7 @@ def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
 
 
 def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple[list[Tensor], list[Any], bool]:
-    """Parameters and their gradients, for the ops of one step: looked at once, if all are there and plain tensors.
+    """Parameters and their gradients, for the ops of one step: looked at once, if all are there, plain and contiguous.
 
     The bool says whether they were. The lists are then good until other code may run, which could resize a tensor.
     ``tables[index]`` is kept for the next step.

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from . import _native
 from .amp import ForgetStep
 from .checks import require
-from .flat import FlatStates
+from .flat import FlatStates, zeroed
 from .hyper import moves_slowly
+from .layout import Orders
 from .naming import canonical_name
 from .saliency import SaliencyMask
 from .shards import place
@@ -21,7 +21,7 @@ def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
     """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None = its own."""
     if key.endswith("step"):
         return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
-    return _native.zeroed(torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format))
+    return zeroed(torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format))
 
 
 def _check_placement(state: dict[str, Any], param: Tensor) -> None:
@@ -43,7 +43,7 @@ class Resumable(Optimizer):
     forget: ForgetStep
     stock: Any  # torch's optimizer class of the same rule
     _skipped: dict[torch.device, Tensor]
-    _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None]]
+    _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None, Orders]]
     _flat: dict[int, FlatStates]
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     _checked: list[list[Any]]  # every group's settings, when they were last found good

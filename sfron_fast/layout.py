@@ -1,0 +1,46 @@
+"""Weights that are dense but not row-major, as ``to(memory_format=torch.channels_last)`` makes them.
+
+An update does not ask which dimension is which: with the dimensions in the order of memory, slowest first, such a
+weight is an ordinary contiguous tensor, and so are its gradient and its state. Only a packed mask is packed anew.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Order = tuple[int, ...] | None  # dimensions, slowest first; None = as they are
+Orders = tuple[Order, ...]  # of a list of tensors; empty = all as they are
+
+
+def orders_of(tensors: list[Tensor]) -> Orders:
+    """The order of each; empty if all stay as they are. What has gaps stays (the ops copy it), and a DTensor."""
+    if torch.compiler.is_compiling():
+        return ()
+    kept = (t.is_contiguous() or hasattr(t, "placements") for t in tensors)
+    orders = tuple(None if keep else _order(t.shape, t.stride()) for t, keep in zip(tensors, kept, strict=True))
+    return orders if any(orders) else ()
+
+
+@lru_cache(maxsize=1024)
+def _order(shape: torch.Size, strides: tuple[int, ...]) -> Order:
+    order = tuple(sorted(range(len(shape)), key=lambda d: -strides[d]))
+    expected = 1
+    for d in reversed(order):
+        if shape[d] != 1 and strides[d] != expected:
+            return None
+        expected *= shape[d]
+    return order
+
+
+def ordered(tensors: list[Tensor], orders: Orders) -> list[Tensor]:
+    """Views in the order of memory; the list itself without orders."""
+    return [t if o is None else t.permute(o) for t, o in zip(tensors, orders, strict=True)] if orders else tensors
+
+
+def unordered(tensor: Tensor, shape: torch.Size, order: Order) -> Tensor:
+    """Elements [numel] in the order of memory as a view of ``shape``."""
+    if order is None:
+        return tensor.view(shape)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.view([shape[d] for d in order]).permute(back)
