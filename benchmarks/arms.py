@@ -21,13 +21,18 @@ class Problem:
     """Parameters, gradients and masks of one arm; every arm gets equal ones."""
 
     def __init__(
-        self, shapes: list[Shape], device: str = "cpu", density: float = 0.5, dtype: torch.dtype = torch.float32
+        self, shapes: list[Shape], device: str = "cpu", density: float = 0.5, dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
         on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
         size = 1.0 if dtype == torch.float32 else 1e-3  # where a step of ADAMW moves most weights by several roundings
         self.params = [nn.Parameter(torch.randn(s, **on, dtype=dtype).mul_(size)) for s in shapes]
         self.gradients = [torch.randn(s, **on, dtype=dtype).mul_(1e-3) for s in shapes]
         self.masks = [torch.rand(s, **on) < density for s in shapes]
+        if channels_last:
+            for tensors in (self.gradients, self.masks):
+                tensors[:] = map(last, tensors)
+            self.params = [nn.Parameter(last(p.detach())) for p in self.params]
         for p, g in zip(self.params, self.gradients, strict=True):
             p.grad = g
 
@@ -53,6 +58,11 @@ class Problem:
         return [p.detach().clone() for p in self.params]
 
 
+def last(tensor: Tensor) -> Tensor:
+    """The weight of a convolution as ``model.to(memory_format=torch.channels_last)`` lays it out."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[Tensor]:
     """What ``run`` adds to the values; a comparison of the values themselves would hardly see one step."""
     before = values()
@@ -68,10 +78,10 @@ def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
 
 def ours(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
-    problem = Problem(shapes, device, density, dtype)
+    problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     masked = work != "plain"
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
@@ -106,13 +116,13 @@ STOCK = ("bool mask", "float mask", "float mask, clip in the step")
 
 def best_stock(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, how: str = "bool mask", device: str = "cpu",
-    density: float = 0.5, dtype: torch.dtype = torch.float32,
+    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Arm:
     """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy.
 
     "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's divisor.
     """
-    problem = Problem(shapes, device, density, dtype)
+    problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     optimizer = _torch_optimizer(problem, kind, fused=True)
     masks = problem.masks if how == "bool mask" else [m.to(dtype) for m in problem.masks]
@@ -145,13 +155,13 @@ def best_stock(
 
 def authors_style(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False,
-    density: float = 0.5, dtype: torch.dtype = torch.float32,
+    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Arm:
     """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation.
 
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """
-    problem = Problem(shapes, device, density, dtype)
+    problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     if cpu_masks:
         problem.masks = [mask.cpu() for mask in problem.masks]

@@ -34,6 +34,7 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
         *density_cases(name, wide, device),
         step_case(name, wide, "adamw", "forget", device, dtype=torch.bfloat16),
+        step_case(name, wide, "adamw", "pair", device, channels_last=True),
         *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8]),
     ]
 
@@ -64,6 +65,7 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("Llama-3.2-1B", [(8, 8)] if tiny else llama_1b(), "adamw", "forget", device),
         step_case("SD 1.4 U-Net", [(8, 8)] if tiny else sd14_unet(), "adamw", "pair", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
+        step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device, channels_last=True),
         step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
         *density_cases("DiT-XL/2", dit, device),
         *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8, 10**9]),

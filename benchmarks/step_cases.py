@@ -23,14 +23,14 @@ FLOORS = {  # least bytes a weight of a step; a clip reads gradient and mask twi
 
 def step_case(
     name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0,
-    density: float = 0.5, dtype: torch.dtype = torch.float32,
+    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Case:
     """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included."""
     masks = 0.0 if work == "plain" else 0.25
     moved = int(((FLOORS[kind, work] - masks) * dtype.itemsize / 4 + masks) * weights(shapes))
     slow = 0.5 if work == "pair" else 1.0
     about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density,
-             "dtype": dtype}  # fmt: skip
+             "dtype": dtype, "channels_last": channels_last}  # fmt: skip
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     if work == "plain":
         made += [partial(arms.best_stock, **about)]
@@ -39,7 +39,7 @@ def step_case(
         made += [partial(arms.authors_style, **about)]
         made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
     alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
-    kept = "" if dtype == torch.float32 else ", bf16"
+    kept = ("" if dtype == torch.float32 else ", bf16") + (", channels-last" if channels_last else "")
     return Case(f"{name}, {kind} {work}{alpha}{some}{kept}", [*made, partial(arms.ours, **about)], moved, seconds)
 
 
