@@ -8,16 +8,20 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 Order = tuple[int, ...] | None  # dimensions, slowest first; None = as they are
 Orders = tuple[Order, ...]  # of a list of tensors; empty = all as they are
 
 
 def orders_of(tensors: list[Tensor]) -> Orders:
-    """The order of each; empty if all stay as they are. What has gaps stays (the ops copy it), and a DTensor."""
+    """The order of each; empty if all stay as they are.
+
+    What has gaps stays (the ops copy it), a DTensor, and what has no strides: a lazy weight, or a sparse one.
+    """
     if torch.compiler.is_compiling():
         return ()
-    kept = (t.is_contiguous() or hasattr(t, "placements") for t in tensors)
+    kept = (is_lazy(t) or t.layout != torch.strided or t.is_contiguous() or hasattr(t, "placements") for t in tensors)
     orders = tuple(None if keep else _order(t.shape, t.stride()) for t, keep in zip(tensors, kept, strict=True))
     return orders if any(orders) else ()
 

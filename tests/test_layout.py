@@ -160,6 +160,24 @@ def test_a_bad_gradient_is_named_and_nothing_moves():
     assert_same(run.result(), before)
 
 
+def without_strides():
+    """Parameters that cannot be asked for their strides."""
+    weights = [torch.eye(3).to_sparse_coo(), torch.eye(3).to_sparse_csr()]
+    return [nn.UninitializedParameter(), *(nn.Parameter(w, requires_grad=False) for w in weights)]
+
+
+@pytest.mark.parametrize("index", range(3), ids=["lazy", "coo", "csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_what_has_no_strides_and_no_gradient_is_passed_over(index):
+    """As torch.optim does: a lazy weight before its first forward, a frozen sparse one."""
+    weight = nn.Parameter(laid(draw(1)[0]))
+    optimizer = SFRonAdamW([weight, without_strides()[index]], lr=0.1)
+    for method in (optimizer.forget_step, optimizer.step):
+        before, weight.grad = weight.detach().clone(), torch.ones_like(weight)
+        method()
+        assert not torch.equal(weight, before)
+
+
 def test_versions_count():
     run = Run("adamw", laid, laid)
     versions = [p._version for p in run.params]
