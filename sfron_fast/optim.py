@@ -16,6 +16,7 @@ from .checks import number, require
 from .cycle import SFRonOptimizer
 from .flat import spread
 from .groups import Batch
+from .layout import ordered
 from .saliency import SaliencyMask
 
 Moments = Literal["shared", "separate", "none"]
@@ -122,7 +123,8 @@ class SFRonSGD(SFRonOptimizer):
             buffers = self._state(batch, key, dtype)
             functional.sgd_step_(*batch.arguments(), buffers, **rule, first=all(fresh))
             return
-        lists = {k: spread(rule[k], batch.arguments()[0]) for k in ("slow_in", "slow_out") if rule.get(k)}
+        params = ordered(batch.params, batch.orders)
+        lists = {k: spread(rule[k], params) for k in ("slow_in", "slow_out") if rule.get(k)}
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
             part = batch.part(chosen)
