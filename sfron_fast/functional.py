@@ -24,7 +24,7 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
     writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
     """
-    table = records.table_of(lists.values())
+    table = records.table_of(lists.values())  # first: it brings the tensors into the cache faster than Python does
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
     if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
