@@ -21,11 +21,7 @@ SFRON_HD float exp_one(float x) {
   p = p * r + 0x1.555492p-3f;
   p = p * r + 0x1.fffffcp-2f;
   const float y = (p * (r * r) + r) + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits << 23) + (127u << 23);  // the bits of 2^n
-  float power;
-  std::memcpy(&power, &bits, 4);
+  const float power = float_of((bits_of(shifted) << 23) + (127u << 23));  // 2^n
   const float result = y * power;
   return x < -87.0f ? 0.0f : result;  // there the bits of 2^n have wrapped
 }

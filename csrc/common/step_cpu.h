@@ -43,11 +43,13 @@ class SlowCopy {
 
   SFRON_HD void half(int64_t offset) const {
 #if defined(__SSE2__)
-    for (int64_t end = offset + kHalf; streams_ && offset < end; offset += 16) {
-      const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from_ + offset));
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to_ + offset), values);
+    if (streams_) {
+      for (int64_t at = offset; at < offset + kHalf; at += 16) {
+        const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from_ + at));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to_ + at), values);
+      }
+      return;
     }
-    if (streams_) return;
 #endif
     std::memcpy(to_ + offset, from_ + offset, kHalf);
   }
