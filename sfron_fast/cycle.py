@@ -84,8 +84,8 @@ class SFRonOptimizer(Resumable):
             return [], None
         params = group["params"]
         known = self._masks.get(index)
-        there = known is not None and known[1][0].device == params[0].device and known[3] == orders
-        if known is None or not there or not same(known[0], params):  # moved or sharded
+        # or moved, laid out anew, sharded
+        if known is None or known[1][0].device != params[0].device or known[3] != orders or not same(known[0], params):
             masks = repacked(self._resolve(group), params, orders)
             flat = flatten_masks(masks, params) if plain(params) else None
             known = self._masks[index] = (list(params), masks, flat, orders)

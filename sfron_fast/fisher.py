@@ -11,7 +11,7 @@ from . import functional, reference
 from .batches import evaluating, move, progress_bar
 from .checks import number, require
 from .flat import zeroed
-from .layout import ordered, orders_of
+from .layout import dense, ordered, orders_of
 from .naming import model_digest
 from .ranks import Ranks
 from .saliency import SaliencyMask, checked_fishers
@@ -131,8 +131,7 @@ def _sum_squares(
             "gradients before anybody can square them)", repr(estimator))  # fmt: skip
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
-    dtypes = {n: reference.accumulate_dtype(p.dtype) for n, p in params.items()}
-    values = {n: zeroed(torch.empty_like(p, dtype=dtypes[n])) for n, p in params.items()}
+    values = {n: zeroed(torch.empty_like(p, dtype=reference.accumulate_dtype(p.dtype))) for n, p in params.items()}
     reached: set[str] = set()
     grads: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
@@ -188,8 +187,7 @@ def _add_squares(values: dict[str, Tensor], grads: dict[str, Tensor], weight: fl
     """values += weight * grads^2, of the parameters that there is a gradient of."""
     sums = [values[name] for name in grads]
     orders = orders_of(sums)
-    seen = ordered(list(grads.values()), orders)
-    functional.fisher_accumulate_(ordered(sums, orders), [g.contiguous() for g in seen] if orders else seen, weight)
+    functional.fisher_accumulate_(ordered(sums, orders), dense(list(grads.values()), orders), weight)
 
 
 class _Part(NamedTuple):

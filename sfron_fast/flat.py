@@ -94,7 +94,7 @@ class FlatStates:
     An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of them.
     """
 
-    def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders = ()) -> None:
+    def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> None:
         self.params, self.state, self.device, self.orders = list(params), state, params[0].device, orders
         self.states: list[dict[str, Any]] = []  # looked up when the first is needed: no need, no entry
         self.flats: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import reference
 from .checks import FLOATS, require
 from .flat import FlatStates
-from .layout import Orders, ordered
+from .layout import Orders, dense, ordered
 from .shards import Place, place
 
 _FLOATS = set(FLOATS)
@@ -57,8 +57,7 @@ class Batch(NamedTuple):
 
     def grad_argument(self) -> list[Tensor]:
         """The gradients as the ops take them."""
-        grads = ordered(self.grads, self.orders)
-        return [g.contiguous() for g in grads] if self.orders else grads
+        return dense(self.grads, self.orders)
 
     def mask_argument(self) -> list[Tensor]:
         """The masks as the ops take them."""

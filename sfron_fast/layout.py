@@ -42,6 +42,11 @@ def ordered(tensors: list[Tensor], orders: Orders) -> list[Tensor]:
     return [t if o is None else t.permute(o) for t, o in zip(tensors, orders, strict=True)] if orders else tensors
 
 
+def dense(tensors: list[Tensor], orders: Orders) -> list[Tensor]:
+    """As ``ordered``, but what is laid out otherwise is copied: for gradients, which nothing is written to."""
+    return [t.contiguous() for t in ordered(tensors, orders)] if orders else tensors
+
+
 def unordered(tensor: Tensor, shape: torch.Size, order: Order) -> Tensor:
     """Elements [numel] in the order of memory as a view of ``shape``."""
     if order is None:
