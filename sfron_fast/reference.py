@@ -230,7 +230,7 @@ def adamw_step_(
         p = _wide(param)
         if not skip:
             steps[i].add_(1)
-            scale, denominator = adam_corrections(lr, beta1, beta2, int(steps[i]))
+            scale, eps_now = adam_corrections(lr, beta1, beta2, eps, int(steps[i]))
             factor = grad_multiplier(norm, grad_scale, max_norm, param.device, p.dtype)
             g = _masked_grad(grad, selected, factor, maximize)
             new = p * (1.0 - lr * weight_decay) if decoupled else p
@@ -243,9 +243,7 @@ def adamw_step_(
             if max_exp_avg_sqs:
                 v = torch.maximum(_wide(max_exp_avg_sqs[i]), v)
                 _store(max_exp_avg_sqs[i], v, frozen)
-            # a tensor divisor: by a Python scalar some devices multiply with the reciprocal instead
-            root = _sqrt(v) / torch.full((), denominator, dtype=p.dtype, device=p.device)
-            new = new - (m * scale) / (root + eps)
+            new = new - (m * scale) / (_sqrt(v) + eps_now)
             p = new if frozen is None else torch.where(frozen, new, p)
         param.copy_(_slow_in(p, i, slow_in, slow_lr))
 
@@ -255,10 +253,10 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.to(torch.float64).sqrt().to(x.dtype)
 
 
-def adam_corrections(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
-    """lr / (1 - beta1^step) and sqrt(1 - beta2^step), in double."""
-    bias = 1.0 - int_power(beta1, step)
-    return lr / bias if bias != 0.0 else lr * math.inf, math.sqrt(1.0 - int_power(beta2, step))
+def adam_corrections(lr: float, beta1: float, beta2: float, eps: float, step: int) -> tuple[float, float]:
+    """Adam's bias corrections, moved into lr and eps (Kingma and Ba, end of section 2), in double."""
+    bias, root = 1.0 - int_power(beta1, step), math.sqrt(1.0 - int_power(beta2, step))
+    return lr * root / bias if bias != 0.0 else lr * root * math.inf, eps * root
 
 
 def int_power(base: float, exponent: int) -> float:

@@ -32,15 +32,16 @@ def authors_sgd(weights, grads, memory, selected, lr, max_norm):
 
 
 def authors_adamw(weights, grads, memory, selected, lr, max_norm):
-    """mask, clip_grad_norm_, torch.optim.AdamW(weight_decay=0.1)."""
+    """mask, clip_grad_norm_, torch.optim.AdamW(weight_decay=0.1) with the bias corrections in lr and eps."""
     grads = clipped({n: torch.where(selected[n], g, 0.0) for n, g in grads.items()}, max_norm)
     for name, w in weights.items():
         g = grads[name]
         m, v, t = memory.get(name, (torch.zeros_like(w), torch.zeros_like(w), 0))
         m, v, t = m + (g - m) * (1.0 - 0.9), v * 0.999 + (g * (1.0 - 0.999)) * g, t + 1
         memory[name] = m, v, t
-        root = v.double().sqrt().float() / torch.tensor((1.0 - power(0.999, t)) ** 0.5, dtype=torch.float32)
-        weights[name] = w * (1.0 - lr * 0.1) - (m * (lr / (1.0 - power(0.9, t)))) / (root + 1e-8)
+        root = (1.0 - power(0.999, t)) ** 0.5
+        update = (m * (lr * root / (1.0 - power(0.9, t)))) / (v.double().sqrt().float() + 1e-8 * root)
+        weights[name] = w * (1.0 - lr * 0.1) - update
 
 
 def power(base, exponent):

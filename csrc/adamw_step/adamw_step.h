@@ -22,7 +22,7 @@ struct AdamwTensor {
   const uint8_t* mask;    // [ceil(numel / 8)] or null
   int64_t numel;
   DType dtype, avg_dtype, sq_dtype, max_dtype;
-  float scale, denominator;  // lr / (1 - beta1^step), sqrt(1 - beta2^step)
+  float scale, eps;          // of this step, see Corrections
   float* step;               // [] beside the parameter: the updates so far
 };
 
@@ -36,7 +36,7 @@ struct AdamwOptions {
 struct AdamwScalars {
   float factor;  // of the gradient: clip and unscale, negative to maximise
   float keep;    // of the parameter: 1 - lr * weight_decay if decoupled, else 1
-  float beta2, rest2, eps, weight_decay;  // rest2 = 1 - beta2
+  float beta2, rest2, weight_decay;        // rest2 = 1 - beta2
   bool l2, freeze, skip, measured;        // l2: the decay joins the gradient
   Lerp avg, slow;
 };
@@ -47,7 +47,6 @@ SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const Hyper& h, const
   s.keep = o.decoupled ? static_cast<float>(1.0 - h.lr * h.weight_decay) : 1.0f;
   s.beta2 = static_cast<float>(o.beta2);
   s.rest2 = static_cast<float>(1.0 - o.beta2);
-  s.eps = static_cast<float>(o.eps);
   s.weight_decay = static_cast<float>(h.weight_decay);
   s.l2 = !o.decoupled && h.weight_decay != 0.0;
   s.freeze = o.freeze;
@@ -64,14 +63,13 @@ struct AdamwElement {
 
 template <bool kAmsgrad>
 SFRON_HD AdamwElement adamw_one(
-    AdamwElement old, float grad, bool selected, float scale, float denominator, const AdamwScalars& s) {
+    AdamwElement old, float grad, bool selected, float scale, float eps, const AdamwScalars& s) {
   float g = choose(bits_if(selected), grad * s.factor, 0.0f);
   g = choose(bits_if(s.l2), g + old.param * s.weight_decay, g);
   const float m = lerp_one(old.exp_avg, g, s.avg);
   const float v = old.exp_avg_sq * s.beta2 + (g * s.rest2) * g;
   const float largest = old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
-  const float root = sqrtf(kAmsgrad ? largest : v) / denominator;
-  const float updated = old.param * s.keep - (m * scale) / (root + s.eps);
+  const float updated = old.param * s.keep - (m * scale) / (sqrtf(kAmsgrad ? largest : v) + eps);
   const uint32_t write = bits_if(selected) | bits_if(!s.freeze);
   return {choose(write, updated, old.param), choose(write, m, old.exp_avg), choose(write, v, old.exp_avg_sq),
           choose(write, largest, old.max_exp_avg_sq)};
@@ -86,13 +84,15 @@ SFRON_HD double int_power(double base, int64_t exponent) {
   return result;
 }
 
+// The bias corrections, moved into the learning rate and into eps (Kingma and Ba, end of section 2): what stays per
+// element is one division less. scale = lr sqrt(1 - beta2^step) / (1 - beta1^step).
 struct Corrections {
-  float scale, denominator;  // of AdamwTensor
+  float scale, eps;
 };
 
-SFRON_HD Corrections adam_corrections(double lr, double beta1, double beta2, int64_t step) {
-  return {static_cast<float>(lr / (1.0 - int_power(beta1, step))),
-          static_cast<float>(std::sqrt(1.0 - int_power(beta2, step)))};
+SFRON_HD Corrections adam_corrections(double lr, double beta1, double beta2, double eps, int64_t step) {
+  const double root = std::sqrt(1.0 - int_power(beta2, step));
+  return {static_cast<float>(lr * root / (1.0 - int_power(beta1, step))), static_cast<float>(eps * root)};
 }
 
 void adamw_step_cpu(

@@ -14,7 +14,7 @@ template <bool kAmsgrad, bool kSlowIn>
 struct AdamwKernel {
   void operator()(const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
     Scratch scratch[6];
-    const float scale = t.scale, denominator = t.denominator;
+    const float scale = t.scale, eps = t.eps;
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const SlowCopy slow_out(t.slow_out, t.param, t.dtype, at, n, t.numel);
@@ -35,7 +35,7 @@ struct AdamwKernel {
           },
           [=](int64_t i, bool selected) {
             const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, denominator, s);
+            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
             param[i] = kSlowIn ? lerp_one(slow[i], e.param, s.slow) : e.param;
             m[i] = e.exp_avg;
             v[i] = e.exp_avg_sq;

@@ -48,7 +48,7 @@ __device__ __forceinline__ void adamw_groups(
           AdamwElement x{param[u].get(k), avg[u].get(k), square[u].get(k), 0.0f};
           if constexpr (kAmsgrad) x.max_exp_avg_sq = largest[u].get(k);
           if (!s.skip) {
-            x = adamw_one<kAmsgrad>(x, grad[u].get(k), (bits[u] >> k & 1) != 0, c.scale, c.denominator, s);
+            x = adamw_one<kAmsgrad>(x, grad[u].get(k), (bits[u] >> k & 1) != 0, c.scale, c.eps, s);
           }
           if constexpr (kSlowIn) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
           param[u].set(k, x.param);
@@ -72,13 +72,13 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowIn && !slow_out) return;
   float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes some time in double
-  Corrections c{0.0f, 1.0f};
+  Corrections c{};
   each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
     const AdamwTensor t = table.tensors[i];
     const float step = *in_global(t.step) + 1.0f;
     if (step != known) {
       known = step;
-      c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, static_cast<int64_t>(step));
+      c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, options.eps, static_cast<int64_t>(step));
     }
     // moments of different dtypes, which no optimizer makes, have only the slow path
     const bool alike = t.avg_dtype == t.sq_dtype && (!kAmsgrad || t.max_dtype == t.sq_dtype);

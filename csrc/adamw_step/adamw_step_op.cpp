@@ -58,10 +58,10 @@ void adamw_step(
   for (AdamwTensor& t : tensors) {
     if (s.skip) break;  // a skipped step does not count
     const float step = *t.step += 1.0f;
-    if (step != counted) corrections = adam_corrections(known.lr, beta1, beta2, static_cast<int64_t>(step));
+    if (step != counted) corrections = adam_corrections(known.lr, beta1, beta2, eps, static_cast<int64_t>(step));
     counted = step;
     t.scale = corrections.scale;
-    t.denominator = corrections.denominator;
+    t.eps = corrections.eps;
   }
   const Runs runs(tensors);
   parallel(runs, [&](int64_t begin, int64_t end) { adamw_step_cpu(tensors, runs, begin, end, s); });

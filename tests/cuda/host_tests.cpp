@@ -153,12 +153,12 @@ void test_adamw() {
     want_largest.push_back(largest.back());
     if (!s.skip) want_steps[k] += 1.0f;
     const int64_t step = static_cast<int64_t>(steps[k] + 1.0f);
-    const Corrections r = adam_corrections(hyper.lr, options.beta1, options.beta2, step);
+    const Corrections r = adam_corrections(hyper.lr, options.beta1, options.beta2, options.eps, step);
     for (int64_t i = 0; i < numel; ++i) {
       AdamwElement e{param.back().get(i), avg.back().get(i), square.back().get(i), amsgrad ? largest.back().get(i) : 0};
       const float g = grad.back().get(i);
-      if (!s.skip && amsgrad) e = adamw_one<true>(e, g, bit(mask, i), r.scale, r.denominator, s);
-      if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, bit(mask, i), r.scale, r.denominator, s);
+      if (!s.skip && amsgrad) e = adamw_one<true>(e, g, bit(mask, i), r.scale, r.eps, s);
+      if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, bit(mask, i), r.scale, r.eps, s);
       if (c.slow_in) e.param = lerp_one(in.back().get(i), e.param, s.slow);
       want_param.back().set(i, e.param);
       want_avg.back().set(i, e.exp_avg);

@@ -86,10 +86,10 @@ void adamw_step() {
   const std::vector<Mask> masks = masks_like(param);
   const bool amsgrad = pick(2), has_out = pick(2), has_in = pick(2);
   AdamwScalars s{};
-  s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f, s.eps = 1e-8f, s.weight_decay = 0.01f;
+  s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f, s.weight_decay = 0.01f;
   s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1), s.slow = make_lerp(pick(5) * 0.25);
   s.measured = pick(2);
-  const float scale = 0.01f, denominator = 0.3f;
+  const float scale = 0.01f, eps = 1e-6f;
   std::vector<AdamwTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {
     AdamwTensor& t = tensors[i] = AdamwTensor{};
@@ -97,7 +97,7 @@ void adamw_step() {
     t.max_exp_avg_sq = amsgrad ? top[i].data : nullptr, t.mask = masks[i].data(), t.numel = param[i].numel;
     t.slow_out = has_out ? out[i].data : nullptr, t.slow_in = has_in ? in[i].data : nullptr;
     t.dtype = param[i].dtype, t.avg_dtype = avg[i].dtype, t.sq_dtype = sq[i].dtype, t.max_dtype = top[i].dtype;
-    t.scale = scale, t.denominator = denominator;
+    t.scale = scale, t.eps = eps;
   }
   const Runs runs(tensors);
   in_pieces(runs.units(), [&](int64_t b, int64_t e) { adamw_step_cpu(tensors, runs, b, e, s); });
@@ -108,8 +108,8 @@ void adamw_step() {
       AdamwElement e{p.get(i), m.get(i), v.get(i), w.get(i)};
       const float g = grad[t].get(i);
       const bool selected = masks[t].selected(i);
-      if (!s.skip && amsgrad) e = adamw_one<true>(e, g, selected, scale, denominator, s);
-      if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, selected, scale, denominator, s);
+      if (!s.skip && amsgrad) e = adamw_one<true>(e, g, selected, scale, eps, s);
+      if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, selected, scale, eps, s);
       p.set(i, has_in ? lerp_one(in[t].get(i), e.param, s.slow) : e.param);
       m.set(i, e.exp_avg), v.set(i, e.exp_avg_sq);
       if (amsgrad) w.set(i, e.max_exp_avg_sq);
