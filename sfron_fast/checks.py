@@ -43,9 +43,9 @@ def one_device(*lists: Any) -> None:
 
 
 def _aligned(
-    name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None, optional: bool
+    name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], *, state: bool = False, optional: bool = False
 ) -> None:
-    """``tensors[i]`` has the shape and device of ``like[i]`` and its dtype or one of ``dtypes``."""
+    """``tensors[i]`` has the shape, device and dtype of ``like[i]``; a ``state`` may be fp32, or bf16 beside fp32."""
     if optional and not tensors:
         return
     if is_flat(tensors, like):
@@ -56,7 +56,8 @@ def _aligned(
         where = f"{name}[{i}]"
         require(tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape))
         require(tensor.device == model.device, where, f"device {model.device}", tensor.device)
-        allowed = {model.dtype, *(dtypes or ())}
+        other = torch.bfloat16 if model.dtype == torch.float32 else torch.float32
+        allowed = {model.dtype, other} if state else {model.dtype}
         names = " or ".join(sorted(str(d) for d in allowed))
         require(tensor.dtype in allowed, where, f"dtype {names}", tensor.dtype)
 
@@ -126,9 +127,9 @@ def _step(
     scalars: dict[str, Any],
 ) -> None:
     _floats("params", params)
-    _aligned("grads", grads, params, None, optional=False)
-    _aligned("slow_out", slow_out, params, None, optional=True)
-    _aligned("slow_in", slow_in, params, None, optional=True)
+    _aligned("grads", grads, params)
+    _aligned("slow_out", slow_out, params, optional=True)
+    _aligned("slow_in", slow_in, params, optional=True)
     _masks(masks, params)
     _scalar_tensors(params, norm=norm, grad_scale=grad_scale, found_inf=found_inf)
     _scalar_tensors(params, torch.int64, skipped=scalars.get("skipped"))
@@ -147,7 +148,7 @@ def sgd_step_(
     grad_scale: Tensor | None, found_inf: Tensor | None, **scalars: Any,
 ) -> None:
     _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
-    _aligned("momentum_buffers", momentum_buffers, params, (torch.float32,), optional=True)
+    _aligned("momentum_buffers", momentum_buffers, params, state=True, optional=True)
     number("momentum", scalars["momentum"], 0.0)
     number("dampening", scalars["dampening"], 0.0)
 
@@ -160,8 +161,11 @@ def adamw_step_(
 ) -> None:
     _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
     for name, state in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
-        _aligned(name, state, params, (torch.float32,), optional=False)
-    _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, (torch.float32,), optional=True)
+        _aligned(name, state, params, state=True)
+    _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, state=True, optional=True)
+    for name, state in (("exp_avg_sqs", exp_avg_sqs), ("max_exp_avg_sqs", max_exp_avg_sqs)):
+        for i, (average, square) in enumerate(zip(spread(exp_avgs, params), spread(state, params), strict=False)):
+            require(square.dtype == average.dtype, f"{name}[{i}]", "the dtype of its exp_avg", "another")
     if is_flat(steps, params):
         _flat("steps", steps[0], params, len(params))
         require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)
@@ -176,7 +180,7 @@ def adamw_step_(
 
 def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
     _floats("slow", slow)
-    _aligned("fast", fast, slow, None, optional=False)
+    _aligned("fast", fast, slow)
     (slow_lr,) = _hyper(hyper, (slow_lr,), slow)
     number("slow_lr", slow_lr, 0.0, 1.0)
 
@@ -207,7 +211,7 @@ def saliency_mask(forget: Sequence[Tensor], retain: Sequence[Tensor], threshold:
     for i, f in enumerate(forget):
         ok = f.dtype in (torch.float32, torch.float64)
         require(ok, f"forget[{i}]", "float32 or float64", f.dtype)
-    _aligned("retain", retain, forget, None, optional=False)
+    _aligned("retain", retain, forget)
     number("threshold", threshold, 0.0, open_low=True)
     number("eps", eps, 0.0)
 

@@ -17,7 +17,7 @@ from .layout import Orders, ordered, orders_of
 from .norms import global_norms
 from .records import gather
 from .saliency import SaliencyMask
-from .settings import check_names, check_settings, check_step, check_whole
+from .settings import check_names, check_settings, check_state_dtype, check_step, check_whole
 from .shards import anywhere, local, placed_gradient, plain
 from .state import Resumable, zero_state
 
@@ -48,6 +48,7 @@ class SFRonOptimizer(Resumable):
         try:
             self._check_group(group)
             check_whole(group)
+            check_state_dtype(group, group["params"])
             once = len(set(map(id, group["params"]))) == len(group["params"])
             require(once, "params", "each parameter once", "one of them twice")
             for name in ("retain_steps", "max_norm", "clip_retain"):

@@ -62,7 +62,7 @@ def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
 def adaptive_mse(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> None:
     require(prediction.dim() == 2, "prediction", "[samples, elements]", tuple(prediction.shape))
     _floats("prediction", [prediction])
-    _aligned("target", [target], [prediction], None, optional=False)
+    _aligned("target", [target], [prediction])
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
 
@@ -74,7 +74,7 @@ def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weig
 def soft_target_kl(logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, temperature: float) -> None:
     require(logits.dim() == 2 and logits.shape[1] > 0, "logits", "[samples, classes]", tuple(logits.shape))
     _floats("logits", [logits])
-    _aligned("teacher_logits", [teacher_logits], [logits], None, optional=False)
+    _aligned("teacher_logits", [teacher_logits], [logits])
     if weights is not None:
         wanted = torch.float64 if logits.dtype == torch.float64 else torch.float32
         require(weights.shape == logits.shape[:1], "weights", f"shape {tuple(logits.shape[:1])}", tuple(weights.shape))

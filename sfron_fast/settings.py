@@ -40,7 +40,8 @@ def check_settings(group: dict[str, Any]) -> None:
     for name, choices in CHOICES.items():
         require(group[name] in choices, name, " or ".join(map(repr, choices)), repr(group[name]))
     dtype = group["state_dtype"]
-    require(dtype in (None, torch.float32), "state_dtype", "None (the parameter's) or torch.float32", dtype)
+    known = dtype in (None, torch.float32, torch.bfloat16)
+    require(known, "state_dtype", "None (the parameter's), torch.float32 or torch.bfloat16", dtype)
     if group["differentiable"]:
         raise RuntimeError("differentiable: expected False (autograd cannot follow a fused step), found True; "
                            "differentiate torch.optim's optimizer")  # fmt: skip
@@ -59,6 +60,14 @@ def check_whole(group: dict[str, Any]) -> None:
         flattened = any(hasattr(p, mark) for p in group["params"])
         require(not flattened, "params", "parameters, or DTensors", f"those of {culprit}", remedy)
     check_names(group)
+
+
+def check_state_dtype(group: dict[str, Any], params: list[Tensor]) -> None:
+    """Raise ValueError for a state of bf16 beside parameters that are neither fp32 nor bf16."""
+    if group["state_dtype"] == torch.bfloat16:
+        for p in params:
+            fits = p.dtype in (torch.float32, torch.bfloat16)
+            require(fits, "state_dtype", f"None or torch.float32 beside {p.dtype}", torch.bfloat16)
 
 
 def check_names(group: dict[str, Any]) -> None:

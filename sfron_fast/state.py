@@ -14,6 +14,7 @@ from .hyper import moves_slowly
 from .layout import Orders
 from .naming import canonical_name
 from .saliency import SaliencyMask
+from .settings import check_state_dtype
 from .shards import place
 
 
@@ -157,8 +158,9 @@ class Resumable(Optimizer):
             return state_dict  # torch objects
         ours = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
         groups = [{**mine, **theirs} for mine, theirs in zip(ours, saved, strict=True)]
-        for group in groups:
+        for group, mine in zip(groups, self.param_groups, strict=True):
             self._check_group(group)
+            check_state_dtype(group, mine["params"])
         return {**state_dict, "param_groups": groups}
 
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from sfron_fast import ops, reference
 LOW = [torch.bfloat16, torch.float16]
 NATIVE_DTYPES = [torch.float32, *LOW]
 DTYPES = [*NATIVE_DTYPES, torch.float64]
+OTHER_STATES = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16)]
 
 ODD = [(1,), (63,), (), (64,), (0,), (65,), (7, 9), (3, 0, 2)]
 TILES = [(511,), (512,), (513,), (65535,), (65536,), (65537,)]

@@ -6,7 +6,7 @@ Hypothesis draws the structure, so that it can shrink it; the numbers come from 
 import math
 
 import torch
-from cases import LAYOUTS, Case, shifted, values
+from cases import LAYOUTS, OTHER_STATES, Case, shifted, values
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def sgd_case(draw):
     make, masks, dtype, _, _ = draw(lists())
     shared, scalars, hyper = draw(step_arguments(make, masks))
     momentum = draw(RESTS)
-    state = draw(st.sampled_from([dtype, torch.float32 if dtype != torch.float64 else dtype]))
+    state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     buffers = make(state, "normal", may_be_flat=True) if momentum or draw(st.booleans()) else []
     tensors = {"params": make(), "grads": make(), "momentum_buffers": buffers, **shared, "hyper": hyper}
     own = {"momentum": momentum, "dampening": draw(RESTS), "nesterov": draw(st.booleans()),
@@ -121,7 +121,7 @@ def sgd_case(draw):
 def adamw_case(draw):
     make, masks, dtype, count, flat = draw(lists())
     shared, scalars, hyper = draw(step_arguments(make, masks))
-    state = draw(st.sampled_from([dtype, torch.float32 if dtype != torch.float64 else dtype]))
+    state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     taken = torch.randint(0, 2000, (count,)).float() * draw(st.sampled_from([0.0, 1.0]))
     tensors = {
         "params": make(), "grads": make(), "exp_avgs": make(state, "normal", may_be_flat=True),

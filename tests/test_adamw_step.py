@@ -8,9 +8,9 @@ from cases import (
     DTYPES,
     LAYOUT_SHAPES,
     LAYOUTS,
-    LOW,
     MIXED,
     NATIVE_DTYPES,
+    OTHER_STATES,
     SIZES,
     Case,
     assert_all_entries_reject,
@@ -122,10 +122,11 @@ def test_matches_reference(device, dtype, flags):
 
 
 @pytest.mark.parametrize("flags", ["plain", "amsgrad", "frozen", "everything", "overflow"])
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_matches_reference_with_fp32_state(device, dtype, flags):
-    case = make(MIXED, dtype, device, state=torch.float32, **FLAGS[flags])
-    assert_matches_reference("adamw_step_", case, functional.adamw_step_)
+@pytest.mark.parametrize(("dtype", "state"), OTHER_STATES, ids=str)
+def test_matches_reference_with_a_state_of_another_dtype(device, dtype, state, flags):
+    for special in (False, True):
+        case = make(MIXED, dtype, device, special=special, state=state, **FLAGS[flags])
+        assert_matches_reference("adamw_step_", case, functional.adamw_step_)
 
 
 TORCH_FLAGS = [

@@ -210,6 +210,19 @@ def test_optimizer_settings_that_must_agree():
         refused(knob, lambda k=knob, v=value: sf.SFRonSGD([{"params": [first]}, {"params": [second], k: v}]))
 
 
+@pytest.mark.parametrize("kind", [sf.SFRonSGD, sf.SFRonAdamW])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
+    def params(dtype):
+        return [("a", torch.nn.Parameter(torch.ones(3, dtype=dtype)))]
+
+    refused("state_dtype", lambda: kind(params(dtype), state_dtype=torch.bfloat16))
+    saved = kind(params(torch.float32), state_dtype=torch.bfloat16).state_dict()
+    optimizer = kind(params(dtype))
+    refused("state_dtype", lambda: optimizer.load_state_dict(saved))
+    assert optimizer.param_groups[0]["state_dtype"] is None
+
+
 @pytest.mark.parametrize("phase", range(3))
 @pytest.mark.parametrize(("argument", "change"), [
     ("lr", lambda group: group.update(lr=-1.0)),

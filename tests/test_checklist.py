@@ -91,8 +91,7 @@ NOTES = {  # where a line holds in another form than its first wording
     "A9": "betas are numbers, never tensors",
     "A13": "the tests' bodies are not in torch's wheel and written anew; complex, sparse and repeated parameters are "
            "refused, several devices and peak memory of foreach do not apply",
-    "B1": "AdamW's bias corrections lie in lr and eps (Kingma and Ba, end of section 2): a division and a rounding less "
-          "than torch's form",
+    "B1": "AdamW's bias corrections lie in lr and eps (Kingma and Ba, end of section 2): a division less than torch's",
     "B6": "a slow step of 0 would undo every cycle and is refused",
     "B7": "on one backend; a clip's norm is an fp64 sum in the order of the parameters: another order could change its "
           "last fp32 bit, once in some 10^8 steps",

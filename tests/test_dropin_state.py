@@ -111,7 +111,7 @@ def test_files_load_with_weights_only_and_masks_say_how_they_were_made(kind, tmp
 
 @pytest.mark.checklist("C6", "C10")
 @BOTH
-@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
 def test_init_state_makes_all_of_it_and_changes_nothing_else(kind, state_dtype):
     params, plain = parameters(torch.bfloat16), parameters(torch.bfloat16)
     settings = {"lr": 0.1, "state_dtype": state_dtype, **EVERYTHING[kind]}
@@ -180,7 +180,7 @@ def test_stock_state_dict_goes_on_in_torch_optim(kind, stock, flags, own):
 @BOTH
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("now", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
 def test_loaded_state_has_the_dtype_it_would_be_made_in(kind, saved, now, state_dtype):
     """Ours and torch's, from a run in another precision."""
     flags = {"momentum": 0.9} if kind is SFRonSGD else {}

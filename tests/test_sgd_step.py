@@ -8,9 +8,9 @@ from cases import (
     DTYPES,
     LAYOUT_SHAPES,
     LAYOUTS,
-    LOW,
     MIXED,
     NATIVE_DTYPES,
+    OTHER_STATES,
     SIZES,
     Case,
     assert_all_entries_reject,
@@ -119,10 +119,11 @@ def test_matches_reference(device, dtype, flags):
 
 
 @pytest.mark.parametrize("flags", ["momentum", "nesterov, first", "frozen", "frozen, first", "overflow, first"])
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_matches_reference_with_fp32_state(device, dtype, flags):
-    case = make(MIXED, dtype, device, state=torch.float32, **FLAGS[flags])
-    assert_matches_reference("sgd_step_", case, functional.sgd_step_)
+@pytest.mark.parametrize(("dtype", "state"), OTHER_STATES, ids=str)
+def test_matches_reference_with_a_state_of_another_dtype(device, dtype, state, flags):
+    for special in (False, True):
+        case = make(MIXED, dtype, device, special=special, state=state, **FLAGS[flags])
+        assert_matches_reference("sgd_step_", case, functional.sgd_step_)
 
 
 TORCH_FLAGS = [

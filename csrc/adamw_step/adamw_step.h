@@ -21,7 +21,7 @@ struct AdamwTensor {
   const void* slow_in;    // [numel] or null: the result is interpolated from here
   const uint8_t* mask;    // [ceil(numel / 8)] or null
   int64_t numel;
-  DType dtype, avg_dtype, sq_dtype, max_dtype;
+  DType dtype, state_dtype;  // of the parameter, of its moments
   float scale, eps;          // of this step, see Corrections
   float* step;               // [] beside the parameter: the updates so far
 };

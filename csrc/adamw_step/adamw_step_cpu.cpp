@@ -1,6 +1,6 @@
 #include "adamw_step/adamw_step.h"
 
-#include "common/dtype.h"
+#include "common/elements.h"
 #include "common/flags.h"
 #include "common/isa.h"
 #include "common/lanes.h"
@@ -10,41 +10,48 @@
 namespace sfron {
 namespace {
 
-template <bool kAmsgrad, bool kSlowIn>
+// P, S: how parameters and moments are seen. Moments narrower than their parameter: exp_avg_sq is dithered.
+template <class P, class S, bool kAmsgrad, bool kSlowIn>
 struct AdamwKernel {
   void operator()(const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
+    constexpr bool kNarrow = sizeof(typename S::Element) < sizeof(typename P::Element);
     Scratch scratch[6];
     const float scale = t.scale, eps = t.eps;
+    const uint32_t step = static_cast<uint32_t>(*t.step);
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const SlowCopy slow_out(t.slow_out, t.param, t.dtype, at, n, t.numel);
-      const uint8_t* mask = mask_tile(t.mask, at);                           // [ceil(n / 8)]
-      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);         // [n]
-      const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);     // [n]
-      float* m = load_tile(t.exp_avg, t.avg_dtype, at, n, scratch[2]);       // [n]
-      float* v = load_tile(t.exp_avg_sq, t.sq_dtype, at, n, scratch[3]);     // [n]
-      float* w = kAmsgrad ? load_tile(t.max_exp_avg_sq, t.max_dtype, at, n, scratch[4]) : nullptr;  // [n]
-      const float* slow = kSlowIn ? load_tile(t.slow_in, t.dtype, at, n, scratch[5]) : nullptr;     // [n]
+      const uint8_t* mask = mask_tile(t.mask, at);                                         // [ceil(n / 8)]
+      const P param(t.param, t.dtype, at, n, scratch[0]);                                  // [n]
+      const P grad(t.grad, t.dtype, at, n, scratch[1]);                                    // [n]
+      const P slow(kSlowIn ? t.slow_in : nullptr, t.dtype, at, n, scratch[2]);             // [n]
+      const S m(t.exp_avg, t.state_dtype, at, n, scratch[3]);                              // [n]
+      const S v(t.exp_avg_sq, t.state_dtype, at, n, scratch[4]);                           // [n]
+      const S w(kAmsgrad ? t.max_exp_avg_sq : nullptr, t.state_dtype, at, n, scratch[5]);  // [n]
       each_lane(
           n, mask,
           [=](int64_t i) {
-            prefetch(i, param, grad, m, v);
-            if (kAmsgrad) prefetch(i, w);
-            if (kSlowIn) prefetch(i, slow);
+            prefetch(i, param.address(), grad.address(), m.address(), v.address());
+            if (kAmsgrad) prefetch(i, w.address());
+            if (kSlowIn) prefetch(i, slow.address());
             slow_out.block(i);
           },
           [=](int64_t i, bool selected) {
-            const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
-            param[i] = kSlowIn ? lerp_one(slow[i], e.param, s.slow) : e.param;
-            m[i] = e.exp_avg;
-            v[i] = e.exp_avg_sq;
-            if (kAmsgrad) w[i] = e.max_exp_avg_sq;
+            const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
+            const AdamwElement e = adamw_one<kAmsgrad>(old, grad.get(i), selected, scale, eps, s);
+            param.set(i, kSlowIn ? lerp_one(slow.get(i), e.param, s.slow) : e.param);
+            m.set(i, e.exp_avg);
+            if constexpr (kNarrow) {
+              v.set_dithered(i, e.exp_avg_sq, dither_threshold(static_cast<uint32_t>(at + i), step));
+            } else {
+              v.set(i, e.exp_avg_sq);
+            }
+            if (kAmsgrad) w.set(i, e.max_exp_avg_sq);
           });
-      store_tile(t.exp_avg, t.avg_dtype, at, n, m);
-      store_tile(t.exp_avg_sq, t.sq_dtype, at, n, v);
-      if (kAmsgrad) store_tile(t.max_exp_avg_sq, t.max_dtype, at, n, w);
-      store_tile(t.param, t.dtype, at, n, param);
+      m.store();
+      v.store();
+      if (kAmsgrad) w.store();
+      param.store();
     }
   }
 };
@@ -56,12 +63,16 @@ void adamw_step_cpu(
   if (tensors.empty()) return;
   if (s.skip) return skip_step(tensors, runs, begin, end, s.slow);
   const auto& one = first_filled(tensors);
-  const auto run = [&](auto amsgrad, auto slow_in) {
+  with_flags(one.max_exp_avg_sq != nullptr, one.slow_in != nullptr, [&](auto amsgrad, auto slow_in) {
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
-      run_isa(AdamwKernel<amsgrad, slow_in>{}, tensors[i], first, last, s);
+      const AdamwTensor& t = tensors[i];
+      with_elements(t.dtype, t.state_dtype, [&](auto* p, auto* state) {
+        using P = std::remove_pointer_t<decltype(p)>;
+        using S = std::remove_pointer_t<decltype(state)>;
+        run_isa(AdamwKernel<P, S, amsgrad, slow_in>{}, t, first, last, s);
+      });
     });
-  };
-  with_flags(one.max_exp_avg_sq != nullptr, one.slow_in != nullptr, run);
+  });
 }
 
 }  // namespace sfron

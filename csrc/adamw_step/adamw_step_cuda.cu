@@ -19,9 +19,10 @@ constexpr int kResident = kAmsgrad || kSlowIn ? 2 : kPlain;
 // E: dtype of the parameters, S: of the moments. With kSlowIn the result is interpolated from the slow weights.
 template <class E, class S, int kCount, bool kAmsgrad, bool kSlowIn>
 __device__ __forceinline__ void adamw_groups(
-    const AdamwTensor& t, int64_t at, int64_t stop, Corrections c, const AdamwScalars& s) {
+    const AdamwTensor& t, int64_t at, int64_t stop, uint32_t step, Corrections c, const AdamwScalars& s) {
   constexpr int kUnroll = kCount == 4 ? 2 : 1;  // four to twelve 16-byte loads in flight
   constexpr int64_t kStride = kWarp * kCount;
+  const bool narrow = is_narrow(t.state_dtype, t.dtype);
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
     Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
@@ -32,9 +33,9 @@ __device__ __forceinline__ void adamw_groups(
       const int64_t e = clamped(at, u * kStride, stop);
       param[u].load(t.param, t.dtype, e);
       grad[u].load(t.grad, t.dtype, e);
-      avg[u].load(t.exp_avg, t.avg_dtype, e);
-      square[u].load(t.exp_avg_sq, t.sq_dtype, e);
-      if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.max_dtype, e);
+      avg[u].load(t.exp_avg, t.state_dtype, e);
+      square[u].load(t.exp_avg_sq, t.state_dtype, e);
+      if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.state_dtype, e);
       if constexpr (kSlowIn) slow[u].load(t.slow_in, t.dtype, e);
       bits[u] = mask_bits(t.mask, e);
     }
@@ -53,7 +54,12 @@ __device__ __forceinline__ void adamw_groups(
           if constexpr (kSlowIn) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
           param[u].set(k, x.param);
           avg[u].set(k, x.exp_avg);
-          square[u].set(k, x.exp_avg_sq);
+          if (narrow) {
+            const uint32_t threshold = dither_threshold(static_cast<uint32_t>(e + k), step);
+            square[u].set_bits(k, to_bfloat16_dithered(x.exp_avg_sq, threshold));
+          } else {
+            square[u].set(k, x.exp_avg_sq);
+          }
           if constexpr (kAmsgrad) largest[u].set(k, x.max_exp_avg_sq);
         }
         avg[u].store(t.exp_avg, e);
@@ -80,17 +86,18 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
       known = step;
       c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, options.eps, static_cast<int64_t>(step));
     }
-    // moments of different dtypes, which no optimizer makes, have only the slow path
-    const bool alike = t.avg_dtype == t.sq_dtype && (!kAmsgrad || t.max_dtype == t.sq_dtype);
-    dispatch(t.dtype, t.sq_dtype, [&](auto e, auto m) {
+    const uint32_t count = static_cast<uint32_t>(step);
+    dispatch(t.dtype, t.state_dtype, [&](auto e, auto m) {
       using E = decltype(e);
       using S = decltype(m);
       sweep(
-          begin, end, kGroupOf<E>,
-          alike && all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_out, t.slow_in),
-          [&](int64_t at, int64_t stop) { adamw_groups<E, S, kGroupOf<E>, kAmsgrad, kSlowIn>(t, at, stop, c, s); },
+          begin, end, kGroupOf<E, S>,
+          all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_out, t.slow_in),
           [&](int64_t at, int64_t stop) {
-            adamw_groups<AnyElement, AnyElement, 1, kAmsgrad, kSlowIn>(t, at, stop, c, s);
+            adamw_groups<E, S, kGroupOf<E, S>, kAmsgrad, kSlowIn>(t, at, stop, count, c, s);
+          },
+          [&](int64_t at, int64_t stop) {
+            adamw_groups<AnyElement, AnyElement, 1, kAmsgrad, kSlowIn>(t, at, stop, count, c, s);
           });
     });
   });

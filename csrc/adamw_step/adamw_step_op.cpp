@@ -9,6 +9,14 @@ void check_beta(const char* name, double beta) {
   if (!(beta >= 0.0 && beta < 1.0)) fail({name}, "a number in [0, 1)", number_name(beta));
 }
 
+// The moments of a parameter are of one dtype.
+void check_alike(const char* name, const Arrays& states, const Arrays& avgs) {
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (states[i].dtype == avgs[i].dtype) continue;
+    fail({name, static_cast<int64_t>(i)}, "the dtype of its exp_avg", "another");
+  }
+}
+
 void adamw_step(
     const TensorList& params, const TensorList& grads, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
     const TensorList& max_exp_avg_sqs, const TensorList& steps, const TensorList& slow_out, const TensorList& slow_in,
@@ -20,9 +28,11 @@ void adamw_step(
   const StepArguments a = step_arguments(
       params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
       skipped, max_norm, maximize);
-  const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kSameOrFloat32);
-  const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
-  const Arrays largest = optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kSameOrFloat32);
+  const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kState);
+  const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kState);
+  const Arrays largest = optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kState);
+  check_alike("exp_avg_sqs", squares, avgs);
+  check_alike("max_exp_avg_sqs", largest, avgs);
   const std::vector<float*> counts = scalar_views("steps", steps, a.params);
   check_beta("beta1", beta1);
   check_beta("beta2", beta2);
@@ -43,9 +53,7 @@ void adamw_step(
     t.mask = a.masks.empty() ? nullptr : a.masks[i];
     t.numel = a.params[i].numel;
     t.dtype = a.params[i].dtype;
-    t.avg_dtype = avgs[i].dtype;
-    t.sq_dtype = squares[i].dtype;
-    t.max_dtype = largest.empty() ? t.dtype : largest[i].dtype;
+    t.state_dtype = avgs[i].dtype;
   }
 #if defined(USE_CUDA)
   if (scope.on_cuda()) return launch_adamw_step(tensors, options, a.inputs, scope.queue());

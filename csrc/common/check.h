@@ -203,15 +203,15 @@ inline void check_dtype(Name name, const View& view, int32_t code) {
   if (view.code != code) fail(name, "dtype " + dtype_name(code), dtype_name(view.code));
 }
 
-enum class Allowed { kSame, kSameOrFloat32, kFloat32 };
+// A state has the dtype of its parameter or fp32; beside fp32 also bf16.
+enum class Allowed { kSame, kState, kFloat32 };
 
 inline void check_allowed(Name name, const View& view, int32_t like, Allowed allowed) {
-  const int32_t float32 = codes().float32;
-  const bool same = view.code == like, wide = view.code == float32;
-  if (allowed == Allowed::kSame ? same : allowed == Allowed::kFloat32 ? wide : same || wide) return;
-  const bool both = allowed == Allowed::kSameOrFloat32 && like != float32;
-  fail(name, "dtype " + dtype_name(allowed == Allowed::kFloat32 ? float32 : like) + (both ? " or torch.float32" : ""),
-       dtype_name(view.code));
+  const int32_t float32 = codes().float32, expected = allowed == Allowed::kFloat32 ? float32 : like;
+  const int32_t other = like == float32 ? codes().bfloat16 : float32;
+  if (view.code == expected || (allowed == Allowed::kState && view.code == other)) return;
+  const std::string narrower = dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
+  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)), dtype_name(view.code));
 }
 
 inline float* scalar_view(Name name, Item scalar) {

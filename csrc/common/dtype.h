@@ -23,6 +23,21 @@ SFRON_HD uint16_t to_bfloat16(float x) {
   return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
+// Whether a state is narrower than its parameter, as no state of torch's own is.
+SFRON_HD bool is_narrow(DType state, DType param) { return state == DType::kBFloat16 && param == DType::kFloat32; }
+
+// A threshold of 16 bits in place of a half, for an average that moves by less than half a unit of bf16 a step: rounded
+// to nearest it would stand still. An element's thresholds are spread evenly over the steps, by the golden ratio, so
+// what single steps lose adds up to nothing; those of neighbours differ.
+SFRON_HD uint32_t dither_threshold(uint32_t index, uint32_t step) {
+  return (index * 0x85ebca77u + step * 0x9e3779b9u) >> 16;
+}
+
+SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {
+  const uint32_t u = bits_of(x);
+  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : (u + threshold) >> 16);
+}
+
 // fp16 arrays; with the processor's own conversion where it has one (common/float16.cpp).
 void load_float16(const uint16_t* source, float* target, int64_t n);
 void store_float16(const float* source, uint16_t* target, int64_t n);

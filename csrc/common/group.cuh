@@ -64,9 +64,10 @@ __device__ __forceinline__ void store_16(uint4* to, uint4 x) {
 #endif
 }
 
-// The group of a kernel whose parameters are E: 16 bytes of them, and a whole mask nibble or byte.
-template <class E>
-constexpr int kGroupOf = 16 / sizeof(E);
+// The group of a kernel whose parameters are E and their state S: 16 bytes of the narrower, and a whole mask nibble or
+// byte.
+template <class E, class S = E>
+constexpr int kGroupOf = 16 / (sizeof(E) < sizeof(S) ? sizeof(E) : sizeof(S));
 
 // Kept as 32-bit words, which the compiler leaves in registers; arrays of 16-bit elements it would not.
 template <class E, int kCount>
@@ -105,9 +106,12 @@ struct Group {
     } else {
       E narrowed;
       narrow(x, narrowed);
-      const uint32_t other = words[k / 2] & (k % 2 ? 0x0000ffffu : 0xffff0000u);
-      words[k / 2] = other | static_cast<uint32_t>(narrowed.bits) << (k % 2 * 16);
+      set_bits(k, narrowed.bits);
     }
+  }
+  __device__ __forceinline__ void set_bits(int k, uint16_t bits) {  // of a 16-bit element
+    const uint32_t other = words[k / 2] & (k % 2 ? 0x0000ffffu : 0xffff0000u);
+    words[k / 2] = other | static_cast<uint32_t>(bits) << (k % 2 * 16);
   }
 };
 
@@ -143,6 +147,7 @@ struct Group<AnyElement, 1> {
     narrow(x, h);
     raw = dtype == DType::kFloat32 ? bits_of(x) : dtype == DType::kBFloat16 ? b.bits : h.bits;
   }
+  __device__ __forceinline__ void set_bits(int, uint16_t bits) { raw = bits; }
 };
 
 // The mask bits of a group of up to 8 elements at a multiple of its size: they never leave one byte, so a warp reads 16
@@ -158,10 +163,12 @@ __device__ __forceinline__ bool all_aligned(Pointers... data) {
   return (aligned(data) && ...);  // null is aligned: an absent stream does not matter
 }
 
-// run(E{}, S{}) with the element types of the parameters and of their state, which is fp32 or of the same dtype.
+// run(E{}, S{}) with the element types of the parameters and of their state: fp32, the same, or bf16 beside fp32.
 template <class Run>
 __device__ __forceinline__ void dispatch(DType param, DType state, const Run& run) {
-  if (param == DType::kFloat32) {
+  if (is_narrow(state, param)) {
+    run(float{}, BFloat16{});
+  } else if (param == DType::kFloat32) {
     run(float{}, float{});
   } else if (param == DType::kBFloat16 && state == param) {
     run(BFloat16{}, BFloat16{});

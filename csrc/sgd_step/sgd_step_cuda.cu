@@ -68,9 +68,10 @@ __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowIn>))
     dispatch(t.dtype, t.momentum_dtype, [&](auto e, auto m) {
       using E = decltype(e);
       using M = decltype(m);
+      constexpr int kCount = kMomentum ? kGroupOf<E, M> : kGroupOf<E>;
       sweep(
-          begin, end, kGroupOf<E>, all_aligned(t.param, t.grad, t.momentum, t.slow_out, t.slow_in),
-          [&](int64_t at, int64_t stop) { sgd_groups<E, M, kGroupOf<E>, kMomentum, kSlowIn>(t, at, stop, s); },
+          begin, end, kCount, all_aligned(t.param, t.grad, t.momentum, t.slow_out, t.slow_in),
+          [&](int64_t at, int64_t stop) { sgd_groups<E, M, kCount, kMomentum, kSlowIn>(t, at, stop, s); },
           [&](int64_t at, int64_t stop) { sgd_groups<AnyElement, AnyElement, 1, kMomentum, kSlowIn>(t, at, stop, s); });
     });
   });

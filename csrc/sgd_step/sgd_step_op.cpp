@@ -15,7 +15,7 @@ void sgd_step(
   const StepArguments a = step_arguments(
       params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
       skipped, max_norm, maximize);
-  const Arrays buffers = optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kSameOrFloat32);
+  const Arrays buffers = optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kState);
   check_number("momentum", momentum, 0.0, std::numeric_limits<double>::infinity());
   check_number("dampening", dampening, 0.0, std::numeric_limits<double>::infinity());
   const SgdOptions options{momentum, dampening, nesterov, first, freeze_masked};

@@ -85,7 +85,7 @@ void test_sgd() {
     const DType dtype = any_dtype();
     param.push_back(random_buffer(numel, dtype));
     grad.push_back(random_buffer(numel, dtype));
-    mom.push_back(random_buffer(numel, chance(50) ? dtype : DType::kFloat32));
+    mom.push_back(random_buffer(numel, chance(50) ? dtype : other_state(dtype)));
     out.push_back(random_buffer(numel, dtype));
     in.push_back(random_buffer(numel, dtype));
     masks.push_back(random_mask(numel));
@@ -124,7 +124,7 @@ void test_sgd() {
 
 void test_adamw() {
   const StepCase c;
-  const bool amsgrad = chance(40), mixed = chance(20);
+  const bool amsgrad = chance(40);
   const AdamwOptions options{0.9, 0.999, 1e-8, chance(50), c.freeze};
   const Hyper hyper = step_hyper(c.inputs);
   const AdamwScalars s = adamw_scalars(options, hyper, step_state(c.inputs));
@@ -134,12 +134,12 @@ void test_adamw() {
   std::vector<float> steps(40), want_steps(40);
   for (int64_t n = pick(1, 25); n > 0; --n) {
     const int64_t numel = odd_size();
-    const DType dtype = any_dtype(), state = chance(50) ? dtype : DType::kFloat32;
+    const DType dtype = any_dtype(), state = chance(50) ? dtype : other_state(dtype);
     const size_t k = param.size();
     steps[k] = want_steps[k] = static_cast<float>(chance(70) ? 4 : pick(0, 3000));
     param.push_back(random_buffer(numel, dtype));
     grad.push_back(random_buffer(numel, dtype));
-    avg.push_back(random_buffer(numel, mixed ? dtype : state));
+    avg.push_back(random_buffer(numel, state));
     square.push_back(random_buffer(numel, state, true));
     largest.push_back(random_buffer(numel, state, true));
     out.push_back(random_buffer(numel, dtype));
@@ -162,13 +162,12 @@ void test_adamw() {
       if (c.slow_in) e.param = lerp_one(in.back().get(i), e.param, s.slow);
       want_param.back().set(i, e.param);
       want_avg.back().set(i, e.exp_avg);
-      want_square.back().set(i, e.exp_avg_sq);
+      want_square.back().set(i, is_narrow(state, dtype) ? dithered(e.exp_avg_sq, i, step) : e.exp_avg_sq);
       if (amsgrad) want_largest.back().set(i, e.max_exp_avg_sq);
     }
     tensors.push_back({param.back().data(), grad.back().data(), avg.back().data(), square.back().data(),
                        amsgrad ? largest.back().data() : nullptr, c.slow_out ? out.back().data() : nullptr,
-                       c.slow_in ? in.back().data() : nullptr, mask, numel, dtype, avg.back().dtype(), state, state, 0,
-                       0, &steps[k]});
+                       c.slow_in ? in.back().data() : nullptr, mask, numel, dtype, state, 0, 0, &steps[k]});
   }
   const Buffers grads_before = grad;
   launch_adamw_step(tensors, options, c.inputs, kQueue);

@@ -64,6 +64,13 @@ inline int64_t odd_size() {
 
 inline DType any_dtype() { return static_cast<DType>(pick(0, 2)); }
 
+// What a state may have in place of its parameter's dtype.
+inline DType other_state(DType param) { return param == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32; }
+
+inline float dithered(float x, int64_t index, int64_t step) {
+  return from_bfloat16(to_bfloat16_dithered(x, dither_threshold(index, step)));
+}
+
 inline Buffer random_buffer(int64_t numel, DType dtype, bool positive = false, bool may_shift = true) {
   Buffer buffer(numel, dtype, may_shift && chance(15) ? pick(1, 7) : 0);
   std::normal_distribution<float> normal;

@@ -24,6 +24,13 @@ inline int64_t pick(int64_t n) { return random_word() % n; }
 inline float random_float() { return static_cast<float>(random_word() % 20001) / 10000.0f - 1.0f; }
 inline DType random_dtype() { return static_cast<DType>(pick(3)); }
 
+// What a state may have in place of its parameter's dtype.
+inline DType other_state(DType param) { return param == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32; }
+
+inline float dithered(float x, int64_t index, float step) {
+  return from_bfloat16(to_bfloat16_dithered(x, dither_threshold(index, static_cast<uint32_t>(step))));
+}
+
 inline void expect(bool condition, const char* op, const char* what, int64_t i) {
   if (condition) return;
   std::fprintf(stderr, "MISMATCH %s: %s at %lld\n", op, what, static_cast<long long>(i));
@@ -84,9 +91,16 @@ inline std::vector<Buffer> buffers(bool fp32 = false, bool positive = false) {
   return list;
 }
 
-inline std::vector<Buffer> buffers_like(const std::vector<Buffer>& like, bool may_widen, bool positive = false) {
+inline std::vector<Buffer> buffers_like(const std::vector<Buffer>& like, bool positive = false) {
   std::vector<Buffer> list;
-  for (const Buffer& b : like) list.emplace_back(b.numel, may_widen && pick(2) ? DType::kFloat32 : b.dtype, positive);
+  for (const Buffer& b : like) list.emplace_back(b.numel, b.dtype, positive);
+  return list;
+}
+
+// Of the parameters' dtypes, or of the others that a state may have.
+inline std::vector<Buffer> states_like(const std::vector<Buffer>& params) {
+  std::vector<Buffer> list;
+  for (const Buffer& b : params) list.emplace_back(b.numel, pick(2) ? b.dtype : other_state(b.dtype));
   return list;
 }
 

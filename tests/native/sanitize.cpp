@@ -18,7 +18,7 @@ using namespace sfron;
 namespace {
 
 void interpolate(const char* plant) {
-  std::vector<Buffer> slow = buffers(), fast = buffers_like(slow, false), slow2 = slow, fast2 = fast;
+  std::vector<Buffer> slow = buffers(), fast = buffers_like(slow), slow2 = slow, fast2 = fast;
   const Lerp s = make_lerp(pick(5) * 0.25), wrong = make_lerp(0.1);
   std::vector<InterpolateTensor> tensors;
   for (size_t i = 0; i < slow.size(); ++i) {
@@ -39,8 +39,8 @@ void interpolate(const char* plant) {
 }
 
 void sgd_step() {
-  std::vector<Buffer> param = buffers(), grad = buffers_like(param, false), momentum = buffers_like(param, true);
-  std::vector<Buffer> out = buffers_like(param, false), in = buffers_like(param, false);
+  std::vector<Buffer> param = buffers(), grad = buffers_like(param), momentum = states_like(param);
+  std::vector<Buffer> out = buffers_like(param), in = buffers_like(param);
   const std::vector<Buffer> param2 = param, momentum2 = momentum;
   const std::vector<Mask> masks = masks_like(param);
   const bool has_momentum = pick(2), has_out = pick(2), has_in = pick(2);
@@ -79,9 +79,9 @@ void sgd_step() {
 }
 
 void adamw_step() {
-  std::vector<Buffer> param = buffers(), grad = buffers_like(param, false), avg = buffers_like(param, true);
-  std::vector<Buffer> sq = buffers_like(param, true, true), top = buffers_like(param, true, true);
-  std::vector<Buffer> out = buffers_like(param, false), in = buffers_like(param, false);
+  std::vector<Buffer> param = buffers(), grad = buffers_like(param), avg = states_like(param);
+  std::vector<Buffer> sq = buffers_like(avg, true), top = buffers_like(avg, true);
+  std::vector<Buffer> out = buffers_like(param), in = buffers_like(param);
   const std::vector<Buffer> param2 = param, avg2 = avg, sq2 = sq, top2 = top;
   const std::vector<Mask> masks = masks_like(param);
   const bool amsgrad = pick(2), has_out = pick(2), has_in = pick(2);
@@ -90,14 +90,16 @@ void adamw_step() {
   s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1), s.slow = make_lerp(pick(5) * 0.25);
   s.measured = pick(2);
   const float scale = 0.01f, eps = 1e-6f;
+  std::vector<float> steps(param.size());
+  for (float& step : steps) step = static_cast<float>(pick(3000));
   std::vector<AdamwTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {
     AdamwTensor& t = tensors[i] = AdamwTensor{};
     t.param = param[i].data, t.grad = grad[i].data, t.exp_avg = avg[i].data, t.exp_avg_sq = sq[i].data;
     t.max_exp_avg_sq = amsgrad ? top[i].data : nullptr, t.mask = masks[i].data(), t.numel = param[i].numel;
     t.slow_out = has_out ? out[i].data : nullptr, t.slow_in = has_in ? in[i].data : nullptr;
-    t.dtype = param[i].dtype, t.avg_dtype = avg[i].dtype, t.sq_dtype = sq[i].dtype, t.max_dtype = top[i].dtype;
-    t.scale = scale, t.eps = eps;
+    t.dtype = param[i].dtype, t.state_dtype = avg[i].dtype;
+    t.scale = scale, t.eps = eps, t.step = &steps[i];
   }
   const Runs runs(tensors);
   in_pieces(runs.units(), [&](int64_t b, int64_t e) { adamw_step_cpu(tensors, runs, b, e, s); });
@@ -111,7 +113,8 @@ void adamw_step() {
       if (!s.skip && amsgrad) e = adamw_one<true>(e, g, selected, scale, eps, s);
       if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, selected, scale, eps, s);
       p.set(i, has_in ? lerp_one(in[t].get(i), e.param, s.slow) : e.param);
-      m.set(i, e.exp_avg), v.set(i, e.exp_avg_sq);
+      const bool narrow = is_narrow(sq[t].dtype, param[t].dtype);
+      m.set(i, e.exp_avg), v.set(i, narrow ? dithered(e.exp_avg_sq, i, steps[t]) : e.exp_avg_sq);
       if (amsgrad) w.set(i, e.max_exp_avg_sq);
     }
     const bool states = avg[t].same(m) && sq[t].same(v) && top[t].same(w);
