@@ -120,6 +120,19 @@ def test_hand_example(device, dtype):
     assert logits.grad.flatten().tolist() == pytest.approx(expected, **close)
 
 
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
+def test_infinite_logits_of_long_rows(device, dtype):
+    """lse: inf wherever an inf is and however large the others are, unless there is a NaN, before or behind it."""
+    rows = torch.randn(7, 1, 5000).to(dtype)
+    rows[0, 0, 100] = rows[1, 0, 4900] = rows[2, 0, 2500] = rows[3, 0, 100] = rows[4, 0, 4900] = math.inf
+    rows[2, 0, 40], rows[3, 0, 4000], rows[4, 0, 7], rows[5, 0, 4999] = 3e4, math.nan, math.nan, math.nan
+    labels = torch.zeros(7, 1, dtype=torch.int64, device=device)
+    lse = ops.adaptive_cross_entropy(rows.to(device), labels, 0.5, 1e-6, -100)[4].cpu()
+    wanted = torch.logsumexp(rows.double(), 2)
+    assert torch.allclose(lse.double(), wanted, rtol=1e-5, atol=0.0, equal_nan=True)
+    assert lse.isnan().sum() == 3 and lse.isinf().sum() == 3
+
+
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype, poison):

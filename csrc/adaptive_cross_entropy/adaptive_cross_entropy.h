@@ -7,7 +7,7 @@
 namespace sfron {
 
 SFRON_HD float cross_entropy_backward_one(float logit, float lse, float onehot, float row_weight) {
-  return (exp_one(logit - lse) - onehot) * row_weight;
+  return (exp_below_88(logit - lse) - onehot) * row_weight;
 }
 
 struct CrossEntropyRows {

@@ -16,11 +16,11 @@ SFRON_HD float block_sum(const float* x, int64_t n, float shift, const char* nex
   alignas(64) float lane[kLanes] = {};
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(next + i * bytes);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_one(x[i + j] - shift);
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_below_88(x[i + j] - shift);
   }
   if (n % kLanes != 0) {
     const Edge edge(x, n, -INFINITY);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_one(edge.values[j] - shift);
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_below_88(edge.values[j] - shift);
   }
   return fold_lanes(lane, [](float a, float b) { return a + b; });
 }
@@ -52,6 +52,10 @@ SFRON_HD double row_forward(const CrossEntropyRows& t, int64_t row, float* scrat
     if (largest > maximum) {  // what was summed so far was relative to the old maximum
       if (sum != 0.0) sum *= exp_one(row_shift(maximum) - row_shift(largest));
       maximum = largest;
+    }
+    if (maximum == INFINITY) {  // only a NaN matters now
+      sum = std::any_of(x, x + n, [](float value) { return value != value; }) ? NAN : std::max(sum, 1.0);
+      continue;
     }
     const int64_t bytes = dtype_bytes(t.dtype);
     const char* next = static_cast<const char*>(t.logits) + (row * t.classes + at + n) * bytes;

@@ -9,10 +9,13 @@
 
 #if defined(__clang__)
 #define SFRON_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define SFRON_ROLLED
 #elif defined(__GNUC__)
 #define SFRON_INDEPENDENT _Pragma("GCC ivdep")
+#define SFRON_ROLLED _Pragma("GCC unroll 1")
 #else
 #define SFRON_INDEPENDENT
+#define SFRON_ROLLED
 #endif
 
 namespace sfron {
@@ -76,15 +79,17 @@ SFRON_HD void each_lane(int64_t n, const uint8_t* mask, const Ahead& ahead, cons
   for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
 }
 
-// Combines the lanes as a tree, in place. Constant bounds: each level is one vector operation.
+// Combines the lanes as a tree. Constant bounds: each level is a vector operation or two, if the compiler does not
+// unroll it first.
 template <int64_t kHalf = kLanes / 2, class T, class Combine>
-SFRON_HD T fold_lanes(T* lane, const Combine& combine) {
-  SFRON_INDEPENDENT
-  for (int64_t j = 0; j < kHalf; ++j) lane[j] = combine(lane[j], lane[j + kHalf]);
+SFRON_HD T fold_lanes(const T* lane, const Combine& combine) {
+  alignas(64) T half[kHalf];
+  SFRON_ROLLED
+  for (int64_t j = 0; j < kHalf; ++j) half[j] = combine(lane[j], lane[j + kHalf]);
   if constexpr (kHalf > 1) {
-    return fold_lanes<kHalf / 2>(lane, combine);
+    return fold_lanes<kHalf / 2>(half, combine);
   } else {
-    return lane[0];
+    return half[0];
   }
 }
 
@@ -107,8 +112,8 @@ SFRON_HD void add_lanes(double* lane, int64_t n, const uint8_t* mask, const Ahea
   std::memcpy(lane, sum, sizeof sum);
 }
 
-// The lanes [32], added as a tree, in place.
-SFRON_HD double sum_of(double* lane) {
+// The lanes [32], added as a tree.
+SFRON_HD double sum_of(const double* lane) {
   return fold_lanes(lane, [](double a, double b) { return a + b; });
 }
 
