@@ -78,7 +78,7 @@ def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
 
 def ours(
     shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5,
-    dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    dtype: torch.dtype = torch.float32, channels_last: bool = False, state_dtype: torch.dtype | None = None,
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
     problem = Problem(shapes, device, density, dtype, channels_last)
@@ -87,7 +87,7 @@ def ours(
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
         problem.named(), **settings, saliency=problem.saliency() if masked else None,
-        max_norm=MAX_NORM if masked else None, retain_steps=1, slow_lr=slow_lr,
+        max_norm=MAX_NORM if masked else None, retain_steps=1, slow_lr=slow_lr, state_dtype=state_dtype,
     )  # fmt: skip
 
     def run() -> None:
@@ -102,7 +102,7 @@ def ours(
             for group in optimizer.param_groups:
                 group["retain_pending"] = 0
 
-    return list_arm("sfron_fast", problem, run)
+    return list_arm("sfron_fast" if state_dtype is None else "sfron_fast, bf16 moments", problem, run)
 
 
 def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.Optimizer:

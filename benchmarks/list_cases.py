@@ -19,8 +19,8 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
     many, medium = small_tensors(50 if tiny else 4_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
     name, on = "ResNet-18 x 1.5", {"device": device, "seconds": 8.0}
     return [
-        step_case(name, wide, "adamw", "forget", **on),
-        step_case(name, wide, "adamw", "pair", **on),
+        step_case(name, wide, "adamw", "forget", **on, narrow=True),
+        step_case(name, wide, "adamw", "pair", **on, narrow=True),
         step_case(name, wide, "sgd", "forget", **on),
         step_case(name, wide, "adamw", "plain", **on),
         step_case(name, wide, "sgd", "plain", **on),
@@ -44,8 +44,8 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
     resnet = resnet18(4) if tiny else resnet18()
     many, medium = small_tensors(50 if tiny else 10_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
     return [
-        step_case("DiT-XL/2", dit, "adamw", "forget", device, cpu_masks=True, seconds=4.0),
-        step_case("DiT-XL/2", dit, "adamw", "pair", device, cpu_masks=True, seconds=4.0),
+        step_case("DiT-XL/2", dit, "adamw", "forget", device, cpu_masks=True, seconds=4.0, narrow=True),
+        step_case("DiT-XL/2", dit, "adamw", "pair", device, cpu_masks=True, seconds=4.0, narrow=True),
         graph_case("ResNet-18", resnet, "sgd", "forget", device),
         step_case("ResNet-18", resnet, "sgd", "forget", device, cpu_masks=True),
         step_case("ResNet-18", resnet, "sgd", "pair", device),

@@ -23,9 +23,12 @@ FLOORS = {  # least bytes a weight of a step; a clip reads gradient and mask twi
 
 def step_case(
     name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0,
-    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False, narrow: bool = False,
 ) -> Case:
-    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included."""
+    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included.
+
+    ``narrow``: also with moments of bf16, which move less than the bytes that the probe moves.
+    """
     masks = 0.0 if work == "plain" else 0.25
     moved = int(((FLOORS[kind, work] - masks) * dtype.itemsize / 4 + masks) * weights(shapes))
     slow = 0.5 if work == "pair" else 1.0
@@ -38,6 +41,8 @@ def step_case(
         made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
         made += [partial(arms.authors_style, **about)]
         made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
+    if narrow:
+        made += [partial(arms.ours, **about, state_dtype=torch.bfloat16)]
     alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
     kept = ("" if dtype == torch.float32 else ", bf16") + (", channels-last" if channels_last else "")
     return Case(f"{name}, {kind} {work}{alpha}{some}{kept}", [*made, partial(arms.ours, **about)], moved, seconds)
