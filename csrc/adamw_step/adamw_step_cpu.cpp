@@ -10,10 +10,11 @@
 namespace sfron {
 namespace {
 
-// P, S: how parameters and moments are seen. Moments narrower than their parameter: exp_avg_sq is dithered.
-template <class P, class S, bool kAmsgrad, bool kSlowIn>
+template <bool kAmsgrad, bool kSlowIn>
 struct AdamwKernel {
-  void operator()(const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
+  // P, S: how parameters and moments are seen. Moments narrower than their parameter: exp_avg_sq is dithered.
+  template <class P, class S>
+  void operator()(As<P>, As<S>, const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
     constexpr bool kNarrow = sizeof(typename S::Element) < sizeof(typename P::Element);
     Scratch scratch[6];
     const float scale = t.scale, eps = t.eps;
@@ -37,16 +38,16 @@ struct AdamwKernel {
             slow_out.block(i);
           },
           [=](int64_t i, bool selected) {
-            const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad.get(i), selected, scale, eps, s);
-            param.set(i, kSlowIn ? lerp_one(slow.get(i), e.param, s.slow) : e.param);
-            m.set(i, e.exp_avg);
+            const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
+            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
+            param[i] = kSlowIn ? lerp_one(slow[i], e.param, s.slow) : e.param;
+            m[i] = e.exp_avg;
             if constexpr (kNarrow) {
-              v.set_dithered(i, e.exp_avg_sq, dither_threshold(static_cast<uint32_t>(at + i), step));
+              v[i].set_dithered(e.exp_avg_sq, dither_threshold(static_cast<uint32_t>(at + i), step));
             } else {
-              v.set(i, e.exp_avg_sq);
+              v[i] = e.exp_avg_sq;
             }
-            if (kAmsgrad) w.set(i, e.max_exp_avg_sq);
+            if (kAmsgrad) w[i] = e.max_exp_avg_sq;
           });
       m.store();
       v.store();
@@ -66,10 +67,8 @@ void adamw_step_cpu(
   with_flags(one.max_exp_avg_sq != nullptr, one.slow_in != nullptr, [&](auto amsgrad, auto slow_in) {
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
       const AdamwTensor& t = tensors[i];
-      with_elements(t.dtype, t.state_dtype, [&](auto* p, auto* state) {
-        using P = std::remove_pointer_t<decltype(p)>;
-        using S = std::remove_pointer_t<decltype(state)>;
-        run_isa(AdamwKernel<P, S, amsgrad, slow_in>{}, t, first, last, s);
+      with_elements(t.dtype, t.state_dtype, [&](auto param, auto state) {
+        run_isa(AdamwKernel<amsgrad, slow_in>{}, param, state, t, first, last, s);
       });
     });
   });

@@ -1,6 +1,6 @@
 #include "fisher_accumulate/fisher_accumulate.h"
 
-#include "common/dtype.h"
+#include "common/elements.h"
 #include "common/isa.h"
 #include "common/lanes.h"
 #include "common/runs.h"
@@ -9,14 +9,15 @@ namespace sfron {
 namespace {
 
 struct FisherKernel {
-  void operator()(const FisherTensor& t, int64_t begin, int64_t end, float weight) const {
+  template <class Elements>
+  void operator()(As<Elements>, const FisherTensor& t, int64_t begin, int64_t end, float weight) const {
     Scratch scratch;
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
-      float* fisher = t.fisher + at;                                      // [n]
-      const float* grad = load_tile(t.grad, t.dtype, at, n, scratch);  // [n]
+      float* fisher = t.fisher + at;                         // [n]
+      const Elements grad(t.grad, t.dtype, at, n, scratch);  // [n]
       each_lane(
-          n, nullptr, [=](int64_t i) { prefetch(i, fisher, grad); },
+          n, nullptr, [=](int64_t i) { prefetch(i, fisher, grad.address()); },
           [=](int64_t i, bool) { fisher[i] = fisher_accumulate_one(fisher[i], grad[i], weight); });
     }
   }
@@ -27,7 +28,9 @@ struct FisherKernel {
 void fisher_accumulate_cpu(
     const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
-    run_streaming(FisherKernel{}, tensors[i], first, last, weight);
+    with_elements(tensors[i].dtype, [&](auto elements) {
+      run_streaming(FisherKernel{}, elements, tensors[i], first, last, weight);
+    });
   });
 }
 
