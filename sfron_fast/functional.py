@@ -130,7 +130,8 @@ def sgd_step_(
 
     Args:
         params, grads: tensors of equal shape, dtype, device.
-        momentum_buffers: parameter-shaped, fp32 or the parameter's dtype; ``first`` marks them uninitialised.
+        momentum_buffers: parameter-shaped, fp32 or the parameter's dtype, beside fp32 also bf16; ``first`` marks
+            them uninitialised.
         masks: packed uint8 [ceil(n / 8)] each; deselected gradients count as zero, and with ``freeze_masked``
             their weights and state keep their bits.
         norm: fp32 [], from ``masked_grad_norm``; clips to ``max_norm``; not finite = the update is skipped.
@@ -187,7 +188,8 @@ def adamw_step_(
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
 
     ``steps``: fp32 [] per parameter, on its device, incremented here unless the update is skipped.
-    ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
+    Moments as ``momentum_buffers``, those of a parameter of one dtype; ``exp_avg_sqs`` of bf16 beside fp32 are dithered
+    (``reference.dithered``). ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
     """
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
