@@ -1,8 +1,8 @@
 """What moments of bf16 cost: `python -m benchmarks.moments` writes results/moments.md (4 minutes, two cores).
 
 The demo's ConvNet forgets its wrong labels with SFRonAdamW, 200 cycles of one forget and five retain steps, from the
-same weights with the same batches: moments in fp32, in bf16 (``state_dtype``), and in bf16 with exp_avg_sq rounded to
-nearest, which nobody should do. What other batches change in fp32 is the measure of what matters.
+same weights with the same batches: moments in fp32, in bf16 (``state_dtype``), and in fp32 but for exp_avg_sq, which is
+rounded to the nearest bf16 after every step. What other batches change in fp32 is the measure of what matters.
 """
 
 import copy
@@ -23,7 +23,7 @@ from sfron_fast.evaluation import accuracy, predict
 
 SEEDS = range(5)
 CYCLES, RETAIN_STEPS = 200, 5
-FP32, OTHER, BF16, NEAREST = "fp32", "fp32, other batches", "bf16", "bf16, exp_avg_sq to nearest"
+FP32, OTHER, BF16, NEAREST = "fp32", "fp32, other batches", "bf16", "fp32, exp_avg_sq to the nearest bf16"
 RESULT = Path(__file__).parent / "results" / "moments.md"
 
 

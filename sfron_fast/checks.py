@@ -165,7 +165,7 @@ def adamw_step_(
     _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, state=True, optional=True)
     for name, state in (("exp_avg_sqs", exp_avg_sqs), ("max_exp_avg_sqs", max_exp_avg_sqs)):
         for i, (average, square) in enumerate(zip(spread(exp_avgs, params), spread(state, params), strict=False)):
-            require(square.dtype == average.dtype, f"{name}[{i}]", "the dtype of its exp_avg", "another")
+            require(square.dtype == average.dtype, f"{name}[{i}]", f"{average.dtype}, as its exp_avg", square.dtype)
     if is_flat(steps, params):
         _flat("steps", steps[0], params, len(params))
         require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)

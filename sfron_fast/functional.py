@@ -188,7 +188,7 @@ def adamw_step_(
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
 
     ``steps``: fp32 [] per parameter, on its device, incremented here unless the update is skipped.
-    Moments as ``momentum_buffers``, those of a parameter of one dtype; ``exp_avg_sqs`` of bf16 beside fp32 are dithered
+    Moments as ``momentum_buffers``, those of a parameter of one dtype; averages of bf16 beside fp32 are dithered
     (``reference.dithered``). ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
     """
     if not params:

@@ -55,8 +55,8 @@ class SFRonSGD(SFRonOptimizer):
         mask_semantics: "gradient" masks the gradient only (the authors: decay and momentum still move masked
             weights); "update" leaves masked weights and their state bit-identical in forget steps.
         state_dtype: of the moments. None = the parameter's; torch.float32 for fp32 beside low-precision parameters;
-            torch.bfloat16 for half the memory beside fp32 ones. Of those, ``exp_avg_sq`` is rounded up or down so that
-            nothing is lost on average: rounded to nearest it would not notice changes of 1 - beta2 a step.
+            torch.bfloat16 for half the memory beside fp32 ones. AdamW's averages are then rounded so that nothing is
+            lost over the steps (``reference.dithered``); SGD's momentum to nearest, so not above 0.99.
     Raises:
         ValueError: naming the argument, what was expected and what was found.
         RuntimeError: ``differentiable``, or ``foreach`` and ``fused`` together (torch's type of error).

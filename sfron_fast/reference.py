@@ -115,13 +115,14 @@ def _store(target: Tensor, value: Tensor, frozen: Tensor | None) -> None:
 
 
 def dithered(x: Tensor, step: int) -> Tensor:
-    """x in bf16, rounded up where what is cut off reaches a threshold in place of a half.
+    """x, fp32, in bf16 and of the same shape: rounded up where what is cut off reaches a threshold in place of a half.
 
     For an average that moves by less than half a unit a step: rounded to nearest it would stand still. An element's
     thresholds are spread evenly over the steps (by the golden ratio), so what single steps lose adds up to nothing.
+    They depend on where it lies in x: of a shard, or of a weight in another layout, the bits differ.
     """
     index = torch.arange(x.numel(), device=x.device)
-    threshold = ((index * 0x85EBCA77 + step * 0x9E3779B9) & 0xFFFFFFFF) >> 16
+    threshold = ((index * 0x85EBCA77 + (step & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF) >> 16
     bits = (x.flatten().view(torch.int32).to(torch.int64) & 0xFFFFFFFF) + threshold >> 16
     half = torch.where(bits < 1 << 15, bits, bits - (1 << 16)).to(torch.int16).view(torch.bfloat16).view(x.shape)
     return torch.where(x.isnan(), torch.full_like(half, math.nan), half)
@@ -251,9 +252,9 @@ def adamw_step_(
                 g = g + p * weight_decay
             m = lerp(_wide(exp_avgs[i]), g, 1.0 - beta1)
             v = _wide(exp_avg_sqs[i]) * beta2 + (g * (1.0 - beta2)) * g
-            _store(exp_avgs[i], m, frozen)
-            narrow = exp_avg_sqs[i].dtype == torch.bfloat16 and param.dtype == torch.float32
-            _store(exp_avg_sqs[i], dithered(v, int(steps[i])) if narrow else v, frozen)
+            narrow = exp_avgs[i].dtype == torch.bfloat16 and param.dtype == torch.float32
+            for state, value in ((exp_avgs[i], m), (exp_avg_sqs[i], v)):
+                _store(state, dithered(value, int(steps[i])) if narrow else value, frozen)
             if max_exp_avg_sqs:
                 v = torch.maximum(_wide(max_exp_avg_sqs[i]), v)
                 _store(max_exp_avg_sqs[i], v, frozen)

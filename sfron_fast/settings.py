@@ -98,6 +98,8 @@ def check_step(optimizer: Any, batches: list[Batch]) -> None:
         for group in groups:
             optimizer._check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
         optimizer._checked = known
+    for batch in batches:  # a model may have been converted since
+        check_state_dtype(batch.group, batch.params)
     for name in ("grad_scale", "found_inf"):
         amp_scalar(optimizer, name, batches[0].params[0].device)
     if len(batches) > 1:

@@ -74,6 +74,8 @@ class Resumable(Optimizer):
         ranks must hold the same keys. SGD's momentum then starts from 0, with ``dampening`` from its first update on.
         """
         for group in self.param_groups:
+            check_state_dtype(group, group["params"])
+        for group in self.param_groups:
             kinds = self._kinds(group)
             if group["moments"] == "separate":
                 kinds = {**kinds, **{f"forget_{key}": dtype for key, dtype in kinds.items()}}

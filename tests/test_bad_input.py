@@ -222,6 +222,16 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
     refused("state_dtype", lambda: optimizer.load_state_dict(saved))
     assert optimizer.param_groups[0]["state_dtype"] is None
 
+    kept, converted = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))  # by the model, behind the optimizer's back
+    optimizer = kind([{"params": [kept]}, {"params": [converted]}], state_dtype=torch.bfloat16)
+    converted.data = converted.data.to(dtype)
+    for param in (kept, converted):
+        param.grad = torch.ones_like(param)
+    for call in (optimizer.step, optimizer.forget_step, optimizer.init_state):
+        refused("state_dtype", call)
+        assert not optimizer.state
+        assert torch.equal(kept.detach(), torch.ones(3))
+
 
 @pytest.mark.parametrize("phase", range(3))
 @pytest.mark.parametrize(("argument", "change"), [

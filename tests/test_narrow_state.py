@@ -85,6 +85,7 @@ def test_moments_take_half_the_memory(kind):
 
 def test_moments_of_two_dtypes_are_refused():
     lists = [[torch.ones(3)] for _ in range(2)]
-    with pytest.raises(ValueError, match=r"exp_avg_sqs\[0\]: expected the dtype of its exp_avg"):
+    message = r"exp_avg_sqs\[0\]: expected torch.bfloat16, as its exp_avg, found torch.float32"
+    with pytest.raises(ValueError, match=message):
         functional.adamw_step_(*lists, [torch.ones(3, dtype=BF16)], [torch.ones(3)], [torch.zeros(())], lr=0.1)
     assert torch.equal(lists[0][0], torch.ones(3))

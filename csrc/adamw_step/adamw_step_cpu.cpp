@@ -12,13 +12,13 @@ namespace {
 
 template <bool kAmsgrad, bool kSlowIn>
 struct AdamwKernel {
-  // P, S: how parameters and moments are seen. Moments narrower than their parameter: exp_avg_sq is dithered.
+  // P, S: how parameters and moments are seen. Averages narrower than their parameter are dithered.
   template <class P, class S>
   void operator()(As<P>, As<S>, const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
     constexpr bool kNarrow = sizeof(typename S::Element) < sizeof(typename P::Element);
     Scratch scratch[6];
     const float scale = t.scale, eps = t.eps;
-    const uint32_t step = static_cast<uint32_t>(*t.step);
+    const int64_t step = static_cast<int64_t>(*t.step);
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const SlowCopy slow_out(t.slow_out, t.param, t.dtype, at, n, t.numel);
@@ -41,10 +41,12 @@ struct AdamwKernel {
             const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
             const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
             param[i] = kSlowIn ? lerp_one(slow[i], e.param, s.slow) : e.param;
-            m[i] = e.exp_avg;
             if constexpr (kNarrow) {
-              v[i].set_dithered(e.exp_avg_sq, dither_threshold(static_cast<uint32_t>(at + i), step));
+              const uint32_t threshold = dither_threshold(at + i, step);
+              m[i].set_dithered(e.exp_avg, threshold);
+              v[i].set_dithered(e.exp_avg_sq, threshold);
             } else {
+              m[i] = e.exp_avg;
               v[i] = e.exp_avg_sq;
             }
             if (kAmsgrad) w[i] = e.max_exp_avg_sq;

@@ -1,5 +1,7 @@
 #include "adamw_step/adamw_step.h"
 
+#include <type_traits>
+
 #include "common/group.cuh"
 #include "common/plan.cuh"
 #include "common/table.cuh"
@@ -19,10 +21,11 @@ constexpr int kResident = kAmsgrad || kSlowIn ? 2 : kPlain;
 // E: dtype of the parameters, S: of the moments. With kSlowIn the result is interpolated from the slow weights.
 template <class E, class S, int kCount, bool kAmsgrad, bool kSlowIn>
 __device__ __forceinline__ void adamw_groups(
-    const AdamwTensor& t, int64_t at, int64_t stop, uint32_t step, Corrections c, const AdamwScalars& s) {
+    const AdamwTensor& t, int64_t at, int64_t stop, int64_t step, Corrections c, const AdamwScalars& s) {
   constexpr int kUnroll = kCount == 4 ? 2 : 1;  // four to twelve 16-byte loads in flight
   constexpr int64_t kStride = kWarp * kCount;
-  const bool narrow = is_narrow(t.state_dtype, t.dtype);
+  constexpr bool kAny = std::is_same_v<E, AnyElement>;
+  const bool narrow = kAny ? is_narrow(t.state_dtype, t.dtype) : sizeof(S) < sizeof(E);
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
     Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
@@ -53,11 +56,12 @@ __device__ __forceinline__ void adamw_groups(
           }
           if constexpr (kSlowIn) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
           param[u].set(k, x.param);
-          avg[u].set(k, x.exp_avg);
           if (narrow) {
-            const uint32_t threshold = dither_threshold(static_cast<uint32_t>(e + k), step);
+            const uint32_t threshold = dither_threshold(e + k, step);
+            avg[u].set_bits(k, to_bfloat16_dithered(x.exp_avg, threshold));
             square[u].set_bits(k, to_bfloat16_dithered(x.exp_avg_sq, threshold));
           } else {
+            avg[u].set(k, x.exp_avg);
             square[u].set(k, x.exp_avg_sq);
           }
           if constexpr (kAmsgrad) largest[u].set(k, x.max_exp_avg_sq);
@@ -86,7 +90,7 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
       known = step;
       c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, options.eps, static_cast<int64_t>(step));
     }
-    const uint32_t count = static_cast<uint32_t>(step);
+    const int64_t count = static_cast<int64_t>(step);
     dispatch(t.dtype, t.state_dtype, [&](auto e, auto m) {
       using E = decltype(e);
       using S = decltype(m);

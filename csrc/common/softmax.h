@@ -7,8 +7,8 @@
 
 namespace sfron {
 
-// e^x for x up to 88 with an error below 1 ulp (0.99 measured over [-87, 0]), in operations that vectorise; below 2^-125
-// it is 0. x = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n (1 + r + r^2 P(r)).
+// e^x for x up to 88 with an error below 1 ulp (0.99 measured over [-87, 0]), in operations that vectorise; 0 for x below
+// -87. x = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n (1 + r + r^2 P(r)).
 SFRON_HD float exp_below_88(float x) {
   const float magic = 12583039.0f;  // 1.5 * 2^23 + 127: adding it rounds to a whole number, whose low bits are n + 127
   const float shifted = x * 1.44269504f + magic;

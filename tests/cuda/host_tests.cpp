@@ -161,8 +161,9 @@ void test_adamw() {
       if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, bit(mask, i), r.scale, r.eps, s);
       if (c.slow_in) e.param = lerp_one(in.back().get(i), e.param, s.slow);
       want_param.back().set(i, e.param);
-      want_avg.back().set(i, e.exp_avg);
-      want_square.back().set(i, is_narrow(state, dtype) ? dithered(e.exp_avg_sq, i, step) : e.exp_avg_sq);
+      const bool narrow = is_narrow(state, dtype);
+      want_avg.back().set(i, narrow ? dithered(e.exp_avg, i, step) : e.exp_avg);
+      want_square.back().set(i, narrow ? dithered(e.exp_avg_sq, i, step) : e.exp_avg_sq);
       if (amsgrad) want_largest.back().set(i, e.max_exp_avg_sq);
     }
     tensors.push_back({param.back().data(), grad.back().data(), avg.back().data(), square.back().data(),

@@ -28,7 +28,7 @@ inline DType random_dtype() { return static_cast<DType>(pick(3)); }
 inline DType other_state(DType param) { return param == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32; }
 
 inline float dithered(float x, int64_t index, float step) {
-  return from_bfloat16(to_bfloat16_dithered(x, dither_threshold(index, static_cast<uint32_t>(step))));
+  return from_bfloat16(to_bfloat16_dithered(x, dither_threshold(index, static_cast<int64_t>(step))));
 }
 
 inline void expect(bool condition, const char* op, const char* what, int64_t i) {

@@ -114,7 +114,8 @@ void adamw_step() {
       if (!s.skip && !amsgrad) e = adamw_one<false>(e, g, selected, scale, eps, s);
       p.set(i, has_in ? lerp_one(in[t].get(i), e.param, s.slow) : e.param);
       const bool narrow = is_narrow(sq[t].dtype, param[t].dtype);
-      m.set(i, e.exp_avg), v.set(i, narrow ? dithered(e.exp_avg_sq, i, steps[t]) : e.exp_avg_sq);
+      m.set(i, narrow ? dithered(e.exp_avg, i, steps[t]) : e.exp_avg);
+      v.set(i, narrow ? dithered(e.exp_avg_sq, i, steps[t]) : e.exp_avg_sq);
       if (amsgrad) w.set(i, e.max_exp_avg_sq);
     }
     const bool states = avg[t].same(m) && sq[t].same(v) && top[t].same(w);
