@@ -38,7 +38,9 @@ def to_nearest(optimizer: torch.optim.Optimizer) -> None:
         state["exp_avg_sq"].copy_(state["exp_avg_sq"].to(torch.bfloat16))
 
 
-def unlearned(original: torch.nn.Module, split: digits.Split, mask: sf.SaliencyMask, how: str, seed: int) -> torch.nn.Module:
+def unlearned(
+    original: torch.nn.Module, split: digits.Split, mask: sf.SaliencyMask, how: str, seed: int
+) -> torch.nn.Module:
     model = copy.deepcopy(original)
     torch.manual_seed(3000 + seed + 100 * (how == OTHER))
     optimizer = sf.SFRonAdamW(
