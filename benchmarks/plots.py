@@ -194,6 +194,7 @@ def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
     axes.set_yscale("log")
     axes.set_xlabel("weights", fontsize=8)
     axes.set_ylabel("ns a weight", fontsize=8)
+    axes.set_ylim(top=5.0 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3)
     return figure
