@@ -244,7 +244,8 @@ def adamw_step_(
         p = _wide(param)
         if not skip:
             steps[i].add_(1)
-            scale, eps_now = adam_corrections(lr, beta1, beta2, eps, int(steps[i]))
+            step = int(steps[i])
+            scale, eps_now = adam_corrections(lr, beta1, beta2, eps, step)
             factor = grad_multiplier(norm, grad_scale, max_norm, param.device, p.dtype)
             g = _masked_grad(grad, selected, factor, maximize)
             new = p * (1.0 - lr * weight_decay) if decoupled else p
@@ -254,7 +255,7 @@ def adamw_step_(
             v = _wide(exp_avg_sqs[i]) * beta2 + (g * (1.0 - beta2)) * g
             narrow = exp_avgs[i].dtype == torch.bfloat16 and param.dtype == torch.float32
             for state, value in ((exp_avgs[i], m), (exp_avg_sqs[i], v)):
-                _store(state, dithered(value, int(steps[i])) if narrow else value, frozen)
+                _store(state, dithered(value, step) if narrow else value, frozen)
             if max_exp_avg_sqs:
                 v = torch.maximum(_wide(max_exp_avg_sqs[i]), v)
                 _store(max_exp_avg_sqs[i], v, frozen)

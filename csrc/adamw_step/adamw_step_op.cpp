@@ -13,9 +13,7 @@ void check_beta(const char* name, double beta) {
 void check_alike(const char* name, const Arrays& states, const Arrays& avgs) {
   for (size_t i = 0; i < states.size(); ++i) {
     if (states[i].dtype == avgs[i].dtype) continue;
-    const char* const names[] = {"torch.float32", "torch.bfloat16", "torch.float16"};  // of DType
-    fail({name, static_cast<int64_t>(i)}, std::string(names[static_cast<int>(avgs[i].dtype)]) + ", as its exp_avg",
-         names[static_cast<int>(states[i].dtype)]);
+    fail({name, static_cast<int64_t>(i)}, dtype_name(avgs[i].dtype) + ", as its exp_avg", dtype_name(states[i].dtype));
   }
 }
 

@@ -103,6 +103,11 @@ inline std::string dtype_name(int32_t code) {
                               : "dtype code " + std::to_string(code);
 }
 
+inline std::string dtype_name(DType dtype) {
+  const DTypeCodes& c = codes();
+  return dtype_name(dtype == DType::kFloat32 ? c.float32 : dtype == DType::kBFloat16 ? c.bfloat16 : c.float16);
+}
+
 // Where the tensors of the running op must be: the CPU, unless a CudaScope (common/cuda.h) says otherwise.
 struct Device {
   int32_t type, index;
