@@ -109,7 +109,7 @@ def test_plain_batches_are_the_images_in_order(archive):
     assert torch.equal(labels, train.labels)
     wanted = (torch.tensor(centre(train)) - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
     assert torch.equal(inputs, wanted.permute(0, 3, 1, 2))
-    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert all(x.is_contiguous() for x, _ in batches)  # oneDNN is wrong on channels-last ones: see data.Batches
 
 
 def test_training_batches_are_crops_and_flips_of_every_image(archive):
@@ -180,6 +180,12 @@ def smoke(archive, out, *more):
     return arguments, {run["method"]: run["metrics"] for run in found["runs"]}
 
 
+def forget_loss(out, method):
+    """Mean loss of the forget set that a method's piece ends with."""
+    piece = json.loads((out / "pieces" / f"{pieces.Piece(method, 0, 'class').name}.json").read_text())
+    return np.mean(piece["losses"]["forget"])
+
+
 def test_a_whole_run(archive, tmp_path, monkeypatch):
     """One test, so that the run is made once: every method forgets what it should, and pieces are done once."""
     cifar10.main(["--data", str(archive), "--scale", "smoke", "--out", str(tmp_path), "--max-minutes", "0"])
@@ -187,7 +193,7 @@ def test_a_whole_run(archive, tmp_path, monkeypatch):
     arguments, metrics = smoke(archive, tmp_path, "--rte")
     assert set(metrics) == {"Original", "Retrain", *methods.METHODS}
     check_task(metrics)
-    check_methods(metrics)
+    check_methods(metrics, {method: forget_loss(tmp_path, method) for method in metrics})
     check_files(tmp_path, metrics)
     check_resuming(arguments, tmp_path, monkeypatch)
 
@@ -200,17 +206,21 @@ def check_task(metrics):
         assert metrics[method]["TA"] > 80
 
 
-def check_methods(metrics):
-    """All forget the class and keep the rest, but FT, which only keeps, and GA, which only forgets.
+def check_methods(metrics, forget_losses):
+    """What each method does for a reason that holds at any width and seed (seen at widths 4, 8, 16 and two seeds each).
 
-    SA makes predictions uniform, so that its place on the forget set is a matter of luck, but not its divergence.
+    RL, SalUn and BT are taught something else of the forget set, until they know that; SCRUB and SFR-on ascend by
+    steps of a length that does not depend on the loss; SA makes predictions uniform, so that only its divergence is no
+    matter of luck; GA follows a gradient as small as the loss, and only has to raise that; FT only keeps.
     """
-    assert metrics["SA"]["D_KL_forget"] < 0.5 * metrics["Original"]["D_KL_forget"]
+    original = metrics["Original"]
+    assert metrics["SA"]["D_KL_forget"] < 0.5 * original["D_KL_forget"]
     for method in methods.METHODS:
         found = metrics[method]
-        assert method in ("FT", "SA") or found["FA"] < 50, (method, found)
+        assert method in ("FT", "SA", "GA") or found["FA"] < 50, (method, found)
+        assert method == "FT" or forget_losses[method] > 1.2 * forget_losses["Original"], (method, forget_losses)
         assert method == "GA" or (found["RA"] > 80 and found["TA"] > 70), (method, found)
-        assert method in ("FT", "GA") or found["Avg.D"] < metrics["Original"]["Avg.D"], (method, found)
+        assert method in ("FT", "GA") or found["Avg.D"] < original["Avg.D"], (method, found)
         assert found["RTE"] > 0
 
 
@@ -346,7 +356,7 @@ def test_sweeps_change_one_thing():
 
 def test_mixed_precision_is_bf16_in_training_and_fp32_elsewhere():
     torch.manual_seed(0)
-    plain = methods.ResNet18(width=4)
+    plain = methods.ResNet18(width=8)  # 4 channels, channels last: see data.Batches
     mixed, x = methods.MixedPrecision(plain), torch.randn(4, 3, 32, 32)
     seen = []
     plain.blocks[-1].register_forward_hook(lambda _, __, y: seen.append(y.stride(1)))
