@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import differentiable, ops
 from .checks import require
 
 _bump = torch.autograd.graph.increment_version
 
 
 def wanted(logits: Tensor) -> bool:
-    """True if there will be a gradient to write. A compiler plans memory itself, and its writes bump no version."""
-    return torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling()
+    """True if there will be a gradient to write, and nothing else wants the logits.
+
+    A compiler plans memory itself, and its writes bump no version; torch.func and forward mode differentiate by their
+    own rules.
+    """
+    plain = not torch.compiler.is_compiling() and not differentiable.wanted()
+    return torch.is_grad_enabled() and logits.requires_grad and plain
 
 
 def check(logits: Tensor) -> None:
@@ -38,7 +43,7 @@ def _served(name: str, dtype: torch.dtype) -> Any:
 def _refuse_graph() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError("create_graph: expected False, found True; a gradient written over the logits is not "
-                           "differentiable")  # fmt: skip
+                           "differentiable: use adaptive_cross_entropy(inplace=False)")  # fmt: skip
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -46,15 +51,13 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
-        """The op's outputs but lse; the logits are read."""
-        loss, losses, weights, normaliser, lse = _served("adaptive_cross_entropy", logits.dtype)(
-            logits, labels, *numbers
-        )
+        """The op's outputs but log_sums; the logits are read."""
+        *outputs, log_sums = _served("adaptive_cross_entropy", logits.dtype)(logits, labels, *numbers)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(losses, weights, normaliser)
-        ctx.save_for_backward(logits, labels, weights, lse)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(logits, labels, outputs[2], log_sums)
         ctx.ignore_index = numbers[2]
-        return loss, losses, weights, normaliser
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
@@ -62,9 +65,8 @@ class CrossEntropy(torch.autograd.Function):
         _refuse_graph()
         if grad is None:
             return (None,) * 5
-        logits, labels, weights, lse = ctx.saved_tensors
-        backward = _served("adaptive_cross_entropy_backward_", logits.dtype)
-        backward(grad, logits, labels, weights, lse, ctx.ignore_index)
+        logits, *others = ctx.saved_tensors
+        _served("adaptive_cross_entropy_backward_", logits.dtype)(grad, logits, *others, ctx.ignore_index)
         _bump(logits)
         return logits.detach(), None, None, None, None
 
