@@ -15,8 +15,9 @@
 #include "common/fail.h"
 #include "common/hd.h"
 #include "common/isa.h"
-#include "common/records.h"
+#include "common/names.h"
 #include "common/pages.h"
+#include "common/records.h"
 #include "common/runs.h"
 
 namespace sfron {
@@ -93,17 +94,6 @@ inline const DTypeCodes& codes() {
   return all;
 }
 
-inline std::string dtype_name(int32_t code) {
-  const DTypeCodes& c = codes();
-  return code == c.float32    ? "torch.float32"
-         : code == c.bfloat16 ? "torch.bfloat16"
-         : code == c.float16  ? "torch.float16"
-         : code == c.float64  ? "torch.float64"
-         : code == c.uint8    ? "torch.uint8"
-         : code == c.int64    ? "torch.int64"
-                              : "dtype code " + std::to_string(code);
-}
-
 inline std::string dtype_name(DType dtype) {
   const DTypeCodes& c = codes();
   return dtype_name(dtype == DType::kFloat32 ? c.float32 : dtype == DType::kBFloat16 ? c.bfloat16 : c.float16);
@@ -117,12 +107,6 @@ struct Device {
 inline Device& wanted_device() {
   static thread_local Device device{codes().cpu, 0};
   return device;
-}
-
-inline std::string device_name(int32_t type, int32_t index) {
-  if (type == codes().cpu) return "cpu";
-  if (type == aoti_torch_device_type_cuda()) return "cuda:" + std::to_string(index);
-  return "device type " + std::to_string(type);
 }
 
 // The device's index, or 0 where it has none.
@@ -158,7 +142,10 @@ inline View handle_view(Name name, AtenTensorHandle handle) {
   view.sizes = sizes;
   check_device(name, device_of(handle));
   check_contiguous(name, contiguous);
-  if (aoti_torch_get_data_ptr(handle, &view.data) != TORCH_SUCCESS) fail(name, "a tensor with storage", "none");
+  const bool told = aoti_torch_get_data_ptr(handle, &view.data) == TORCH_SUCCESS;
+  if (!told || (view.data == nullptr && view.numel != 0)) {
+    fail(name, "a tensor with memory", "none: a zero tensor, or one whose storage was freed");
+  }
   return view;
 }
 
