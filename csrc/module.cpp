@@ -77,10 +77,28 @@ int32_t dtype_code(const DlTensor& t) {
   return -1;
 }
 
-// A lazily negated tensor, z.conj().imag, holds the values with the other sign. It has gaps, so it is noticed for them,
-// unless it has a single element.
-bool maybe_negated(PyObject* object, int64_t numel) {
-  if (numel != 1) return false;
+// Whether a tensor's memory holds its values with the other sign (torch._neg_view, z.conj().imag). Only its dispatch keys
+// tell. `is_neg` would take as long as all else that is looked at, so the keys are read where torch keeps them, some words
+// behind the sizes. `learn_keys` finds out where, on tensors whose keys Python tells; where it could not, all are asked.
+struct KeyPlace {
+  int64_t gap = -1;  // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
+  int64_t words = 0;  // from the sizes to the keys; 0 = not known
+  uint64_t negative = 0;  // the bit
+};
+KeyPlace key_place;
+
+int64_t gap_of(const DlTensor& t) {
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.strides) - reinterpret_cast<uintptr_t>(t.sizes));
+}
+
+uint64_t word_behind(const DlTensor& t, int64_t words) {
+  uint64_t word;
+  std::memcpy(&word, t.sizes + words, sizeof(word));
+  return word;
+}
+
+bool maybe_negated(PyObject* object, const DlTensor& t) {
+  if (key_place.words != 0 && gap_of(t) == key_place.gap) return word_behind(t, key_place.words) & key_place.negative;
   PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
   const bool plain = answer == Py_False;
   Py_XDECREF(answer);
@@ -88,7 +106,31 @@ bool maybe_negated(PyObject* object, int64_t numel) {
   return !plain;
 }
 
-// False for whatever the plain path should not meet: subclasses, wrappers of transforms, other devices, other dtypes.
+// (plain, its keys, negated, its keys): two tensors of one dimension and the words that hold their keys.
+PyObject* learn_keys(PyObject*, PyObject* args) {
+  PyObject* objects[2];
+  unsigned long long keys[2];
+  if (!PyArg_ParseTuple(args, "OKOK:learn_keys", &objects[0], &keys[0], &objects[1], &keys[1])) return nullptr;
+  const Torch& torch = torch_types();
+  DlTensor t[2];
+  for (int i = 0; i < 2; ++i) {
+    if (torch.exchange == nullptr || torch.exchange->look(objects[i], &t[i]) != 0) {
+      PyErr_Clear();
+      Py_RETURN_FALSE;
+    }
+  }
+  constexpr int64_t kFar = 16;  // words: well inside a tensor
+  for (int64_t words = 1; words < kFar && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]); ++words) {
+    if (word_behind(t[0], words) != keys[0]) continue;
+    if (word_behind(t[1], words) != keys[1]) break;
+    key_place = {gap_of(t[0]), words, keys[1] & ~keys[0]};
+    Py_RETURN_TRUE;
+  }
+  Py_RETURN_FALSE;
+}
+
+// False for whatever the plain path should not meet: subclasses, wrappers of transforms, other devices, other dtypes, and
+// tensors whose memory does not hold their values.
 bool look(const Torch& torch, PyObject* object, Record* record) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != torch.parameter && type != torch.tensor) return false;
@@ -110,7 +152,8 @@ bool look(const Torch& torch, PyObject* object, Record* record) {
   }
   int64_t numel = 1, expected = 1;
   for (int32_t d = 0; d < t.dim; ++d) numel *= t.sizes[d];
-  if (maybe_negated(object, numel)) return false;
+  if (maybe_negated(object, t)) return false;
+  if (t.data == nullptr && numel != 0) return false;  // a zero tensor (torch._efficientzerotensor), or freed storage
   bool contiguous = true;
   for (int32_t d = t.dim; d-- > 0 && numel != 0;) {
     if (t.sizes[d] == 1) continue;
@@ -248,6 +291,7 @@ PyMethodDef functions[] = {
     {"describe", describe, METH_VARARGS, "describe(table, lists) -> bool"},
     {"gather", gather, METH_VARARGS, "gather(params, records, records) -> list | None"},
     {"ask_huge_pages", ask_huge_pages, METH_VARARGS, "ask_huge_pages(tensor, bytes)"},
+    {"learn_keys", learn_keys, METH_VARARGS, "learn_keys(plain, keys, negated, keys) -> bool"},
     {"same", same, METH_VARARGS, "same(list, list) -> bool"},
     {"same_values", same_values, METH_VARARGS, "same_values(dicts, list) -> bool"},
     {nullptr, nullptr, 0, nullptr}};

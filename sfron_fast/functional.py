@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import ops, records, reference
 from .checks import number, require
+from .layout import in_memory
 from .shards import is_sharded, local
 
 Tensors = Sequence[Tensor]
@@ -24,6 +25,10 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
     writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
     """
+    # torch's own remedy for a negated scalar fails beside arguments that are absent; `skipped` is written to
+    rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
+    if type(scalars.get("hyper")) is Tensor:
+        scalars["hyper"] = in_memory(scalars["hyper"])
     table = records.table_of(lists.values())  # first: it brings the tensors into the cache faster than Python does
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
@@ -42,7 +47,7 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
             _touch(name, lists, written)
             return result
     given = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}
-    dense = {key: [t.contiguous() for t in tensors] for key, tensors in given.items()}
+    dense = {key: [in_memory(t) for t in tensors] for key, tensors in given.items()}
     double = any(t.dtype == torch.float64 for tensors in dense.values() for t in tensors)
     kernel = ops.default_kernel(name) if double else getattr(ops, name)
     result = kernel(*dense.values(), *rest, **scalars)
@@ -65,6 +70,7 @@ def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:
         require(t.layout == torch.strided, where, "a dense tensor", t.layout)
         repeats = any(step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True))
         require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
+        require(not (written and torch._is_zerotensor(t)), where, "a tensor to write to", "a zero tensor", "clone it")
     once = len(set(map(id, tensors))) == len(tensors)
     require(once or not written, name, "each tensor once", "one of them twice")
     return tensors

@@ -53,3 +53,16 @@ def unordered(tensor: Tensor, shape: torch.Size, order: Order) -> Tensor:
         return tensor.view(shape)
     back = sorted(range(len(order)), key=order.__getitem__)
     return tensor.view([shape[d] for d in order]).permute(back)
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its values in memory, row after row: itself or a copy.
+
+    A zero tensor of torch's, as forward-mode derivatives are made of, has no memory; a negated view holds its values
+    with the other sign. The compiler is left to see to both.
+    """
+    if torch.compiler.is_compiling():
+        return tensor.contiguous()
+    if torch._is_zerotensor(tensor):
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous().resolve_neg()

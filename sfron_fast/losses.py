@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import differentiable, in_place, ops, reference
 from .checks import FLOAT32_MAX, number, require
+from .layout import in_memory
 
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
 
@@ -100,7 +101,7 @@ def _cross_entropy(
     if logits.dim() == 2:
         logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
     kernel = in_place.CrossEntropy.apply if over else _kernel("adaptive_cross_entropy", logits)
-    return kernel(logits.contiguous(), labels.contiguous(), float(temperature), float(floor), ignore_index)[:4]
+    return kernel(in_memory(logits), in_memory(labels), float(temperature), float(floor), ignore_index)[:4]
 
 
 def adaptive_cross_entropy_sum_(
@@ -209,7 +210,7 @@ def adaptive_mse(
     if prediction.shape[0] == 0:
         return _nothing(prediction, group)
     op = _kernel("adaptive_mse", prediction)
-    rows, targets = prediction.flatten(1).contiguous(), target.flatten(1).contiguous()
+    rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
     loss, _, _, log_normaliser = op(rows, targets, float(temperature), float(floor), reduction == "mean")
     return loss if group is None else loss * _portion(log_normaliser, group).to(loss.dtype)
 
@@ -269,7 +270,7 @@ def soft_target_kl(
     if weights is not None:
         weights = weights.detach().to(reference.accumulate_dtype(logits.dtype)).contiguous()
     op = _kernel("soft_target_kl", logits)
-    return op(logits.contiguous(), teacher_logits.contiguous(), weights, float(temperature))[0]
+    return op(in_memory(logits), in_memory(teacher_logits), weights, float(temperature))[0]
 
 
 def _kernel(name: str, source: Tensor) -> Any:

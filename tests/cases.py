@@ -187,11 +187,16 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-LAYOUTS = {"strided": strided, "transposed": transposed, "channels-last": channels_last}
+def negated(tensor: Tensor) -> Tensor:
+    """Contiguous, with the other sign in memory: torch tells by a bit of the tensor alone."""
+    return torch._neg_view(-tensor)
+
+
+LAYOUTS = {"strided": strided, "transposed": transposed, "channels-last": channels_last, "negated": negated}
 
 
 def assert_layout_does_not_matter(name: str, case: Case, layout: Callable[[Tensor], Tensor], kernel) -> None:
-    """The same bits from non-contiguous tensors; masks are flat bytes and stay as they are."""
+    """The same bits from tensors that lie otherwise in memory; masks are flat bytes and stay as they are."""
     expected = case.clone()
     wanted = flat_outputs(expected.run(kernel))
     laid = case.map(lambda t: t if t.dtype == torch.uint8 else layout(t))

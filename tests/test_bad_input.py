@@ -7,7 +7,7 @@ import torch
 from models import bits, build, data, random_fishers, random_mask, same
 
 import sfron_fast as sf
-from sfron_fast import Fisher, Recipe, SaliencyMask, functional
+from sfron_fast import Fisher, Recipe, SaliencyMask, _native, functional
 from sfron_fast.recipes import (
     bad_teacher,
     finetune,
@@ -436,3 +436,19 @@ def test_everything_public_has_its_row_here():
     own = {n for n, v in vars(functional).items() if getattr(v, "__module__", "") == functional.__name__}
     ops = {n for n in own if not n.startswith("_")}
     assert ops == set(BAD)
+
+
+# --- names, not the numbers of torch's ABI -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not _native.available(), reason="needs the native kernels")
+def test_a_refused_dtype_has_its_name():
+    known = {d for d in vars(torch).values() if isinstance(d, torch.dtype)} - {torch.float64}
+    floats = {torch.float32, torch.bfloat16, torch.float16}
+    for dtype in known:
+        tensor = torch.empty(0, dtype=dtype)
+        if tensor.is_quantized:
+            continue  # served by the reference, which prints Python's name
+        grads, masks = ([torch.zeros(0)], [tensor]) if dtype in floats else ([tensor], [])
+        with pytest.raises(ERRORS, match=rf"\[0\]: expected .*, found {dtype}$"):
+            torch.ops.sfron_fast.masked_grad_norm(grads, masks, None)

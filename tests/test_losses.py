@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfron_fast import adaptive_cross_entropy, adaptive_mse, adaptive_weights
+from sfron_fast import adaptive_cross_entropy, adaptive_mse, adaptive_weights, soft_target_kl
 from sfron_fast.losses import LOSS_FLOOR, adaptive_cross_entropy_parts
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -175,3 +175,19 @@ def test_labels_outside_the_classes(label, dtype):
     labels[4] = label
     with pytest.raises((ValueError, RuntimeError), match=rf"labels: expected classes 0 to 4.*{label}"):
         adaptive_cross_entropy(logits, labels)
+
+
+LAZY = {"zero": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype), "negated": lambda t: torch._neg_view(-t)}
+
+
+@pytest.mark.parametrize("lazy", LAZY)
+@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize("loss", [adaptive_mse, soft_target_kl, adaptive_cross_entropy])
+def test_values_that_are_not_in_memory(loss, argument, lazy):
+    """torch keeps some zeros without memory, and some values with the other sign."""
+    given = list(torch.randn(2, 4, 5))
+    if loss is adaptive_cross_entropy:
+        given[1] = torch.tensor([0, 3, 1, 4])
+    given[argument] = LAZY[lazy](given[argument])
+    plain = [t + 0 for t in given]
+    assert torch.equal(loss(*given), loss(*plain))

@@ -217,6 +217,69 @@ def test_shapes_of_equal_counts_differ(one, other):
     assert not any(p.any() for p in params)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_negated_tensor_is_not_described(learned, monkeypatch):
+    """Where the place of the bit is not known, each tensor is asked; more than five dimensions always are."""
+    plain, keys = torch.empty(1), torch._C._dispatch_keys(torch.empty(1)).raw_repr()
+    if not learned:
+        assert not _native._module.learn_keys(plain, keys, plain, keys)
+    for shape in ((), (1,), (5,), (4, 3), (2,) * 5, (2,) * 6):
+        negated = torch._neg_view(torch.randn(shape))
+        assert describe([torch.randn(shape)]) is not None
+        assert describe([negated]) is None
+        assert describe([nn.Parameter(negated)]) is None
+    _native._learn_keys()
+
+
+def test_the_place_of_the_keys_is_learned():
+    plain, negated = torch.empty(1), torch._neg_view(torch.empty(1))
+    keys = [torch._C._dispatch_keys(t).raw_repr() for t in (plain, negated)]
+    assert _native._module.learn_keys(plain, keys[0], negated, keys[1])
+
+
+def zeros(shape):
+    """Without memory, as forward-mode derivatives are made of."""
+    return torch._efficientzerotensor(shape)
+
+
+def test_zero_tensors_are_zeros_where_they_are_read():
+    assert describe([zeros(3)]) is None
+    assert describe([zeros(0)]) is not None
+    calls = {
+        functional.masked_grad_norm: lambda x, z: functional.masked_grad_norm([z, x]),
+        functional.sgd_step_: lambda x, z: functional.sgd_step_([x], [z], lr=0.1, weight_decay=0.5),
+        functional.fisher_accumulate_: lambda x, z: functional.fisher_accumulate_([x], [z], 1.0),
+        functional.saliency_mask: lambda x, z: functional.saliency_mask([x], [z], 1.0)[1],
+    }
+    for op, call in calls.items():
+        found = []
+        for make in (zeros, torch.zeros):
+            x = torch.arange(6.0).view(2, 3)
+            found.append((call(x, make((2, 3))), x))
+        (result, x), (wanted, y) = found
+        assert torch.equal(x, y), op
+        assert result is wanted is None or torch.equal(result, wanted), op
+
+
+def test_a_zero_tensor_is_not_written_to():
+    slow = torch.ones(4)
+    with pytest.raises(ValueError, match=r"fast\[1\]: expected a tensor to write to, found a zero tensor; clone it"):
+        functional.interpolate_([slow, torch.ones(3)], [torch.zeros(4), zeros(3)], 0.5)
+    assert slow.eq(1).all()
+
+
+@pytest.mark.parametrize("kind", [sf.SFRonSGD, sf.SFRonAdamW])
+@pytest.mark.parametrize("gradient", [zeros(3), torch._neg_view(torch.ones(3))], ids=["zero", "negated"])
+def test_an_optimizer_reads_what_a_gradient_means(kind, gradient):
+    weights = []
+    for grad in (gradient, gradient + 0.0):
+        p = nn.Parameter(torch.ones(3))
+        p.grad = grad
+        kind([p], lr=0.1, weight_decay=0.1).step()
+        weights.append(p.detach())
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (4, 3)])
 def test_a_lazily_negated_gradient_has_its_sign(shape):
     params = [torch.zeros(shape)]
