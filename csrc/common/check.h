@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstring>
 #include <optional>
@@ -36,14 +37,14 @@ struct Item {
 class TensorList {
  public:
   explicit TensorList(StableListHandle list) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size_));
+    TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size_));
     handles_.resize(size_);
     for (size_t i = 0; i < size_; ++i) {
       StableIValue item;
-      STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
+      TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
       handles_[i] = torch::stable::detail::to<AtenTensorHandle>(item);
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
+    TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   }
   TensorList(const Record* records, size_t size) : records_(records), size_(size) {}
   TensorList(TensorList&&) noexcept = default;
@@ -108,7 +109,7 @@ inline std::string dtype_name(DType dtype) {
   return dtype_name(dtype == DType::kFloat32 ? c.float32 : dtype == DType::kBFloat16 ? c.bfloat16 : c.float16);
 }
 
-// Where the tensors of the running op must be: the CPU, unless a CudaScope (common/cuda.h) says otherwise.
+// Where the tensors of the running op must be: the CPU, unless a DeviceScope (common/cuda.h) says otherwise.
 struct Device {
   int32_t type, index;
 };
@@ -128,7 +129,7 @@ inline std::string device_name(int32_t type, int32_t index) {
 inline Device device_of(Item item) {
   if (item.record != nullptr) return {item.record->device_type, item.record->device_index};
   Device device{codes().cpu, 0};
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(item.handle, &device.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(item.handle, &device.type));
   if (device.type == codes().cpu) return device;
   if (aoti_torch_get_device_index(item.handle, &device.index) != TORCH_SUCCESS) device.index = 0;
   return device;
@@ -251,7 +252,7 @@ inline Tensor new_tensor(const std::vector<int64_t>& sizes, int32_t code) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), code, wanted_device().type,
       wanted_device().index, &handle));
   Tensor tensor(handle);

@@ -26,7 +26,7 @@ inline void* current_stream(int32_t device) {
   }();
   if (get == nullptr) fail({"device"}, "a build of torch with CUDA", "one without");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return stream;
 }
 
@@ -38,7 +38,7 @@ class DeviceScope {
     if (tensors.empty()) return;
     const Device device = device_of(tensors[0]);
     if (device.type != aoti_torch_device_type_cuda()) return;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device.index, &guard_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device.index, &guard_));
     wanted_device() = device;
   }
   DeviceScope(const DeviceScope&) = delete;
