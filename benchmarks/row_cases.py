@@ -108,7 +108,11 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
         partial(in_place_arm, "in place", over),
         partial(arm, "sfron_fast", ours),
     ]
-    return Case(f"cross-entropy {samples:,} x {classes:,} {short(dtype)}", made, 2 * size, 1.5)
+    ring = copies(size) * size
+    held = [arms.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]  # logits, and gradients beside them
+    more = ring + 2 * size + 4 * 4 * samples * classes  # inputs of a check, what two arms did; what eager torch makes
+    title = f"cross-entropy {samples:,} x {classes:,} {short(dtype)}"
+    return Case(title, made, 2 * size, 1.5, held=held, more=more)
 
 
 def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:

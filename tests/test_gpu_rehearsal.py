@@ -1,5 +1,6 @@
 """`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's clock."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import torch
 from benchmarks import arms as bench_arms
 from benchmarks import gpu_run, harness, plots, readme
 from benchmarks import run as bench
+from benchmarks.arms import STOCK
 from benchmarks.gpu_run import Step, Summary, run_all
 from benchmarks.harness import Arm, Row
 from benchmarks.lists import dit_xl2, resnet18
 from benchmarks.peers import PEERS
-from benchmarks.timer import Clock, time_arms, turns
+from benchmarks.timer import Clock, Contest, cpu_allocations, turns
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
@@ -72,8 +74,9 @@ def test_an_arm_that_fails_or_disagrees_is_not_timed():
         ("same", lambda: [torch.ones(3) + 1e-5]),
     )]  # fmt: skip
     notes = {}
-    rows = time_arms("case", arms, 0, Clock("cpu"), 0.0, notes.__setitem__)
-    assert [row.arm for row in rows] == ["first", "same"]
+    contest = Contest("case", 0, Clock("cpu"), notes.__setitem__)
+    contest.time(contest.agreeing(arms), 0.0)
+    assert [row.arm for row in contest.rows([arm.name for arm in arms])] == ["first", "same"]
     assert notes.keys() == {"broken", "wrong", "nan", "shape"}
     assert "RuntimeError: broken" in notes["broken"]
 
@@ -93,6 +96,64 @@ def test_a_failing_case_does_not_stop_the_others_and_fails_the_run(tmp_path, mon
     assert [m["message"].split(":")[0] for m in result["messages"]] == [
         "failed", "cannot be made", "skipped"
     ]  # fmt: skip
+
+
+HELD = [("authors' style, masks on CPU", {"cpu_masks": True}), ("authors' style", {}), *((how, {}) for how in STOCK),
+        ("ours", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "work"), [("adamw", "plain"), *product(("adamw", "sgd"), ("forget", "pair"))])
+def test_arms_hold_what_their_groups_are_planned_by(kind, work, dtype):
+    """On a GPU; here masks on the CPU lie beside the rest."""
+    shapes = [(64, 1024), (32768,)]
+    about = {"shapes": shapes, "kind": kind, "work": work, "dtype": dtype, "slow_lr": 0.5 if work == "pair" else 1.0}
+    alive = []
+    gc.collect()
+    for who, more in HELD if work != "plain" else [(STOCK[0], {}), HELD[-1]]:
+        make = bench_arms.ours if who == "ours" else bench_arms.best_stock if who in STOCK else bench_arms.authors_style
+        options = {"how": who} if who in STOCK else more
+
+        def begin(make=make, options=options):
+            alive.append(make(**about, **options))
+            alive[-1].check()
+            alive[-1].run()
+
+        found = sum(cpu_allocations(begin)) - (98304 if more else 0)
+        assert found == pytest.approx(bench_arms.held(shapes, who, kind, work, dtype), rel=0.01), who
+
+
+def test_a_case_is_timed_in_as_many_groups_as_its_memory_needs(tmp_path):
+    def arm(name, value):
+        return lambda: Arm(name, lambda: None, lambda: [torch.full((2,), value)])
+
+    makers = [lambda: Arm("probe", lambda: None), *(arm(name, 1.0) for name in "abc"), arm("wrong", 2.0),
+              arm("sfron_fast", 1.0)]  # fmt: skip
+    case = harness.Case("case", makers, 8, 0.0, held=(1, 5, 4, 3, 2, 2), more=1)
+    assert case.groups(18) == [[0, 1, 2, 3, 4, 5]]
+    assert case.groups(17) == [[0, 1, 2, 3, 5], [0, 4, 5]]
+    assert case.groups(9) == [[0, 1, 5], [0, 2, 5], [0, 3, 4, 5]]
+    assert case.groups(8) == []
+    run = bench.Run(tmp_path / "x", harness.provenance(), Clock("cpu"), "cpu", 0.0, limit=9)
+    run.case(case)
+    assert [row.arm for row in run.rows] == ["probe", "a", "b", "c", "sfron_fast"]
+    assert {row.arm: row.repetitions for row in run.rows} == {"probe": 6, "a": 2, "b": 2, "c": 2, "sfron_fast": 6}
+    assert [(m["arm"], m["message"].split(":")[0]) for m in run.messages] == [
+        ("memory", "all arms at once would hold 0 GiB of 0"), ("wrong", "differs from a by 1.0e+00")
+    ]  # fmt: skip
+    assert not harness.failures(run.messages)
+    run.limit = 8
+    run.case(case)
+    assert "two of them are too many" in run.messages[-1]["message"]
+
+
+def test_every_case_of_the_gpu_fits_in_70_gib():
+    """And those that would not at once are told."""
+    cases = [*bench.list_cases.cases("cuda", "cpu", False), *bench.row_cases.cases("cuda", "cpu", False)]
+    groups = {case.name: len(case.groups(bench.ROOM)) for case in cases if case.held}
+    assert all(groups.values()), groups
+    several = {name for name, count in groups.items() if count > 1}
+    assert {"DiT-XL/2, adamw forget", "DiT-XL/2, adamw pair, alpha 0.5"} <= several
 
 
 def test_a_table_of_other_columns_is_moved_aside(tmp_path):
@@ -175,7 +236,7 @@ def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
         for arm in made:
             arm.run()
         changes = [arm.check() for arm in made]
-        assert all(harness.difference(found, changes[0]) < 1e-3 for found in changes)
+        assert all(harness.difference(found, changes[0]) < 1e-3 for found in changes[1:])
     problem = bench_arms.Problem([(4,)])
     problem.prepare("pair")
     seen = []
