@@ -2,8 +2,10 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from itertools import islice, pairwise, product
@@ -261,9 +263,9 @@ def test_steps_are_independent_and_limited(tmp_path):
     run_all(chosen, summary, "a GPU", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     states = ["FAILED", "TIMED OUT", "skipped", "FAILED", "ok"]
-    assert [line[15:].split("  ")[0] for line in lines] == states
+    assert [line[17:].split("  ")[0] for line in lines] == states
     assert summary.failed == 3
-    log = (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log-1.txt").read_text()
     assert "why" in log
     assert "hello" in log
     run_all([shell("late", "true")], summary, "a GPU", 1.0)
@@ -271,13 +273,67 @@ def test_steps_are_independent_and_limited(tmp_path):
 
 
 def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
-    every = gpu_run.steps(sys.executable, "-", tmp_path, tmp_path)
-    assert {s.name for s in every if s.rehearsal} == {"benchmark", "memcheck", "racecheck"}
-    summary = Summary(tmp_path)
-    run_all([s for s in every if s.name in ("build", "tests/gpu", "per-op tests", "memcheck")], summary, "", 100.0)
+    for part in gpu_run.PARTS:
+        (tmp_path / str(part)).mkdir()
+    every = {part: gpu_run.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part) for part in gpu_run.PARTS}
+    names = {part: [s.name for s in chosen] for part, chosen in every.items()}
+    first = ["env", "build", "precompile"]
+    assert names == {1: [*first, "tests/gpu", "wheel"], 2: [*first, "benchmark"],
+                     3: [*first, "memcheck", "racecheck", "per-op tests"]}  # fmt: skip
+    rehearsed = {s.name for chosen in every.values() for s in chosen if s.rehearsal}
+    assert rehearsed == {"benchmark", "memcheck", "racecheck"}
+    for part, chosen in every.items():
+        kept = [s for s in chosen if s.name in ("tests/gpu", "per-op tests", "memcheck")]
+        run_all([*kept, Step("build", 1.0, ["false"])], Summary(tmp_path, part), "", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
-    assert [line[15:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"]
+    assert [line[:17].split()[0] for line in lines] == ["1", "1", "2", "3", "3", "3"]
+    assert [line[17:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"] + ["skipped"] * 2
     assert all("no CUDA device" in line for line in lines)
+    files = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    assert sorted(files) == ["log-1.txt", "log-2.txt", "log-3.txt", "summary.txt"]  # beside gpu.json and gpu.csv
+
+
+def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monkeypatch):
+    """Failures are told when they are known; a step is asked to end before it is killed; the longest log is cut."""
+    monkeypatch.setattr(gpu_run, "MOST_LOG", 4000)
+    (tmp_path / "test_two.py").write_text(
+        "import os\ndef test_bad():\n    assert 1 + 1 == 3, 'wrong sum'\ndef test_dies():\n    os._exit(3)\n"
+    )
+    command = [*gpu_run.pytest_command(sys.executable), "-c", str(gpu_run.ROOT / "pyproject.toml"), "--rootdir",
+               str(tmp_path), "test_two.py"]  # fmt: skip
+    asked = ["sh", "-c", "trap 'echo asked to end; exit 1' INT; sleep 60 & wait"]
+    chosen = [Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_run.ROOT)}, cwd=tmp_path),
+              Step("waits", 1.0, asked), Step("talks", 9.0, ["seq", "100000"])]  # fmt: skip
+    run_all(chosen, Summary(tmp_path, 3), "a GPU", 999.0)
+    log = (tmp_path / "log-3.txt").read_text()
+    assert log.index("test_two.py::test_bad FAILED") < log.index("AssertionError: wrong sum") < log.index("::test_dies")
+    assert "asked to end" in log
+    assert "bytes left out" in log
+    assert log.endswith("\n100000\n")
+    assert len(log) < 20_000
+    states = [line[17:].split("  ")[0] for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert states == ["FAILED", "TIMED OUT", "ok"]
+
+
+def test_triton_kernels_are_compiled_before_they_are_launched(tmp_path):
+    """By their launchers, without a device; what tests and benchmark launch is known."""
+    pytest.importorskip("triton")
+    code = """
+        import sys; sys.path.insert(0, "tests/gpu")
+        import precompile, torch
+        calls = precompile.calls()
+        assert len(calls) > 150
+        assert ("cross_entropy", (8192, 1, 128256), torch.bfloat16) in calls
+        precompile.prepare(90)
+        assert not precompile.attempt(("squared_error", (3, 63), torch.float32))
+        assert "TypeError" in precompile.attempt(("squared_error", None, torch.float32))
+        print(sorted(path.name for path in precompile.compiled()))
+    """
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(gpu_run.ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=gpu_run.ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert eval(result.stdout) == ["_adaptive_mse_bwd_kernel.cubin", "_adaptive_mse_fwd_kernel.cubin"]
 
 
 STAND_INS = """
@@ -342,4 +398,4 @@ def test_a_wheel_is_loaded_from_its_own_folder(tmp_path):
             archive.write(file, file.relative_to(PACKAGE.parent))
     summary = Summary(tmp_path)
     run_all([gpu_run.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
-    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
+    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log-1.txt").read_text()
