@@ -98,7 +98,7 @@ def speed(
     """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
-    counts, special, flight = {one.address: 1 for one in code}, 0, loaded(code)
+    counts, flight = {one.address: 1 for one in code}, loaded(code)
     for body in loops(code):
         turn = loaded(body) / (itemsize * read_tensors)
         if turn >= 1:

@@ -1,7 +1,8 @@
 """Compiles every Triton kernel for sm_90 as the launchers would launch it, without a GPU, and reads its machine code.
 
-`python -m benchmarks.triton_report`: registers, stack, spills, and how wide the loads and stores are, for the shapes
-in use. Fails if a kernel spills, or if a kernel that could move 16 bytes at once does not.
+`python -m benchmarks.triton_report`: registers, stack, spills, how wide the loads and stores are, and what ``sass.py``
+says of the speed, for the shapes in use. Fails if a kernel spills, or if a kernel that could move 16 bytes at once
+does not. ``analysis`` gives the same rows to other reports.
 """
 
 import argparse
@@ -21,11 +22,23 @@ from typing import Any
 
 import torch
 
-CLASSES = (10, 200, 1000, 32000, 128256, 152064)
+from benchmarks import sass
+
+CLASSES = (10, 200, 1000, 32000, 50257, 128256, 152064)
 SAMPLES = {(256, 3 * 32 * 32): "images 3x32x32", (64, 4 * 32 * 32): "latents 4x32x32", (4, 3 * 512 * 512): "3x512x512"}
 DTYPES = (torch.bfloat16, torch.float32)
 COLUMNS = ["kernel", "for", "dtype", "tile", "warps", "programs", "registers", "stack", "spills"]
 COLUMNS += ["ld128", "ld", "st128", "st"]
+SPEED = ["instructions_per_element", "mufu_per_element", "issue_load", "blocks", "bytes_in_flight"]
+COLUMNS += SPEED
+# tensors that a kernel reads, and reads or writes, for each element; others walk over samples, not elements
+STREAMS = {
+    "_adaptive_cross_entropy_fwd_kernel": (1, 1), "_adaptive_cross_entropy_long_fwd_kernel": (1, 1),
+    "_adaptive_cross_entropy_bwd_kernel": (1, 2), "_adaptive_cross_entropy_scale_kernel": (1, 2),
+    "_adaptive_mse_fwd_kernel": (2, 2), "_adaptive_mse_bwd_kernel": (2, 3),
+    "_soft_target_kl_fwd_kernel": (2, 2), "_soft_target_kl_long_fwd_kernel": (2, 2),
+    "_soft_target_kl_bwd_kernel": (2, 3),
+}  # fmt: skip
 
 
 @dataclass
@@ -38,6 +51,7 @@ class Launch:
     signature: dict[str, str]  # argument -> type
     constants: dict[str, Any]
     options: dict[str, Any]
+    elements: int = 0  # of each tensor
     purpose: str = ""
     dtype: str = ""
 
@@ -67,7 +81,8 @@ class Recorder:
 
 def type_name(value: Any) -> str:
     names = {
-        torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"
+        torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64", torch.int64: "i64",
+        torch.int32: "i32",
     }  # fmt: skip
     if isinstance(value, torch.Tensor):
         return "*" + names[value.dtype]
@@ -79,10 +94,10 @@ def type_name(value: Any) -> str:
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Within, the launchers take tensors on the meta device, and their launches are noted."""
-    from sfron_fast.triton import adaptive_cross_entropy, adaptive_mse, soft_target_kl
+    from sfron_fast.triton import adaptive_cross_entropy, adaptive_mse, samples, soft_target_kl
 
     launches: list[Launch] = []
-    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl)
+    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, samples)
     found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
     kernels = {(m, n): getattr(m, n) for m, n in found}
     for (module, name), kernel in kernels.items():
@@ -100,12 +115,13 @@ def cross_entropy_launches(samples: int, tokens: int, classes: int, dtype: torch
     logits = torch.empty((samples, tokens, classes), dtype=dtype, device="meta")
     labels = torch.empty((samples, tokens), dtype=torch.int64, device="meta")
     with recorded() as launches:
-        loss, _, weights, _, lse = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
-        op.adaptive_cross_entropy_backward(loss, logits, labels, weights, lse, -100)
+        loss, _, weights, _, log_sums = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
+        op.adaptive_cross_entropy_backward(loss, logits, labels, weights, log_sums, -100)
         if tokens == 1:
             op.adaptive_cross_entropy_sum_(logits, labels, 0.5, 1e-6, -100, 1.0)
             op.adaptive_cross_entropy_scale_(logits, loss)
-    return named(launches, f"V={classes}" + (f" x {tokens} tokens" if tokens > 1 else ""), dtype)
+    purpose = f"V={classes}" + (f" x {tokens} tokens" if tokens > 1 else "")
+    return named(launches, purpose, dtype, logits.numel())
 
 
 def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) -> list[Launch]:
@@ -115,7 +131,7 @@ def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) 
     with recorded() as launches:
         loss, _, weights, _ = op.adaptive_mse(prediction, target, 0.5, 1e-6, True)
         op.adaptive_mse_backward(loss, prediction, target, weights, True)
-    return named(launches, f"{samples} {purpose}", dtype)
+    return named(launches, f"{samples} {purpose}", dtype, prediction.numel())
 
 
 def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
@@ -123,14 +139,14 @@ def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
 
     logits, teacher = (torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2))
     with recorded() as launches:
-        loss, _, lse = op.soft_target_kl(logits, teacher, None, 2.0)
-        op.soft_target_kl_backward(loss, logits, teacher, None, lse, 2.0)
-    return named(launches, f"V={classes}", dtype)
+        loss, _, log_sums = op.soft_target_kl(logits, teacher, None, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, None, log_sums, 2.0)
+    return named(launches, f"V={classes}", dtype, logits.numel())
 
 
-def named(launches: list[Launch], purpose: str, dtype: torch.dtype) -> list[Launch]:
+def named(launches: list[Launch], purpose: str, dtype: torch.dtype, elements: int) -> list[Launch]:
     for launch in launches:
-        launch.purpose, launch.dtype = purpose, str(dtype).removeprefix("torch.")
+        launch.purpose, launch.dtype, launch.elements = purpose, str(dtype).removeprefix("torch."), elements
     return launches
 
 
@@ -147,10 +163,9 @@ def all_launches() -> list[Launch]:
     return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]
 
 
-def compiled_row(launch: Launch) -> dict[str, Any]:
-    """One row of the table: compiles the kernel, every pointer aligned to 16 bytes as torch allocates."""
+def compiled(launch: Launch) -> Any:
+    """The kernel for sm_90, every pointer aligned to 16 bytes as torch allocates."""
     import triton
-    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -158,29 +173,55 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind.startswith("*")}
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options)
+
+
+def compiled_row(launch: Launch) -> dict[str, Any]:
+    """One row of the table."""
+    from triton import knobs
+
+    made = compiled(launch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(made.asm["cubin"])
         cubin.flush()
-        usage, sass = (
+        usage, text = (
             subprocess.run([knobs.nvidia.cuobjdump.path, flag, cubin.name], capture_output=True, text=True, check=True)
             .stdout for flag in ("-res-usage", "-sass")
         )  # fmt: skip
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    moves = Counter((op, ".128" in kind) for op, kind in re.findall(r"\b(LDG|STG|LDL|STL)((?:\.\w+)*) ", sass))
-    purpose = launch.purpose + (", sum" if launch.constants.get("GRADIENT") else "")
+    moves = Counter((one.op, one.bytes == 16) for one in sass.read(text))
+    summed = launch.constants.get("GRADIENT", False)
     tile = [str(launch.constants[n]) for n in ("ROWS", "DEPTH", "BLOCK", "LANES") if n in launch.constants]
-    return {
-        "kernel": launch.kernel, "for": purpose, "dtype": launch.dtype, "tile": "x".join(tile),
-        "warps": launch.options["num_warps"], "programs": launch.programs, "registers": used["REG"],
-        "stack": used["STACK"] + used["LOCAL"], "spills": sum(n for (op, _), n in moves.items() if op[2] == "L"),
+    row = {
+        "kernel": launch.kernel, "for": launch.purpose + (", sum" if summed else ""), "dtype": launch.dtype,
+        "tile": "x".join(tile), "warps": launch.options["num_warps"], "programs": launch.programs,
+        "registers": used["REG"], "stack": used["STACK"] + used["LOCAL"],
+        "spills": sum(n for (op, _), n in moves.items() if op in ("LDL", "STL")),
         "ld128": moves["LDG", True], "ld": moves["LDG", False], "st128": moves["STG", True], "st": moves["STG", False],
+        **dict.fromkeys(SPEED, ""),
     }  # fmt: skip
+    if launch.kernel in STREAMS:
+        reads, moved = STREAMS[launch.kernel]
+        row |= sass.speed(
+            text, programs=launch.programs, threads=32 * launch.options["num_warps"], registers=used["REG"],
+            shared=made.metadata.shared, elements=launch.elements, itemsize=getattr(torch, launch.dtype).itemsize,
+            read_tensors=reads, moved_tensors=moved + summed,
+        )  # fmt: skip
+    return row
+
+
+def analysis(launches: list[Launch], workers: int = 1) -> list[dict[str, Any]]:
+    """A row for each launch, with the keys of COLUMNS; those of SPEED are "" where a kernel walks over samples."""
+    if workers == 1:
+        return [compiled_row(launch) for launch in launches]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compiled_row, launches))
 
 
 def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
     found = [f"{row['kernel']} ({row['for']}, {row['dtype']}): {row[w]} {w}" for w in ("stack", "spills") if row[w]]
-    wide = launch.constants.get("ALIGN", 1) * (2 if "bfloat16" in row["dtype"] else 4) >= 16
+    size = getattr(torch, row["dtype"]).itemsize
+    wide = launch.constants.get("ALIGN", 1) * size >= 16 or launch.constants.get("PEEL")
     if wide and not row["ld128"]:
         found.append(f"{row['kernel']} ({row['for']}, {row['dtype']}): no 16-byte loads")
     return found
@@ -189,11 +230,7 @@ def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
 def report(launches: list[Launch], workers: int = 1) -> int:
     """Print the table; returns the number of complaints."""
     start = time.perf_counter()
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            rows = list(pool.map(compiled_row, launches))
-    else:
-        rows = [compiled_row(launch) for launch in launches]
+    rows = analysis(launches, workers)
     table = [COLUMNS, *([str(row[c]) for c in COLUMNS] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
     for line in table:

@@ -46,15 +46,13 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
-        """The op's outputs but lse; the logits are read."""
-        loss, losses, weights, normaliser, lse = _served("adaptive_cross_entropy", logits.dtype)(
-            logits, labels, *numbers
-        )
+        """The op's outputs but log_sums; the logits are read."""
+        *outputs, log_sums = _served("adaptive_cross_entropy", logits.dtype)(logits, labels, *numbers)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(losses, weights, normaliser)
-        ctx.save_for_backward(logits, labels, weights, lse)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(logits, labels, outputs[2], log_sums)
         ctx.ignore_index = numbers[2]
-        return loss, losses, weights, normaliser
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
@@ -62,9 +60,8 @@ class CrossEntropy(torch.autograd.Function):
         _refuse_graph()
         if grad is None:
             return (None,) * 5
-        logits, labels, weights, lse = ctx.saved_tensors
-        backward = _served("adaptive_cross_entropy_backward_", logits.dtype)
-        backward(grad, logits, labels, weights, lse, ctx.ignore_index)
+        logits, *others = ctx.saved_tensors
+        _served("adaptive_cross_entropy_backward_", logits.dtype)(grad, logits, *others, ctx.ignore_index)
         _bump(logits)
         return logits.detach(), None, None, None, None
 

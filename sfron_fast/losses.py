@@ -32,8 +32,8 @@ def adaptive_weights(
     require(some, "losses", "[samples], at least one", tuple(losses.shape))
     require(losses.is_floating_point(), "losses", "a floating dtype", losses.dtype)
     wide = losses.detach().to(reference.accumulate_dtype(losses.dtype))
-    weights, normaliser = reference.adaptive_weights(wide, temperature, floor)
-    return weights if group is None else weights * _portion(normaliser, group)
+    weights, log_normaliser = reference.adaptive_weights(wide, temperature, floor)
+    return weights if group is None else weights * _portion(log_normaliser, group)
 
 
 def adaptive_cross_entropy(
@@ -65,10 +65,8 @@ def adaptive_cross_entropy(
     """
     if group is not None and logits.shape[0] == 0:
         return _nothing(logits, group)
-    loss, _, _, normaliser = adaptive_cross_entropy_parts(
-        logits, labels, temperature, floor=floor, ignore_index=ignore_index, inplace=inplace
-    )
-    return loss if group is None else loss * _portion(normaliser, group)
+    loss, _, _, log_normaliser = _cross_entropy(logits, labels, temperature, floor, ignore_index, inplace)
+    return loss if group is None else loss * _portion(log_normaliser, group).to(loss.dtype)
 
 
 def adaptive_cross_entropy_parts(
@@ -83,8 +81,18 @@ def adaptive_cross_entropy_parts(
     """As ``adaptive_cross_entropy``, returning (loss [], losses [samples], weights [samples], normaliser []).
 
     Gradient accumulation and data parallelism: back-propagate ``loss * normaliser`` of every part and divide
-    once by the sum of the normalisers, which is the weight over the whole batch.
+    once by the sum of the normalisers, which is the weight over the whole batch. They are sums of
+    max(l_i, floor)^-temperature, and inf or 0 where the loss's dtype cannot hold that (fp32: from a temperature of 6.5
+    on, with the default floor); the weights and the loss have no such limit.
     """
+    loss, losses, weights, log_normaliser = _cross_entropy(logits, labels, temperature, floor, ignore_index, inplace)
+    return loss, losses, weights, log_normaliser.exp().to(loss.dtype)
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, inplace: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """loss [], losses [samples], weights [samples], log_normaliser []"""
     _check_rows(logits, labels, temperature, floor)
     over = inplace and in_place.wanted(logits)
     if over:
@@ -202,8 +210,8 @@ def adaptive_mse(
         return _nothing(prediction, group)
     op = _kernel("adaptive_mse", prediction)
     rows, targets = prediction.flatten(1).contiguous(), target.flatten(1).contiguous()
-    loss, _, _, normaliser = op(rows, targets, float(temperature), float(floor), reduction == "mean")
-    return loss if group is None else loss * _portion(normaliser, group)
+    loss, _, _, log_normaliser = op(rows, targets, float(temperature), float(floor), reduction == "mean")
+    return loss if group is None else loss * _portion(log_normaliser, group).to(loss.dtype)
 
 
 # --- ranks that share a batch: what each back-propagates is averaged -------------------------------------------------
@@ -216,16 +224,22 @@ def _mean(normaliser: Tensor, group: Any) -> Tensor:
     return mean / torch.distributed.get_world_size(group)
 
 
-def _portion(normaliser: Tensor, group: Any) -> Tensor:
-    """What turns a rank's own average into its summand of the whole batch's, times the number of ranks."""
-    mean = _mean(normaliser, group)
-    return normaliser.detach() / torch.where(mean > 0, mean, 1.0)
+def _portion(log_normaliser: Tensor, group: Any) -> Tensor:
+    """What turns a rank's own average into its summand of the whole batch's, times the number of ranks. fp64.
+
+    Of the logarithms, so that no temperature overflows; a NaN of one rank is every rank's.
+    """
+    own, ranks = log_normaliser.detach().reshape(1), torch.distributed.get_world_size(group)
+    everyone = own.new_empty(ranks)
+    torch.distributed.all_gather_into_tensor(everyone, own, group=group)
+    portion = (own[0] - everyone.logsumexp(dim=0)).exp() * ranks
+    return torch.where(own[0] == -math.inf, 0.0, portion)  # no labelled sample here, nor perhaps anywhere
 
 
 def _nothing(source: Tensor, group: Any) -> Tensor:
     """The summand of a rank without samples: 0, with a gradient, which the other ranks wait for."""
     nothing = source.sum(dtype=reference.accumulate_dtype(source.dtype))
-    return nothing * _portion(nothing, group)
+    return nothing * _portion(nothing.new_full((), -math.inf, dtype=torch.float64), group).to(nothing.dtype)
 
 
 def soft_target_kl(

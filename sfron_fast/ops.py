@@ -36,21 +36,21 @@ SCHEMAS = {
     "fisher_saliency_mask_": """(Tensor(a!)[] retain, Tensor[] grads, Tensor[] forget, Tensor(b!)[] masks,
         Tensor(c!) counts, float weight, float total, float threshold, float eps) -> ()""",
     "adaptive_cross_entropy": """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
-        -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser, Tensor lse)""",
-    "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights, Tensor lse,
-        int ignore_index) -> Tensor""",
-    "adaptive_cross_entropy_backward_": """(Tensor grad, Tensor(a!) logits, Tensor labels, Tensor weights, Tensor lse,
-        int ignore_index) -> ()""",
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser, Tensor log_sums)""",
+    "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights,
+        Tensor log_sums, int ignore_index) -> Tensor""",
+    "adaptive_cross_entropy_backward_": """(Tensor grad, Tensor(a!) logits, Tensor labels, Tensor weights,
+        Tensor log_sums, int ignore_index) -> ()""",
     "adaptive_cross_entropy_sum_": """(Tensor(a!) logits, Tensor labels, float temperature, float floor,
         int ignore_index, float scale) -> (Tensor total, Tensor losses, Tensor weights, Tensor normaliser)""",
     "adaptive_cross_entropy_scale_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "adaptive_mse": """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
-        -> (Tensor loss, Tensor losses, Tensor weights, Tensor normaliser)""",
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)""",
     "adaptive_mse_backward": "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor",
     "soft_target_kl": """(Tensor logits, Tensor teacher_logits, Tensor? weights, float temperature)
-        -> (Tensor loss, Tensor losses, Tensor lse)""",
-    "soft_target_kl_backward": """(Tensor grad, Tensor logits, Tensor teacher_logits, Tensor? weights, Tensor lse,
-        float temperature) -> Tensor""",
+        -> (Tensor loss, Tensor losses, Tensor log_sums)""",
+    "soft_target_kl_backward": """(Tensor grad, Tensor logits, Tensor teacher_logits, Tensor? weights,
+        Tensor log_sums, float temperature) -> Tensor""",
 }
 
 
@@ -114,21 +114,23 @@ def _mask_fake(
 
 
 def _sample_outputs(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """loss, losses, weights, log_normaliser"""
     dtype = reference.accumulate_dtype(source.dtype)
-    scalar = source.new_empty((), dtype=dtype)
     per_sample = source.new_empty(source.shape[0], dtype=dtype)
-    return scalar, per_sample, torch.empty_like(per_sample), torch.empty_like(scalar)
+    log_normaliser = source.new_empty((), dtype=torch.float64)
+    return source.new_empty((), dtype=dtype), per_sample, torch.empty_like(per_sample), log_normaliser
 
 
 def _cross_entropy_fake(
     logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
 ) -> tuple[Tensor, ...]:
-    lse = logits.new_empty(logits.shape[:2], dtype=reference.accumulate_dtype(logits.dtype))
-    return *_sample_outputs(logits), lse
+    log_sums = logits.new_empty((2, *logits.shape[:2]), dtype=reference.accumulate_dtype(logits.dtype))
+    return *_sample_outputs(logits), log_sums
 
 
 def _cross_entropy_sum_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _sample_outputs(logits)
+    total, losses, weights, _ = _sample_outputs(logits)
+    return total, losses, weights, torch.empty_like(total)
 
 
 def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> tuple[Tensor, ...]:
@@ -137,7 +139,7 @@ def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: flo
 
 def _kl_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     loss, losses, *_ = _sample_outputs(logits)
-    return loss, losses, losses.new_empty((2, logits.shape[0]))
+    return loss, losses, losses.new_empty((4, logits.shape[0]))
 
 
 def _like_second(grad: Tensor, source: Tensor, *rest: Any) -> Tensor:
@@ -162,16 +164,12 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, labels, _, _, ctx.ignore_index = inputs
-    _, losses, weights, normaliser, lse = output
-    ctx.mark_non_differentiable(losses, weights, normaliser, lse)
-    ctx.save_for_backward(logits, labels, weights, lse)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(logits, labels, output[2], output[4])
 
 
 def _cross_entropy_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    logits, labels, weights, lse = ctx.saved_tensors
-    gradient = torch.ops.sfron_fast.adaptive_cross_entropy_backward(
-        grad, logits, labels, weights, lse, ctx.ignore_index
-    )
+    gradient = torch.ops.sfron_fast.adaptive_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.ignore_index)
     return gradient, None, None, None, None
 
 

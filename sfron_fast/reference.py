@@ -341,52 +341,87 @@ def fisher_saliency_mask_(
 # --- adaptive losses: equations 4 and 5 ------------------------------------------------------------------------
 
 
-def adaptive_weights(losses: Tensor, temperature: float, floor: float) -> tuple[Tensor, Tensor]:
-    """Per-sample losses [samples] -> weights max(l, floor)^-lambda / normaliser [samples], and the normaliser []."""
-    raw = losses.clamp_min(floor).pow(-temperature)
-    normaliser = raw.sum()
-    return raw / normaliser, normaliser
+def adaptive_weights(
+    losses: Tensor, temperature: float, floor: float, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """losses [samples] -> weights b_i^-lambda / sum_j b_j^-lambda [samples], b = max(l, floor), and the sum's logarithm.
+
+    In fp64, and relative to the least b, so that no power overflows and the largest is 1; the logarithm [] stays fp64.
+    Samples that are not ``counted`` (bool [samples]) weigh 0, and if none is, the logarithm is -inf. One NaN among the
+    others makes them all NaN.
+    """
+    base = losses.to(torch.float64).clamp_min(floor)
+    if counted is not None:
+        base = torch.where(counted, base, math.inf)
+    least = torch.cat([base, base.new_full((1,), math.inf)]).amin()  # samples may be none
+    least = torch.where(least == math.inf, 1.0, least)
+    raw = (base / least).pow(-temperature)
+    if counted is not None:
+        raw = torch.where(counted, raw, 0.0)
+    total = raw.sum()
+    weights = raw / torch.where(total == 0, 1.0, total)  # no labelled sample at all: 0, not 0 / 0
+    return weights.to(losses.dtype), total.log() - temperature * least.log()
+
+
+def row_shift(x: Tensor) -> Tensor:
+    """The maximum over the last dimension, which log-sum-exps subtract; 0 where it is infinite, as inf - inf is NaN."""
+    maximum = x.detach().amax(dim=-1)
+    return torch.where(maximum.isinf(), 0.0, maximum)
+
+
+def cross_entropy_log_sums(wide: Tensor, labels: Tensor) -> Tensor:
+    """wide [samples, tokens, classes], labels [samples, tokens] -> [2, samples, tokens]: shift, log sum e^(x - shift).
+
+    The classes beside the label are added apart: what is small beside the e^0 of a label that is the maximum, the loss
+    of a remembered sample, keeps its digits.
+    """
+    shift = row_shift(wide)
+    relative, label = wide - shift.unsqueeze(2), labels.unsqueeze(2)
+    rest = relative.exp().scatter(2, label, 0.0).sum(dim=2)
+    return torch.stack([shift, torch.log1p(rest + torch.expm1(relative.gather(2, label).squeeze(2)))])
 
 
 def adaptive_cross_entropy(
     logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """logits [samples, tokens, classes], labels [samples, tokens] -> loss, losses, weights, normaliser, lse.
+    """logits [samples, tokens, classes], labels [samples, tokens] -> loss, losses, weights, log_normaliser, log_sums.
 
     A sample's loss is the mean over its tokens with a label; a sample without one has loss and weight 0.
-    losses, weights [samples], lse [samples, tokens] (log-sum-exp) in fp32 (fp64 for fp64).
+    losses, weights [samples], log_sums [2, samples, tokens] (a row's maximum, or 0 where that is infinite, and
+    log sum e^(x - maximum)) in fp32 (fp64 for fp64); log_normaliser [] as ``adaptive_weights``, fp64.
     """
     wide = _wide(logits)
-    lse = torch.logsumexp(wide, dim=2)
     counted = labels != ignore_index
-    picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
+    known = torch.where(counted, labels, 0)
+    shift, log_sum = log_sums = cross_entropy_log_sums(wide, known)
+    picked = wide.gather(2, known.unsqueeze(2)).squeeze(2)
     tokens = counted.sum(dim=1)
-    losses = torch.where(counted, lse - picked, 0.0).sum(dim=1) / tokens.clamp_min(1)
-    raw = torch.where(tokens > 0, losses.clamp_min(floor).pow(-temperature), 0.0)
-    normaliser = raw.sum()
-    # no labelled sample at all: loss 0 with weight 0, not 0 / 0
-    weights = raw / torch.where(normaliser > 0, normaliser, 1.0)
-    return (weights * losses).sum(), losses, weights, normaliser, lse
+    losses = torch.where(counted, log_sum - (picked - shift), 0.0).sum(dim=1) / tokens.clamp_min(1)
+    weights, log_normaliser = adaptive_weights(losses, temperature, floor, tokens > 0)
+    return (weights * losses).sum(), losses, weights, log_normaliser, log_sums
 
 
 def adaptive_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> Tensor:
-    """d loss / d logits = grad * w_i / tokens_i * (softmax - onehot); weights are constants."""
-    wide = _wide(logits)
-    counted = labels != ignore_index
-    row = torch.where(counted, (weights / counted.sum(dim=1).clamp_min(1)).unsqueeze(1), 0.0) * grad
-    delta = torch.exp(wide - lse.unsqueeze(2))
-    onehot = torch.where(counted, labels, 0).unsqueeze(2)
-    delta.scatter_add_(2, onehot, torch.full_like(onehot, -1, dtype=delta.dtype))
-    return torch.where(counted.unsqueeze(2), delta * row.unsqueeze(2), 0.0).to(logits.dtype)
+    """d loss / d logits = grad * w_i / tokens_i * (softmax - onehot); weights are constants.
+
+    At the label softmax - 1 = expm1(-loss), which keeps the digits of a small loss.
+    """
+    counted = (labels != ignore_index).unsqueeze(2)
+    label = torch.where(counted, labels.unsqueeze(2), 0)
+    row = torch.where(counted, (weights / counted.sum(dim=1).clamp_min(1).squeeze(1)).view(-1, 1, 1), 0.0) * grad
+    shift, log_sum = log_sums.unsqueeze(3)
+    log_softmax = (_wide(logits) - shift) - log_sum
+    delta = log_softmax.exp().scatter(2, label, log_softmax.gather(2, label).expm1())
+    return torch.where(counted, delta * row, 0.0).to(logits.dtype)
 
 
 def adaptive_cross_entropy_backward_(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> None:
     """As above, written over the logits."""
-    logits.copy_(adaptive_cross_entropy_backward(grad, logits, labels, weights, lse, ignore_index))
+    logits.copy_(adaptive_cross_entropy_backward(grad, logits, labels, weights, log_sums, ignore_index))
 
 
 def adaptive_cross_entropy_sum_(
@@ -395,11 +430,13 @@ def adaptive_cross_entropy_sum_(
     """One token a sample: total = scale * sum_i raw_i l_i with raw_i = max(l_i, floor)^-lambda -> total, losses,
     weights, normaliser = sum_i raw_i. Writes d total / d logits over the logits, the raw_i constant.
     """
-    _, losses, weights, normaliser, lse = adaptive_cross_entropy(logits, labels, temperature, floor, ignore_index)
-    raw = torch.where(labels[:, 0] != ignore_index, losses.clamp_min(floor).pow(-temperature), 0.0)
-    factor = torch.full_like(normaliser, scale)
-    adaptive_cross_entropy_backward_(factor, logits, labels, raw, lse, ignore_index)
-    return (raw * losses).sum() * factor, losses, weights, normaliser
+    outputs = adaptive_cross_entropy(logits, labels, temperature, floor, ignore_index)
+    loss, losses, weights, log_normaliser, log_sums = outputs
+    raw = losses.to(torch.float64).clamp_min(floor).pow(-temperature).to(losses.dtype)
+    raw = torch.where(labels[:, 0] != ignore_index, raw, 0.0)
+    factor = torch.full_like(loss, scale)
+    adaptive_cross_entropy_backward_(factor, logits, labels, raw, log_sums, ignore_index)
+    return (raw * losses).sum() * factor, losses, weights, log_normaliser.exp().to(losses.dtype)
 
 
 def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
@@ -410,13 +447,13 @@ def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
 def adaptive_mse(
     prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples], normaliser."""
+    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples], log_normaliser."""
     difference = _wide(prediction) - _wide(target)
     losses = (difference * difference).sum(dim=1)
     if mean:
         losses = losses / max(prediction.shape[1], 1)
-    weights, normaliser = adaptive_weights(losses, temperature, floor)
-    return (weights * losses).sum(), losses, weights, normaliser
+    weights, log_normaliser = adaptive_weights(losses, temperature, floor)
+    return (weights * losses).sum(), losses, weights, log_normaliser
 
 
 def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool) -> Tensor:
@@ -432,27 +469,36 @@ def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weig
 def soft_target_kl(
     logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_i w_i l_i, l_i = T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) -> loss, losses, lse.
+    """sum_i w_i l_i, l_i = T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) -> loss, losses, log_sums.
 
-    logits, teacher_logits [samples, classes]; weights [samples] of any sign, None = 1 / samples. losses [samples] are 0
-    where the weight is; lse [2, samples] = log-sum-exp of logits / T and of teacher_logits / T. All in fp32 (fp64 for
-    fp64). A class without probability for the teacher adds nothing, whatever its logit.
+    logits, teacher_logits [samples, classes]; weights [samples] of any sign, None = 1 / samples. losses [samples] and
+    log_sums [4, samples] are 0 where the weight is; the latter are the logits' maximum (0 where that is infinite) and
+    log sum e^((x - maximum) / T), then the teacher's. All in fp32 (fp64 for fp64). A class without probability for the
+    teacher adds nothing, whatever its logit.
     """
     weights = _row_weights(weights, logits)
-    pair = [torch.where(weights.unsqueeze(1) != 0, _wide(x) / temperature, 0.0) for x in (logits, teacher_logits)]
-    log_q, log_p = (x.log_softmax(dim=1) for x in pair)
+    counted = (weights != 0).unsqueeze(1)
+    pair = [torch.where(counted, _wide(x), 0.0) for x in (logits, teacher_logits)]
+    shifts = [row_shift(x) for x in pair]
+    relative = [(x - s.unsqueeze(1)) / temperature for x, s in zip(pair, shifts, strict=True)]
+    sums = [torch.where(counted.squeeze(1), x.exp().sum(dim=1).log(), 0.0) for x in relative]
+    log_q, log_p = (x - s.unsqueeze(1) for x, s in zip(relative, sums, strict=True))
     p = log_p.exp()
-    losses = torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(dim=1) * temperature**2
-    return (weights * losses).sum(), losses, torch.stack([x.logsumexp(dim=1) for x in pair])
+    losses = torch.where(counted & (p != 0), p * (log_p - log_q), 0.0).sum(dim=1) * temperature**2
+    return (weights * losses).sum(), losses, torch.stack([shifts[0], sums[0], shifts[1], sums[1]])
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, lse: Tensor, temperature: float
+    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
 ) -> Tensor:
     """d loss / d logits = grad * w_i * T * (softmax(logits / T) - softmax(teacher / T)); 0 where the weight is 0."""
-    row = (_row_weights(weights, logits) * temperature * grad).unsqueeze(1)
-    q, p = ((_wide(x) / temperature - s.unsqueeze(1)).exp() for x, s in zip((logits, teacher_logits), lse, strict=True))
-    return torch.where(_row_weights(weights, logits).unsqueeze(1) != 0, (q - p) * row, 0.0).to(logits.dtype)
+    weights = _row_weights(weights, logits)
+    row = (weights * temperature * grad).unsqueeze(1)
+    q, p = (
+        ((_wide(x) - shift.unsqueeze(1)) / temperature - log_sum.unsqueeze(1)).exp()
+        for x, shift, log_sum in ((logits, *log_sums[:2]), (teacher_logits, *log_sums[2:]))
+    )
+    return torch.where(weights.unsqueeze(1) != 0, (q - p) * row, 0.0).to(logits.dtype)
 
 
 def _row_weights(weights: Tensor | None, logits: Tensor) -> Tensor:

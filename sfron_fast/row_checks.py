@@ -28,18 +28,20 @@ def _in_place(name: str, tensor: Tensor) -> None:
 
 
 def adaptive_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> None:
     require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))
-    for name, tensor, dims in (("labels", labels, 2), ("weights", weights, 1), ("lse", lse, 2)):
-        shape = logits.shape[:dims]
-        require(tensor.shape == shape, name, f"shape {tuple(shape)}", tuple(tensor.shape))
+    samples, tokens = logits.shape[:2]
+    shapes = (("labels", labels, (samples, tokens)), ("weights", weights, (samples,)),
+              ("log_sums", log_sums, (2, samples, tokens)))  # fmt: skip
+    for name, tensor, shape in shapes:
+        require(tensor.shape == shape, name, f"shape {shape}", tuple(tensor.shape))
 
 
 def adaptive_cross_entropy_backward_(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> None:
-    adaptive_cross_entropy_backward(grad, logits, labels, weights, lse, ignore_index)
+    adaptive_cross_entropy_backward(grad, logits, labels, weights, log_sums, ignore_index)
     _in_place("logits", logits)
 
 
@@ -84,8 +86,8 @@ def soft_target_kl(logits: Tensor, teacher_logits: Tensor, weights: Tensor | Non
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, lse: Tensor, temperature: float
+    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
 ) -> None:
     require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))
-    shape = (2, logits.shape[0])
-    require(lse.shape == shape, "lse", f"shape {shape}", tuple(lse.shape))
+    shape = (4, logits.shape[0])
+    require(log_sums.shape == shape, "log_sums", f"shape {shape}", tuple(log_sums.shape))

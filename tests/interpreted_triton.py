@@ -66,7 +66,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(ce, "pieces", lambda dtype, warps: (4, 8))
     monkeypatch.setattr(ce, "BACKWARD_BLOCK", 64)
     monkeypatch.setattr(ce, "TOKEN_BLOCK", 16)
-    monkeypatch.setattr(common, "FINISH_BLOCK", tl.constexpr(4))
+    monkeypatch.setattr(samples, "BLOCK", tl.constexpr(4))
     monkeypatch.setattr(mse, "BLOCK", 64)
     monkeypatch.setattr(mse, "PROGRAMS", 40)
     monkeypatch.setattr(kl, "TILE", 64)

@@ -1,13 +1,27 @@
 #pragma once
-// Cross-entropy per row with the adaptive per-sample weight (README, equations 4 and 5): row losses and log-sum-exp forward,
+// Cross-entropy per row with the adaptive per-sample weight (README, equations 4 and 5): row losses and log-sums forward,
 // row_weight * (softmax - onehot) backward.
 #include "common/hd.h"
 #include "common/softmax.h"
 
 namespace sfron {
 
-SFRON_HD float cross_entropy_backward_one(float logit, float lse, float onehot, float row_weight) {
-  return (exp_below_88(logit - lse) - onehot) * row_weight;
+// log sum e^x = shift + log_sum. They stay apart, as their sum would lose the digits of a small log_sum.
+struct LogSum {
+  float shift;  // row_shift
+  double log_sum;
+};
+
+// What a class that is not the label gets: of e^(x - `base`), the row's weight times e^-log_sum.
+SFRON_HD float cross_entropy_backward_one(float logit, float base, float factor) {
+  return exp_below_88(logit - base) * factor;
+}
+
+inline double cross_entropy_loss(LogSum s, float picked) { return s.log_sum - (static_cast<double>(picked) - s.shift); }
+
+// softmax - 1 of the label, without the cancellation
+inline float cross_entropy_backward_label(LogSum s, float picked, float row_weight) {
+  return static_cast<float>(std::expm1(-cross_entropy_loss(s, picked))) * row_weight;
 }
 
 struct CrossEntropyRows {
@@ -17,13 +31,16 @@ struct CrossEntropyRows {
   DType dtype;
 };
 
-// Rows [begin, end): lse [rows] and losses [rows], the latter in double and 0 where the label is ignored.
-void adaptive_cross_entropy_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses);
+// Rows [begin, end): log_sums [2, rows] (shifts, then log_sums) and losses [rows], the latter in double and 0 where the
+// label is ignored. `rows` = all of them.
+void adaptive_cross_entropy_cpu(
+    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, float* log_sums, double* losses);
 
-// Rows [begin, end) of the gradient [rows, classes], the dtype of the logits and perhaps their memory; row_weights,
-// lse [rows].
+// Rows [begin, end) of the gradient [rows, classes], the dtype of the logits and perhaps their memory; row_weights
+// [rows], log_sums [2, rows].
 void adaptive_cross_entropy_backward_cpu(
-    const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient);
+    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, const float* log_sums,
+    const float* row_weights, void* gradient);
 
 struct RawWeight {
   double temperature, floor, scale;

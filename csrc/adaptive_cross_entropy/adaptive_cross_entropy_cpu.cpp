@@ -10,99 +10,129 @@
 namespace sfron {
 namespace {
 
-// Sum of e^(x - shift); at most 64 additions per lane, then a tree: the same order on every processor. Computing takes
-// as long as memory, so the next block is fetched meanwhile: it lies behind this one, as rows follow each other.
-SFRON_HD float block_sum(const float* x, int64_t n, float shift, const char* next, int64_t bytes) {  // x [n]
-  alignas(64) float lane[kLanes] = {};
-  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+// Adds e^(x - shift) of whole groups of 32 in [begin, end) to lane [32]. Computing takes as long as memory, so the next
+// block is fetched meanwhile: it lies behind this one, as rows follow each other.
+SFRON_HD void add_groups(
+    const float* x, int64_t begin, int64_t end, float shift, const char* next, int64_t bytes, float* lane) {
+  alignas(64) float sum[kLanes];  // the compiler keeps it in registers
+  std::copy_n(lane, kLanes, sum);
+  for (int64_t i = begin; i + kLanes <= end; i += kLanes) {
     prefetch_lines(next + i * bytes);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_below_88(x[i + j] - shift);
+    for (int64_t j = 0; j < kLanes; ++j) sum[j] += exp_below_88(x[i + j] - shift);
   }
-  if (n % kLanes != 0) {
-    const Edge edge(x, n, -INFINITY);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += exp_below_88(edge.values[j] - shift);
+  std::copy_n(sum, kLanes, lane);
+}
+
+// Sum of e^(x - shift), x [n], without the element `left_out`, which may lie outside; at most 64 additions per lane, then
+// a tree: the same order on every processor.
+SFRON_HD float block_sum(
+    const float* x, int64_t n, int64_t left_out, float shift, const char* next, int64_t bytes) {
+  alignas(64) float lane[kLanes] = {};
+  const bool inside = left_out >= 0 && left_out < n;
+  const int64_t whole = n - n % kLanes, group = inside ? left_out - left_out % kLanes : n;
+  add_groups(x, 0, std::min(group, whole), shift, next, bytes, lane);
+  if (group < whole) {
+    alignas(64) float values[kLanes];
+    std::copy_n(x + group, kLanes, values);
+    values[left_out - group] = -INFINITY;
+    add_groups(values, 0, kLanes, shift, next + group * bytes, bytes, lane);
+    add_groups(x, group + kLanes, whole, shift, next, bytes, lane);
+  }
+  if (whole < n) {
+    Edge edge(x, n, -INFINITY);
+    if (group == whole) edge.values[kLanes - n + left_out] = -INFINITY;
+    add_groups(edge.values, 0, kLanes, shift, next, bytes, lane);
   }
   return fold_lanes(lane, [](float a, float b) { return a + b; });
 }
 
-// out = weight * softmax, x and out [n].
-SFRON_HD void block_backward(const float* x, int64_t n, float lse, float weight, float* out) {
+// out = factor * e^(x - base), x and out [n].
+SFRON_HD void block_backward(const float* x, int64_t n, float base, float factor, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], lse, 0.0f, weight);
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], base, factor);
   }
   if (n % kLanes != 0) {
-    Edge edge(x, n, lse);
-    for (int64_t j = 0; j < kLanes; ++j) {
-      edge.values[j] = cross_entropy_backward_one(edge.values[j], lse, 0.0f, weight);
-    }
+    Edge edge(x, n, base);
+    for (int64_t j = 0; j < kLanes; ++j) edge.values[j] = cross_entropy_backward_one(edge.values[j], base, factor);
     for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge.values[kLanes - rest + j];
   }
 }
 
-// log-sum-exp of a row, in double.
-SFRON_HD double row_forward(const CrossEntropyRows& t, int64_t row, float* scratch) {
+// The label's class is added last and in double: the small sum of the others, which is what the loss of a remembered
+// sample consists of, keeps its digits beside the label's e^0.
+SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t label, float picked, float* scratch) {
   float maximum = -INFINITY;
-  double sum = 0.0;
+  double others = 0.0;
   for (int64_t at = 0; at < t.classes; at += kRowBlock) {
     const int64_t n = std::min(kRowBlock, t.classes - at);
     const float* x = load_tile(t.logits, t.dtype, row * t.classes + at, n, scratch);  // [n]
     const float largest = block_maximum(x, n);
     if (largest > maximum) {  // what was summed so far was relative to the old maximum
-      if (sum != 0.0) sum *= exp_one(row_shift(maximum) - row_shift(largest));
+      if (others != 0.0) others *= exp_one(row_shift(maximum) - row_shift(largest));
       maximum = largest;
     }
     if (maximum == INFINITY) {  // only a NaN matters now
-      sum = std::any_of(x, x + n, [](float value) { return value != value; }) ? NAN : std::max(sum, 1.0);
+      others = std::any_of(x, x + n, [](float value) { return value != value; }) ? NAN : others;
       continue;
     }
     const int64_t bytes = dtype_bytes(t.dtype);
     const char* next = static_cast<const char*>(t.logits) + (row * t.classes + at + n) * bytes;
-    sum += block_sum(x, n, row_shift(maximum), next, bytes);
+    others += block_sum(x, n, label - at, row_shift(maximum), next, bytes);
   }
-  return row_log_sum(maximum, sum);
+  const float shift = row_shift(maximum);
+  const double own = picked == shift ? 0.0 : std::expm1(static_cast<double>(picked) - shift);  // e^(x - shift) - 1
+  return {shift, maximum == INFINITY && others == others ? INFINITY : std::log1p(others + own)};
 }
 
 // The gradient may be the logits' own memory.
 SFRON_HD void row_backward(
-    const CrossEntropyRows& t, int64_t row, float lse, float weight, void* gradient, float* scratch, float* result) {
+    const CrossEntropyRows& t, int64_t row, float picked, LogSum sum, float weight, void* gradient, float* scratch,
+    float* result) {
   const int64_t label = t.labels[row], start = row * t.classes;
-  const bool counted = label != t.ignore_index;
-  const float picked = counted ? load_one(t.logits, t.dtype, start + label) : 0.0f;  // before it may be overwritten
+  if (label == t.ignore_index) return zero_tile(gradient, t.dtype, start, t.classes);
+  const float base = std::isinf(sum.log_sum) ? static_cast<float>(sum.log_sum) : sum.shift;  // e^-inf beside an inf
+  const float factor = static_cast<float>(weight * std::exp(-sum.log_sum));
   for (int64_t at = 0; at < t.classes; at += kRowBlock) {
     const int64_t n = std::min(kRowBlock, t.classes - at);
-    if (!counted) {
-      zero_tile(gradient, t.dtype, start + at, n);
-      continue;
-    }
     const float* x = load_tile(t.logits, t.dtype, start + at, n, scratch);  // [n]
     float* out = open_tile(gradient, t.dtype, start + at, result);          // [n]
-    block_backward(x, n, lse, weight, out);
-    if (label >= at && label < at + n) out[label - at] = cross_entropy_backward_one(picked, lse, 1.0f, weight);
+    block_backward(x, n, base, factor, out);
+    if (label >= at && label < at + n) out[label - at] = cross_entropy_backward_label(sum, picked, weight);
     store_tile(gradient, t.dtype, start + at, n, out);
   }
 }
 
+// The label's logit, or the first class's where there is no label; read before it may be overwritten.
+SFRON_HD float picked_logit(const CrossEntropyRows& t, int64_t row) {
+  const int64_t label = t.labels[row];
+  return load_one(t.logits, t.dtype, row * t.classes + (label == t.ignore_index ? 0 : label));
+}
+
 struct ForwardKernel {
-  void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses) const {
+  void operator()(
+      const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, float* log_sums, double* losses) const {
     alignas(64) float scratch[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
-      const double exact = row_forward(t, row, scratch);
-      lse[row] = static_cast<float>(exact);
-      const int64_t label = t.labels[row];
-      losses[row] = label == t.ignore_index ? 0.0 : exact - load_one(t.logits, t.dtype, row * t.classes + label);
+      const bool counted = t.labels[row] != t.ignore_index;
+      const float picked = picked_logit(t, row);
+      const LogSum sum = row_forward(t, row, counted ? t.labels[row] : 0, picked, scratch);
+      log_sums[row] = sum.shift;
+      log_sums[rows + row] = static_cast<float>(sum.log_sum);
+      losses[row] = counted ? cross_entropy_loss(sum, picked) : 0.0;
     }
   }
 };
 
 struct BackwardKernel {
   void operator()(
-      const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights,
-      void* gradient) const {
+      const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, const float* log_sums,
+      const float* row_weights, void* gradient) const {
     alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
-      row_backward(t, row, lse[row], row_weights[row], gradient, scratch, result);
+      const LogSum sum{log_sums[row], log_sums[rows + row]};
+      row_backward(t, row, picked_logit(t, row), sum, row_weights[row], gradient, scratch, result);
     }
   }
 };
@@ -113,16 +143,15 @@ struct SumKernel {
       double* raw) const {
     alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t label = t.labels[row];
-      const bool counted = label != t.ignore_index;
-      const double exact = counted ? row_forward(t, row, scratch) : 0.0;
+      LogSum sum{0.0f, 0.0};
+      const float picked = picked_logit(t, row);
       losses[row] = 0.0f, raw[row] = 0.0;
-      if (counted) {
-        losses[row] = static_cast<float>(exact - load_one(t.logits, t.dtype, row * t.classes + label));
-        raw[row] = raw_weight(losses[row], rule.temperature, rule.floor);
+      if (t.labels[row] != t.ignore_index) {
+        sum = row_forward(t, row, t.labels[row], picked, scratch);
+        losses[row] = static_cast<float>(cross_entropy_loss(sum, picked));
+        raw[row] = raw_weight(weight_base(losses[row], rule.floor), 1.0, rule.temperature);
       }
-      const float weight = static_cast<float>(raw[row] * rule.scale);
-      row_backward(t, row, static_cast<float>(exact), weight, gradient, scratch, result);
+      row_backward(t, row, picked, sum, static_cast<float>(raw[row] * rule.scale), gradient, scratch, result);
     }
   }
 };
@@ -141,13 +170,15 @@ struct ScaleKernel {
 
 }  // namespace
 
-void adaptive_cross_entropy_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end, float* lse, double* losses) {
-  run_isa(ForwardKernel{}, t, begin, end, lse, losses);
+void adaptive_cross_entropy_cpu(
+    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, float* log_sums, double* losses) {
+  run_isa(ForwardKernel{}, t, begin, end, rows, log_sums, losses);
 }
 
 void adaptive_cross_entropy_backward_cpu(
-    const CrossEntropyRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) {
-  run_isa(BackwardKernel{}, t, begin, end, lse, row_weights, gradient);
+    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, const float* log_sums,
+    const float* row_weights, void* gradient) {
+  run_isa(BackwardKernel{}, t, begin, end, rows, log_sums, row_weights, gradient);
 }
 
 void adaptive_cross_entropy_sum_cpu(

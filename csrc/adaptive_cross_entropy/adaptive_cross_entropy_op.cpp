@@ -46,12 +46,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy(
 
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
-  Tensor weights = new_tensor({batch.samples}, code), normaliser = new_tensor({}, code);
-  Tensor lse = new_tensor({batch.samples, batch.tokens}, code);
+  Tensor weights = new_tensor({batch.samples}, code), log_normaliser = new_tensor({}, codes().float64);
+  Tensor log_sums = new_tensor({2, batch.samples, batch.tokens}, code);
 
-  std::vector<double> row_losses(batch.count), raw(batch.samples);
+  std::vector<double> row_losses(batch.count), bases(batch.samples), raw(batch.samples);
   parallel(batch.count, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
-    adaptive_cross_entropy_cpu(batch.rows, begin, end, data_of<float>(lse), row_losses.data());
+    adaptive_cross_entropy_cpu(batch.rows, begin, end, batch.count, data_of<float>(log_sums), row_losses.data());
   });
   parallel(batch.samples, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -60,25 +60,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy(
       for (int64_t t = 0; t < batch.tokens; ++t) sum += row_losses[i * batch.tokens + t];
       const float mean = static_cast<float>(sum / std::max<int64_t>(counted, 1));
       data_of<float>(losses)[i] = mean;
-      raw[i] = counted > 0 ? raw_weight(mean, temperature, floor) : 0.0;
+      bases[i] = counted > 0 ? weight_base(mean, floor) : 0.0;
     }
+  });
+  const double unit = least_base(batch.samples, bases.data());
+  parallel(batch.samples, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) raw[i] = raw_weight(bases[i], unit, temperature);
   });
   const WeightedLoss result =
       weighted_loss(batch.samples, data_of<float>(losses), raw.data(), data_of<float>(weights));
   *data_of<float>(loss) = result.loss;
-  *data_of<float>(normaliser) = result.normaliser;
-  return {loss, losses, weights, normaliser, lse};
+  *data_of<double>(log_normaliser) = std::log(result.normaliser) - temperature * std::log(unit);
+  return {loss, losses, weights, log_normaliser, log_sums};
 }
 
 // d (grad * loss) / d logits into `gradient`, which may be the logits' own memory.
 void write_gradient(
-    const Batch& batch, const Tensor& grad, const Tensor& weights, const Tensor& lse, void* gradient) {
+    const Batch& batch, const Tensor& grad, const Tensor& weights, const Tensor& log_sums, void* gradient) {
   const float upstream = *scalar_view({"grad"}, grad.get());
-  const View w = any_view({"weights"}, weights.get()), normalisers = any_view({"lse"}, lse.get());
+  const View w = any_view({"weights"}, weights.get()), sums = any_view({"log_sums"}, log_sums.get());
   check_shape({"weights"}, w, batch.logits.sizes, 1);
   check_dtype({"weights"}, w, codes().float32);
-  check_shape({"lse"}, normalisers, batch.logits.sizes, 2);
-  check_dtype({"lse"}, normalisers, codes().float32);
+  const int64_t shape[] = {2, batch.samples, batch.tokens};
+  check_shape({"log_sums"}, sums, shape, 3);
+  check_dtype({"log_sums"}, sums, codes().float32);
 
   std::vector<float> row_weights(batch.count);
   for (int64_t i = 0; i < batch.samples; ++i) {
@@ -88,24 +93,24 @@ void write_gradient(
   }
   parallel(batch.count, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
     adaptive_cross_entropy_backward_cpu(
-        batch.rows, begin, end, static_cast<const float*>(normalisers.data), row_weights.data(), gradient);
+        batch.rows, begin, end, batch.count, static_cast<const float*>(sums.data), row_weights.data(), gradient);
   });
 }
 
 Tensor adaptive_cross_entropy_backward(
-    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
+    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& log_sums,
     int64_t ignore_index) {
   const Batch batch = checked(logits, labels, ignore_index);
   Tensor gradient = new_tensor({batch.samples, batch.tokens, batch.rows.classes}, batch.logits.code);
-  write_gradient(batch, grad, weights, lse, gradient.data_ptr());
+  write_gradient(batch, grad, weights, log_sums, gradient.data_ptr());
   return gradient;
 }
 
 void adaptive_cross_entropy_backward_inplace(
-    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& lse,
+    const Tensor& grad, const Tensor& logits, const Tensor& labels, const Tensor& weights, const Tensor& log_sums,
     int64_t ignore_index) {
   const Batch batch = checked(logits, labels, ignore_index);
-  write_gradient(batch, grad, weights, lse, batch.logits.data);
+  write_gradient(batch, grad, weights, log_sums, batch.logits.data);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy_sum(
@@ -128,7 +133,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_cross_entropy_sum(
   parallel(batch.samples, row_grain(batch.rows.classes), [&](int64_t begin, int64_t end) {
     adaptive_cross_entropy_sum_cpu(batch.rows, begin, end, rule, batch.logits.data, loss, raw.data());
   });
-  *data_of<float>(normaliser) = weighted_loss(batch.samples, loss, raw.data(), data_of<float>(weights)).normaliser;
+  *data_of<float>(normaliser) =
+      static_cast<float>(weighted_loss(batch.samples, loss, raw.data(), data_of<float>(weights)).normaliser);
   double sum = 0.0;
   for (int64_t i = 0; i < batch.samples; ++i) sum += raw[i] * static_cast<double>(loss[i]);
   *data_of<float>(total) = static_cast<float>(sum * scale);

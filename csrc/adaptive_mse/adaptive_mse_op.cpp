@@ -30,10 +30,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(
 
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
-  Tensor weights = new_tensor({batch.samples}, code), normaliser = new_tensor({}, code);
+  Tensor weights = new_tensor({batch.samples}, code), log_normaliser = new_tensor({}, codes().float64);
 
   const int64_t chunks = mse_chunks(batch);
-  std::vector<double> partials(batch.samples * chunks), raw(batch.samples);
+  std::vector<double> partials(batch.samples * chunks), bases(batch.samples), raw(batch.samples);
   parallel(batch.samples * chunks, chunk_grain(batch), [&](int64_t begin, int64_t end) {
     adaptive_mse_cpu(batch, begin, end, partials.data());
   });
@@ -42,13 +42,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(
     double sum = 0.0;
     for (int64_t c = 0; c < chunks; ++c) sum += partials[i * chunks + c];
     data_of<float>(losses)[i] = static_cast<float>(sum / divisor);
-    raw[i] = raw_weight(data_of<float>(losses)[i], temperature, floor);
+    bases[i] = weight_base(data_of<float>(losses)[i], floor);
   }
+  const double unit = least_base(batch.samples, bases.data());
+  for (int64_t i = 0; i < batch.samples; ++i) raw[i] = raw_weight(bases[i], unit, temperature);
   const WeightedLoss result =
       weighted_loss(batch.samples, data_of<float>(losses), raw.data(), data_of<float>(weights));
   *data_of<float>(loss) = result.loss;
-  *data_of<float>(normaliser) = result.normaliser;
-  return {loss, losses, weights, normaliser};
+  *data_of<double>(log_normaliser) = std::log(result.normaliser) - temperature * std::log(unit);
+  return {loss, losses, weights, log_normaliser};
 }
 
 Tensor adaptive_mse_backward(

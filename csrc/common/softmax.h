@@ -32,10 +32,6 @@ inline double row_log(float maximum, double sum) {
   return maximum == INFINITY && sum == sum ? static_cast<double>(INFINITY) : std::log(sum);
 }
 
-// log-sum-exp of a row from its maximum and the sum of e^(x - shift): inf if there is an inf, -inf if there is no
-// other, NaN if there is one.
-inline double row_log_sum(float maximum, double sum) { return row_shift(maximum) + row_log(maximum, sum); }
-
 // A row is taken in blocks that stay in the L1 cache between their maximum and their sum, so memory is read once.
 constexpr int64_t kRowBlock = 2048;
 

@@ -1,19 +1,32 @@
 #pragma once
 // From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equations 4 and 5). Host, in double.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace sfron {
 
 // The floor keeps a sample with a loss of exactly 0 from swallowing all weight; a NaN loss stays NaN.
-inline double raw_weight(float loss, double temperature, double floor) {
-  const double base = loss < floor ? floor : static_cast<double>(loss);
-  return std::pow(base, -temperature);
+inline double weight_base(float loss, double floor) { return loss < floor ? floor : static_cast<double>(loss); }
+
+// The least of bases [samples], in units of which no power overflows and the largest is 1; 0 marks a sample without a
+// label. 1 if there is no other.
+inline double least_base(int64_t samples, const double* bases) {
+  const double none = std::numeric_limits<double>::infinity();
+  double least = none;
+  for (int64_t i = 0; i < samples; ++i) {
+    if (bases[i] != 0.0 && bases[i] < least) least = bases[i];
+  }
+  return least == none ? 1.0 : least;
+}
+
+inline double raw_weight(double base, double unit, double temperature) {
+  return base == 0.0 ? 0.0 : std::pow(base / unit, -temperature);
 }
 
 struct WeightedLoss {
-  float loss, normaliser;
+  float loss;
+  double normaliser;  // sum of the raw weights
 };
 
 // losses, raw, weights [samples]; adds in order, so threads cannot change the bits. No labelled sample: 0, not 0 / 0.
@@ -24,7 +37,7 @@ inline WeightedLoss weighted_loss(int64_t samples, const float* losses, const do
     weights[i] = static_cast<float>(normaliser == 0.0 ? raw[i] : raw[i] / normaliser);
     loss += static_cast<double>(weights[i]) * static_cast<double>(losses[i]);
   }
-  return {static_cast<float>(loss), static_cast<float>(normaliser)};
+  return {static_cast<float>(loss), normaliser};
 }
 
 }  // namespace sfron

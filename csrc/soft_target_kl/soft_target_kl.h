@@ -1,6 +1,6 @@
 #pragma once
 // T^2 KL(softmax(teacher / T) || softmax(logits / T)) per row: the student of a teacher (Hinton et al. 2015). Losses and
-// log-sum-exps forward, row_weight * (softmax(logits / T) - softmax(teacher / T)) backward.
+// log-sums forward, row_weight * (softmax(logits / T) - softmax(teacher / T)) backward.
 #include "common/hd.h"
 #include "common/softmax.h"
 
@@ -22,18 +22,22 @@ SFRON_HD float kl_term_one(float power, float teacher, float logit) {
   return power == 0.0f ? 0.0f : power * (teacher - logit);
 }
 
-// lse of logits / T and teacher / T
-SFRON_HD float kl_backward_one(
-    float logit, float teacher, float inverse_temperature, float lse, float teacher_lse, float row_weight) {
-  return (exp_one(logit * inverse_temperature - lse) - exp_one(teacher * inverse_temperature - teacher_lse)) *
-         row_weight;
+// Of e^((x - base) / T) a factor for each of the two: the row's weight times e^-log_sum.
+struct KlFactors {
+  float base, factor, teacher_base, teacher_factor;
+};
+
+SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_temperature, KlFactors f) {
+  return exp_below_88((logit - f.base) * inverse_temperature) * f.factor -
+         exp_below_88((teacher - f.teacher_base) * inverse_temperature) * f.teacher_factor;
 }
 
-// Rows [begin, end) of losses [samples] and lse [2, samples], of the logits and of the teacher; 0 where the weight is.
-void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse);
+// Rows [begin, end) of losses [samples] and of log_sums [4, samples]: shift and log sum e^((x - shift) / T) of the
+// logits, then of the teacher, apart as their sum would lose digits. All 0 where the weight is.
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums);
 
-// Rows [begin, end) of the gradient [samples, classes]; row_weights [samples], lse [2, samples].
+// Rows [begin, end) of the gradient [samples, classes]; row_weights [samples], log_sums [4, samples].
 void soft_target_kl_backward_cpu(
-    const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient);
+    const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights, void* gradient);
 
 }  // namespace sfron

@@ -61,7 +61,8 @@ SFRON_HD void rescale(Sums& sums, Maxima old, Maxima now, float inverse_temperat
   if (sums.logits != 0.0) sums.logits *= exp_one(by_logits);
 }
 
-SFRON_HD void row_forward(const KlRows& t, int64_t row, float* scratch_x, float* scratch_y, float* losses, float* lse) {
+SFRON_HD void row_forward(
+    const KlRows& t, int64_t row, float* scratch_x, float* scratch_y, float* losses, float* log_sums) {
   const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
   const int64_t bytes = dtype_bytes(t.dtype);
   Maxima maxima{-INFINITY, -INFINITY};
@@ -82,46 +83,53 @@ SFRON_HD void row_forward(const KlRows& t, int64_t row, float* scratch_x, float*
   const double logits = row_log(maxima.logits, sums.logits), teacher = row_log(maxima.teacher, sums.teacher);
   const double kl = sums.cross / sums.teacher - teacher + logits;
   losses[row] = static_cast<float>(kl * t.temperature * t.temperature);
-  lse[row] = static_cast<float>(row_shift(maxima.logits) / t.temperature + logits);
-  lse[t.samples + row] = static_cast<float>(row_shift(maxima.teacher) / t.temperature + teacher);
+  log_sums[row] = row_shift(maxima.logits), log_sums[t.samples + row] = static_cast<float>(logits);
+  log_sums[2 * t.samples + row] = row_shift(maxima.teacher), log_sums[3 * t.samples + row] = static_cast<float>(teacher);
 }
 
 // x, y, out [n]: logits, teacher, gradient
 SFRON_HD void block_backward(
-    const float* x, const float* y, int64_t n, float inverse_temperature, float lse, float teacher_lse, float weight,
-    float* out) {
+    const float* x, const float* y, int64_t n, float inverse_temperature, KlFactors f, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     prefetch_lines(y + i + kAhead);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) {
-      out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, lse, teacher_lse, weight);
-    }
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, f);
   }
   if (n % kLanes != 0) {
     Edge edge_x(x, n, 0.0f);
     const Edge edge_y(y, n, 0.0f);
     for (int64_t j = 0; j < kLanes; ++j) {
-      edge_x.values[j] =
-          kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, lse, teacher_lse, weight);
+      edge_x.values[j] = kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, f);
     }
     for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge_x.values[kLanes - rest + j];
   }
 }
 
+// `log_sums` of one row, `stride` apart
+SFRON_HD KlFactors row_factors(const float* log_sums, int64_t stride, float weight) {
+  const float shift = log_sums[0], sum = log_sums[stride];
+  const float teacher_shift = log_sums[2 * stride], teacher_sum = log_sums[3 * stride];
+  const auto base = [](float at, float log_sum) { return std::isinf(log_sum) ? log_sum : at; };  // e^-inf beside an inf
+  const auto factor = [=](float log_sum) { return static_cast<float>(weight * std::exp(-static_cast<double>(log_sum))); };
+  return {base(shift, sum), factor(sum), base(teacher_shift, teacher_sum), factor(teacher_sum)};
+}
+
 struct ForwardKernel {
-  void operator()(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse) const {
+  void operator()(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums) const {
     alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
-      losses[row] = lse[row] = lse[t.samples + row] = 0.0f;
-      if (kl_counted(t, row)) row_forward(t, row, scratch_x, scratch_y, losses, lse);
+      losses[row] = 0.0f;
+      for (int64_t i = 0; i < 4; ++i) log_sums[i * t.samples + row] = 0.0f;
+      if (kl_counted(t, row)) row_forward(t, row, scratch_x, scratch_y, losses, log_sums);
     }
   }
 };
 
 struct BackwardKernel {
   void operator()(
-      const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) const {
+      const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights,
+      void* gradient) const {
     alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock], result[kRowBlock];
     const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
     for (int64_t row = begin; row < end; ++row) {
@@ -129,12 +137,13 @@ struct BackwardKernel {
         zero_tile(gradient, t.dtype, row * t.classes, t.classes);
         continue;
       }
+      const KlFactors factors = row_factors(log_sums + row, t.samples, row_weights[row]);
       for (int64_t at = 0; at < t.classes; at += kRowBlock) {
         const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
         const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
         const float* y = load_tile(t.teacher, t.dtype, start, n, scratch_y);  // [n]
         float* out = open_tile(gradient, t.dtype, start, result);             // [n]
-        block_backward(x, y, n, inverse_temperature, lse[row], lse[t.samples + row], row_weights[row], out);
+        block_backward(x, y, n, inverse_temperature, factors, out);
         store_tile(gradient, t.dtype, start, n, out);
       }
     }
@@ -143,13 +152,13 @@ struct BackwardKernel {
 
 }  // namespace
 
-void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* lse) {
-  run_isa(ForwardKernel{}, t, begin, end, losses, lse);
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums) {
+  run_isa(ForwardKernel{}, t, begin, end, losses, log_sums);
 }
 
 void soft_target_kl_backward_cpu(
-    const KlRows& t, int64_t begin, int64_t end, const float* lse, const float* row_weights, void* gradient) {
-  run_isa(BackwardKernel{}, t, begin, end, lse, row_weights, gradient);
+    const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights, void* gradient) {
+  run_isa(BackwardKernel{}, t, begin, end, log_sums, row_weights, gradient);
 }
 
 }  // namespace sfron

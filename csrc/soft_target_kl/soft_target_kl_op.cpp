@@ -35,27 +35,27 @@ std::tuple<Tensor, Tensor, Tensor> soft_target_kl(
   const KlRows rows = checked(logits, teacher_logits, weights, temperature);
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({rows.samples}, code);
-  Tensor lse = new_tensor({2, rows.samples}, code);
+  Tensor log_sums = new_tensor({4, rows.samples}, code);
   parallel(rows.samples, row_grain(rows.classes), [&](int64_t begin, int64_t end) {
-    soft_target_kl_cpu(rows, begin, end, data_of<float>(losses), data_of<float>(lse));
+    soft_target_kl_cpu(rows, begin, end, data_of<float>(losses), data_of<float>(log_sums));
   });
   double sum = 0.0;  // in order, so threads cannot change the bits
   for (int64_t i = 0; i < rows.samples; ++i) {
     sum += static_cast<double>(weight_of(rows, i)) * static_cast<double>(data_of<float>(losses)[i]);
   }
   *data_of<float>(loss) = static_cast<float>(sum);
-  return {loss, losses, lse};
+  return {loss, losses, log_sums};
 }
 
 Tensor soft_target_kl_backward(
     const Tensor& grad, const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights,
-    const Tensor& lse, double temperature) {
+    const Tensor& log_sums, double temperature) {
   const KlRows rows = checked(logits, teacher_logits, weights, temperature);
   const float upstream = *scalar_view({"grad"}, grad.get());
-  const View normalisers = any_view({"lse"}, lse.get());
-  const int64_t shape[] = {2, rows.samples};
-  check_shape({"lse"}, normalisers, shape, 2);
-  check_dtype({"lse"}, normalisers, codes().float32);
+  const View sums = any_view({"log_sums"}, log_sums.get());
+  const int64_t shape[] = {4, rows.samples};
+  check_shape({"log_sums"}, sums, shape, 2);
+  check_dtype({"log_sums"}, sums, codes().float32);
 
   std::vector<float> row_weights(rows.samples);
   for (int64_t i = 0; i < rows.samples; ++i) {
@@ -64,7 +64,7 @@ Tensor soft_target_kl_backward(
   Tensor gradient = new_tensor({rows.samples, rows.classes}, any_view({"logits"}, logits.get()).code);
   parallel(rows.samples, row_grain(rows.classes), [&](int64_t begin, int64_t end) {
     soft_target_kl_backward_cpu(
-        rows, begin, end, static_cast<const float*>(normalisers.data), row_weights.data(), gradient.data_ptr());
+        rows, begin, end, static_cast<const float*>(sums.data), row_weights.data(), gradient.data_ptr());
   });
   return gradient;
 }

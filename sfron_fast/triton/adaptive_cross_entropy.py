@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from . import common
+from . import samples as finishing
 from .cross_entropy_kernels import (
     _adaptive_cross_entropy_bwd_kernel,
     _adaptive_cross_entropy_fwd_kernel,
@@ -20,15 +21,15 @@ from .cross_entropy_kernels import (
     _adaptive_cross_entropy_scale_kernel,
 )
 
-TILE = 4096  # logits of one program where whole rows fit: 32 for each thread of 4 warps
+TILE = 4096  # logits of one program where whole rows fit
+SHARE = 32  # of a thread, four 16-byte loads of bf16
 MAX_TILE_CLASSES = 4096  # longer rows are read in pieces with a running maximum
 MAX_GRADIENT_CLASSES = 8192  # the same where the gradient is written too: worth more registers
 LONG_WARPS = 8
-BACKWARD_BLOCK = 8192  # logits of one program: 32 for each thread of 8 warps
+BACKWARD_BLOCK = 8192  # logits of one program
 SCALE_BLOCK = 4096
 SCALE_PROGRAMS = 1024  # enough to fill any GPU, few enough to cost nothing where there is nothing to do
 TOKEN_BLOCK = 1024
-MAX_ROWS = 256
 
 
 def adaptive_cross_entropy(
@@ -55,78 +56,86 @@ def _forward(
     samples, tokens, classes = logits.shape
     rows = samples * tokens
     loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
-    lse = torch.empty((samples, tokens), dtype=torch.float32, device=logits.device)
+    log_sums = torch.empty((2, samples, tokens), dtype=torch.float32, device=logits.device)
     if rows == 0:
-        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.zero_(), lse
+        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.zero_(), log_sums
     one_token, gradient = tokens == 1, scale is not None
-    row_losses = losses if one_token else torch.empty_like(lse)
+    if gradient:
+        normaliser = torch.empty_like(loss)
+    row_losses = losses if one_token else losses.new_empty((samples, tokens))
     counter, numbers = common.arrival_counter(logits), (*common.split(temperature), floor)
-    factor = 1.0 if scale is None else scale
+    few = samples <= finishing.ONE_PROGRAM_SAMPLES
     align = common.alignment(classes)
-    outputs = (lse, row_losses, weights, loss, normaliser, counter, rows, classes // align, ignore_index)
+    outputs = (log_sums, row_losses, weights, loss, normaliser, counter, rows, classes // align, ignore_index)
+    kinds = {"ALIGN": align, "ONE_TOKEN": one_token, "FINISH": one_token and few, "GRADIENT": gradient}
+    rest = (*numbers, 1.0 if scale is None else scale)
     with common.on_device(logits):
         if classes <= (MAX_GRADIENT_CLASSES if gradient else MAX_TILE_CLASSES):
-            block, tile_rows = tile(rows, classes, TILE)
+            depth, tile_rows, lanes = common.tile_shape(rows, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(rows, tile_rows)
             _adaptive_cross_entropy_fwd_kernel[(programs,)](
-                logits, labels, *outputs, programs, *numbers, factor, ALIGN=align, ROWS=tile_rows, BLOCK=block,
-                ONE_TOKEN=one_token, ONE_PROGRAM=programs == 1, GRADIENT=gradient,
-                num_warps=4 if block <= 4096 else 8, **common.STRICT,
+                logits, labels, *outputs, programs, *rest, **kinds, DEPTH=depth, ROWS=tile_rows, LANES=lanes,
+                num_warps=4 if depth * lanes <= 4096 else 8, **common.STRICT,
             )  # fmt: skip
         else:
-            warps = gradient_warps(classes * logits.element_size()) if gradient else LONG_WARPS
-            depth, lanes = pieces(logits.dtype, warps)
+            options = gradient_options(classes * logits.element_size()) if gradient else {"num_warps": LONG_WARPS}
+            depth, lanes = pieces(logits.dtype, options["num_warps"])
             _adaptive_cross_entropy_long_fwd_kernel[(rows,)](
-                logits, labels, *outputs, rows, *numbers, factor, ALIGN=align, DEPTH=depth, LANES=lanes,
-                ONE_TOKEN=one_token, GRADIENT=gradient, num_warps=warps, **common.STRICT,
+                logits, labels, *outputs, rows, *rest, **kinds, PEEL=common.peel(classes, logits.dtype), DEPTH=depth,
+                LANES=lanes, **options, **common.STRICT,
             )  # fmt: skip
         if not one_token:
             _adaptive_cross_entropy_samples_fwd_kernel[(samples,)](
                 row_losses, labels, losses, weights, loss, normaliser, counter, samples, tokens, ignore_index,
-                *numbers, BLOCK=TOKEN_BLOCK, num_warps=4, **common.STRICT,
+                *numbers, BLOCK=TOKEN_BLOCK, FINISH=few, num_warps=4, **common.STRICT,
             )  # fmt: skip
-    return loss, losses, weights, normaliser, lse
+        if not few:
+            finishing.finish_many(losses, weights, loss, normaliser, counter, temperature, scale)
+    return loss, losses, weights, normaliser, log_sums
 
 
 def adaptive_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> Tensor:
     """Launches ``sfron_fast::adaptive_cross_entropy_backward``: the op's arguments and output, already checked."""
     logits = logits.contiguous()
     gradient = torch.empty_like(logits)
-    _backward(grad, logits, labels, weights, lse, ignore_index, gradient)
+    _backward(grad, logits, labels, weights, log_sums, ignore_index, gradient)
     return gradient
 
 
 def adaptive_cross_entropy_backward_(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
 ) -> None:
     """Launches ``sfron_fast::adaptive_cross_entropy_backward_``: the op's arguments, already checked."""
-    _backward(grad, logits, labels, weights, lse, ignore_index, logits)
+    _backward(grad, logits, labels, weights, log_sums, ignore_index, logits)
 
 
 def _backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, lse: Tensor, ignore_index: int, gradient: Tensor
+    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int, gradient: Tensor
 ) -> None:
     """Every program reads its tile before it writes it, so ``gradient`` may be ``logits``."""
     samples, tokens, classes = logits.shape
     rows = samples * tokens
     if rows == 0:
         return
-    labels, lse, weights = (t.contiguous() for t in (labels, lse, weights))
+    labels, log_sums, weights = (t.contiguous() for t in (labels, log_sums, weights))
     with common.on_device(logits):
         scale = weights
         if tokens > 1:
-            scale = torch.empty_like(weights)
+            scale = weights.new_empty((samples, tokens))
             _adaptive_cross_entropy_samples_bwd_kernel[(samples,)](
                 labels, weights, scale, tokens, ignore_index, BLOCK=TOKEN_BLOCK, num_warps=4, **common.STRICT
             )
         align = common.alignment(classes)
-        block, tile_rows = tile(rows, min(classes, BACKWARD_BLOCK), BACKWARD_BLOCK)
-        chunks = triton.cdiv(classes, block)
+        depth, tile_rows, lanes = common.tile_shape(
+            rows, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, SHARE
+        )  # fmt: skip
+        peel = common.peel(classes, logits.dtype) if classes > BACKWARD_BLOCK else 0
+        chunks = triton.cdiv(classes, depth * lanes)
         _adaptive_cross_entropy_bwd_kernel[(triton.cdiv(rows, tile_rows) * chunks,)](
-            grad, logits, labels, scale, lse, gradient, rows, classes // align, tokens, ignore_index, chunks,
-            ALIGN=align, ROWS=tile_rows, BLOCK=block, num_warps=8, **common.STRICT,
+            grad, logits, labels, scale, log_sums, gradient, rows, classes // align, ignore_index, chunks,
+            ALIGN=align, PEEL=peel, DEPTH=depth, ROWS=tile_rows, LANES=lanes, num_warps=8, **common.STRICT,
         )  # fmt: skip
 
 
@@ -144,17 +153,18 @@ def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
         )  # fmt: skip
 
 
-def tile(rows: int, classes: int, size: int) -> tuple[int, int]:
-    """(columns, rows) of a tile of about ``size`` elements that spans ``classes``."""
-    block = common.power_of_two(classes)
-    return block, min(max(size // block, 1), MAX_ROWS, common.power_of_two(rows))
-
-
 def pieces(dtype: torch.dtype, warps: int) -> tuple[int, int]:
     """(depth, lanes): four independent 16-byte loads for each thread."""
     return 4, 32 * warps * (16 // dtype.itemsize)
 
 
-def gradient_warps(row_bytes: int) -> int:
-    """Larger programs for longer rows, so that the rows under way on an H100 or H200 fit its 50 MB of L2."""
-    return 8 if row_bytes <= 32768 else 16 if row_bytes <= 98304 else 32
+def gradient_options(row_bytes: int) -> dict[str, int]:
+    """Larger programs for longer rows, so that the rows under way on an H100 or H200 fit its 50 MB of L2.
+
+    Up to 320 KB (152 064 classes of bf16) two programs to a processor, so that one reads from memory while the other
+    is between its rows: 64 registers a thread. While one is at its first reading and one at its second, as much lies
+    in L2 as one whole row for each processor, 42 MB.
+    """
+    if row_bytes <= 32768:
+        return {"num_warps": 8}
+    return {"num_warps": 16, "maxnreg": 64} if row_bytes <= 327680 else {"num_warps": 32}

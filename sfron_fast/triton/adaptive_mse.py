@@ -10,11 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import arrived_last, finish, raw_weight
+from . import samples as finishing
+from .common import across, row_sum, tile, widen
+from .samples import arrived_last, base_of, finish
 
-BLOCK = 4096  # elements of a program at a time: 16 for each thread of 8 warps, from two tensors
+BLOCK = 4096  # elements of a program at a time, from two tensors
+SHARE = 16  # of a thread
 WARPS = 8
-MAX_ROWS = 256
 PROGRAMS = 2048  # parts of large samples: enough to fill any GPU, few enough for one program to add up
 
 UNSPECIALISED = ("samples", "element_groups", "chunks", "steps", "programs")
@@ -22,10 +24,10 @@ UNSPECIALISED = ("samples", "element_groups", "chunks", "steps", "programs")
 
 @triton.jit
 def _join(
-    partials_ptr, losses_ptr, weights_ptr, samples, chunks, divisor, temperature_high, temperature_low, floor,
-    SAMPLES: tl.constexpr, CHUNKS: tl.constexpr,
+    partials_ptr, losses_ptr, weights_ptr, samples, chunks, divisor, floor, SAMPLES: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """partials [samples, chunks] -> losses and raw weights [samples], SAMPLES at a time."""
+    """partials [samples, chunks] -> losses and bases of the weights [samples], SAMPLES at a time."""
     for first in range(0, samples, SAMPLES):
         sample = first + tl.arange(0, SAMPLES)
         total = tl.zeros([SAMPLES, CHUNKS], tl.float64)
@@ -36,8 +38,7 @@ def _join(
             total += tl.load(partials_ptr + at, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float64)
         loss = tl.div_rn(tl.sum(total, 1).to(tl.float32), divisor)
         tl.store(losses_ptr + sample, loss, mask=sample < samples)
-        raw = raw_weight(loss, temperature_high, temperature_low, floor)
-        tl.store(weights_ptr + sample, raw, mask=sample < samples)
+        tl.store(weights_ptr + sample, base_of(loss, sample < samples, floor), mask=sample < samples)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -47,9 +48,9 @@ def _adaptive_mse_fwd_kernel(
     partials_ptr,  # fp32 [samples, chunks], only with SPLIT
     losses_ptr,  # fp32 [samples]
     weights_ptr,  # fp32 [samples]
-    loss_ptr,  # fp32 []
-    normaliser_ptr,  # fp32 []
-    counter_ptr,  # int32 [1], unused by one program
+    loss_ptr,  # fp32 [], this and the next two only with FINISH
+    normaliser_ptr,  # fp64 [], its logarithm
+    counter_ptr,  # int32 [1]
     samples,
     element_groups,  # elements / ALIGN
     chunks,  # programs that share a sample
@@ -60,46 +61,45 @@ def _adaptive_mse_fwd_kernel(
     temperature_low,
     floor,
     ALIGN: tl.constexpr,
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
     SPLIT: tl.constexpr,  # chunks > 1; then ROWS = 1
     JOINED_SAMPLES: tl.constexpr,
     JOINED_CHUNKS: tl.constexpr,
-    ONE_PROGRAM: tl.constexpr,
+    FINISH: tl.constexpr,  # the last program does what is left to do over the samples; always with SPLIT
 ):
     elements = element_groups * ALIGN
-    program = tl.program_id(0)
-    first_sample = (program // chunks).to(tl.int64) * ROWS
-    first_element = (program % chunks).to(tl.int64) * steps * BLOCK
-    sample = first_sample + tl.arange(0, ROWS)
-    lane = tl.arange(0, BLOCK)
-    inside = sample < samples
-    start = first_sample * elements + first_element  # 64 bits; what is added to it fits 32
-    at = tl.arange(0, ROWS)[:, None] * elements + lane[None, :]
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    chunk = tl.program_id(0) % chunks
+    first_sample = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    total = tl.zeros([DEPTH, ROWS, LANES], tl.float32)
     for step in range(steps):
-        left = tl.minimum(elements - (first_element + step * BLOCK), BLOCK).to(tl.int32)
-        mask = inside[:, None] & (lane < left)[None, :]
-        difference = tl.load(prediction_ptr + (start + step * BLOCK) + at, mask=mask, other=0.0).to(tl.float32)
-        difference -= tl.load(target_ptr + (start + step * BLOCK) + at, mask=mask, other=0.0).to(tl.float32)
+        first_element = (chunk.to(tl.int64) * steps + step) * (DEPTH * LANES)
+        _, _, start, at, mask = tile(first_sample, samples, elements, first_element, DEPTH, ROWS, LANES)
+        difference = widen(tl.load(prediction_ptr + start + at, mask=mask, other=0.0))
+        difference -= widen(tl.load(target_ptr + start + at, mask=mask, other=0.0))
         total += difference * difference
-    sums = tl.sum(total, 1)
+    sums = row_sum(total)
+    sample = first_sample + tl.arange(0, ROWS)
+    inside = sample < samples
     if SPLIT:
-        tl.store(partials_ptr + sample * chunks + program % chunks, sums, mask=inside)
+        tl.store(partials_ptr + sample * chunks + chunk, sums, mask=inside)
     else:
         loss = tl.div_rn(sums, divisor)
         tl.store(losses_ptr + sample, loss, mask=inside)
-        tl.store(weights_ptr + sample, raw_weight(loss, temperature_high, temperature_low, floor), mask=inside)
-    if ONE_PROGRAM:
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False, False, 1.0)
-    elif arrived_last(counter_ptr, programs):
-        if SPLIT:
-            _join(
-                partials_ptr, losses_ptr, weights_ptr, samples, chunks, divisor, temperature_high, temperature_low,
-                floor, JOINED_SAMPLES, JOINED_CHUNKS,
+        tl.store(weights_ptr + sample, base_of(loss, inside, floor), mask=inside)
+    if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
+        if arrived_last(counter_ptr, programs):
+            if SPLIT:
+                _join(
+                    partials_ptr, losses_ptr, weights_ptr, samples, chunks, divisor, floor, JOINED_SAMPLES,
+                    JOINED_CHUNKS,
+                )  # fmt: skip
+            finish(
+                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, temperature_high, temperature_low, False,
+                1.0,
             )  # fmt: skip
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, False, False, 1.0)
-        tl.store(counter_ptr, 0)
+            tl.store(counter_ptr, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -114,23 +114,20 @@ def _adaptive_mse_bwd_kernel(
     chunks,
     factor,  # 2, or 2 / elements
     ALIGN: tl.constexpr,
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    elements = element_groups * ALIGN
-    program = tl.program_id(0)
-    first_sample = (program // chunks).to(tl.int64) * ROWS
-    first_element = (program % chunks).to(tl.int64) * BLOCK
-    sample = first_sample + tl.arange(0, ROWS)
-    lane = tl.arange(0, BLOCK)
-    inside = sample < samples
-    start = first_sample * elements + first_element  # 64 bits; what is added to it fits 32
-    at = tl.arange(0, ROWS)[:, None] * elements + lane[None, :]
-    mask = inside[:, None] & (lane < tl.minimum(elements - first_element, BLOCK).to(tl.int32))[None, :]
-    difference = tl.load(prediction_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
-    difference -= tl.load(target_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
+    chunk = tl.program_id(0) % chunks
+    first_sample = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    first_element = chunk.to(tl.int64) * (DEPTH * LANES)
+    sample, inside, start, at, mask = tile(
+        first_sample, samples, element_groups * ALIGN, first_element, DEPTH, ROWS, LANES
+    )  # fmt: skip
+    difference = widen(tl.load(prediction_ptr + start + at, mask=mask, other=0.0))
+    difference -= widen(tl.load(target_ptr + start + at, mask=mask, other=0.0))
     scale = tl.load(weights_ptr + sample, mask=inside, other=0.0) * factor * tl.load(grad_ptr).to(tl.float32)
-    gradient = difference * scale[:, None]
+    gradient = difference * across(scale)
     tl.store(gradient_ptr + start + at, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
 
 
@@ -143,19 +140,22 @@ def adaptive_mse(
     loss, losses, weights, normaliser = common.sample_outputs(prediction, samples)
     if samples == 0:
         return loss.zero_(), losses, weights, normaliser.zero_()
-    block, rows, chunks, steps = partition(samples, elements)
+    (depth, rows, lanes), chunks, steps = partition(samples, elements, prediction.dtype)
     partials = prediction.new_empty((samples, chunks), dtype=torch.float32) if chunks > 1 else losses
     programs = triton.cdiv(samples, rows) * chunks
     joined = min(common.power_of_two(chunks), 1024)
-    align = common.alignment(elements)
+    align, counter = common.alignment(elements), common.arrival_counter(prediction)
+    few = chunks > 1 or samples <= finishing.ONE_PROGRAM_SAMPLES
     with common.on_device(prediction):
         _adaptive_mse_fwd_kernel[(programs,)](
-            prediction, target, partials, losses, weights, loss, normaliser, common.arrival_counter(prediction),
+            prediction, target, partials, losses, weights, loss, normaliser, counter,
             samples, elements // align, chunks, steps, programs, float(max(elements, 1) if mean else 1),
-            *common.split(temperature), floor, ALIGN=align, ROWS=rows, BLOCK=block, SPLIT=chunks > 1,
-            JOINED_SAMPLES=1024 // joined, JOINED_CHUNKS=joined, ONE_PROGRAM=programs == 1, num_warps=WARPS,
+            *common.split(temperature), floor, ALIGN=align, DEPTH=depth, ROWS=rows, LANES=lanes,
+            SPLIT=chunks > 1, JOINED_SAMPLES=1024 // joined, JOINED_CHUNKS=joined, FINISH=few, num_warps=WARPS,
             **common.STRICT,
         )  # fmt: skip
+        if not few:
+            finishing.finish_many(losses, weights, loss, normaliser, counter, temperature, None)
     return loss, losses, weights, normaliser
 
 
@@ -166,20 +166,20 @@ def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weig
     gradient = torch.empty_like(prediction)
     if gradient.numel() == 0:
         return gradient
-    block, rows, *_ = partition(samples, elements)
-    chunks, align = triton.cdiv(elements, block), common.alignment(elements)
+    depth, rows, lanes = partition(samples, elements, prediction.dtype)[0]
+    chunks, align = triton.cdiv(elements, depth * lanes), common.alignment(elements)
     with common.on_device(prediction):
         _adaptive_mse_bwd_kernel[(triton.cdiv(samples, rows) * chunks,)](
             grad, prediction, target, weights, gradient, samples, elements // align, chunks,
-            2.0 / elements if mean else 2.0, ALIGN=align, ROWS=rows, BLOCK=block, num_warps=WARPS, **common.STRICT,
+            2.0 / elements if mean else 2.0, ALIGN=align, DEPTH=depth, ROWS=rows, LANES=lanes, num_warps=WARPS,
+            **common.STRICT,
         )  # fmt: skip
     return gradient
 
 
-def partition(samples: int, elements: int) -> tuple[int, int, int, int]:
-    """(columns and rows of a tile, programs for each row, tiles for each program)."""
-    block = min(common.power_of_two(elements), BLOCK)
-    rows = min(BLOCK // block, MAX_ROWS, common.power_of_two(samples))
-    tiles = max(triton.cdiv(elements, block), 1)
+def partition(samples: int, elements: int, dtype: torch.dtype) -> tuple[tuple[int, int, int], int, int]:
+    """(shape of a tile, programs for each row, tiles for each program)."""
+    shape = common.tile_shape(samples, min(elements, BLOCK), dtype, BLOCK, SHARE)
+    tiles = max(triton.cdiv(elements, shape[0] * shape[2]), 1)
     steps = triton.cdiv(tiles, max(min(tiles, PROGRAMS // samples), 1))
-    return block, rows, triton.cdiv(tiles, steps), steps
+    return shape, triton.cdiv(tiles, steps), steps

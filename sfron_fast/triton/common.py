@@ -1,4 +1,4 @@
-"""Parts that the row kernels share: the weight of one loss, the last stage over the samples, launch helpers."""
+"""Parts that the row kernels share: arithmetic of rows, the tile of a program, the last program, launch helpers."""
 
 import contextlib
 import math
@@ -8,79 +8,113 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FINISH_BLOCK = tl.constexpr(1024)  # samples a lane group of the last stage takes at once
+LOG2_E = tl.constexpr(1.4426950408889634)
+LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
-def raw_weight(loss, temperature_high, temperature_low, floor):
-    """max(loss, floor)^-temperature (README equation 7) within a few ulp, for any shape.
+def finite(maximum):
+    """What log-sum-exp subtracts while it adds up: an infinite maximum would make NaN of inf - inf."""
+    return tl.minimum(tl.maximum(maximum, -LARGEST), LARGEST)
 
-    exp2(-temperature * log2(base)) would lose as many bits as the exponent has; so base = 2^e * f, and the whole
-    part of temperature * e, exact because temperature_high has 12 bits, goes into the result's exponent.
+
+INTERPRETED = tl.constexpr(not isinstance(finite, triton.JITFunction))  # the interpreter has no inline assembly
+
+
+@triton.jit
+def exp2(x):
+    """2^x in one instruction, within 2 ulp; 0 below 2^-126. `tl.exp2` and `tl.exp` spend three more on subnormals."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def exp(x):
+    """e^x. For e^(logit - maximum) the difference has to come first: it is exact where it matters, near 0."""
+    return exp2(x * LOG2_E)
+
+
+@triton.jit
+def expm1(x):
+    """e^x - 1 for x <= 0, in full accuracy near 0."""
+    series = 1.0 + x * (1.0 / 9.0)  # the Taylor series to x^9, below half an ulp for |x| <= 0.5
+    series = 1.0 + x * (1.0 / 8.0) * series
+    series = 1.0 + x * (1.0 / 7.0) * series
+    series = 1.0 + x * (1.0 / 6.0) * series
+    series = 1.0 + x * (1.0 / 5.0) * series
+    series = 1.0 + x * 0.25 * series
+    series = 1.0 + x * (1.0 / 3.0) * series
+    series = 1.0 + x * 0.5 * series
+    return tl.where(x > -0.5, x * series, exp(x) - 1.0)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= -1, in full accuracy near 0: what 1 + x rounds away comes back as a quotient."""
+    total = 1.0 + x
+    return tl.log(total) + tl.where(tl.abs(x) < 0.5, (x - (total - 1.0)) / total, 0.0)
+
+
+@triton.jit
+def widen(x):
+    """A block of logits as fp32: two of bf16 share a register, so a shift and a mask, where the compiler takes four."""
+    if INTERPRETED or x.dtype != tl.bfloat16:
+        return x.to(tl.float32)
+    else:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], tl.float32, is_pure=True, pack=2
+        )
+
+
+@triton.jit
+def tile(
+    first_row, rows, length, first_column, DEPTH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
+    """ROWS rows of ``length`` elements, DEPTH * LANES columns from ``first_column``: (row, inside, start, at, mask).
+
+    Blocks are [DEPTH, ROWS, LANES], of which DEPTH lies within a thread: to add up a row costs the fewest exchanges.
+    An element is at start + at: start has 64 bits, as ``first_row`` has, what is added to it 32.
     """
-    base = tl.where(loss < floor, floor, loss)  # a NaN stays
-    subnormal = base < 1.1754943508222875e-38
-    bits = tl.where(subnormal, base * 16777216.0, base).to(tl.int32, bitcast=True)
-    fraction = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)  # [1, 2)
-    large = fraction > 1.4142135
-    fraction = tl.where(large, fraction * 0.5, fraction)
-    exponent = ((bits >> 23) - 127 + tl.where(large, 1, 0) - tl.where(subnormal, 24, 0)).to(tl.float32)
-    logarithm = tl.log2(fraction)  # in [-0.5, 0.5]
-    exact = -temperature_high * exponent
-    rest = -temperature_high * logarithm - temperature_low * (exponent + logarithm)
-    whole = tl.floor(exact + rest + 0.5)
-    inside = tl.minimum(tl.maximum(whole, -126.0), 127.0)
-    power = ((inside.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)  # 2^whole
-    raw = tl.exp2((exact - inside) + rest) * power
-    raw = tl.where(whole > 127.0, float("inf"), tl.where(whole < -126.0, 0.0, raw))
-    raw = tl.where(base == float("inf"), 0.0, tl.where(base == 0.0, float("inf"), raw))
-    raw = tl.where(base != base, base, raw)
-    return tl.where((temperature_high == 0.0) & (temperature_low == 0.0), 1.0, raw)
+    row = first_row + tl.arange(0, ROWS)
+    inside = row < rows
+    lane = tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    left = tl.minimum(length - first_column, DEPTH * LANES).to(tl.int32)
+    at = tl.arange(0, ROWS)[None, :, None] * length + lane
+    return row, inside, first_row * length + first_column, at, across(inside) & (lane < left)
 
 
 @triton.jit
-def arrived_last(counter_ptr, programs):
-    """True in the one program that finds all others' stores done; it must set the counter back to 0."""
-    tl.debug_barrier()  # the atomic is one thread's: every thread's stores have to come before it
-    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+def across(rows):
+    """[ROWS] -> [1, ROWS, 1], for all columns of a tile."""
+    return rows[None, :, None]
 
 
 @triton.jit
-def finish(
-    losses_ptr,  # fp32 [samples]
-    weights_ptr,  # fp32 [samples]: raw weights on entry, normalised on return
-    loss_ptr,  # fp32 []
-    normaliser_ptr,  # fp32 []
-    samples,
-    MAY_BE_EMPTY: tl.constexpr,  # no sample counts at all: weights 0, not 0 / 0
-    SUM: tl.constexpr,  # the loss is scale * sum of raw weight * loss
-    scale,
-):
-    """Normaliser, weights and loss, by one program in a fixed order: repeatable, and no atomics on floats."""
-    lane = tl.arange(0, FINISH_BLOCK)
-    tl.debug_barrier()  # this program's own losses and weights, written in another layout
-    raw_sum = tl.zeros([FINISH_BLOCK], tl.float64)
-    for start in range(0, samples, FINISH_BLOCK):
-        at = start + lane
-        raw_sum += tl.load(weights_ptr + at, mask=at < samples, other=0.0, cache_modifier=".cg").to(tl.float64)
-    normaliser = tl.sum(raw_sum)
-    divisor = tl.where(normaliser > 0.0, normaliser, 1.0) if MAY_BE_EMPTY else normaliser
-    loss = tl.zeros([FINISH_BLOCK], tl.float64)
-    for start in range(0, samples, FINISH_BLOCK):
-        at = start + lane
-        raw = tl.load(weights_ptr + at, mask=at < samples, other=0.0, cache_modifier=".cg").to(tl.float64)
-        value = tl.load(losses_ptr + at, mask=at < samples, other=0.0, cache_modifier=".cg").to(tl.float64)
-        weight = (raw / divisor).to(tl.float32)
-        tl.store(weights_ptr + at, weight, mask=at < samples)
-        if SUM:
-            loss += raw * value
-        else:
-            loss += weight.to(tl.float64) * value
-    total = tl.sum(loss)
-    if SUM:
-        total *= scale
-    tl.store(normaliser_ptr, normaliser.to(tl.float32))
-    tl.store(loss_ptr, total.to(tl.float32))
+def row_max(x):
+    """[DEPTH, ROWS, LANES] -> [ROWS]"""
+    return tl.max(tl.max(x, 0), 1)
+
+
+@triton.jit
+def row_sum(x):
+    """[DEPTH, ROWS, LANES] -> [ROWS]"""
+    return tl.sum(tl.sum(x, 0), 1)
+
+
+@triton.jit
+def interior(row, length, VECTOR: tl.constexpr):
+    """(head, columns): after ``head`` elements a row of any length has ``columns`` that are aligned to VECTOR."""
+    head = ((VECTOR - (row * length) % VECTOR) % VECTOR).to(tl.int32)
+    return head, (length - head) // VECTOR * VECTOR
+
+
+@triton.jit
+def edges(lane, head, columns, length, VECTOR: tl.constexpr):
+    """(column, mask) of the elements before and after the interior, of which there are fewer than 2 VECTOR."""
+    column = tl.where(lane < VECTOR, lane, head + columns + lane - VECTOR)
+    return column, tl.where(lane < VECTOR, lane < head, column < length) & (lane < 2 * VECTOR)
 
 
 # --- host side ---------------------------------------------------------------------------------------------------
@@ -107,6 +141,12 @@ def alignment(n: int) -> int:
     return math.gcd(n, 16)
 
 
+def peel(n: int, dtype: torch.dtype) -> int:
+    """0 where rows of n elements start aligned to 16 bytes, else the elements of 16 bytes; see ``interior``."""
+    elements = 16 // dtype.itemsize
+    return 0 if n % elements == 0 else elements
+
+
 _counters: dict[tuple[int, int], Tensor] = {}
 
 
@@ -128,8 +168,17 @@ def on_device(like: Tensor) -> contextlib.AbstractContextManager:
 
 
 def sample_outputs(like: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss [], losses [samples], weights [samples], normaliser [], uninitialised fp32."""
-    scalar, vector = (), (samples,)
-    return tuple(  # type: ignore[return-value]
-        torch.empty(shape, dtype=torch.float32, device=like.device) for shape in (scalar, vector, vector, scalar)
-    )
+    """loss [], losses [samples], weights [samples], uninitialised fp32, and log_normaliser [] in fp64."""
+    loss, losses, weights = (like.new_empty(shape, dtype=torch.float32) for shape in ((), (samples,), (samples,)))
+    return loss, losses, weights, like.new_empty((), dtype=torch.float64)
+
+
+def tile_shape(rows: int, columns: int, dtype: torch.dtype, size: int, share: int) -> tuple[int, int, int]:
+    """(DEPTH, ROWS, LANES) of a ``tile`` of about ``size`` elements over all columns, ``share`` of them a thread's.
+
+    As few threads to a row as do; their accesses have 16 bytes, or what divides ``columns``.
+    """
+    block = power_of_two(columns)
+    width = min(alignment(columns), 16 // dtype.itemsize)
+    lanes = min(max(block * width // share, width), block)
+    return block // lanes, max(min(size // share * width // lanes, power_of_two(rows)), 1), lanes

@@ -1,4 +1,4 @@
-"""Kernels of the adaptive cross-entropy (README equation 7); ``adaptive_cross_entropy.py`` launches them.
+"""Kernels of the adaptive cross-entropy (README equation 4); ``adaptive_cross_entropy.py`` launches them.
 
 Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sums over tokens and samples fp64.
 """
@@ -6,44 +6,65 @@ Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sum
 import triton
 import triton.language as tl
 
-from .common import arrived_last, finish, raw_weight
+from .common import (
+    LARGEST,
+    across,
+    edges,
+    exp,
+    expm1,
+    finite,
+    interior,
+    log1p,
+    row_max,
+    row_sum,
+    tile,
+    widen,
+)
+from .samples import arrived_last, base_of, finish, raw_weight
 
 # these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of its own
 UNSPECIALISED = ("rows", "class_groups", "samples", "tokens", "programs", "ignore_index", "chunks", "groups", "steps")
 
 
 @triton.jit
-def _store_rows(
-    row, losses, lse, inside, lse_ptr, losses_ptr, weights_ptr, counted, temperature_high, temperature_low, floor,
-    ONE_TOKEN: tl.constexpr,
-):  # fmt: skip
-    """lse and losses of some rows, 0 where there is no label; where a row is a sample, its raw weight, returned too."""
-    tl.store(lse_ptr + row, lse, mask=inside)
-    losses = tl.where(counted, losses, 0.0)
-    tl.store(losses_ptr + row, losses, mask=inside)
-    raw = losses
-    if ONE_TOKEN:
-        raw = tl.where(counted, raw_weight(losses, temperature_high, temperature_low, floor), 0.0)
-        tl.store(weights_ptr + row, raw, mask=inside)
-    return raw
+def _with_label(rest, most, picked, valid):
+    """(shift, log_sum, loss) from the sum of e^(x - most) without the label's and its logit.
+
+    Apart, because the label of a remembered sample is the maximum: beside its e^0 the others' sum, which is the loss,
+    would be rounded away.
+    """
+    top = tl.where(valid, finite(tl.maximum(most, picked)), most)
+    sum_less_1 = rest * exp(most - top) + tl.where(valid, expm1(picked - top), -1.0)
+    shift = tl.where((sum_less_1 == -1.0) | (sum_less_1 == float("inf")), 0.0, top)  # the maximum is infinite
+    shift = tl.where(sum_less_1 != sum_less_1, sum_less_1, shift)
+    log_sum = log1p(sum_less_1)
+    return shift, log_sum, log_sum - (picked - shift)
 
 
 @triton.jit
-def _shift(maximum):
-    """log-sum-exp subtracts the maximum unless that is infinite: inf - inf is NaN, but the sum is inf or 0."""
-    return tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+def _store_rows(
+    row, loss, shift, log_sum, rows, inside, counted, log_sums_ptr, losses_ptr, weights_ptr, floor,
+    ONE_TOKEN: tl.constexpr,
+):  # fmt: skip
+    """log_sums and losses of some rows, the latter 0 without a label; where a row is a sample, the base of its weight."""
+    tl.store(log_sums_ptr + row, shift, mask=inside)
+    tl.store(log_sums_ptr + rows + row, log_sum, mask=inside)
+    loss = tl.where(counted, loss, 0.0)
+    tl.store(losses_ptr + row, loss, mask=inside)
+    if ONE_TOKEN:
+        tl.store(weights_ptr + row, base_of(loss, counted, floor), mask=inside)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _adaptive_cross_entropy_fwd_kernel(
     logits_ptr,  # [rows, classes]
     labels_ptr,  # int64 [rows]
-    lse_ptr,  # fp32 [rows]
+    log_sums_ptr,  # fp32 [2, rows]
     losses_ptr,  # fp32 [rows]
-    weights_ptr,  # fp32 [rows]; this and the next three only with ONE_TOKEN
-    loss_ptr,  # fp32 []; with GRADIENT gradient_scale * sum of raw weight * loss
-    normaliser_ptr,  # fp32 []
-    counter_ptr,  # int32 [1], unused by one program
+    weights_ptr,  # fp32 [rows], only with ONE_TOKEN
+    loss_ptr,  # fp32 [], this and the next two only with FINISH
+    normaliser_ptr,  # fp64 [], its logarithm; with GRADIENT fp32 []
+    counter_ptr,  # int32 [1]
     rows,
     class_groups,  # classes / ALIGN
     ignore_index,
@@ -53,50 +74,46 @@ def _adaptive_cross_entropy_fwd_kernel(
     floor,
     gradient_scale,
     ALIGN: tl.constexpr,  # divides classes, so that the compiler may load so many logits at once
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,  # >= classes
+    LANES: tl.constexpr,  # DEPTH * LANES >= classes
     ONE_TOKEN: tl.constexpr,
-    ONE_PROGRAM: tl.constexpr,
+    FINISH: tl.constexpr,  # the last program does what is left to do over the samples
     GRADIENT: tl.constexpr,  # write gradient_scale * raw weight * (softmax - onehot) over the logits
 ):
     """ROWS whole rows, each read once."""
     classes = class_groups * ALIGN
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    row = first + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = row < rows
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row, inside, start, at, mask = tile(first_row, rows, classes, 0, DEPTH, ROWS, LANES)
     label = tl.load(labels_ptr + row, mask=inside, other=ignore_index)
     counted = label != ignore_index
     valid = counted & (label >= 0) & (label < classes)
     # a label that is no class must not be read through, and must not go unnoticed: NaN
     picked = tl.load(logits_ptr + row * classes + label, mask=valid, other=float("nan")).to(tl.float32)
-    x = tl.load(
-        logits_ptr + first * classes + (tl.arange(0, ROWS)[:, None] * classes + column[None, :]),
-        mask=inside[:, None] & (column < classes)[None, :],
-        other=float("-inf"),
-    ).to(tl.float32)
-    shift = _shift(tl.max(x, 1))
-    power = tl.exp(x - shift[:, None])
-    total = tl.sum(power, 1)
-    logarithm = tl.log(total)
-    raw = _store_rows(
-        row, (shift - picked) + logarithm, shift + logarithm, inside, lse_ptr, losses_ptr, weights_ptr, counted,
-        temperature_high, temperature_low, floor, ONE_TOKEN,
+    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
+    column = tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    x = tl.where(column == across(tl.where(valid, label, -1).to(tl.int32)), float("-inf"), x)
+    most = finite(row_max(x))
+    power = exp(x - across(most))
+    shift, log_sum, loss = _with_label(row_sum(power), most, picked, valid)
+    _store_rows(
+        row, loss, shift, log_sum, rows, inside, counted, log_sums_ptr, losses_ptr, weights_ptr, floor, ONE_TOKEN
     )  # fmt: skip
     if GRADIENT:
+        kind = logits_ptr.dtype.element_ty
+        scale = raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low) * gradient_scale
+        scale = tl.where(valid, scale, float("nan"))
+        gradient = power * across(exp(most - shift) * (exp(-log_sum) * scale))
         tl.debug_barrier()  # another warp may still have to read the label's logit
-        scale = tl.where(valid, raw * gradient_scale, float("nan"))
-        delta = power / total[:, None] - tl.where(column[None, :] == label[:, None], 1.0, 0.0)
-        tl.store(
-            logits_ptr + first * classes + (tl.arange(0, ROWS)[:, None] * classes + column[None, :]),
-            tl.where(counted[:, None], delta * scale[:, None], 0.0).to(logits_ptr.dtype.element_ty),
-            mask=inside[:, None] & (column < classes)[None, :],
-        )
-    if ONE_TOKEN:
-        if ONE_PROGRAM:
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
-        elif arrived_last(counter_ptr, programs):
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
+        tl.store(logits_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask)
+        tl.debug_barrier()  # the label's element comes last, from another thread
+        tl.store(logits_ptr + row * classes + label, (expm1(-loss) * scale).to(kind), mask=valid)
+    if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
+        if arrived_last(counter_ptr, programs):
+            finish(
+                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, temperature_high, temperature_low, GRADIENT,
+                gradient_scale,
+            )  # fmt: skip
             tl.store(counter_ptr, 0)
 
 
@@ -104,11 +121,11 @@ def _adaptive_cross_entropy_fwd_kernel(
 def _adaptive_cross_entropy_long_fwd_kernel(
     logits_ptr,  # [rows, classes]
     labels_ptr,  # int64 [rows]
-    lse_ptr,  # fp32 [rows]
+    log_sums_ptr,  # fp32 [2, rows]
     losses_ptr,  # fp32 [rows]
-    weights_ptr,  # fp32 [rows]; this and the next three only with ONE_TOKEN
-    loss_ptr,  # fp32 []
-    normaliser_ptr,  # fp32 []
+    weights_ptr,  # fp32 [rows], only with ONE_TOKEN
+    loss_ptr,  # fp32 [], this and the next two only with FINISH
+    normaliser_ptr,  # fp64 [], its logarithm; with GRADIENT fp32 []
     counter_ptr,  # int32 [1]
     rows,
     class_groups,  # classes / ALIGN
@@ -119,10 +136,12 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     floor,
     gradient_scale,
     ALIGN: tl.constexpr,
+    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned
     DEPTH: tl.constexpr,
-    LANES: tl.constexpr,
+    LANES: tl.constexpr,  # >= 2 PEEL
     ONE_TOKEN: tl.constexpr,
-    GRADIENT: tl.constexpr,  # as above; the second reading comes from L2 if few enough rows are under way
+    FINISH: tl.constexpr,
+    GRADIENT: tl.constexpr,  # as above; the second reading comes from the caches if few enough rows are under way
 ):
     """One row, in pieces [DEPTH, LANES], with a running maximum and sum in each lane.
 
@@ -134,47 +153,70 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     label = tl.load(labels_ptr + row)
     counted = label != ignore_index
     valid = counted & (label >= 0) & (label < classes)
-    logits_ptr += row * classes
-    picked = tl.load(logits_ptr + label, mask=valid, other=float("nan")).to(tl.float32)
-    offset = tl.arange(0, DEPTH)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    maximum = tl.full([LANES], float("-inf"), tl.float32)
-    total = tl.zeros([LANES], tl.float32)
-    for start in range(0, classes, DEPTH * LANES):
+    row_ptr = logits_ptr + row * classes
+    picked = tl.load(row_ptr + label, mask=valid, other=float("nan")).to(tl.float32)
+    lane = tl.arange(0, LANES)
+    offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
+    here = tl.where(valid, label, -1).to(tl.int32)
+    if PEEL:
+        head, columns = interior(row, classes, PEEL)
+        edge, edge_mask = edges(lane, head, columns, classes, PEEL)
+        first = tl.load(row_ptr + edge, mask=edge_mask & (edge != here), other=float("-inf")).to(tl.float32)
+        most = finite(first)
+        rest = exp(first - most)
+        here -= head
+        pieces_ptr = logits_ptr + (row * classes + (PEEL - 1)) // PEEL * PEEL  # row_ptr + head, seen to be aligned
+    else:
+        columns = classes
+        most = tl.full([LANES], -LARGEST, tl.float32)
+        rest = tl.zeros([LANES], tl.float32)
+        pieces_ptr = row_ptr
+    for start in range(0, columns, DEPTH * LANES):
         column = start + offset
         if GRADIENT:  # it will be read again: keep it
             x = tl.load(
-                logits_ptr + column, mask=column < classes, other=float("-inf"), eviction_policy="evict_last"
-            ).to(tl.float32)
+                pieces_ptr + column, mask=column < columns, other=float("-inf"), eviction_policy="evict_last"
+            )  # fmt: skip
         else:
-            x = tl.load(logits_ptr + column, mask=column < classes, other=float("-inf")).to(tl.float32)
-        larger = tl.maximum(maximum, tl.max(x, 0))
-        # equal first: -inf - -inf is NaN, and what is there stays as it is
-        total *= tl.where(maximum == larger, 1.0, tl.exp(maximum - larger))
-        total += tl.sum(tl.exp(x - _shift(larger)[None, :]), 0)
-        maximum = larger
-    largest = tl.max(maximum, 0)
-    logarithm = tl.log(tl.sum(total * tl.where(maximum == largest, 1.0, tl.exp(maximum - largest)), 0))
-    shift = _shift(largest)
-    raw = _store_rows(
-        row, (shift - picked) + logarithm, shift + logarithm, row < rows, lse_ptr, losses_ptr, weights_ptr, counted,
-        temperature_high, temperature_low, floor, ONE_TOKEN,
+            x = tl.load(pieces_ptr + column, mask=column < columns, other=float("-inf"))
+        x = widen(x)
+        if (here >= start) & (here < start + DEPTH * LANES):
+            x = tl.where(column == here, float("-inf"), x)
+        larger = finite(tl.maximum(most, tl.max(x, 0)))
+        rest = rest * exp(most - larger) + tl.sum(exp(x - larger[None, :]), 0)
+        most = larger
+    largest = tl.max(most, 0)
+    shift, log_sum, loss = _with_label(tl.sum(rest * exp(most - largest), 0), largest, picked, valid)
+    _store_rows(
+        row, loss, shift, log_sum, rows, row < rows, counted, log_sums_ptr, losses_ptr, weights_ptr, floor, ONE_TOKEN
     )  # fmt: skip
     if GRADIENT:
+        kind = logits_ptr.dtype.element_ty
+        scale = raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low) * gradient_scale
+        scale = tl.where(counted, tl.where(valid, scale, float("nan")), 0.0)
+        factor = tl.where(counted, exp(-log_sum) * scale, 0.0)
+        shift = tl.where(counted, shift, 0.0)  # a row without a label is not read again: e^(-inf - 0) * 0
         tl.debug_barrier()  # another warp may still have to read the label's logit
-        scale = tl.where(valid, raw * gradient_scale, float("nan"))
-        scale = tl.where(counted, scale, 0.0)
-        wanted = tl.where(counted, classes, 0)  # a row without a label is not read again
-        for start in range(0, classes, DEPTH * LANES):
-            column = start + offset
+        if PEEL:
+            first = tl.load(row_ptr + edge, mask=edge_mask & counted, other=float("-inf")).to(tl.float32)
+            tl.store(row_ptr + edge, (exp(first - shift) * factor).to(kind), mask=edge_mask)
+        wanted = tl.where(counted, columns, 0)
+        pieces = tl.cdiv(columns, DEPTH * LANES)
+        for piece in range(0, pieces):  # backwards: what was read last is in the caches still
+            column = (pieces - 1 - piece) * (DEPTH * LANES) + offset
             x = tl.load(
-                logits_ptr + column, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first"
-            ).to(tl.float32)
-            delta = tl.exp((x - shift) - logarithm) - tl.where(column == label, 1.0, 0.0)
-            gradient = tl.where(counted, delta * scale, 0.0).to(logits_ptr.dtype.element_ty)
-            tl.store(logits_ptr + column, gradient, mask=column < classes, eviction_policy="evict_first")
-    if ONE_TOKEN:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
+                pieces_ptr + column, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first"
+            )  # fmt: skip
+            gradient = (exp(widen(x) - shift) * factor).to(kind)
+            tl.store(pieces_ptr + column, gradient, mask=column < columns, eviction_policy="evict_first")
+        tl.debug_barrier()  # the label's element comes last, from another thread
+        tl.store(row_ptr + label, (expm1(-loss) * scale).to(kind), mask=valid)
+    if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, programs):
-            finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, True, GRADIENT, gradient_scale)
+            finish(
+                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, temperature_high, temperature_low, GRADIENT,
+                gradient_scale,
+            )  # fmt: skip
             tl.store(counter_ptr, 0)
 
 
@@ -201,7 +243,7 @@ def _adaptive_cross_entropy_samples_fwd_kernel(
     losses_ptr,  # fp32 [samples]
     weights_ptr,  # fp32 [samples]
     loss_ptr,  # fp32 []
-    normaliser_ptr,  # fp32 []
+    normaliser_ptr,  # fp64 [], its logarithm
     counter_ptr,  # int32 [1]
     samples,
     tokens,
@@ -210,32 +252,40 @@ def _adaptive_cross_entropy_samples_fwd_kernel(
     temperature_low,
     floor,
     BLOCK: tl.constexpr,
+    FINISH: tl.constexpr,
 ):
-    """The mean of one sample's tokens, its raw weight; the last program does the rest."""
+    """The mean of one sample's tokens, the base of its weight; with FINISH the last program does the rest."""
     sample = tl.program_id(0).to(tl.int64)
     total, count = _sample_mean(row_losses_ptr, labels_ptr, sample, tokens, ignore_index, True, BLOCK)
     loss = (total / tl.maximum(count, 1).to(tl.float64)).to(tl.float32)
-    raw = raw_weight(loss, temperature_high, temperature_low, floor)
     tl.store(losses_ptr + sample, loss)
-    tl.store(weights_ptr + sample, tl.where(count > 0, raw, 0.0))
-    if arrived_last(counter_ptr, samples):
-        finish(losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, True, False, 1.0)
-        tl.store(counter_ptr, 0)
+    tl.store(weights_ptr + sample, base_of(loss, count > 0, floor))
+    if FINISH:  # noqa: SIM102
+        if arrived_last(counter_ptr, samples):
+            finish(
+                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, temperature_high, temperature_low, False,
+                1.0,
+            )  # fmt: skip
+            tl.store(counter_ptr, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _adaptive_cross_entropy_samples_bwd_kernel(
     labels_ptr,  # int64 [samples, tokens]
     weights_ptr,  # fp32 [samples]
-    scale_ptr,  # fp32 [samples]: weight / labelled tokens
+    scale_ptr,  # fp32 [samples, tokens]: weight / labelled tokens
     tokens,
     ignore_index,
     BLOCK: tl.constexpr,
 ):
+    """Of each token, so that the rows need no division to find their sample."""
     sample = tl.program_id(0).to(tl.int64)
     _, count = _sample_mean(labels_ptr, labels_ptr, sample, tokens, ignore_index, False, BLOCK)
     weight = tl.load(weights_ptr + sample)
-    tl.store(scale_ptr + sample, tl.div_rn(weight, tl.maximum(count, 1).to(tl.float32)))
+    scale = tl.div_rn(weight, tl.maximum(count, 1).to(tl.float32))
+    for start in range(0, tokens, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        tl.store(scale_ptr + sample * tokens + token, tl.full([BLOCK], 0.0, tl.float32) + scale, mask=token < tokens)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -243,40 +293,57 @@ def _adaptive_cross_entropy_bwd_kernel(
     grad_ptr,  # fp32 [1], upstream
     logits_ptr,  # [rows, classes]
     labels_ptr,  # int64 [rows]
-    scale_ptr,  # fp32 [samples]
-    lse_ptr,  # fp32 [rows]
-    gradient_ptr,  # [rows, classes]
+    scale_ptr,  # fp32 [rows]
+    log_sums_ptr,  # fp32 [2, rows]
+    gradient_ptr,  # [rows, classes], may be logits_ptr
     rows,
     class_groups,  # classes / ALIGN
-    tokens,
     ignore_index,
     chunks,  # programs that share a row
     ALIGN: tl.constexpr,
+    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Gradient of a tile [ROWS, BLOCK]; rows without a label are written 0 and not read."""
+    """Gradient of a tile; rows without a label are written 0 and not read."""
     classes = class_groups * ALIGN
-    program = tl.program_id(0)
-    first_row = (program // chunks).to(tl.int64) * ROWS
-    first_column = (program % chunks) * BLOCK
-    row = first_row + tl.arange(0, ROWS)
-    lane = tl.arange(0, BLOCK)
-    inside = row < rows
+    kind = gradient_ptr.dtype.element_ty
+    chunk = tl.program_id(0) % chunks
+    first_row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    first_column = chunk * (DEPTH * LANES)
+    row, inside, start, at, mask = tile(first_row, rows, classes, first_column, DEPTH, ROWS, LANES)
     label = tl.load(labels_ptr + row, mask=inside, other=ignore_index)
     counted = label != ignore_index
-    scale = tl.load(scale_ptr + row // tokens, mask=counted, other=0.0) * tl.load(grad_ptr).to(tl.float32)
-    scale = tl.where((label < 0) | (label >= classes), float("nan"), scale)  # no class: NaN, as its loss
-    lse = tl.load(lse_ptr + row, mask=counted, other=0.0)
-    start = first_row * classes + first_column  # 64 bits; what is added to it fits 32
-    at = tl.arange(0, ROWS)[:, None] * classes + lane[None, :]
-    written = inside[:, None] & (lane < classes - first_column)[None, :]
-    x = tl.load(logits_ptr + start + at, mask=written & counted[:, None], other=0.0).to(tl.float32)
-    here = label - first_column
-    here = tl.where((here >= 0) & (here < BLOCK), here, -1).to(tl.int32)
-    delta = tl.exp(x - lse[:, None]) - tl.where(lane[None, :] == here[:, None], 1.0, 0.0)
-    gradient = tl.where(counted[:, None], delta * scale[:, None], 0.0)
-    tl.store(gradient_ptr + start + at, gradient.to(gradient_ptr.dtype.element_ty), mask=written)
+    valid = counted & (label >= 0) & (label < classes)
+    scale = tl.load(scale_ptr + row, mask=counted, other=0.0) * tl.load(grad_ptr).to(tl.float32)
+    scale = tl.where(counted & (valid == 0), float("nan"), scale)  # no class: NaN, as its loss
+    shift = tl.load(log_sums_ptr + row, mask=counted, other=0.0)
+    log_sum = tl.load(log_sums_ptr + rows + row, mask=counted, other=0.0)
+    factor = exp(-log_sum) * scale
+    place = tl.where(valid, label, -1)
+    if PEEL:
+        head, columns = interior(first_row, classes, PEEL)
+        edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
+        edge_mask &= chunk == 0
+        first = tl.load(logits_ptr + first_row * classes + edge, mask=edge_mask, other=float("-inf")).to(tl.float32)
+        start = (first_row * classes + (PEEL - 1)) // PEEL * PEEL + first_column
+        columns_left = columns - first_column
+        mask = (tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]) < columns_left
+        in_edge = (place >= 0) & ((place < head) | (place >= head + columns))
+        place = tl.where(in_edge, tl.where(chunk == 0, first_column, -1), tl.where(place >= 0, place - head, -1))
+    here = (place >= first_column) & (place < first_column + DEPTH * LANES)
+    picked = tl.load(logits_ptr + row * classes + label, mask=here, other=0.0).to(tl.float32)
+    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=float("-inf")))
+    gradient = exp(x - across(shift)) * across(factor)
+    tl.debug_barrier()  # the label's logit may be overwritten from here on
+    tl.store(gradient_ptr + start + at, gradient.to(kind), mask=mask)
+    if PEEL:
+        first = tl.where(counted, exp(first - shift) * factor, 0.0)
+        tl.store(gradient_ptr + first_row * classes + edge, first.to(kind), mask=edge_mask)
+    tl.debug_barrier()  # the label's element comes last, from another thread
+    loss = log_sum - (picked - shift)
+    tl.store(gradient_ptr + row * classes + label, (expm1(-loss) * scale).to(kind), mask=here)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)

@@ -10,22 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import arrived_last
+from . import samples as finishing
+from .common import LARGEST, across, edges, exp, exp2, finite, interior, row_max, row_sum, tile, widen
+from .samples import BLOCK as _BLOCK
+from .samples import arrived_last
 
 TILE = 2048  # logits of one program where whole rows fit, and as many of the teacher
+SHARE = 16  # of a thread, from each
 MAX_TILE_CLASSES = 4096  # longer rows are read in pieces
-DEPTH = 2  # 16-byte loads of each thread and tensor at a time
+DEPTH = 4  # 16-byte loads of each thread and tensor at a time
 LONG_WARPS = 8
-BACKWARD_BLOCK = 4096  # logits of one program: 16 for each thread of 8 warps, from two tensors
-MAX_ROWS = 256
+BACKWARD_BLOCK = 4096  # logits of one program
+LN_2 = tl.constexpr(0.6931471805599453)
 
-UNSPECIALISED = ("samples", "class_groups", "programs", "chunks")
-
-
-@triton.jit
-def _shift(maximum):
-    """log-sum-exp subtracts the maximum unless that is infinite: inf - inf is NaN, but the sum is inf or 0."""
-    return tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+UNSPECIALISED = ("samples", "class_groups", "programs", "chunks", "group", "groups")
 
 
 @triton.jit
@@ -38,34 +36,44 @@ def _weights(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def _terms(power, teacher, logit):
-    """e^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is -inf, too."""
+    """2^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is -inf, too."""
     return tl.where(power == 0.0, 0.0, power * (teacher - logit))
 
 
 @triton.jit
-def _store_rows(
-    row, inside, counted, sum_x, sum_y, cross, shift_x, shift_y, samples, inverse, square, losses_ptr, lse_ptr
-):  # fmt: skip
-    """losses and both log-sum-exps, from sums relative to the shifts."""
-    log_x, log_y = tl.log(sum_x), tl.log(sum_y)
-    loss = ((cross / sum_y - log_y) + log_x) * square
-    tl.store(losses_ptr + row, tl.where(counted, loss, 0.0), mask=inside)
-    tl.store(lse_ptr + row, tl.where(counted, shift_x * inverse + log_x, 0.0), mask=inside)
-    tl.store(lse_ptr + samples + row, tl.where(counted, shift_y * inverse + log_y, 0.0), mask=inside)
+def _settled(total, maximum, counted):
+    """(shift, log of the sum) of a row that counts: the shift is its maximum, 0 where that is infinite."""
+    shift = tl.where((total == 0.0) | (total == float("inf")), 0.0, maximum)
+    shift = tl.where(total != total, total, shift)
+    return tl.where(counted, shift, 0.0), tl.where(counted, tl.log(total), 0.0)
 
 
 @triton.jit
-def _finish(losses_ptr, weights_ptr, loss_ptr, share, samples, WEIGHTED: tl.constexpr):
-    """sum_i w_i l_i, by one program."""
-    tl.debug_barrier()  # this program's own losses, written in another layout
-    lane = tl.arange(0, common.FINISH_BLOCK)
-    total = tl.zeros([common.FINISH_BLOCK], tl.float64)
-    for start in range(0, samples, common.FINISH_BLOCK):
+def _store_rows(
+    row, inside, counted, sum_x, sum_y, cross, most_x, most_y, samples, square, losses_ptr, log_sums_ptr
+):  # fmt: skip
+    """losses and log_sums, from sums relative to the maxima; ``cross`` in units of log 2."""
+    shift_x, log_x = _settled(sum_x, most_x, counted)
+    shift_y, log_y = _settled(sum_y, most_y, counted)
+    loss = ((cross / sum_y * LN_2 - log_y) + log_x) * square
+    tl.store(losses_ptr + row, tl.where(counted, loss, 0.0), mask=inside)
+    tl.store(log_sums_ptr + row, shift_x, mask=inside)
+    tl.store(log_sums_ptr + samples + row, log_x, mask=inside)
+    tl.store(log_sums_ptr + 2 * samples + row, shift_y, mask=inside)
+    tl.store(log_sums_ptr + 3 * samples + row, log_y, mask=inside)
+
+
+@triton.jit
+def _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED: tl.constexpr):
+    """sum_i w_i l_i of the samples from ``first`` to ``last``, in fp64 and a fixed order."""
+    lane = tl.arange(0, _BLOCK)
+    total = tl.zeros([_BLOCK], tl.float64)
+    for start in range(first, last, _BLOCK):
         row = start + lane
-        loss = tl.load(losses_ptr + row, mask=row < samples, other=0.0, cache_modifier=".cg")
-        weight = _weights(weights_ptr, share, row, row < samples, WEIGHTED)
+        loss = tl.load(losses_ptr + row, mask=row < last, other=0.0, cache_modifier=".cg")
+        weight = _weights(weights_ptr, share, row, row < last, WEIGHTED)
         total += loss.to(tl.float64) * weight.to(tl.float64)
-    tl.store(loss_ptr, tl.sum(total).to(tl.float32))
+    return tl.sum(total, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -74,55 +82,60 @@ def _soft_target_kl_fwd_kernel(
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
     losses_ptr,  # fp32 [samples]
-    lse_ptr,  # fp32 [2, samples]
-    loss_ptr,  # fp32 []
-    counter_ptr,  # int32 [1], unused by one program
+    log_sums_ptr,  # fp32 [4, samples]
+    loss_ptr,  # fp32 [], this and the next only with FINISH
+    counter_ptr,  # int32 [1]
     samples,
     class_groups,  # classes / ALIGN
     programs,
     share,  # the weight of each row without WEIGHTED
-    inverse,  # 1 / temperature
+    inverse,  # log2(e) / temperature
     square,  # temperature^2
     ALIGN: tl.constexpr,  # divides classes, so that the compiler may load so many logits at once
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,  # >= classes
+    LANES: tl.constexpr,  # DEPTH * LANES >= classes
     WEIGHTED: tl.constexpr,
-    ONE_PROGRAM: tl.constexpr,
+    FINISH: tl.constexpr,  # the last program adds up the losses
 ):
     """ROWS whole rows."""
-    classes = class_groups * ALIGN
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    row = first + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = row < samples
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row, inside, start, at, mask = tile(first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES)
     counted = _weights(weights_ptr, share, row, inside, WEIGHTED) != 0.0
-    at = tl.arange(0, ROWS)[:, None] * classes + column[None, :]
-    mask = counted[:, None] & (column < classes)[None, :]
-    x = tl.load(logits_ptr + first * classes + at, mask=mask, other=float("-inf")).to(tl.float32)
-    y = tl.load(teacher_ptr + first * classes + at, mask=mask, other=float("-inf")).to(tl.float32)
-    shift_x, shift_y = _shift(tl.max(x, 1)), _shift(tl.max(y, 1))
-    b = (x - shift_x[:, None]) * inverse
-    a = (y - shift_y[:, None]) * inverse
-    power = tl.exp(a)
+    mask &= across(counted)
+    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
+    y = widen(tl.load(teacher_ptr + start + at, mask=mask, other=float("-inf")))
+    most_x, most_y = finite(row_max(x)), finite(row_max(y))
+    b = (x - across(most_x)) * inverse
+    a = (y - across(most_y)) * inverse
+    power = exp2(a)
     _store_rows(
-        row, inside, counted, tl.sum(tl.exp(b), 1), tl.sum(power, 1), tl.sum(_terms(power, a, b), 1), shift_x, shift_y,
-        samples, inverse, square, losses_ptr, lse_ptr,
+        row, inside, counted, row_sum(exp2(b)), row_sum(power), row_sum(_terms(power, a, b)), most_x, most_y, samples,
+        square, losses_ptr, log_sums_ptr,
     )  # fmt: skip
-    if ONE_PROGRAM:
-        _finish(losses_ptr, weights_ptr, loss_ptr, share, samples, WEIGHTED)
-    elif arrived_last(counter_ptr, programs):
-        _finish(losses_ptr, weights_ptr, loss_ptr, share, samples, WEIGHTED)
-        tl.store(counter_ptr, 0)
+    if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
+        if arrived_last(counter_ptr, programs):
+            tl.debug_barrier()  # this program's own losses, written in another layout
+            tl.store(loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32))
+            tl.store(counter_ptr, 0)
 
 
 @triton.jit
 def _rescale(sum_x, sum_y, cross, old_x, old_y, new_x, new_y, inverse):
-    """Sums so far, now relative to larger maxima; equal first: -inf - -inf is NaN, and what is there stays as it is."""
-    by_x = (_shift(old_x) - _shift(new_x)) * inverse
-    by_y = (_shift(old_y) - _shift(new_y)) * inverse
-    factor = tl.where(old_y == new_y, 1.0, tl.exp((old_y - new_y) * inverse))
-    cross = (cross + sum_y * (by_y - by_x)) * factor  # each difference in it changes by as much
-    return sum_x * tl.where(old_x == new_x, 1.0, tl.exp((old_x - new_x) * inverse)), sum_y * factor, cross
+    """Sums so far, now relative to larger maxima."""
+    by_x = tl.maximum((old_x - new_x) * inverse, -1e38)  # 0 * inf is NaN, where nothing has been summed
+    by_y = tl.maximum((old_y - new_y) * inverse, -1e38)
+    factor = exp2(by_y)
+    cross = tl.where(factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor)  # each difference changes by as much
+    return sum_x * exp2(by_x), sum_y * factor, cross
+
+
+@triton.jit
+def _one_each(x, y, inverse):
+    """Maxima and sums of lanes with a logit each."""
+    most_x, most_y = finite(x), finite(y)
+    b, a = (x - most_x) * inverse, (y - most_y) * inverse
+    return most_x, most_y, exp2(b), exp2(a), _terms(exp2(a), a, b)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -131,8 +144,8 @@ def _soft_target_kl_long_fwd_kernel(
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
     losses_ptr,  # fp32 [samples]
-    lse_ptr,  # fp32 [2, samples]
-    loss_ptr,  # fp32 []
+    log_sums_ptr,  # fp32 [4, samples]
+    loss_ptr,  # fp32 [], this and the next only with FINISH
     counter_ptr,  # int32 [1]
     samples,
     class_groups,
@@ -141,43 +154,82 @@ def _soft_target_kl_long_fwd_kernel(
     inverse,
     square,
     ALIGN: tl.constexpr,
+    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned
     DEPTH: tl.constexpr,
-    LANES: tl.constexpr,
+    LANES: tl.constexpr,  # >= 2 PEEL
     WEIGHTED: tl.constexpr,
+    FINISH: tl.constexpr,
 ):
     """One row, in pieces [DEPTH, LANES], with running maxima and sums in each lane, which is one thread's."""
     row = tl.program_id(0).to(tl.int64)
     counted = _weights(weights_ptr, share, row, row < samples, WEIGHTED) != 0.0
     classes = class_groups * ALIGN
-    wanted = tl.where(counted, classes, 0)
-    logits_ptr += row * classes
-    teacher_ptr += row * classes
-    offset = tl.arange(0, DEPTH)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    top_x = tl.full([LANES], float("-inf"), tl.float32)
-    top_y = top_x
-    sum_x = tl.zeros([LANES], tl.float32)
-    sum_y, cross = sum_x, sum_x
+    lane = tl.arange(0, LANES)
+    offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
+    if PEEL:
+        head, columns = interior(row, classes, PEEL)
+        edge, edge_mask = edges(lane, head, columns, classes, PEEL)
+        first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask & counted, other=float("-inf"))
+        first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask & counted, other=float("-inf"))
+        most_x, most_y, sum_x, sum_y, cross = _one_each(first_x.to(tl.float32), first_y.to(tl.float32), inverse)
+        first = (row * classes + (PEEL - 1)) // PEEL * PEEL  # row * classes + head, seen to be aligned
+    else:
+        columns = classes
+        most_x = tl.full([LANES], -LARGEST, tl.float32)
+        most_y = most_x
+        sum_x = tl.zeros([LANES], tl.float32)
+        sum_y, cross = sum_x, sum_x
+        first = row * classes
+    wanted = tl.where(counted, columns, 0)
     for start in range(0, wanted, DEPTH * LANES):
         column = start + offset
-        x = tl.load(logits_ptr + column, mask=column < classes, other=float("-inf")).to(tl.float32)
-        y = tl.load(teacher_ptr + column, mask=column < classes, other=float("-inf")).to(tl.float32)
-        new_x, new_y = tl.maximum(top_x, tl.max(x, 0)), tl.maximum(top_y, tl.max(y, 0))
-        sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, top_x, top_y, new_x, new_y, inverse)
-        b = (x - _shift(new_x)[None, :]) * inverse
-        a = (y - _shift(new_y)[None, :]) * inverse
-        power = tl.exp(a)
-        sum_x += tl.sum(tl.exp(b), 0)
+        x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
+        y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
+        new_x, new_y = finite(tl.maximum(most_x, tl.max(x, 0))), finite(tl.maximum(most_y, tl.max(y, 0)))
+        sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
+        b = (x - new_x[None, :]) * inverse
+        a = (y - new_y[None, :]) * inverse
+        power = exp2(a)
+        sum_x += tl.sum(exp2(b), 0)
         sum_y += tl.sum(power, 0)
         cross += tl.sum(_terms(power, a, b), 0)
-        top_x, top_y = new_x, new_y
-    most_x, most_y = tl.max(top_x, 0), tl.max(top_y, 0)
-    sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, top_x, top_y, most_x, most_y, inverse)
+        most_x, most_y = new_x, new_y
+    largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
+    sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse)
     _store_rows(
-        row, row < samples, counted, tl.sum(sum_x, 0), tl.sum(sum_y, 0), tl.sum(cross, 0), _shift(most_x),
-        _shift(most_y), samples, inverse, square, losses_ptr, lse_ptr,
+        row, row < samples, counted, tl.sum(sum_x, 0), tl.sum(sum_y, 0), tl.sum(cross, 0), largest_x, largest_y,
+        samples, square, losses_ptr, log_sums_ptr,
     )  # fmt: skip
-    if arrived_last(counter_ptr, programs):
-        _finish(losses_ptr, weights_ptr, loss_ptr, share, samples, WEIGHTED)
+    if FINISH:  # noqa: SIM102
+        if arrived_last(counter_ptr, programs):
+            tl.debug_barrier()
+            tl.store(loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32))
+            tl.store(counter_ptr, 0)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _soft_target_kl_sum_kernel(
+    losses_ptr,  # fp32 [samples]
+    weights_ptr,  # fp32 [samples], only with WEIGHTED
+    partials_ptr,  # fp64 [groups]
+    loss_ptr,  # fp32 []
+    counter_ptr,  # int32 [1]
+    samples,
+    group,  # samples of a program
+    groups,
+    share,
+    WEIGHTED: tl.constexpr,
+):
+    """The loss of many samples: the sum of each group, and of those by the last program to arrive."""
+    first = tl.program_id(0).to(tl.int64) * group
+    last = tl.minimum(first + group, samples)
+    tl.store(partials_ptr + tl.program_id(0), _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED))
+    if arrived_last(counter_ptr, groups):
+        total = tl.zeros([_BLOCK], tl.float64)
+        for start in range(0, groups, _BLOCK):
+            at = start + tl.arange(0, _BLOCK)
+            total += tl.load(partials_ptr + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+        tl.store(loss_ptr, tl.sum(total, 0).to(tl.float32))
         tl.store(counter_ptr, 0)
 
 
@@ -187,41 +239,50 @@ def _soft_target_kl_bwd_kernel(
     logits_ptr,  # [samples, classes]
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
-    lse_ptr,  # fp32 [2, samples]
+    log_sums_ptr,  # fp32 [4, samples]
     gradient_ptr,  # [samples, classes]
     samples,
     class_groups,
     chunks,  # programs that share a row
     share,
-    inverse,
+    inverse,  # log2(e) / temperature
     temperature,
     ALIGN: tl.constexpr,
+    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
-    """Gradient of a tile [ROWS, BLOCK]; rows of weight 0 are written 0 and not read."""
+    """Gradient of a tile; rows of weight 0 are written 0 and not read."""
     classes = class_groups * ALIGN
-    program = tl.program_id(0)
-    first_row = (program // chunks).to(tl.int64) * ROWS
-    first_column = (program % chunks) * BLOCK
-    row = first_row + tl.arange(0, ROWS)
-    lane = tl.arange(0, BLOCK)
-    inside = row < samples
+    kind = gradient_ptr.dtype.element_ty
+    chunk = tl.program_id(0) % chunks
+    first_row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    first_column = chunk * (DEPTH * LANES)
+    row, inside, start, at, mask = tile(first_row, samples, classes, first_column, DEPTH, ROWS, LANES)
     weight = _weights(weights_ptr, share, row, inside, WEIGHTED)
     counted = weight != 0.0
     scale = weight * temperature * tl.load(grad_ptr).to(tl.float32)
-    lse_x = tl.load(lse_ptr + row, mask=counted, other=0.0)
-    lse_y = tl.load(lse_ptr + samples + row, mask=counted, other=0.0)
-    start = first_row * classes + first_column  # 64 bits; what is added to it fits 32
-    at = tl.arange(0, ROWS)[:, None] * classes + lane[None, :]
-    written = inside[:, None] & (lane < classes - first_column)[None, :]
-    read = written & counted[:, None]
-    x = tl.load(logits_ptr + start + at, mask=read, other=0.0).to(tl.float32)
-    y = tl.load(teacher_ptr + start + at, mask=read, other=0.0).to(tl.float32)
-    delta = tl.exp(x * inverse - lse_x[:, None]) - tl.exp(y * inverse - lse_y[:, None])
-    gradient = tl.where(counted[:, None], delta * scale[:, None], 0.0)
-    tl.store(gradient_ptr + start + at, gradient.to(gradient_ptr.dtype.element_ty), mask=written)
+    shift_x = tl.load(log_sums_ptr + row, mask=counted, other=0.0)
+    shift_y = tl.load(log_sums_ptr + 2 * samples + row, mask=counted, other=0.0)
+    scale_x = exp(-tl.load(log_sums_ptr + samples + row, mask=counted, other=0.0)) * scale
+    scale_y = exp(-tl.load(log_sums_ptr + 3 * samples + row, mask=counted, other=0.0)) * scale
+    if PEEL:
+        head, columns = interior(first_row, classes, PEEL)
+        edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
+        edge, edge_mask = first_row * classes + edge, edge_mask & (chunk == 0)
+        x = tl.load(logits_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
+        y = tl.load(teacher_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
+        gradient = exp2((x - shift_x) * inverse) * scale_x - exp2((y - shift_y) * inverse) * scale_y
+        tl.store(gradient_ptr + edge, tl.where(counted, gradient, 0.0).to(kind), mask=edge_mask)
+        start = (first_row * classes + (PEEL - 1)) // PEEL * PEEL + first_column
+        mask = tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :] < columns - first_column
+    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=0.0))
+    y = widen(tl.load(teacher_ptr + start + at, mask=mask & across(counted), other=0.0))
+    gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
+    gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
+    tl.store(gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask)
 
 
 def soft_target_kl(
@@ -230,58 +291,63 @@ def soft_target_kl(
     """Launches ``sfron_fast::soft_target_kl``: the op's arguments and outputs, already checked."""
     samples, classes = logits.shape
     logits, teacher_logits = logits.contiguous(), teacher_logits.contiguous()
-    loss, losses, lse = (
-        torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((), (samples,), (2, samples))
+    loss, losses, log_sums = (
+        torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((), (samples,), (4, samples))
     )
     if samples == 0:
-        return loss.zero_(), losses, lse
+        return loss.zero_(), losses, log_sums
     weighted, weights = weights is not None, losses if weights is None else weights.contiguous()
     align, counter = common.alignment(classes), common.arrival_counter(logits)
-    tensors = (logits, teacher_logits, weights, losses, lse, loss, counter, samples, classes // align)
-    numbers = (1.0 / samples, 1.0 / temperature, temperature**2)
+    few = samples <= finishing.ONE_PROGRAM_SAMPLES
+    tensors = (logits, teacher_logits, weights, losses, log_sums, loss, counter, samples, classes // align)
+    numbers = (1.0 / samples, common.LOG2_E.value / temperature, temperature**2)
+    kinds = {"ALIGN": align, "WEIGHTED": weighted, "FINISH": few}
     with common.on_device(logits):
         if classes <= MAX_TILE_CLASSES:
-            block, rows = tile(samples, classes, TILE)
+            depth, rows, lanes = common.tile_shape(samples, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(samples, rows)
             _soft_target_kl_fwd_kernel[(programs,)](
-                *tensors, programs, *numbers, ALIGN=align, ROWS=rows, BLOCK=block, WEIGHTED=weighted,
-                ONE_PROGRAM=programs == 1, num_warps=4 if block <= 2048 else 8, **common.STRICT,
+                *tensors, programs, *numbers, **kinds, DEPTH=depth, ROWS=rows, LANES=lanes,
+                num_warps=4 if depth * lanes <= 2048 else 8, **common.STRICT,
             )  # fmt: skip
         else:
             _soft_target_kl_long_fwd_kernel[(samples,)](
-                *tensors, samples, *numbers, ALIGN=align, DEPTH=DEPTH, LANES=lanes(logits.dtype), WEIGHTED=weighted,
-                num_warps=LONG_WARPS, **common.STRICT,
+                *tensors, samples, *numbers, **kinds, PEEL=common.peel(classes, logits.dtype), DEPTH=DEPTH,
+                LANES=lanes_of(logits.dtype), num_warps=LONG_WARPS, **common.STRICT,
             )  # fmt: skip
-    return loss, losses, lse
+        if not few:
+            groups = triton.cdiv(samples, finishing.GROUP)
+            _soft_target_kl_sum_kernel[(groups,)](
+                losses, weights, losses.new_empty(groups, dtype=torch.float64), loss, counter, samples,
+                finishing.GROUP, groups, numbers[0], WEIGHTED=weighted, num_warps=4, **common.STRICT,
+            )  # fmt: skip
+    return loss, losses, log_sums
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, lse: Tensor, temperature: float
+    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
 ) -> Tensor:
     """Launches ``sfron_fast::soft_target_kl_backward``: the op's arguments and output, already checked."""
     samples, classes = logits.shape
-    logits, teacher_logits, lse = logits.contiguous(), teacher_logits.contiguous(), lse.contiguous()
+    logits, teacher_logits, log_sums = logits.contiguous(), teacher_logits.contiguous(), log_sums.contiguous()
     gradient = torch.empty_like(logits)
     if samples == 0:
         return gradient
-    weighted, weights = weights is not None, lse if weights is None else weights.contiguous()
-    block, rows = tile(samples, min(classes, BACKWARD_BLOCK), BACKWARD_BLOCK)
-    chunks, align = triton.cdiv(classes, block), common.alignment(classes)
+    weighted, weights = weights is not None, log_sums if weights is None else weights.contiguous()
+    depth, rows, lanes = common.tile_shape(
+        samples, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, SHARE
+    )  # fmt: skip
+    peel = common.peel(classes, logits.dtype) if classes > BACKWARD_BLOCK else 0
+    chunks, align = triton.cdiv(classes, depth * lanes), common.alignment(classes)
     with common.on_device(logits):
         _soft_target_kl_bwd_kernel[(triton.cdiv(samples, rows) * chunks,)](
-            grad, logits, teacher_logits, weights, lse, gradient, samples, classes // align, chunks, 1.0 / samples,
-            1.0 / temperature, temperature, ALIGN=align, ROWS=rows, BLOCK=block, WEIGHTED=weighted, num_warps=8,
-            **common.STRICT,
+            grad, logits, teacher_logits, weights, log_sums, gradient, samples, classes // align, chunks, 1.0 / samples,
+            common.LOG2_E.value / temperature, temperature, ALIGN=align, PEEL=peel, DEPTH=depth, ROWS=rows,
+            LANES=lanes, WEIGHTED=weighted, num_warps=8, **common.STRICT,
         )  # fmt: skip
     return gradient
 
 
-def tile(samples: int, classes: int, size: int) -> tuple[int, int]:
-    """(columns, rows) of a tile of about ``size`` elements that spans ``classes``."""
-    block = common.power_of_two(classes)
-    return block, min(max(size // block, 1), MAX_ROWS, common.power_of_two(samples))
-
-
-def lanes(dtype: torch.dtype) -> int:
+def lanes_of(dtype: torch.dtype) -> int:
     """A 16-byte load for each thread."""
     return 32 * LONG_WARPS * (16 // dtype.itemsize)

@@ -1,0 +1,251 @@
+"""The last stage over the samples, of losses l_i: weights w_i = b_i^-temperature / sum_j b_j^-temperature, where
+b_i = max(l_i, floor) (README equation 4), their normaliser, and the sum of w_i l_i.
+
+Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last program of the kernel
+that made the losses (``arrived_last``, ``finish``), many of two launches (``finish_many``). Sums are fp64, in a fixed
+order: repeatable, and no atomics on floats.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import common
+
+BLOCK = tl.constexpr(1024)  # samples that a program takes at once
+ONE_PROGRAM_SAMPLES = 4096  # what one program does in a few microseconds
+GROUP = 4096  # samples of a program, where there are many
+
+UNSPECIALISED = ("samples", "groups", "group")
+
+
+@triton.jit
+def raw_weight(base, temperature_high, temperature_low):
+    """base^-temperature within a few ulp, for base >= 0 of any shape.
+
+    exp2(-temperature * log2(base)) would lose as many bits as the exponent has; so base = 2^e * f, and the whole
+    part of temperature * e, exact because temperature_high has 12 bits, goes into the result's exponent.
+    """
+    subnormal = base < 1.1754943508222875e-38
+    bits = tl.where(subnormal, base * 16777216.0, base).to(tl.int32, bitcast=True)
+    fraction = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)  # [1, 2)
+    large = fraction > 1.4142135
+    fraction = tl.where(large, fraction * 0.5, fraction)
+    exponent = ((bits >> 23) - 127 + tl.where(large, 1, 0) - tl.where(subnormal, 24, 0)).to(tl.float32)
+    logarithm = tl.log2(fraction)  # in [-0.5, 0.5]
+    exact = -temperature_high * exponent
+    rest = -temperature_high * logarithm - temperature_low * (exponent + logarithm)
+    whole = tl.floor(exact + rest + 0.5)
+    inside = tl.minimum(tl.maximum(whole, -126.0), 127.0)
+    power = ((inside.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)  # 2^whole
+    raw = tl.exp2((exact - inside) + rest) * power
+    raw = tl.where(whole > 127.0, float("inf"), tl.where(whole < -126.0, 0.0, raw))
+    raw = tl.where(base == float("inf"), 0.0, tl.where(base == 0.0, float("inf"), raw))
+    raw = tl.where(base != base, base, raw)
+    return tl.where((temperature_high == 0.0) & (temperature_low == 0.0), 1.0, raw)
+
+
+@triton.jit
+def base_of(loss, counted, floor):
+    """max(loss, floor), and a NaN stays; -1 for a sample without a label, by which it is known from here on."""
+    return tl.where(counted, tl.where(loss < floor, floor, loss), -1.0)
+
+
+@triton.jit
+def arrived_last(counter_ptr, programs):
+    """True in the one program that finds all others' stores done; it must set the counter back to 0."""
+    tl.debug_barrier()  # the atomic is one thread's: every thread's stores have to come before it
+    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+
+
+@triton.jit
+def _relative(base, least, temperature_high, temperature_low):
+    """(base / least)^-temperature, at most 1; 0 without a label."""
+    return tl.where(base < 0.0, 0.0, raw_weight(tl.div_rn(base, least), temperature_high, temperature_low))
+
+
+@triton.jit
+def _least_of(lowest, wrong):
+    """One number of [BLOCK] minima and whether there was a NaN; 1 if nothing is finite, as any number would do."""
+    least = tl.min(lowest, 0)
+    least = tl.where(least == float("inf"), 1.0, least)
+    return tl.where(tl.max(wrong, 0) > 0, float("nan"), least)
+
+
+@triton.jit
+def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr):
+    """(least, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to ``last``, in fp32 and fp64.
+
+    LINEAR: the raw weights are the powers of the bases themselves.
+    """
+    lane = tl.arange(0, BLOCK)
+    least = tl.full((), 1.0, tl.float32)
+    if not LINEAR:
+        lowest = tl.full([BLOCK], float("inf"), tl.float32)
+        wrong = tl.zeros([BLOCK], tl.int32)
+        for start in range(first, last, BLOCK):
+            at = start + lane
+            base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
+            lowest = tl.where((base >= 0.0) & (base < lowest), base, lowest)
+            wrong |= (base != base).to(tl.int32)
+        least = _least_of(lowest, wrong)
+    weight_sum = tl.zeros([BLOCK], tl.float64)
+    loss_sum = tl.zeros([BLOCK], tl.float64)
+    for start in range(first, last, BLOCK):
+        at = start + lane
+        base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
+        loss = tl.load(losses_ptr + at, mask=at < last, other=0.0, cache_modifier=".cg")
+        raw = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
+        weight_sum += raw
+        loss_sum += raw * loss.to(tl.float64)
+    return least, tl.sum(weight_sum, 0), tl.sum(loss_sum, 0)
+
+
+@triton.jit
+def _conclude(
+    loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR: tl.constexpr, scale
+):  # fmt: skip
+    """The loss and the logarithm of the normaliser; LINEAR: scale * the undivided sum, and the normaliser."""
+    if LINEAR:
+        tl.store(normaliser_ptr, weight_sum.to(tl.float32))
+        tl.store(loss_ptr, (loss_sum * scale).to(tl.float32))
+    else:
+        temperature = temperature_high.to(tl.float64) + temperature_low.to(tl.float64)
+        tl.store(normaliser_ptr, tl.log(weight_sum) - temperature * tl.log(least.to(tl.float64)))
+        tl.store(loss_ptr, (loss_sum / _divisor(weight_sum)).to(tl.float32))
+
+
+@triton.jit
+def _divisor(weight_sum):
+    """No labelled sample at all: weights of 0, not of 0 / 0."""
+    return tl.where(weight_sum == 0.0, 1.0, weight_sum)
+
+
+@triton.jit
+def _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
+    """Normalised weights where the bases were, each by the thread that reads it."""
+    lane = tl.arange(0, BLOCK)
+    for start in range(first, last, BLOCK):
+        at = start + lane
+        base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
+        raw = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
+        weight = tl.where(base < 0.0, 0.0, raw / _divisor(weight_sum))
+        tl.store(bases_ptr + at, weight.to(tl.float32), mask=at < last)
+
+
+@triton.jit
+def finish(
+    losses_ptr,  # fp32 [samples]
+    weights_ptr,  # fp32 [samples]: ``base_of`` the losses on entry, normalised weights on return
+    loss_ptr,  # fp32 []
+    normaliser_ptr,  # fp64 [], its logarithm; LINEAR: fp32 []
+    samples,
+    temperature_high,
+    temperature_low,
+    LINEAR: tl.constexpr,  # the loss is scale * sum of raw weight * loss
+    scale,
+):
+    """All of it, by one program."""
+    tl.debug_barrier()  # this program's own losses and bases, written in another layout
+    least, weight_sum, loss_sum = _totals(
+        losses_ptr, weights_ptr, 0, samples, temperature_high, temperature_low, LINEAR
+    )  # fmt: skip
+    _write_weights(weights_ptr, 0, samples, least, weight_sum, temperature_high, temperature_low)
+    _conclude(
+        loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR, scale
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _samples_totals_kernel(
+    losses_ptr,  # fp32 [samples]
+    bases_ptr,  # fp32 [samples]
+    partials_ptr,  # fp64 [3, groups]
+    totals_ptr,  # fp64 [2]: least, sum of raw weights
+    loss_ptr,  # as of ``finish``
+    normaliser_ptr,
+    counter_ptr,  # int32 [1]
+    samples,
+    group,  # samples of a program
+    groups,
+    temperature_high,
+    temperature_low,
+    scale,
+    LINEAR: tl.constexpr,
+):
+    """The totals of a group; the last program to arrive joins them, each brought to the least base of all."""
+    program = tl.program_id(0)
+    first = program.to(tl.int64) * group
+    last = tl.minimum(first + group, samples)
+    least, weight_sum, loss_sum = _totals(
+        losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR
+    )  # fmt: skip
+    tl.store(partials_ptr + program, least.to(tl.float64))
+    tl.store(partials_ptr + groups + program, weight_sum)
+    tl.store(partials_ptr + 2 * groups + program, loss_sum)
+    if arrived_last(counter_ptr, groups):
+        lane = tl.arange(0, BLOCK)
+        lowest = tl.full([BLOCK], float("inf"), tl.float32)
+        wrong = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, groups, BLOCK):
+            at = start + lane
+            base = tl.load(partials_ptr + at, mask=at < groups, other=float("inf"), cache_modifier=".cg")
+            raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+            base = tl.where(raw == 0.0, float("inf"), base).to(tl.float32)  # nothing labelled in the group
+            lowest = tl.where(base < lowest, base, lowest)
+            wrong |= (base != base).to(tl.int32)
+        least = _least_of(lowest, wrong)
+        weights = tl.zeros([BLOCK], tl.float64)
+        losses = tl.zeros([BLOCK], tl.float64)
+        for start in range(0, groups, BLOCK):
+            at = start + lane
+            base = tl.load(partials_ptr + at, mask=at < groups, other=1.0, cache_modifier=".cg").to(tl.float32)
+            raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+            loss = tl.load(partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+            if not LINEAR:
+                factor = raw_weight(tl.div_rn(base, least), temperature_high, temperature_low).to(tl.float64)
+                raw *= tl.where(raw == 0.0, 1.0, factor)
+                loss *= tl.where(loss == 0.0, 1.0, factor)
+            weights += raw
+            losses += loss
+        if LINEAR:
+            least = tl.full((), 1.0, tl.float32)
+        weight_sum, loss_sum = tl.sum(weights, 0), tl.sum(losses, 0)
+        tl.store(totals_ptr, least.to(tl.float64))
+        tl.store(totals_ptr + 1, weight_sum)
+        _conclude(
+            loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR, scale
+        )  # fmt: skip
+        tl.store(counter_ptr, 0)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _samples_weights_kernel(
+    bases_ptr,  # fp32 [samples], weights on return
+    totals_ptr,  # fp64 [2]
+    samples,
+    group,
+    temperature_high,
+    temperature_low,
+):
+    first = tl.program_id(0).to(tl.int64) * group
+    least, weight_sum = tl.load(totals_ptr).to(tl.float32), tl.load(totals_ptr + 1)
+    last = tl.minimum(first + group, samples)
+    _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low)
+
+
+def finish_many(
+    losses: Tensor, weights: Tensor, loss: Tensor, normaliser: Tensor, counter: Tensor, temperature: float,
+    scale: float | None,
+) -> None:  # fmt: skip
+    """``finish`` over many programs. ``scale`` None: not LINEAR."""
+    samples = losses.numel()
+    groups = triton.cdiv(samples, GROUP)
+    scratch = losses.new_empty(3 * groups + 2, dtype=torch.float64)
+    numbers = common.split(temperature)
+    _samples_totals_kernel[(groups,)](
+        losses, weights, scratch[2:], scratch, loss, normaliser, counter, samples, GROUP, groups, *numbers,
+        1.0 if scale is None else scale, LINEAR=scale is not None, num_warps=4, **common.STRICT,
+    )  # fmt: skip
+    _samples_weights_kernel[(groups,)](weights, scratch, samples, GROUP, *numbers, num_warps=4, **common.STRICT)
