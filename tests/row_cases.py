@@ -87,18 +87,23 @@ def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:
 def weight_bounds(losses, loss_error, counted, temperature, floor, may_be_empty) -> dict[str, Tensor]:
     """``tolerances.weighted``, where the power is exp2 of an exponent split into a whole part and a rest.
 
-    Of the rest, below 1 + temperature / 2, the products, the logarithm and the sums round: (3 temperature + 2) U.
+    Of the rest, below 1 + temperature / 2, the products, the logarithm and the sums round: (3 temperature + 2) U; the
+    division by the least base rounds once.
     """
 
     def raw_of(base):
         return torch.where(counted, base.pow(-temperature), 0.0)
 
     bounds = tol.weighted(losses, loss_error, raw_of, temperature, floor)
-    power = (3 * temperature + 2) * tol.U
+    power = (4 * temperature + 2) * tol.U
     bounds["weight_relative"] = bounds["weight_relative"] + 2 * power
     bounds["weight_error"] = bounds["weight_error"] + bounds["weights"] * 2 * power
     bounds["normaliser_error"] = bounds["normaliser_error"] + bounds["normaliser"] * power
     bounds["loss_error"] = bounds["loss_error"] + (bounds["weights"] * losses).abs().sum() * 2 * power
+    if bounds["normaliser"] > 0:
+        bounds["log_normaliser_error"] = -torch.log1p(-bounds["normaliser_error"] / bounds["normaliser"])
+    else:
+        bounds["log_normaliser_error"] = torch.zeros(())
     return bounds
 
 
@@ -111,40 +116,51 @@ def judge_cross_entropy(case: Rows, outputs, gradient: Tensor, pieces: int = 0, 
     temperature, floor, ignore = case.numbers
     wide, counted = logits.double(), labels != ignore
     truth = reference.adaptive_cross_entropy(wide, labels, temperature, floor, ignore)
-    lse = truth[4]
-    top = wide.amax(dim=2)
-    shift = torch.where(top.isinf(), 0.0, top)
-    softmax = torch.exp(wide - lse.unsqueeze(2))
+    shift, log_sum = truth[4]
+    label = torch.where(counted, labels, 0).unsqueeze(2)
+    softmax = torch.exp((wide - shift.unsqueeze(2)) - log_sum.unsqueeze(2))
     distance = torch.where(wide.isinf(), 0.0, wide - shift.unsqueeze(2)).abs()
+    own_distance, own_share = (t.gather(2, label).squeeze(2) for t in (distance, softmax))
+    others = softmax.scatter(2, label, 0.0)
     # of each exponential the difference and its product with log2(e) round, then exp2; of the sum every addition;
     # scaling a running sum anew is one more exponential and a product
-    spread = (softmax * distance).sum(dim=2) * 2 * tol.U
-    total = spread + (tol.roundings(wide.shape[2]) + pieces * 5) * tol.U + tol.FUNCTION
-    logarithm = (lse - shift).abs() * tol.FUNCTION
+    rest = (others * distance).sum(dim=2) * 2 * tol.U
+    rest = rest + others.sum(dim=2) * ((tol.roundings(wide.shape[2]) + pieces * 5) * tol.U + tol.FUNCTION)
+    # the label's e^(x - shift) - 1 and what it is added to; all relative to the sum, of which the logarithm is taken
+    own = own_share * own_distance * 2 * tol.U + (own_share - torch.exp(-log_sum)).abs() * (tol.FUNCTION + tol.U)
+    log_sum_error = rest * (1 + 2 * tol.U) + own + others.sum(dim=2) * tol.U + log_sum.abs() * tol.FUNCTION
+    # without a label all classes are added, and 1 is taken away again
+    log_sum_error = torch.where(counted, log_sum_error, log_sum_error + 2 * tol.FUNCTION)
     if not summed:
-        near(outputs[4], lse, total + logarithm + lse.abs() * tol.U, "lse")
-    picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
-    token_error = total + logarithm + ((shift - picked).abs() + (lse - picked).abs()) * tol.U
+        near(outputs[4][0], shift, torch.zeros(()), "shift")
+        near(outputs[4][1], log_sum, log_sum_error, "log_sum")
+    row_losses = log_sum - (wide.gather(2, label).squeeze(2) - shift)
+    token_error = log_sum_error + (own_distance + row_losses.abs()) * tol.U
     tokens = counted.sum(dim=1).clamp_min(1)
     loss_error = torch.where(counted, token_error, 0.0).sum(dim=1) / tokens + truth[1] * tol.U
     bounds = weight_bounds(truth[1], loss_error, counted.any(dim=1), temperature, floor, True)
     undivided = 1.0
     if summed:
-        undivided = truth[3]
+        undivided = truth[3].exp()
         total_error = bounds["loss_error"] * undivided + truth[0].abs() * bounds["normaliser_error"]
         total_error = total_error * abs(case.grad) * 1.001 + tol.TINY[torch.float32]
         near(outputs[0], truth[0] * undivided * case.grad, total_error, "total")
+        near(outputs[3], undivided, bounds["normaliser_error"], "normaliser")
+        assert outputs[3].dtype == torch.float32
     else:
         near(outputs[0], truth[0], bounds["loss_error"], "loss")
+        near(outputs[3], truth[3], bounds["log_normaliser_error"], "log_normaliser")
+        assert outputs[3].dtype == torch.float64
     judge_samples(outputs, truth, loss_error, bounds)
     scale = torch.where(counted, (truth[2] / tokens).unsqueeze(1), 0.0).unsqueeze(2) * case.grad
-    relative = tol.FUNCTION + 2 * (wide - lse.unsqueeze(2)).abs().nan_to_num(posinf=0.0) * tol.U
-    relative = relative + (total + logarithm + lse.abs() * tol.U).unsqueeze(2)
+    relative = 2 * tol.FUNCTION + 2 * (distance + log_sum.abs().unsqueeze(2)).nan_to_num(posinf=0.0) * tol.U
+    relative = torch.expm1(relative + log_sum_error.unsqueeze(2))
     expected = reference.adaptive_cross_entropy_backward(
-        torch.tensor(case.grad, dtype=torch.float64), wide, labels, truth[2], lse, ignore
+        torch.tensor(case.grad, dtype=torch.float64), wide, labels, truth[2], truth[4], ignore
     )
-    error = scale.abs() * (softmax * torch.expm1(relative) + EXP)
-    error = error + expected.abs() * (bounds["weight_relative"].view(-1, 1, 1) + 5 * tol.U)
+    at_label = own_share * token_error + torch.expm1(-row_losses).abs() * tol.FUNCTION
+    error = (softmax * relative).scatter(2, label, at_label.unsqueeze(2))
+    error = scale.abs() * (error + EXP) + expected.abs() * (bounds["weight_relative"].view(-1, 1, 1) + 5 * tol.U)
     expected, error = expected * undivided, error * 1.001 * undivided
     near(gradient, expected, error + tol.stored(expected.abs() + error, logits.dtype), "gradient")
     assert gradient.dtype == logits.dtype
@@ -158,6 +174,7 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
     loss_error = truth[1] * tol.squared_errors(elements) + 2.0**-149
     bounds = weight_bounds(truth[1], loss_error, torch.ones(samples, dtype=torch.bool), temperature, floor, False)
     near(outputs[0], truth[0], bounds["loss_error"], "loss")
+    near(outputs[3], truth[3], bounds["log_normaliser_error"], "log_normaliser")
     judge_samples(outputs, truth, loss_error, bounds)
     expected = reference.adaptive_mse_backward(
         torch.tensor(case.grad, dtype=torch.float64), prediction.double(), target.double(), truth[2], mean
@@ -171,7 +188,7 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
 def judge_soft_targets(case: Rows, outputs, gradient: Tensor, pieces: int = 0) -> None:
     tensors = [None if t is None else t.cpu() for t in case.tensors]
     bounds = tol.soft_target_kl(*tensors, case.numbers[0], case.grad, pieces, exp2=1)
-    for name, output in zip(("loss", "losses", "lse"), outputs, strict=True):
+    for name, output in zip(("loss", "losses", "log_sums"), outputs, strict=True):
         assert output.dtype == torch.float32
         near(output, *bounds[name], name)
     near(gradient, *bounds["gradient"], "gradient")
@@ -179,12 +196,11 @@ def judge_soft_targets(case: Rows, outputs, gradient: Tensor, pieces: int = 0) -
 
 
 def judge_samples(outputs, truth, loss_error, bounds) -> None:
-    _, losses, weights, normaliser = outputs[:4]
-    for output in outputs:
+    _, losses, weights = outputs[:3]
+    for output in (*outputs[:3], *outputs[4:]):
         assert output.dtype == torch.float32
     near(losses, truth[1], loss_error, "losses")
     near(weights, truth[2], bounds["weight_error"], "weights")
-    near(normaliser, truth[3], bounds["normaliser_error"], "normaliser")
 
 
 # --- logits that arithmetic trips over ------------------------------------------------------------------------------
@@ -204,10 +220,12 @@ def special_logits(kind: str, dtype: torch.dtype) -> Tensor:
         x[:, :, 1:] = -math.inf
     elif kind == "equal":
         x[:] = 2.0
+    elif kind == "remembered":  # losses of 1e-6: beside the label's, the other probabilities are below an ulp
+        x[:, :, 0] = x[:, :, 1:].logsumexp(2) + math.log(1e6)
     return x.to(dtype)
 
 
-SPECIAL = ["huge", "very negative", "minus infinity", "only the label", "equal"]
+SPECIAL = ["huge", "very negative", "minus infinity", "only the label", "equal", "remembered"]
 
 
 def special_case(kind: str, dtype: torch.dtype, device="cpu") -> Rows:

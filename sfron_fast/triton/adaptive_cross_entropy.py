@@ -6,6 +6,8 @@ over the logits. Each reads the logits once. The sum is both passes in one launc
 Programs end in a counter, never in a float atomic, so results are repeatable.
 """
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -21,12 +23,12 @@ from .cross_entropy_kernels import (
     _adaptive_cross_entropy_scale_kernel,
 )
 
-TILE = 4096  # logits of one program where whole rows fit
-SHARE = 32  # of a thread, four 16-byte loads of bf16
-MAX_TILE_CLASSES = 4096  # longer rows are read in pieces with a running maximum
-MAX_GRADIENT_CLASSES = 8192  # the same where the gradient is written too: worth more registers
+TILE = 8192  # logits of one program where whole rows fit
+SHARE = 64  # of a thread, eight 16-byte loads of bf16: what is done once for a row costs little for each
+MAX_TILE_CLASSES = 8192  # longer rows are read in pieces with a running maximum
 LONG_WARPS = 8
 BACKWARD_BLOCK = 8192  # logits of one program
+BACKWARD_SHARE = 32
 SCALE_BLOCK = 4096
 SCALE_PROGRAMS = 1024  # enough to fill any GPU, few enough to cost nothing where there is nothing to do
 TOKEN_BLOCK = 1024
@@ -58,7 +60,7 @@ def _forward(
     loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
     log_sums = torch.empty((2, samples, tokens), dtype=torch.float32, device=logits.device)
     if rows == 0:
-        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.zero_(), log_sums
+        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.fill_(-math.inf), log_sums
     one_token, gradient = tokens == 1, scale is not None
     if gradient:
         normaliser = torch.empty_like(loss)
@@ -70,12 +72,12 @@ def _forward(
     kinds = {"ALIGN": align, "ONE_TOKEN": one_token, "FINISH": one_token and few, "GRADIENT": gradient}
     rest = (*numbers, 1.0 if scale is None else scale)
     with common.on_device(logits):
-        if classes <= (MAX_GRADIENT_CLASSES if gradient else MAX_TILE_CLASSES):
+        if classes <= MAX_TILE_CLASSES:
             depth, tile_rows, lanes = common.tile_shape(rows, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(rows, tile_rows)
             _adaptive_cross_entropy_fwd_kernel[(programs,)](
                 logits, labels, *outputs, programs, *rest, **kinds, DEPTH=depth, ROWS=tile_rows, LANES=lanes,
-                num_warps=4 if depth * lanes <= 4096 else 8, **common.STRICT,
+                num_warps=4, **common.STRICT,
             )  # fmt: skip
         else:
             options = gradient_options(classes * logits.element_size()) if gradient else {"num_warps": LONG_WARPS}
@@ -129,7 +131,7 @@ def _backward(
             )
         align = common.alignment(classes)
         depth, tile_rows, lanes = common.tile_shape(
-            rows, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, SHARE
+            rows, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, BACKWARD_SHARE
         )  # fmt: skip
         peel = common.peel(classes, logits.dtype) if classes > BACKWARD_BLOCK else 0
         chunks = triton.cdiv(classes, depth * lanes)

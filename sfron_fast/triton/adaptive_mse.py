@@ -4,6 +4,8 @@ A program takes ROWS samples, or one of ``chunks`` parts of a large sample. The 
 the parts in a fixed order; no float atomics, so results are repeatable.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -139,7 +141,7 @@ def adaptive_mse(
     prediction, target = prediction.contiguous(), target.contiguous()
     loss, losses, weights, normaliser = common.sample_outputs(prediction, samples)
     if samples == 0:
-        return loss.zero_(), losses, weights, normaliser.zero_()
+        return loss.zero_(), losses, weights, normaliser.fill_(-math.inf)
     (depth, rows, lanes), chunks, steps = partition(samples, elements, prediction.dtype)
     partials = prediction.new_empty((samples, chunks), dtype=torch.float32) if chunks > 1 else losses
     programs = triton.cdiv(samples, rows) * chunks

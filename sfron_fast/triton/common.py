@@ -39,7 +39,8 @@ def exp(x):
 @triton.jit
 def expm1(x):
     """e^x - 1 for x <= 0, in full accuracy near 0."""
-    series = 1.0 + x * (1.0 / 9.0)  # the Taylor series to x^9, below half an ulp for |x| <= 0.5
+    series = 1.0 + x * 0.1  # the Taylor series to x^10, within half an ulp for |x| <= 0.7, where e^x > 1/2
+    series = 1.0 + x * (1.0 / 9.0) * series
     series = 1.0 + x * (1.0 / 8.0) * series
     series = 1.0 + x * (1.0 / 7.0) * series
     series = 1.0 + x * (1.0 / 6.0) * series
@@ -47,7 +48,7 @@ def expm1(x):
     series = 1.0 + x * 0.25 * series
     series = 1.0 + x * (1.0 / 3.0) * series
     series = 1.0 + x * 0.5 * series
-    return tl.where(x > -0.5, x * series, exp(x) - 1.0)
+    return tl.where(x > -0.7, x * series, exp(x) - 1.0)
 
 
 @triton.jit

@@ -16,7 +16,6 @@ from .common import (
     interior,
     log1p,
     row_max,
-    row_sum,
     tile,
     widen,
 )
@@ -28,7 +27,7 @@ UNSPECIALISED = ("rows", "class_groups", "samples", "tokens", "programs", "ignor
 
 @triton.jit
 def _with_label(rest, most, picked, valid):
-    """(shift, log_sum, loss) from the sum of e^(x - most) without the label's and its logit.
+    """(shift, log_sum, loss) from the sum of e^(x - most) without the label's, and the label's logit.
 
     Apart, because the label of a remembered sample is the maximum: beside its e^0 the others' sum, which is the loss,
     would be rounded away.
@@ -90,12 +89,19 @@ def _adaptive_cross_entropy_fwd_kernel(
     valid = counted & (label >= 0) & (label < classes)
     # a label that is no class must not be read through, and must not go unnoticed: NaN
     picked = tl.load(logits_ptr + row * classes + label, mask=valid, other=float("nan")).to(tl.float32)
+    # the label's lane again, without the label: to leave it out of the sum in its place costs more
+    place = tl.where(valid, label, -1).to(tl.int32)
+    column = tl.arange(0, DEPTH)[:, None] * LANES + (place % LANES)[None, :]
+    beside = tl.load(
+        logits_ptr + (row * classes)[None, :] + column, other=float("-inf"),
+        mask=valid[None, :] & (column != place[None, :]) & (column < classes),
+    ).to(tl.float32)  # fmt: skip
     x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
-    column = tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
-    x = tl.where(column == across(tl.where(valid, label, -1).to(tl.int32)), float("-inf"), x)
     most = finite(row_max(x))
     power = exp(x - across(most))
-    shift, log_sum, loss = _with_label(row_sum(power), most, picked, valid)
+    own_lane = tl.arange(0, LANES)[None, :] == tl.where(valid, place % LANES, -1)[:, None]
+    rest = tl.sum(tl.where(own_lane, 0.0, tl.sum(power, 0)), 1) + tl.sum(exp(beside - most[None, :]), 0)
+    shift, log_sum, loss = _with_label(rest, most, picked, valid)
     _store_rows(
         row, loss, shift, log_sum, rows, inside, counted, log_sums_ptr, losses_ptr, weights_ptr, floor, ONE_TOKEN
     )  # fmt: skip

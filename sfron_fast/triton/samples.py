@@ -111,7 +111,7 @@ def _conclude(
         tl.store(normaliser_ptr, weight_sum.to(tl.float32))
         tl.store(loss_ptr, (loss_sum * scale).to(tl.float32))
     else:
-        temperature = temperature_high.to(tl.float64) + temperature_low.to(tl.float64)
+        temperature = tl.full((), 0.0, tl.float64) + temperature_high + temperature_low
         tl.store(normaliser_ptr, tl.log(weight_sum) - temperature * tl.log(least.to(tl.float64)))
         tl.store(loss_ptr, (loss_sum / _divisor(weight_sum)).to(tl.float32))
 

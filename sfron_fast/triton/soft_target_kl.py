@@ -15,12 +15,13 @@ from .common import LARGEST, across, edges, exp, exp2, finite, interior, row_max
 from .samples import BLOCK as _BLOCK
 from .samples import arrived_last
 
-TILE = 2048  # logits of one program where whole rows fit, and as many of the teacher
-SHARE = 16  # of a thread, from each
-MAX_TILE_CLASSES = 4096  # longer rows are read in pieces
+TILE = 4096  # logits of one program where whole rows fit, and as many of the teacher
+SHARE = 32  # of a thread, from each
+MAX_TILE_CLASSES = 8192  # longer rows are read in pieces
 DEPTH = 4  # 16-byte loads of each thread and tensor at a time
 LONG_WARPS = 8
 BACKWARD_BLOCK = 4096  # logits of one program
+BACKWARD_SHARE = 16
 LN_2 = tl.constexpr(0.6931471805599453)
 
 UNSPECIALISED = ("samples", "class_groups", "programs", "chunks", "group", "groups")
@@ -308,7 +309,7 @@ def soft_target_kl(
             programs = triton.cdiv(samples, rows)
             _soft_target_kl_fwd_kernel[(programs,)](
                 *tensors, programs, *numbers, **kinds, DEPTH=depth, ROWS=rows, LANES=lanes,
-                num_warps=4 if depth * lanes <= 2048 else 8, **common.STRICT,
+                num_warps=4 if depth * lanes <= 4096 else 8, **common.STRICT,
             )  # fmt: skip
         else:
             _soft_target_kl_long_fwd_kernel[(samples,)](
@@ -335,7 +336,7 @@ def soft_target_kl_backward(
         return gradient
     weighted, weights = weights is not None, log_sums if weights is None else weights.contiguous()
     depth, rows, lanes = common.tile_shape(
-        samples, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, SHARE
+        samples, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, BACKWARD_SHARE
     )  # fmt: skip
     peel = common.peel(classes, logits.dtype) if classes > BACKWARD_BLOCK else 0
     chunks, align = triton.cdiv(classes, depth * lanes), common.alignment(classes)
