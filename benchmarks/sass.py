@@ -88,7 +88,7 @@ def resident(threads: int, registers: int, shared: int) -> int:
 def slow(load: float, flight: float) -> list[str]:
     """Why a kernel that streams cannot reach the speed of memory."""
     found = [f"issue load {load:.2f}, above {MOST_LOAD}"] if load > MOST_LOAD else []
-    return found + ([f"{flight / 1000:.0f} KB in flight, below {LEAST_FLIGHT / 1000:.0f}"] * (flight < LEAST_FLIGHT))
+    return found + ([f"{flight / 1000:.1f} KB in flight, below {LEAST_FLIGHT / 1000:.0f}"] * (flight < LEAST_FLIGHT))
 
 
 def speed(
