@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sfron_fast as sf
 
 from .harness import Arm, uncounted
-from .lists import Shape
+from .lists import Shape, weights
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # clipped gradients: smaller steps would drown in rounding
@@ -55,7 +55,7 @@ class Problem:
         return sf.SaliencyMask.from_bool({f"p{i}": m for i, m in enumerate(self.masks)})
 
     def values(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self.params]
+        return [p.detach() for p in self.params]
 
 
 def last(tensor: Tensor) -> Tensor:
@@ -64,12 +64,34 @@ def last(tensor: Tensor) -> Tensor:
 
 
 def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[Tensor]:
-    """What ``run`` adds to the values; a comparison of the values themselves would hardly see one step."""
-    before = values()
+    """What ``run`` takes off the values; a comparison of the values themselves would hardly see one step."""
+    before = [value.clone() for value in values()]
     run()
-    after = values()
-    torch._foreach_sub_(after, before)
-    return after
+    torch._foreach_sub_(before, values())  # and not a second copy, for which the longest lists leave no room
+    return before
+
+
+def held(
+    shapes: list[Shape], who: str, kind: str, work: str, dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype | None = None,
+) -> int:
+    """Bytes that an arm keeps on its device from the first run on; ``who``: "ours", one of STOCK, or of AUTHORS."""
+    size, moments = dtype.itemsize, 2 if kind == "adamw" else 1
+    weight = size * (3 if work == "pair" else 2)  # parameters and gradients
+    weight += moments * (state_dtype or dtype).itemsize
+    if who in AUTHORS:
+        weight += size + (who == AUTHORS[0])  # the copy for the interpolation
+    else:
+        weight += size * (work == "pair")  # slow weights
+        masks = {"ours": 0.25, "bool mask": 1}.get(who, size)  # ours: packed, by name and as one list
+        weight += masks * (work != "plain")
+    return int(weight * weights(shapes))
+
+
+def compared(shapes: list[Shape], dtype: torch.dtype = torch.float32, unfused: bool = False) -> int:
+    """Bytes for what two arms did, their comparison in fp32, and what torch's ``unfused`` optimizers allocate."""
+    work = max(dtype.itemsize * unfused, 8 * (dtype != torch.float32))
+    return weights(shapes) * (2 * dtype.itemsize + work)
 
 
 def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
@@ -84,10 +106,12 @@ def ours(
     problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     masked = work != "plain"
+    saliency = problem.saliency() if masked else None
+    problem.masks = []
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
-        problem.named(), **settings, saliency=problem.saliency() if masked else None,
-        max_norm=MAX_NORM if masked else None, retain_steps=1, slow_lr=slow_lr, state_dtype=state_dtype,
+        problem.named(), **settings, saliency=saliency, max_norm=MAX_NORM if masked else None, retain_steps=1,
+        slow_lr=slow_lr, state_dtype=state_dtype,
     )  # fmt: skip
 
     def run() -> None:
@@ -111,6 +135,7 @@ def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.
     return torch.optim.SGD(problem.params, **SGD, **flags)
 
 
+AUTHORS = ("authors' style", "authors' style, masks on CPU")
 STOCK = ("bool mask", "float mask", "float mask, clip in the step")
 
 
@@ -125,9 +150,11 @@ def best_stock(
     problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     optimizer = _torch_optimizer(problem, kind, fused=True)
-    masks = problem.masks if how == "bool mask" else [m.to(dtype) for m in problem.masks]
+    masks = problem.masks if how == "bool mask" or work == "plain" else [m.to(dtype) for m in problem.masks]
     problem.masks = []
-    slow = problem.values() if slow_lr < 1.0 else []
+    if work == "plain":
+        masks = []
+    slow = [value.clone() for value in problem.values()] if slow_lr < 1.0 else []
 
     def run() -> None:
         if work != "plain":
@@ -181,7 +208,7 @@ def authors_style(
                 p.data.copy_((1.0 - slow_lr) * o.data + slow_lr * p.data)
             original = copy.deepcopy(problem.params)
 
-    return list_arm("authors' style, masks on CPU" if cpu_masks else "authors' style", problem, run)
+    return list_arm(AUTHORS[cpu_masks], problem, run)
 
 
 def probe(moved: int, device: str) -> Arm:
@@ -210,7 +237,15 @@ def inplace_scale(moved: int) -> Arm:
     return Arm("probe: in-place scale", lambda: buffer.mul_(1.0))
 
 
-def copy_probe(moved: int, device: str, chunk: int = 1 << 30) -> Arm:
+CHUNK = 1 << 30  # bytes
+
+
+def probe_bytes(moved: int) -> int:
+    """What the copy holds on a GPU."""
+    return 2 * min(max(moved // 2, 1), CHUNK)
+
+
+def copy_probe(moved: int, device: str, chunk: int = CHUNK) -> Arm:
     """A copy, in chunks to save memory."""
     half = max(moved // 2, 1)
     source, target = (torch.ones(min(half, chunk), dtype=torch.uint8, device=device) for _ in range(2))

@@ -1,12 +1,18 @@
-"""`make gpu`: builds, tests, sanitizes and measures on a machine with a GPU, in under nine minutes, without a network.
+"""`make gpu`: builds, tests, measures and sanitizes on a machine with a GPU, in parts of nine minutes, off the network.
 
-Needs python3 with torch >= 2.11, setuptools, ninja, nvcc and g++; uses pytest, Triton, matplotlib and compute-sanitizer
-where they are, and says what it skips where they are not. Steps are independent: each has its own time limit, and
-those after a failed one still run. `$OUT` (default: build/gpu) receives summary.txt (a line for each step), log.txt
-(all output), gpu.json, gpu.csv, two figures. The exit status is 0 if no step failed.
+`make gpu PART=1` builds and tests, `PART=2` measures, `PART=3` runs the sanitizers and the tests of single ops; without
+PART all three, one after the other. Each part stands alone (2 and 3 build only what is missing) and leaves what it
+knows at any moment, should it be killed. Needs python3 with torch >= 2.11, setuptools, ninja, nvcc and g++; uses
+pytest, Triton and compute-sanitizer where they are, and says what it skips where they are not. Steps are independent:
+each has its own time limit, and those after a failed one still run.
+
+`$OUT` (default: build/gpu) receives at most six files, flat, of at most 16 MB: summary.txt (a line for each step),
+log-1.txt to log-3.txt (all output), gpu.json and gpu.csv, from which `python -m benchmarks.plots gpu.json` draws the
+figures where matplotlib is. The exit status is 0 if no step failed.
 """
 
 import argparse
+import contextlib
 import glob
 import os
 import shutil
@@ -20,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DEVICE = "no CUDA device"
+PARTS = (1, 2, 3)
+MOST_LOG = 5 << 20  # bytes that the log keeps of one step: its beginning and its end
 PER_OP = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
           "fisher_saliency_mask", "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl", "hyper",
           "flat_ops")  # fmt: skip
@@ -29,6 +37,7 @@ there = torch.cuda.is_available()
 print(torch.__version__, "%d.%d" % torch.cuda.get_device_capability() if there else "-", end=" ")
 print(torch.cuda.get_device_name() if there else "")
 """
+BUDGET = "@BUDGET@"  # in a command: the seconds that are left, but for a case that has begun
 WHEEL = """
 import pathlib, torch, sfron_fast as sf
 from sfron_fast import _native, ops
@@ -67,46 +76,74 @@ def interpreter() -> str:
     return sys.executable if has(sys.executable, "torch") or not own.exists() else str(own)
 
 
-def steps(python: str, capability: str, out: Path, scratch: Path) -> list[Step]:
-    """In the order in which they matter, should the time run out."""
+def steps(python: str, capability: str, out: Path, scratch: Path, part: int) -> list[Step]:
+    """Of one part, in the order in which they matter, should the time run out."""
     cores = str(os.cpu_count() or 2)
+    environment = f"nvidia-smi; nvcc --version; '{python}' -m sfron_fast env"
+    env = Step("env", 30, ["sh", "-c", environment], anywhere=True)
+    precompile = [python, "tests/gpu/precompile.py", "--workers", cores, "--capability", capability]
+    lacking = next((f"{module} is not installed" for module in ("triton", "pytest") if not has(python, module)), "")
+    compiled = Step("precompile", 90, precompile, missing=lacking)
+    if part == 1:
+        fresh = build(python, capability, scratch)
+        return [env, fresh, compiled, gpu_tests(python), wheel(python, scratch, ROOT / "dist")]
+    made = build(python, capability, scratch)
+    if newer_than_sources(ROOT / "sfron_fast", ROOT / "csrc"):
+        made = Step("build", 0, [], missing="the extension is newer than its sources")
+    if part == 2:
+        bench = [python, "-m", "benchmarks.run", "--device", "cuda", "--no-plots", "--out", str(out / "gpu")]
+        timed = Step("benchmark", 480, [*bench, "--budget", BUDGET], rehearsal=[*bench, "--rehearse"])
+        return [env, made, compiled, timed]
+    return [env, made, compiled, sanitizer("memcheck", python), sanitizer("racecheck", python), per_op_tests(python)]
+
+
+def build(python: str, capability: str, scratch: Path) -> Step:
+    options = {"USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "MAX_JOBS": str(os.cpu_count() or 2),
+               "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability)}  # fmt: skip
+    command = [python, "setup.py", "build_ext", "--inplace", "--force"]
+    return Step("build", 180, command, options, build_root(python, scratch))
+
+
+def newer_than_sources(package: Path, sources: Path) -> bool:
+    built = [path.stat().st_mtime for path in package.glob("_C*.so")]
+    return bool(built) and max(built) > max(path.stat().st_mtime for path in sources.rglob("*.*"))
+
+
+def pytest_command(python: str) -> list[str]:
+    """A line for each test and each failure in full when it is known; stacks of a test that hangs."""
+    instead = "addopts=--strict-markers -v --tb=short -p benchmarks.instant_failures"
+    return [python, "-m", "pytest", "-o", instead, "-o", "faulthandler_timeout=60", "-p", "no:cacheprovider",
+            "-m", "long or not long"]  # fmt: skip
+
+
+def gpu_tests(python: str) -> Step:
+    """In one process, as a test reads how much memory is free; without pytest the same ops by a short program."""
+    if has(python, "pytest"):
+        return Step("tests/gpu", 250, [*pytest_command(python), "tests/gpu"])
+    return Step("tests/gpu", 60, [python, "tests/gpu/sanitize.py"])
+
+
+def per_op_tests(python: str) -> Step:
+    """Those of each op's own file that take a device, which select it by their parameter's name."""
+    if not has(python, "pytest"):
+        return Step("per-op tests", 0, [], missing="pytest is not installed; put its wheels on PYTHONPATH")
+    spread = ["-n", str(min(4, os.cpu_count() or 2))] if has(python, "xdist") else []
+    files = [f"tests/test_{name}.py" for name in PER_OP]
+    return Step("per-op tests", 200, [*pytest_command(python), *spread, "-k", "cuda", *files])
+
+
+def sanitizer(name: str, python: str) -> Step:
+    """compute-sanitizer over a short program. Calls that fail and are handled, as torch's are, are no finding."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     tool = shutil.which("compute-sanitizer") or next(
         (p for folder in ("bin", "compute-sanitizer") if Path(p := f"{home}/{folder}/compute-sanitizer").exists()), None
     )
-    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-m", "long or not long"]
-    if not has(python, "pytest"):  # the same ops by a short program
-        note = "pytest is not installed; put its wheels on PYTHONPATH"
-        gpu = Step("tests/gpu", 60, [python, "tests/gpu/sanitize.py"])
-        per_op = Step("per-op tests", 0, [], missing=note)
-    else:
-        spread = ["-n", str(min(4, int(cores)))] if has(python, "xdist") else []
-        files = [f"tests/test_{name}.py" for name in PER_OP]
-        # one process: a test reads how much memory is free. The others select the device by its parameter's name.
-        gpu = Step("tests/gpu", 130, [*pytest, "tests/gpu"])
-        per_op = Step("per-op tests", 100, [*pytest, *spread, "-k", "cuda", *files])
     driver = [python, "tests/gpu/sanitize.py"]
-    checked = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-
-    def sanitizer(name: str) -> Step:
-        command = [str(tool), "--tool", name, "--error-exitcode", "9", *driver]
-        missing = "" if tool else "compute-sanitizer is neither on PATH nor in CUDA_HOME"
-        return Step(name, 75, command, checked, missing=missing, rehearsal=[*driver, "--rehearse"])
-
-    bench = [python, "-m", "benchmarks.run", "--device", "cuda", "--out", str(out / "gpu")]
-    make = [python, "setup.py", "build_ext"]
-    build = {"USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "MAX_JOBS": cores,
-             "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability)}  # fmt: skip
-    return [
-        Step("env", 30, ["sh", "-c", f"nvidia-smi; nvcc --version; '{python}' -m sfron_fast env"], anywhere=True),
-        Step("build", 150, [*make, "--inplace", "--force"], build, build_root(python, scratch)),
-        gpu,
-        wheel(python, scratch, ROOT / "dist"),
-        Step("benchmark", 190, [*bench, "--budget", "160"], rehearsal=[*bench, "--rehearse"]),
-        per_op,
-        sanitizer("memcheck"),
-        sanitizer("racecheck"),
-    ]
+    quiet = ["--report-api-errors", "no"] if name == "memcheck" else []
+    command = [str(tool), "--tool", name, *quiet, "--error-exitcode", "9", *driver]
+    missing = "" if tool else "compute-sanitizer is neither on PATH nor in CUDA_HOME"
+    options = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Step(name, 170, command, options, missing=missing, rehearsal=[*driver, "--rehearse"])
 
 
 def build_root(python: str, scratch: Path) -> Path:
@@ -134,21 +171,23 @@ def wheel(python: str, scratch: Path, dist: Path) -> Step:
 
 
 class Summary:
-    """A line for each step, on disk as soon as it is known."""
+    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay."""
 
-    def __init__(self, out: Path) -> None:
-        self.path, self.lines, self.failed = out / "summary.txt", [], 0
-        self.log = (out / "log.txt").open("w", buffering=1)
+    def __init__(self, out: Path, part: int = 1) -> None:
+        self.path, self.part, self.failed = out / "summary.txt", part, 0
+        there = self.path.read_text().splitlines() if self.path.exists() else []
+        self.lines = [line for line in there if not line.startswith(f"{part} ")]
+        self.log = (out / f"log-{part}.txt").open("w+b", buffering=0)
 
     def add(self, step: str, state: str, seconds: float, why: str = "") -> None:
         self.failed += state in ("FAILED", "TIMED OUT")
-        self.lines.append(f"{step:14} {state:10} {seconds:6.1f} s  {why}".rstrip())
-        self.path.write_text("\n".join(self.lines) + "\n")
+        self.lines.append(f"{self.part} {step:14} {state:10} {seconds:6.1f} s  {why}".rstrip())
+        self.path.write_text("\n".join(sorted(self.lines, key=lambda line: line[0])) + "\n")
         print(self.lines[-1], flush=True)
 
     def run(self, step: Step, command: list[str], limit: float, state: str, why: str = "") -> None:
         """One command in a process group of its own, so that what it started ends with it."""
-        self.log.write(f"\n===== {step.name}: {' '.join(command)}\n")
+        self.log.write(f"\n===== {step.name}: {' '.join(command)}\n".encode())
         start, began = self.log.tell(), time.monotonic()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **step.env}
         try:
@@ -163,18 +202,37 @@ class Summary:
         except subprocess.TimeoutExpired:
             state, why = "TIMED OUT", f"limit {limit:.0f} s"
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        self.log.flush()
+            end(process)
+        self.shorten(start)
         self.add(step.name, state, time.monotonic() - began, why)
         self.tail(start, 12 if state in ("ok", "rehearsed") else 40)
         return None
 
+    def shorten(self, start: int) -> None:
+        """Of a step that wrote without end keep what tells most."""
+        size = self.log.seek(0, os.SEEK_END) - start
+        if size > MOST_LOG:
+            self.log.seek(start + size - MOST_LOG // 2)
+            last = self.log.read()
+            self.log.truncate(start + MOST_LOG // 2)
+            self.log.seek(0, os.SEEK_END)
+            self.log.write(f"\n===== {size - MOST_LOG:,} bytes left out\n".encode() + last)
+
     def tail(self, start: int, count: int) -> None:
-        with open(self.log.name, errors="replace") as file:
-            file.seek(start)
-            print("\n".join("    " + line.rstrip()[:200] for line in file.readlines()[-count:]), flush=True)
+        self.log.seek(start)
+        lines = self.log.read().decode(errors="replace").splitlines()
+        print("\n".join("    " + line.rstrip()[:200] for line in lines[-count:]), flush=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """With all that it started: first as Ctrl-C would, so that it says how far it came."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_all(chosen: list[Step], summary: Summary, device: str, seconds: float) -> None:
@@ -188,7 +246,8 @@ def run_all(chosen: list[Step], summary: Summary, device: str, seconds: float) -
         elif left < 10:
             summary.add(step.name, "skipped", 0.0, "the time is used up")
         elif device or step.anywhere:
-            summary.run(step, step.command, limit, "ok")
+            command = [word.replace(BUDGET, f"{max(limit - 30, 10):.0f}") for word in step.command]
+            summary.run(step, command, limit, "ok")
         elif step.rehearsal:
             summary.run(step, step.rehearsal, limit, "rehearsed", why)
         else:
@@ -198,10 +257,11 @@ def run_all(chosen: list[Step], summary: Summary, device: str, seconds: float) -
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu"))
-    parser.add_argument("--seconds", type=float, default=520.0, help="for all steps together")
+    parser.add_argument("--part", type=int, choices=PARTS, help="default: all, one after the other")
+    parser.add_argument("--seconds", type=float, default=520.0, help="for all steps of a part together")
     parser.add_argument("--only", nargs="+", help="names of steps")
     options = parser.parse_args(arguments)
-    began, out = time.monotonic(), options.out.resolve()
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     python = interpreter()
     found = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
@@ -209,14 +269,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{python} cannot import torch: {found.stderr.strip()}\nrun `make gpu PYTHON=...` with one that can")
         return 1
     torch, capability, *device = found.stdout.split()
-    print(f"{python}, torch {torch}, GPU: {' '.join(device) or 'none'}; log: {out / 'log.txt'}", flush=True)
-    summary = Summary(out)
-    with tempfile.TemporaryDirectory() as scratch:
-        every = steps(python, capability, out, Path(scratch))
-        chosen = [s for s in every if not options.only or s.name in options.only]
-        run_all(chosen, summary, " ".join(device), options.seconds - (time.monotonic() - began))
-    print(f"\n{summary.path}:\n" + summary.path.read_text(), end="")
-    return int(summary.failed > 0)
+    print(f"{python}, torch {torch}, GPU: {' '.join(device) or 'none'}; results: {out}", flush=True)
+    failed = 0
+    for part in [options.part] if options.part else PARTS:
+        began, summary = time.monotonic(), Summary(out, part)
+        with tempfile.TemporaryDirectory() as scratch:
+            every = steps(python, capability, out, Path(scratch), part)
+            chosen = [s for s in every if not options.only or s.name in options.only]
+            run_all(chosen, summary, " ".join(device), options.seconds - (time.monotonic() - began))
+        failed += summary.failed
+    print(f"\n{out / 'summary.txt'}:\n" + (out / "summary.txt").read_text(), end="")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Arm:
     run: Callable[[], Any]
     check: Callable[[], list[torch.Tensor]] | None = None
     tolerance: float = 1e-3  # of the norm of all tensors together; 0 = equal values
-    values: Callable[[], list[torch.Tensor]] | None = None  # copies of what ``run`` changes in place
+    values: Callable[[], list[torch.Tensor]] | None = None  # what ``run`` changes in place
 
 
 @dataclass
@@ -37,6 +37,31 @@ class Case:
     bytes: int = 0
     seconds: float = 2.0
     needs: float = 0.0  # seconds, for what cannot be interrupted
+    held: Sequence[int] = ()  # bytes that each arm keeps on the device; () = far below any limit
+    more: int = 0  # bytes for a comparison of two arms, and for what a run allocates
+
+    def together(self) -> int:
+        """Bytes for all arms at once."""
+        return sum(self.held) + self.more
+
+    def groups(self, limit: float) -> list[list[int]]:
+        """Which arms are timed in turn: all, or as many rivals at a time as ``limit`` bytes hold beside first and last.
+
+        [] where not even one fits.
+        """
+        if self.together() <= limit:
+            return [list(range(len(self.arms)))]
+        found: list[list[int]] = []
+        last, room = len(self.arms) - 1, limit - self.more - self.held[0] - self.held[-1]
+        for i in sorted(range(1, last), key=lambda i: -self.held[i]):  # the largest first: fewest groups
+            fitting = (group for group in found if sum(self.held[j] for j in (*group, i)) <= room)
+            if (group := next(fitting, None)) is not None:
+                group.append(i)
+            elif self.held[i] > room:
+                return []
+            else:
+                found.append([i])
+        return [[0, *sorted(group), last] for group in found]
 
 
 class Uncounted:
@@ -83,12 +108,15 @@ def failures(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """Norm of the difference over the norm of ``wanted``; NaN stays NaN. Few launches however many tensors."""
+    """Norm of the difference over the norm of ``wanted``; NaN stays NaN. Few launches however many tensors.
+
+    ``found`` is written over: for the longest lists there is no room for a difference beside both.
+    """
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return float("nan")
-    found, wanted = [t.float() for t in found], [t.float() for t in wanted]
-    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ts))).item()
-             for ts in (torch._foreach_sub(found, wanted), wanted)]  # fmt: skip
+    found, wanted = [t.detach().float() for t in found], [t.detach().float() for t in wanted]
+    torch._foreach_sub_(found, wanted)
+    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ts))).item() for ts in (found, wanted)]
     return norms[0] / norms[1] if norms[1] > 0 else norms[0]
 
 

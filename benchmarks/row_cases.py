@@ -18,23 +18,24 @@ TEMPERATURE, FLOOR = 0.5, 1e-6
 ROTATED = 1 << 27  # bytes of inputs that one arm goes through
 
 
+BF16, FP32 = torch.bfloat16, torch.float32
+# on a GPU: (samples, classes), or (samples, elements), and dtype
+ENTROPIES = [(8192, 32_000, BF16), (8192, 128_256, BF16), (256, 1000, FP32), (256, 1000, BF16), (8192, 32_000, FP32),
+             (8192, 128_256, FP32), (4096, 151_936, BF16), (256, 200, FP32), (256, 10, FP32)]  # fmt: skip
+SQUARES = [(256, 3 * 32 * 32, FP32), (64, 4 * 32 * 32, FP32), (4, 3 * 512 * 512, BF16)]
+TARGETS = [(8192, 10, FP32), (8192, 1000, FP32), (1024, 32_000, FP32), (8192, 32_000, BF16)]
+
+
 def cases(kind: str, device: str, tiny: bool) -> list[Case]:
-    bf16, fp32 = torch.bfloat16, torch.float32
     if kind == "cuda":
-        entropies = [(8192, 32_000, bf16), (8192, 128_256, bf16), (256, 1000, fp32), (256, 1000, bf16),
-                     (8192, 32_000, fp32), (8192, 128_256, fp32), (4096, 151_936, bf16), (256, 200, fp32),
-                     (256, 10, fp32)]  # fmt: skip
-        squares = [(256, 3 * 32 * 32, fp32), (64, 4 * 32 * 32, fp32), (4, 3 * 512 * 512, bf16)]
+        entropies, squares, targets = ENTROPIES, SQUARES, TARGETS
     else:
-        entropies = [(8192, 1000, fp32), (1024, 32_000, fp32), (256, 128_256, fp32), (256, 151_936, fp32),
-                     (256, 200, fp32), (256, 10, fp32)]  # fmt: skip
-        squares = [(256, 3 * 32 * 32, fp32)]
-    targets = [(8192, 10, fp32), (8192, 1000, fp32), (1024, 32_000, fp32)]
-    if kind == "cuda":
-        targets += [(8192, 32_000, bf16)]
+        entropies = [(8192, 1000, FP32), (1024, 32_000, FP32), (256, 128_256, FP32), (256, 151_936, FP32),
+                     (256, 200, FP32), (256, 10, FP32)]  # fmt: skip
+        squares, targets = SQUARES[:1], TARGETS[:3]
     if tiny:
-        entropies, squares = [(8, 100, bf16), (8, 100, fp32)], [(4, 48, fp32)]
-        targets = [(8, 100, fp32)]
+        entropies, squares = [(8, 100, BF16), (8, 100, FP32)], [(4, 48, FP32)]
+        targets = [(8, 100, FP32)]
     return [
         *(cross_entropy_case(n, v, dtype, device, tiny) for n, v, dtype in entropies),
         *(mse_case(n, d, dtype, device, tiny) for n, d, dtype in squares),
@@ -108,7 +109,11 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
         partial(in_place_arm, "in place", over),
         partial(arm, "sfron_fast", ours),
     ]
-    return Case(f"cross-entropy {samples:,} x {classes:,} {short(dtype)}", made, 2 * size, 1.5)
+    ring = copies(size) * size
+    held = [arms.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]  # logits, and gradients beside them
+    more = ring + 2 * size + 4 * 4 * samples * classes  # inputs of a check, what two arms did; what eager torch makes
+    title = f"cross-entropy {samples:,} x {classes:,} {short(dtype)}"
+    return Case(title, made, 2 * size, 1.5, held=held, more=more)
 
 
 def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:

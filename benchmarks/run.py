@@ -7,10 +7,12 @@ after every case. `--rehearse` runs the same code on the CPU, with tiny lists: i
 """
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from sfron_fast import _native
 
 from . import end_to_end, harness, list_cases, row_cases
 from .harness import Arm, Case, Row
-from .timer import Clock, first_line, freed, time_arms
+from .timer import Clock, Contest, first_line, freed, give_back
 
 MODELS = ("ResNet-18", "decoder")
+ROOM = 70 * 2**30  # bytes: the arms of every case, beside torch's own, on a GPU of 80 GB
 
 
 def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
@@ -39,8 +42,11 @@ def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
 class Run:
     """Rows and messages so far, and where they go."""
 
-    def __init__(self, out: Path, origin: dict[str, Any], clock: Clock, device: str, scale: float) -> None:
-        self.out, self.origin, self.clock, self.device, self.scale = out, origin, clock, device, scale
+    def __init__(
+        self, out: Path, origin: dict[str, Any], clock: Clock, device: str, scale: float, limit: float = math.inf
+    ) -> None:
+        self.out, self.origin, self.clock, self.device = out, origin, clock, device
+        self.scale, self.limit = scale, limit
         self.rows: list[Row] = []
         self.messages: list[dict[str, str]] = []
 
@@ -80,17 +86,44 @@ class Run:
 
     def measured(self, case: Case) -> list[Row]:
         """A function of its own, so that the arms are gone when the memory is given back."""
-        made: list[Arm] = []
-        for make in case.arms:
-            try:
-                made.append(make())
-            except Exception as error:
-                self.note(case.name, label(make), f"cannot be made: {first_line(error)}")
-        note = lambda arm, text: self.note(case.name, arm, text)  # noqa: E731
-        return time_arms(case.name, made, case.bytes, self.clock, case.seconds * self.scale, note, *self.rounds())
+        groups, note = case.groups(self.limit), partial(self.note, case.name)
+        if len(groups) != 1:
+            wanted = f"all arms at once would hold {case.together() / 2**30:.0f} GiB of {self.limit / 2**30:.0f}"
+            if not groups:
+                note("", f"skipped: {wanted}, and two of them are too many")
+                return []
+            note("memory", f"{wanted}: timed in {len(groups)} groups, with the probe and ours in each")
+        contest = Contest(case.name, case.bytes, self.clock, note, *self.rounds())
+        good: dict[int, Arm] = {}
+        names: dict[int, str] = {}
+        for turn, group in enumerate(groups):
+            new = group if turn == 0 else group[1:-1]
+            made = {i: arm for i in new if (arm := self.made(case, i)) is not None}
+            agreeing = contest.agreeing(list(made.values()))
+            good |= {i: arm for i, arm in made.items() if arm in agreeing}
+            names |= {i: arm.name for i, arm in good.items()}
+            contest.time([good[i] for i in sorted(good)], case.seconds * self.scale * len(group) / len(case.arms))
+            del made, agreeing
+            if turn + 1 < len(groups):
+                good = {i: arm for i, arm in good.items() if i in (0, group[-1])}  # go on to the next group
+                give_back(self.device)
+        return contest.rows([names[i] for i in sorted(names)])
+
+    def made(self, case: Case, index: int) -> Arm | None:
+        """One arm of a case; None if it cannot be made."""
+        try:
+            return case.arms[index]()
+        except Exception as error:
+            self.note(case.name, label(case.arms[index]), f"cannot be made: {first_line(error)}")
+            return None
 
     def rounds(self) -> tuple[int, int]:
         return (7, 200) if self.scale > 0 else (2, 2)
+
+
+def memory_limit(device: str) -> float:
+    """Bytes that the arms of a case may hold together: of a GPU nine tenths of what is free, at most ``ROOM``."""
+    return min(ROOM, 0.9 * torch.cuda.mem_get_info()[0]) if device == "cuda" else math.inf
 
 
 def label(make: Callable[[], Arm]) -> str:
@@ -124,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = chosen.out or Path("build/rehearsal") / kind
     if not _native.available():
         print(f"note: no native kernels ({_native.reason()}); this times the reference")
-    run = Run(out, origin, Clock(device), device, 0.0 if chosen.rehearse else chosen.scale)
+    run = Run(out, origin, Clock(device), device, 0.0 if chosen.rehearse else chosen.scale, memory_limit(device))
     spent = lambda: time.perf_counter() - began  # noqa: E731
     if not chosen.rehearse and origin["load"] > 0.5:
         # stock torch meets its threads once a tensor, this package once a list

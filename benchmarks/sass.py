@@ -16,6 +16,7 @@ from dataclasses import dataclass
 # an H100 SXM: processors, lanes a cycle, clock, and what a copy reaches of its 3.35 TB/s
 PROCESSORS, LANES, CLOCK, COPY = 132, 128, 1.755e9, 3.0e12
 THREADS, REGISTERS, SHARED, BLOCKS = 2048, 65536, 233472, 32  # of one processor
+MOST_LOAD, LEAST_FLIGHT = 0.8, 30_000  # what `make kernels` lets pass; the latter in bytes of one processor
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -26,6 +27,7 @@ class Instruction:
     address: int
     name: str  # LDG.E.EL.128
     operands: str
+    guard: str = ""  # the predicate without which it does nothing
 
     @property
     def op(self) -> str:
@@ -39,8 +41,8 @@ class Instruction:
 
 def read(text: str) -> list[Instruction]:
     """The instructions of `cuobjdump -sass` of one kernel."""
-    line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
-    return [Instruction(int(m[1], 16), m[2], m[3]) for m in line.finditer(text)]
+    line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
+    return [Instruction(int(m[1], 16), m[3], m[4], m[2] or "") for m in line.finditer(text)]
 
 
 def path(code: list[Instruction]) -> list[Instruction]:
@@ -67,20 +69,36 @@ def loaded(code: list[Instruction]) -> int:
     return sum(one.bytes for one in code if one.op == "LDG")
 
 
+def issue_load(instructions: float, moved: float) -> float:
+    """Of code that takes so many instructions of a thread to move so many bytes."""
+    return instructions / moved * COPY / (PROCESSORS * LANES * CLOCK)
+
+
+def special_load(instructions: float, moved: float) -> float:
+    """The same of MUFU (exponentials, roots, reciprocals), which an eighth of the lanes can do."""
+    return 8.0 * issue_load(instructions, moved)
+
+
 def resident(threads: int, registers: int, shared: int) -> int:
     """Blocks of so many threads that one processor holds at a time."""
     rounded = (registers + 7) // 8 * 8
     return min(THREADS // threads, REGISTERS // (rounded * threads), SHARED // (shared + 1024), BLOCKS)
 
 
+def slow(load: float, flight: float) -> list[str]:
+    """Why a kernel that streams cannot reach the speed of memory."""
+    found = [f"issue load {load:.2f}, above {MOST_LOAD}"] if load > MOST_LOAD else []
+    return found + ([f"{flight / 1000:.1f} KB in flight, below {LEAST_FLIGHT / 1000:.0f}"] * (flight < LEAST_FLIGHT))
+
+
 def speed(
     text: str, *, programs: int, threads: int, registers: int, shared: int, elements: int, itemsize: int,
     read_tensors: int, moved_tensors: int,
 ) -> dict[str, float]:
-    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""  # fmt: skip
+    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
-    counts, special, flight = {one.address: 1 for one in code}, 0, loaded(code)
+    counts, flight = {one.address: 1 for one in code}, loaded(code)
     for body in loops(code):
         turn = loaded(body) / (itemsize * read_tensors)
         if turn >= 1:
@@ -93,7 +111,8 @@ def speed(
     return {
         "instructions_per_element": round(instructions, 2),
         "mufu_per_element": round(special / share, 2),
-        "issue_load": round(instructions * COPY / (itemsize * moved_tensors) / (PROCESSORS * LANES * CLOCK), 3),
+        "issue_load": round(issue_load(instructions, itemsize * moved_tensors), 3),
+        "mufu_load": round(special_load(special / share, itemsize * moved_tensors), 3),
         "blocks": blocks,
         "bytes_in_flight": blocks * threads * flight,
     }

@@ -35,17 +35,24 @@ def step_case(
     about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density,
              "dtype": dtype, "channels_last": channels_last}  # fmt: skip
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    bytes_of = partial(arms.held, shapes, kind=kind, work=work, dtype=dtype)
+    held = [arms.probe_bytes(moved)]
     if work == "plain":
         made += [partial(arms.best_stock, **about)]
+        held += [bytes_of(arms.STOCK[0])]
     else:
-        made += [partial(arms.authors_style, **about, cpu_masks=True)] if cpu_masks else []
-        made += [partial(arms.authors_style, **about)]
+        authors = arms.AUTHORS[::-1] if cpu_masks else arms.AUTHORS[:1]
+        made += [partial(arms.authors_style, **about, cpu_masks=who == arms.AUTHORS[1]) for who in authors]
         made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
+        held += [bytes_of(who) for who in (*authors, *arms.STOCK)]
     if narrow:
         made += [partial(arms.ours, **about, state_dtype=torch.bfloat16)]
+        held += [bytes_of("ours", state_dtype=torch.bfloat16)]
+    made, held = [*made, partial(arms.ours, **about)], [*held, bytes_of("ours")]
     alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
     kept = ("" if dtype == torch.float32 else ", bf16") + (", channels-last" if channels_last else "")
-    return Case(f"{name}, {kind} {work}{alpha}{some}{kept}", [*made, partial(arms.ours, **about)], moved, seconds)
+    title = f"{name}, {kind} {work}{alpha}{some}{kept}"
+    return Case(title, made, moved, seconds, held=held, more=arms.compared(shapes, dtype, work != "plain"))
 
 
 def long_case(name: str, shapes: list[Shape], device: str) -> Case:
@@ -53,7 +60,8 @@ def long_case(name: str, shapes: list[Shape], device: str) -> Case:
     moved = int(FLOORS["sgd", "plain"] * weights(shapes))
     made = [partial(arms.probe, moved, device), partial(arms.best_stock, shapes, "sgd", "plain", device=device),
             partial(arms.ours, shapes, "sgd", "plain", device=device)]  # fmt: skip
-    return Case(f"{name}, sgd plain", made, moved)
+    held = [arms.probe_bytes(moved), *(arms.held(shapes, who, "sgd", "plain") for who in (arms.STOCK[0], "ours"))]
+    return Case(f"{name}, sgd plain", made, moved, held=held, more=arms.compared(shapes))
 
 
 def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str) -> Case:

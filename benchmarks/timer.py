@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate, cycle
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .harness import Arm, Row, difference, make_row, uncounted
 
@@ -84,43 +86,80 @@ class Clock:
             run()
             self.wait()
             return (torch.cuda.max_memory_allocated() - before) / 2**20
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with silent(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
-            run()
-        found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-        return max(accumulate((e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())), initial=0)) / 2**20
+        return max(accumulate(cpu_allocations(run), initial=0)) / 2**20
 
 
-def time_arms(
-    case: str, arms: list[Arm], moved: int, clock: Clock, seconds: float, note: Note, least: int = 7, most: int = 100
-) -> list[Row]:
-    """Drop the arms that fail or disagree with the first that is checked, then time the others in turn."""
-    arms = list(_agreeing(arms, note))
-    for arm in [*arms, *arms]:
-        arm.run()
-    times: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    began, order = time.perf_counter(), turns(arms)
-    for rounds in range(most if arms else 0):
-        if rounds >= least and time.perf_counter() - began > seconds:
-            break
-        for arm in next(order):
-            times[arm.name].append(clock.device_seconds(arm.run))
-    rows = []
-    for arm in arms:
-        row = make_row(case, arm.name, times[arm.name], moved)
-        if clock.cuda:
-            host, wall = clock.host_seconds(arm.run, 5 if row.p50_ms > 20 else 15)
-            row.host_ms, row.wall_ms = host * 1e3, wall * 1e3
-        row.peak_mb = clock.peak_mb(arm.run)
-        rows.append(row)
+def cpu_allocations(run: Callable[[], Any]) -> list[int]:
+    """Bytes that a call takes from torch's CPU allocator, and with a minus gives back, one after the other."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with silent(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
+        run()
+    found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())]
+
+
+class Contest:
+    """The arms of one case, timed in turn: all of them, or some rivals at a time against the same two."""
+
+    def __init__(self, case: str, moved: int, clock: Clock, note: Note, least: int = 7, most: int = 100) -> None:
+        self.case, self.moved, self.clock, self.note, self.least, self.most = case, moved, clock, note, least, most
+        self.wanted: tuple[str, list[Tensor]] | None = None  # what the first arm that was checked did
+        self.times: dict[str, list[float]] = {}
+        self.measured: dict[str, dict[str, Any]] = {}
+
+    def agreeing(self, arms: list[Arm]) -> list[Arm]:
+        """Without those that fail, or disagree with the first arm ever checked."""
+        return [arm for arm in arms if arm.check is None or self._agrees(arm, arm.check)]
+
+    def _agrees(self, arm: Arm, check: Callable[[], list[Tensor]]) -> bool:
         try:
-            row.launches = clock.launches(arm.run) if row.host_ms < 50 else -1  # the profiler is slow on long lists
+            found = check()
+            error = 0.0 if self.wanted is None else difference(found, self.wanted[1])
+        except Exception as failure:
+            self.note(arm.name, f"failed: {first_line(failure)}")
+            return False
+        if not error <= arm.tolerance:
+            self.note(arm.name, f"differs from {self.wanted[0]} by {error:.1e}: not timed")
+            return False
+        if self.wanted is None:
+            self.wanted = arm.name, found
+        return True
+
+    def time(self, arms: list[Arm], seconds: float) -> None:
+        """Rounds of these arms; then what else is known of each, unless it is known already."""
+        for arm in [*arms, *arms]:
+            arm.run()
+        began, order = time.perf_counter(), turns(arms)
+        for rounds in range(self.most if arms else 0):
+            if rounds >= self.least and time.perf_counter() - began > seconds:
+                break
+            for arm in next(order):
+                self.times.setdefault(arm.name, []).append(self.clock.device_seconds(arm.run))
+        for arm in arms:
+            if arm.name not in self.measured:
+                self.measured[arm.name] = self._beside(arm)
+
+    def _beside(self, arm: Arm) -> dict[str, Any]:
+        """Host time, memory and launches."""
+        found: dict[str, Any] = {}
+        if self.clock.cuda:
+            slow = statistics.median(self.times[arm.name]) > 0.02
+            host, wall = self.clock.host_seconds(arm.run, 5 if slow else 15)
+            found |= {"host_ms": host * 1e3, "wall_ms": wall * 1e3}
+        found["peak_mb"] = self.clock.peak_mb(arm.run)
+        try:
+            if found.get("host_ms", 0.0) < 50:  # the profiler is slow on long lists
+                found["launches"] = self.clock.launches(arm.run)
         except Exception as error:
-            note(arm.name, f"launches not counted: {first_line(error)}")
-    probe = next((row for row in rows if row.arm.startswith("probe")), None)
-    for row in rows if probe else []:
-        row.of_probe = probe.p50_ms / row.p50_ms
-    return rows
+            self.note(arm.name, f"launches not counted: {first_line(error)}")
+        return found
+
+    def rows(self, names: list[str]) -> list[Row]:
+        """Of these arms, as far as they were timed."""
+        rows = [replace(make_row(self.case, name, self.times[name], self.moved), **self.measured[name])
+                for name in names if name in self.times]  # fmt: skip
+        probe = next((row for row in rows if row.arm.startswith("probe")), None)
+        return [replace(row, of_probe=probe.p50_ms / row.p50_ms if probe else 0.0) for row in rows]
 
 
 def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
@@ -132,24 +171,6 @@ def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
         if order[0] is last:
             order.append(order.pop(0)) if len(order) > 2 else order.reverse()
         yield list(order)
-
-
-def _agreeing(arms: list[Arm], note: Note) -> Iterator[Arm]:
-    wanted, told = None, ""
-    for arm in arms:
-        if arm.check is not None:
-            try:
-                found = arm.check()
-                error = 0.0 if wanted is None else difference(found, wanted)
-            except Exception as failure:
-                note(arm.name, f"failed: {first_line(failure)}")
-                continue
-            if not error <= arm.tolerance:
-                note(arm.name, f"differs from {told} by {error:.1e}: not timed")
-                continue
-            if wanted is None:
-                wanted, told = found, arm.name
-        yield arm
 
 
 def first_line(error: BaseException) -> str:
@@ -204,6 +225,14 @@ def silent() -> Iterator[None]:
         os.close(nowhere)
 
 
+def give_back(device: str) -> None:
+    """What nothing refers to any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def freed(device: str) -> Iterator[None]:
     """Give back what a case allocated, also after an exception."""
@@ -212,7 +241,4 @@ def freed(device: str) -> Iterator[None]:
     finally:
         if dynamo := sys.modules.get("torch._dynamo"):
             dynamo.reset()  # compiled functions hold what they closed over
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+        give_back(device)

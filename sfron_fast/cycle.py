@@ -31,7 +31,7 @@ class SFRonOptimizer(Resumable):
                              "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
         self.saliency = saliency
         self._skipped, self._masks, self._flat, self._tables = {}, {}, {}, {}
-        self.grad_norm, self._checked = None, []
+        self._noted, self._in_backward, self._checked = {}, set(), []
         self.forget = ForgetStep(self)
         self._check_group(defaults)
         mine = {"masked": saliency is not None, "mask_digest": None, "retain_pending": 0, "skipped": 0}
@@ -151,7 +151,7 @@ class SFRonOptimizer(Resumable):
             pending = self.param_groups[0]["retain_pending"]
             raise RuntimeError(f"forget_step: expected a finished cycle, found {pending} retain step(s) pending; "
                                "call step() that often first")  # fmt: skip
-        self._opt_called = True  # a schedule after it is not too early (torch notices its own ``step`` only)
+        self._noted["called"] = True  # a schedule after it is not too early (torch notices its own ``step`` only)
         loss = self._run(closure)
         batches = self._batches(masked=True)
         check_step(self, batches)
@@ -186,7 +186,7 @@ class SFRonOptimizer(Resumable):
             self._apply(batch, norms, rule, forget=False, counts=batch is batches[0])
         if last:
             self._interpolate_without_grad(batches)
-        self._in_backward = frozenset()
+        self._in_backward.clear()
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
         return loss
@@ -211,7 +211,7 @@ class SFRonOptimizer(Resumable):
         """The global norm of the (masked) gradients, beside the parameters of every device; counts overflows."""
         everything = [p for group in self.param_groups for p in group["params"]]
         norms = global_norms(batches, everything, lambda device: amp_scalar(self, "grad_scale", device))
-        self.grad_norm = next(iter(norms.values()), None)
+        self._noted["grad_norm"] = next(iter(norms.values()), None)
         return norms
 
     def _skip_counter(self, device: torch.device) -> Tensor:

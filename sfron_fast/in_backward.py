@@ -44,8 +44,6 @@ def step_in_backward(optimizer: SFRonOptimizer) -> Iterator[None]:
     """
     params = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     _check(optimizer, [p for p, _ in params])
-    done: set[Tensor] = set()
-    optimizer._in_backward = done
     hooks = [p.register_post_accumulate_grad_hook(partial(_update, optimizer, group)) for p, group in params]
     try:
         yield
@@ -71,7 +69,6 @@ def _check(optimizer: SFRonOptimizer, params: list[Tensor]) -> None:
 def _update(optimizer: SFRonOptimizer, group: dict[str, Any], param: Tensor) -> None:
     """What ``step()`` does for all parameters, for the one whose gradient has just been accumulated."""
     done = optimizer._in_backward
-    assert isinstance(done, set)
     if param in done:
         raise RuntimeError("step_in_backward: expected one gradient for each weight, found a second; sum the losses "
                            "of several backwards, and checkpoint with use_reentrant=False")  # fmt: skip

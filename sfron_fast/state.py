@@ -38,7 +38,6 @@ class Resumable(Optimizer):
     """State dicts, pickles and copies that go on where they stopped, also inside a cycle."""
 
     saliency: SaliencyMask | None
-    grad_norm: Tensor | None  # [], of the last step that measured it
     grad_scale: Tensor | None  # torch.amp's, if set: gradients are divided by it
     found_inf: Tensor | None  # torch.amp's, if set: not 0 = skip the update, on the device
     forget: ForgetStep
@@ -48,7 +47,23 @@ class Resumable(Optimizer):
     _flat: dict[int, FlatStates]
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     _checked: list[list[Any]]  # every group's settings, when they were last found good
-    _in_backward: set[Tensor] | frozenset[Tensor] = frozenset()  # whose next step ``step_in_backward`` has done
+    # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the optimizer's attributes.
+    _in_backward: set[Tensor]  # whose next step ``step_in_backward`` has done
+    _noted: dict[str, Any]
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """[], of the last step that measured it; on the device."""
+        return self._noted.get("grad_norm")
+
+    @property
+    def _opt_called(self) -> bool:
+        """Torch's: whether there was a step, which a schedule asks."""
+        return self._noted.get("called", False)
+
+    @_opt_called.setter
+    def _opt_called(self, called: bool) -> None:
+        self._noted["called"] = called
 
     @property
     def skipped_steps(self) -> int:
@@ -148,7 +163,7 @@ class Resumable(Optimizer):
         after = self.register_load_state_dict_post_hook(lambda _: self._keep_dtypes(final), prepend=True)
         try:
             super().load_state_dict(state_dict)
-            self._in_backward = frozenset()  # a step that an error left half done is gone
+            self._in_backward.clear()  # a step that an error left half done is gone
         finally:
             before.remove()
             after.remove()
@@ -193,7 +208,7 @@ class Resumable(Optimizer):
         if self.defaults["fused"]:
             self._step_supports_amp_scaling = True
         self._masks, self._skipped, self._flat, self._tables = {}, {}, {}, {}
-        self.grad_norm, self._checked = None, []
+        self._noted, self._in_backward, self._checked = {}, set(), []
         self.forget = ForgetStep(self)
         for group in self.param_groups:
             for key, value in self.defaults.items():

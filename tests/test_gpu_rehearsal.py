@@ -1,8 +1,11 @@
 """`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's clock."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from itertools import islice, pairwise, product
@@ -14,11 +17,12 @@ import torch
 from benchmarks import arms as bench_arms
 from benchmarks import gpu_run, harness, plots, readme
 from benchmarks import run as bench
+from benchmarks.arms import STOCK
 from benchmarks.gpu_run import Step, Summary, run_all
 from benchmarks.harness import Arm, Row
 from benchmarks.lists import dit_xl2, resnet18
 from benchmarks.peers import PEERS
-from benchmarks.timer import Clock, time_arms, turns
+from benchmarks.timer import Clock, Contest, cpu_allocations, turns
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
@@ -72,8 +76,9 @@ def test_an_arm_that_fails_or_disagrees_is_not_timed():
         ("same", lambda: [torch.ones(3) + 1e-5]),
     )]  # fmt: skip
     notes = {}
-    rows = time_arms("case", arms, 0, Clock("cpu"), 0.0, notes.__setitem__)
-    assert [row.arm for row in rows] == ["first", "same"]
+    contest = Contest("case", 0, Clock("cpu"), notes.__setitem__)
+    contest.time(contest.agreeing(arms), 0.0)
+    assert [row.arm for row in contest.rows([arm.name for arm in arms])] == ["first", "same"]
     assert notes.keys() == {"broken", "wrong", "nan", "shape"}
     assert "RuntimeError: broken" in notes["broken"]
 
@@ -93,6 +98,64 @@ def test_a_failing_case_does_not_stop_the_others_and_fails_the_run(tmp_path, mon
     assert [m["message"].split(":")[0] for m in result["messages"]] == [
         "failed", "cannot be made", "skipped"
     ]  # fmt: skip
+
+
+HELD = [("authors' style, masks on CPU", {"cpu_masks": True}), ("authors' style", {}), *((how, {}) for how in STOCK),
+        ("ours", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "work"), [("adamw", "plain"), *product(("adamw", "sgd"), ("forget", "pair"))])
+def test_arms_hold_what_their_groups_are_planned_by(kind, work, dtype):
+    """On a GPU; here masks on the CPU lie beside the rest."""
+    shapes = [(64, 1024), (32768,)]
+    about = {"shapes": shapes, "kind": kind, "work": work, "dtype": dtype, "slow_lr": 0.5 if work == "pair" else 1.0}
+    alive = []
+    gc.collect()
+    for who, more in HELD if work != "plain" else [(STOCK[0], {}), HELD[-1]]:
+        make = bench_arms.ours if who == "ours" else bench_arms.best_stock if who in STOCK else bench_arms.authors_style
+        options = {"how": who} if who in STOCK else more
+
+        def begin(make=make, options=options):
+            alive.append(make(**about, **options))
+            alive[-1].check()
+            alive[-1].run()
+
+        found = sum(cpu_allocations(begin)) - (98304 if more else 0)
+        assert found == pytest.approx(bench_arms.held(shapes, who, kind, work, dtype), rel=0.01), who
+
+
+def test_a_case_is_timed_in_as_many_groups_as_its_memory_needs(tmp_path):
+    def arm(name, value):
+        return lambda: Arm(name, lambda: None, lambda: [torch.full((2,), value)])
+
+    makers = [lambda: Arm("probe", lambda: None), *(arm(name, 1.0) for name in "abc"), arm("wrong", 2.0),
+              arm("sfron_fast", 1.0)]  # fmt: skip
+    case = harness.Case("case", makers, 8, 0.0, held=(1, 5, 4, 3, 2, 2), more=1)
+    assert case.groups(18) == [[0, 1, 2, 3, 4, 5]]
+    assert case.groups(17) == [[0, 1, 2, 3, 5], [0, 4, 5]]
+    assert case.groups(9) == [[0, 1, 5], [0, 2, 5], [0, 3, 4, 5]]
+    assert case.groups(8) == []
+    run = bench.Run(tmp_path / "x", harness.provenance(), Clock("cpu"), "cpu", 0.0, limit=9)
+    run.case(case)
+    assert [row.arm for row in run.rows] == ["probe", "a", "b", "c", "sfron_fast"]
+    assert {row.arm: row.repetitions for row in run.rows} == {"probe": 6, "a": 2, "b": 2, "c": 2, "sfron_fast": 6}
+    assert [(m["arm"], m["message"].split(":")[0]) for m in run.messages] == [
+        ("memory", "all arms at once would hold 0 GiB of 0"), ("wrong", "differs from a by 1.0e+00")
+    ]  # fmt: skip
+    assert not harness.failures(run.messages)
+    run.limit = 8
+    run.case(case)
+    assert "two of them are too many" in run.messages[-1]["message"]
+
+
+def test_every_case_of_the_gpu_fits_in_70_gib():
+    """And those that would not at once are told."""
+    cases = [*bench.list_cases.cases("cuda", "cpu", False), *bench.row_cases.cases("cuda", "cpu", False)]
+    groups = {case.name: len(case.groups(bench.ROOM)) for case in cases if case.held}
+    assert all(groups.values()), groups
+    several = {name for name, count in groups.items() if count > 1}
+    assert {"DiT-XL/2, adamw forget", "DiT-XL/2, adamw pair, alpha 0.5"} <= several
 
 
 def test_a_table_of_other_columns_is_moved_aside(tmp_path):
@@ -175,7 +238,7 @@ def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
         for arm in made:
             arm.run()
         changes = [arm.check() for arm in made]
-        assert all(harness.difference(found, changes[0]) < 1e-3 for found in changes)
+        assert all(harness.difference(found, changes[0]) < 1e-3 for found in changes[1:])
     problem = bench_arms.Problem([(4,)])
     problem.prepare("pair")
     seen = []
@@ -200,9 +263,9 @@ def test_steps_are_independent_and_limited(tmp_path):
     run_all(chosen, summary, "a GPU", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     states = ["FAILED", "TIMED OUT", "skipped", "FAILED", "ok"]
-    assert [line[15:].split("  ")[0] for line in lines] == states
+    assert [line[17:].split("  ")[0] for line in lines] == states
     assert summary.failed == 3
-    log = (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log-1.txt").read_text()
     assert "why" in log
     assert "hello" in log
     run_all([shell("late", "true")], summary, "a GPU", 1.0)
@@ -210,13 +273,67 @@ def test_steps_are_independent_and_limited(tmp_path):
 
 
 def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
-    every = gpu_run.steps(sys.executable, "-", tmp_path, tmp_path)
-    assert {s.name for s in every if s.rehearsal} == {"benchmark", "memcheck", "racecheck"}
-    summary = Summary(tmp_path)
-    run_all([s for s in every if s.name in ("build", "tests/gpu", "per-op tests", "memcheck")], summary, "", 100.0)
+    for part in gpu_run.PARTS:
+        (tmp_path / str(part)).mkdir()
+    every = {part: gpu_run.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part) for part in gpu_run.PARTS}
+    names = {part: [s.name for s in chosen] for part, chosen in every.items()}
+    first = ["env", "build", "precompile"]
+    assert names == {1: [*first, "tests/gpu", "wheel"], 2: [*first, "benchmark"],
+                     3: [*first, "memcheck", "racecheck", "per-op tests"]}  # fmt: skip
+    rehearsed = {s.name for chosen in every.values() for s in chosen if s.rehearsal}
+    assert rehearsed == {"benchmark", "memcheck", "racecheck"}
+    for part, chosen in every.items():
+        kept = [s for s in chosen if s.name in ("tests/gpu", "per-op tests", "memcheck")]
+        run_all([*kept, Step("build", 1.0, ["false"])], Summary(tmp_path, part), "", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
-    assert [line[15:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"]
+    assert [line[:17].split()[0] for line in lines] == ["1", "1", "2", "3", "3", "3"]
+    assert [line[17:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"] + ["skipped"] * 2
     assert all("no CUDA device" in line for line in lines)
+    files = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    assert sorted(files) == ["log-1.txt", "log-2.txt", "log-3.txt", "summary.txt"]  # beside gpu.json and gpu.csv
+
+
+def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monkeypatch):
+    """Failures are told when they are known; a step is asked to end before it is killed; the longest log is cut."""
+    monkeypatch.setattr(gpu_run, "MOST_LOG", 4000)
+    (tmp_path / "test_two.py").write_text(
+        "import os\ndef test_bad():\n    assert 1 + 1 == 3, 'wrong sum'\ndef test_dies():\n    os._exit(3)\n"
+    )
+    command = [*gpu_run.pytest_command(sys.executable), "-c", str(gpu_run.ROOT / "pyproject.toml"), "--rootdir",
+               str(tmp_path), "test_two.py"]  # fmt: skip
+    asked = ["sh", "-c", "trap 'echo asked to end; exit 1' INT; sleep 60 & wait"]
+    chosen = [Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_run.ROOT)}, cwd=tmp_path),
+              Step("waits", 1.0, asked), Step("talks", 9.0, ["seq", "100000"])]  # fmt: skip
+    run_all(chosen, Summary(tmp_path, 3), "a GPU", 999.0)
+    log = (tmp_path / "log-3.txt").read_text()
+    assert log.index("test_two.py::test_bad FAILED") < log.index("AssertionError: wrong sum") < log.index("::test_dies")
+    assert "asked to end" in log
+    assert "bytes left out" in log
+    assert log.endswith("\n100000\n")
+    assert len(log) < 20_000
+    states = [line[17:].split("  ")[0] for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert states == ["FAILED", "TIMED OUT", "ok"]
+
+
+def test_triton_kernels_are_compiled_before_they_are_launched(tmp_path):
+    """By their launchers, without a device; what tests and benchmark launch is known."""
+    pytest.importorskip("triton")
+    code = """
+        import sys; sys.path.insert(0, "tests/gpu")
+        import precompile, torch
+        calls = precompile.calls()
+        assert len(calls) > 150
+        assert ("cross_entropy", (8192, 1, 128256), torch.bfloat16) in calls
+        precompile.prepare(90)
+        assert not precompile.attempt(("squared_error", (3, 63), torch.float32))
+        assert "TypeError" in precompile.attempt(("squared_error", None, torch.float32))
+        print(sorted(path.name for path in precompile.compiled()))
+    """
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(gpu_run.ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=gpu_run.ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert eval(result.stdout) == ["_adaptive_mse_bwd_kernel.cubin", "_adaptive_mse_fwd_kernel.cubin"]
 
 
 STAND_INS = """
@@ -281,4 +398,4 @@ def test_a_wheel_is_loaded_from_its_own_folder(tmp_path):
             archive.write(file, file.relative_to(PACKAGE.parent))
     summary = Summary(tmp_path)
     run_all([gpu_run.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
-    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
+    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log-1.txt").read_text()

@@ -1,10 +1,11 @@
 """`make kernels`: the machine code of the CUDA kernels, without a GPU."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kernels_report
+from benchmarks import kernels_report, kernels_table, sass, sass_loops
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -36,6 +37,78 @@ def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
     if report[0].accesses:
         assert "no 128-bit load" in problems
         assert "no 128-bit store" in problems
+
+
+SLOW = """
+    __global__ void __launch_bounds__(64) slow_kernel(float4* x, int n) {  // 16 chained roots for each element
+      for (int i = threadIdx.x; i < n; i += 64) {
+        float4 v = x[i];
+        float* f = &v.x;
+        #pragma unroll
+        for (int k = 0; k < 64; ++k) f[k % 4] = sqrtf(f[k % 4] + 1.0f);
+        x[i] = v;
+      }
+    }"""
+
+
+@needs_nvcc
+def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
+    """A planted kernel with 16 roots an element, and 16 bytes for each of its few resident threads."""
+    source = tmp_path / "slow.cu"
+    source.write_text(SLOW)
+    nvcc = shutil.which("nvcc")
+    cuobjdump = kernels_report.find_cuobjdump(nvcc)
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump")
+    (kernel,) = kernels_report.compile_one(nvcc, cuobjdump, source, ("90",), str(tmp_path))
+    assert kernel.threads == 64
+    assert kernel.blocks == 32  # of 64 threads: as many as one processor takes
+    assert kernel.flight in (32 * 64 * 16, 4 * 32 * 64 * 16)  # unrolled by four or not
+    assert any(problem.startswith("issue load") for problem in kernel.problems())
+    assert kernel.special_load > 1.0
+    kernel.shared = 60_000  # leaves room for three blocks
+    assert any("KB in flight, below 30" in problem for problem in kernel.problems())
+    row = kernels_table.cuda_row(kernel)
+    assert kernels_table.judge([row]) == 1
+    assert "slow_kernel" in kernels_table.markdown([row])
+
+
+def test_a_slow_triton_launch_is_judged_if_it_fills_the_card(monkeypatch):
+    monkeypatch.setattr(kernels_table.triton_report, "complaints", lambda launch, found: [])
+    name = next(iter(kernels_table.triton_report.STREAMS))
+    found = {"kernel": name, "for": "V=9", "dtype": "float32", "registers": 8, "spills": 0, "issue_load": 0.81,
+             "mufu_load": 0.1, "bytes_in_flight": 29_999}  # fmt: skip
+    rows = [kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
+            for n in (1_000, 10_000_000)]  # fmt: skip
+    assert [kernels_table.judge([row]) for row in rows] == [0, 1]
+    assert rows[1]["misses"] == ["issue load 0.81, above 0.8", "30.0 KB in flight, below 30"]
+    assert sass.slow(0.8, 30_000) == []
+
+
+CODE = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P2 BRA 0x60 ;
+        /*0030*/                   FADD R4, R4, R5 ;
+        /*0040*/                   FADD R4, R4, R5 ;
+        /*0050*/                   BRA 0x70 ;
+        /*0060*/                   FADD R4, R4, R6 ;
+        /*0070*/               @P1 STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0080*/                   ISETP.GE.AND P0, PT, R0, R7, PT ;
+        /*0090*/              @!P0 BRA 0x10 ;
+        /*00a0*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*00b0*/               @P0 BRA 0xa0 ;
+        /*00c0*/                   EXIT ;
+        /*00d0*/                   BRA 0xd0;
+"""
+
+
+def test_the_longest_way_through_a_streaming_loop():
+    """Of two alternatives the longer; the loop over single elements is none."""
+    (loop,) = sass_loops.streaming(sass.read(CODE))
+    assert [one.address for one in loop.way] == [0x10, 0x20, 0x30, 0x40, 0x50, 0x70, 0x80, 0x90]
+    assert (loop.loaded, loop.moved, loop.special) == (16, 32, 0)
+    assert loop.issue_load == pytest.approx(8 / 32 * 3.0e12 / (132 * 128 * 1.755e9))
 
 
 def test_without_nvcc_it_says_so_and_succeeds(monkeypatch, capsys):

@@ -25,6 +25,10 @@ LISTS = ("masked_grad_norm", "sgd_step_", "adamw_step_", "interpolate_", "fisher
 ROWS = ("adaptive_cross_entropy", "adaptive_cross_entropy_backward_", "adaptive_cross_entropy_sum_",
         "adaptive_cross_entropy_scale_", "adaptive_mse", "soft_target_kl")  # fmt: skip
 
+ENTROPIES = ((5, 1, 10), (3, 1, 1000), (2, 1, 9001), (3, 4, 77))  # samples, tokens, classes
+SQUARES = ((5, 3), (3, 1025), (2, 70001))
+TARGETS = ((5, 3), (300, 10), (3, 1025), (3, 9001))
+
 
 def tensors(seed: int, dtype: torch.dtype, shift: int, positive: bool = False) -> list[Tensor]:
     """``shift`` elements off their allocation's beginning, so that 16-byte accesses are not always possible."""
@@ -124,9 +128,9 @@ def flat_states(device: str) -> list[Tensor]:
 
 
 def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
-    """Losses and gradients of the row ops: short rows, long rows, sequences, ignored labels."""
+    """Losses and gradients of the row ops, with ignored labels."""
     left: dict[str, list[Tensor]] = {name: [] for name in ROWS}
-    for samples, tokens, classes in ((5, 1, 10), (3, 1, 1000), (2, 1, 9001), (3, 4, 77)):
+    for samples, tokens, classes in ENTROPIES:
         generator = torch.Generator().manual_seed(classes)
         logits = torch.randn(samples, tokens, classes, generator=generator).to(dtype).to(device).requires_grad_()
         labels = torch.randint(classes, (samples, tokens), generator=generator).to(device)
@@ -140,13 +144,13 @@ def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
             total, normaliser = sf.adaptive_cross_entropy_sum_(logits.squeeze(1) * 1.0, labels.squeeze(1))
             left["adaptive_cross_entropy_sum_"] += [total.detach(), normaliser]
             left["adaptive_cross_entropy_scale_"] += torch.autograd.grad(total * -2.0, logits)
-    for shape in ((5, 3), (3, 1025), (2, 70001)):
+    for shape in SQUARES:
         generator = torch.Generator().manual_seed(shape[1])
         made = [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
         loss = sf.adaptive_mse(made[0].requires_grad_(), made[1])
         loss.backward()
         left["adaptive_mse"] += [loss.detach(), made[0].grad]
-    for shape in ((5, 3), (300, 10), (3, 1025), (3, 9001)):
+    for shape in TARGETS:
         generator = torch.Generator().manual_seed(shape[1])
         made = [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
         weights = torch.tensor([1.0, 0.0, *[-0.5] * (shape[0] - 2)], device=device)

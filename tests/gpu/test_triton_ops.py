@@ -13,6 +13,8 @@ from sfron_fast.triton import MODULES
 
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
 LONG = [(64, 1, 32000), (9, 1, 128256), (5, 1, 152064), (3, 70, 32000), (2, 3, 50257), (9000, 1, 10), (4097, 1, 1000)]
+SUMS = [(256, 10), (300, 1000), (300, 8192), (40, 32000), (40, 128256)]
+TARGETS = [(8192, 10), (4097, 1000), (64, 32000), (5, 152064), (9, 70), (9, 9001), (4, 170)]
 LARGE = [(1, 5_000_001), (4, 3 * 512 * 512), (256, 3072), (100_000, 10), (2500, 4097)]
 
 
@@ -99,7 +101,7 @@ def test_mse_matches_truth(shape, mean, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("shape", [*rc.CLASSES, (8192, 10), (4097, 1000), (64, 32000), (5, 152064)], ids=str)
+@pytest.mark.parametrize("shape", [*rc.CLASSES, *TARGETS], ids=str)
 def test_soft_targets_match_truth(shape, weighted, dtype):
     case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted)
     rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
@@ -241,7 +243,7 @@ def test_more_than_2_to_31_logits():
 
 
 @each_dtype
-@pytest.mark.parametrize(("samples", "classes"), [(256, 10), (300, 1000), (300, 8192), (40, 32000), (40, 128256)])
+@pytest.mark.parametrize(("samples", "classes"), SUMS)
 def test_cross_entropy_sum(samples, classes, dtype):
     """Total and gradient before the division by the normaliser, the latter over the logits; repeatable."""
     case = rc.cross_entropy((samples, 1, classes), dtype, "cuda")
