@@ -171,16 +171,17 @@ def wheel(python: str, scratch: Path, dist: Path) -> Step:
 
 
 class Summary:
-    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay."""
+    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay, with ``keep`` all."""
 
-    def __init__(self, out: Path, part: int = 1) -> None:
+    def __init__(self, out: Path, part: int = 1, keep: bool = False) -> None:
         self.path, self.part, self.failed = out / "summary.txt", part, 0
         there = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = [line for line in there if not line.startswith(f"{part} ")]
-        self.log = (out / f"log-{part}.txt").open("w+b", buffering=0)
+        self.lines = [line for line in there if keep or not line.startswith(f"{part} ")]
+        self.log = (out / f"log-{part}.txt").open("a+b" if keep else "w+b", buffering=0)
 
     def add(self, step: str, state: str, seconds: float, why: str = "") -> None:
         self.failed += state in ("FAILED", "TIMED OUT")
+        self.lines = [line for line in self.lines if not line.startswith(f"{self.part} {step:14} ")]
         self.lines.append(f"{self.part} {step:14} {state:10} {seconds:6.1f} s  {why}".rstrip())
         self.path.write_text("\n".join(sorted(self.lines, key=lambda line: line[0])) + "\n")
         print(self.lines[-1], flush=True)
@@ -188,7 +189,7 @@ class Summary:
     def run(self, step: Step, command: list[str], limit: float, state: str, why: str = "") -> None:
         """One command in a process group of its own, so that what it started ends with it."""
         self.log.write(f"\n===== {step.name}: {' '.join(command)}\n".encode())
-        start, began = self.log.tell(), time.monotonic()
+        start, began = self.log.seek(0, os.SEEK_END), time.monotonic()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **step.env}
         try:
             process = subprocess.Popen(command, cwd=step.cwd, env=env, stdout=self.log, stderr=subprocess.STDOUT,
@@ -272,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{python}, torch {torch}, GPU: {' '.join(device) or 'none'}; results: {out}", flush=True)
     failed = 0
     for part in [options.part] if options.part else PARTS:
-        began, summary = time.monotonic(), Summary(out, part)
+        began, summary = time.monotonic(), Summary(out, part, keep=options.only is not None)
         with tempfile.TemporaryDirectory() as scratch:
             every = steps(python, capability, out, Path(scratch), part)
             chosen = [s for s in every if not options.only or s.name in options.only]

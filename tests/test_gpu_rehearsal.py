@@ -268,6 +268,13 @@ def test_steps_are_independent_and_limited(tmp_path):
     log = (tmp_path / "log-1.txt").read_text()
     assert "why" in log
     assert "hello" in log
+    again = Summary(tmp_path, keep=True)  # of steps chosen by name: the others' results stay
+    run_all([shell("fails", "echo better")], again, "a GPU", 100.0)
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert [line[2:9].split()[0] for line in lines] == ["hangs", "lacks", "absent", "works", "fails"]
+    assert lines[-1][17:19] == "ok"
+    assert "hello" in (log := (tmp_path / "log-1.txt").read_text())
+    assert "better" in log
     run_all([shell("late", "true")], summary, "a GPU", 1.0)
     assert "the time is used up" in (tmp_path / "summary.txt").read_text()
 
