@@ -273,8 +273,8 @@ def _stored(bits: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]
     total: dict[torch.device, int] = {}
     places = {}
     for name, packed in bits.items():
-        places[name] = start = total.get(packed.device, 0)
-        total[packed.device] = start + -(-packed.numel() // 16) * 16  # so that every entry begins at 16 bytes
+        places[name] = start = -(-total.get(packed.device, 0) // 16) * 16  # so that kernels may load 16 bytes
+        total[packed.device] = start + packed.numel()
     with torch.inference_mode(False), torch.no_grad():
         stores = {device: torch.zeros(size, dtype=torch.uint8, device=device) for device, size in total.items()}
         parts = {n: stores[b.device][places[n] : places[n] + b.numel()].copy_(b) for n, b in bits.items()}

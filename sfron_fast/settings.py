@@ -75,7 +75,7 @@ def own_group(given: dict[str, Any]) -> dict[str, Any]:
 
 def plain_numbers(group: dict[str, Any]) -> dict[str, Any]:
     """A copy with Python's numbers in place of numpy's, which torch.load refuses with ``weights_only``."""
-    return {name: tuple(map(_plain, value)) if name == "betas" and isinstance(value, (tuple, list)) else _plain(value)
+    return {name: type(value)(map(_plain, value)) if name == "betas" and type(value) in (tuple, list) else _plain(value)
             for name, value in group.items()}  # fmt: skip
 
 
