@@ -1,5 +1,6 @@
 """Automatic mixed precision: what ``torch.amp.GradScaler`` needs to run a forget step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ class ForgetStep:
     def __delattr__(self, name: str) -> None:
         delattr(self._optimizer, name)
 
-    def step(self) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The optimizer's ``forget_step``."""
-        return self._optimizer.forget_step()
+        return self._optimizer.forget_step(closure)
 
 
 def amp_scalar(optimizer: Any, name: str, device: torch.device) -> Tensor | None:

@@ -4,6 +4,7 @@ Every message names the argument, what was expected and what was found. A check 
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,38 @@ def number(argument: str, value: Any, low: float, high: float = math.inf, *, ope
     return value
 
 
+def integer(argument: str, value: Any, low: int) -> int:
+    """The value, an integer >= ``low``: Python's, numpy's, or whatever else can stand for one in an index."""
+    try:
+        whole = operator.index(value)
+    except (TypeError, RuntimeError, ValueError):  # torch's tensors of several elements
+        require(False, argument, f"an integer >= {low}", repr(value))
+    require(whole >= low, argument, f"an integer >= {low}", whole)
+    return whole
+
+
+def state_dtypes(param: torch.dtype) -> set[torch.dtype]:
+    """The dtypes a moment may have beside a parameter: its own, and fp32; beside fp32 also bf16."""
+    return {param, torch.bfloat16 if param == torch.float32 else torch.float32}
+
+
+def strided(name: str, tensors: Sequence[Tensor], written: bool) -> None:
+    """The tensors of a list are dense; and, if ``written``, no element would be written twice."""
+    for i, t in enumerate(tensors):
+        dense(f"{name}[{i}]", t, written)
+    once = len(set(map(id, tensors))) == len(tensors)
+    require(once or not written, name, "each tensor once", "one of them twice")
+
+
+def dense(where: str, t: Any, written: bool) -> None:
+    """One of them."""
+    require(isinstance(t, Tensor), where, "a tensor", type(t).__name__)
+    require(t.layout == torch.strided, where, "a dense tensor", t.layout)
+    repeats = any(step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True))
+    require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
+    require(not (written and torch._is_zerotensor(t)), where, "a tensor to write to", "a zero tensor", "clone it")
+
+
 def one_device(*lists: Any) -> None:
     """All tensors of the arguments on one device: what a kernel checks, for fakes and meta tensors."""
     tensors = [t for item in lists for t in (item if isinstance(item, (list, tuple)) else [item])]
@@ -57,8 +90,7 @@ def _aligned(
         where = f"{name}[{i}]"
         require(tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape))
         require(tensor.device == model.device, where, f"device {model.device}", tensor.device)
-        other = torch.bfloat16 if model.dtype == torch.float32 else torch.float32
-        allowed = {model.dtype, other} if state else {model.dtype}
+        allowed = state_dtypes(model.dtype) if state else {model.dtype}
         names = " or ".join(sorted(str(d) for d in allowed))
         require(tensor.dtype in allowed, where, f"dtype {names}", tensor.dtype)
 

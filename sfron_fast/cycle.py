@@ -1,6 +1,6 @@
 """The two-phase optimizer under SFRonSGD and SFRonAdamW: phases, masks, clipping, slow weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,32 +10,33 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import functional
 from .amp import ForgetStep, amp_scalar
 from .checks import FLOATS, require
-from .flat import FlatStates, flatten_masks, same
-from .groups import Batch, repacked
+from .flat import FlatStates
+from .groups import Batch
 from .hyper import as_hyper, is_zero, moves_slowly
 from .layout import Orders, ordered, orders_of
+from .masking import GroupMask, check_saliency
 from .norms import global_norms
 from .records import gather
 from .saliency import SaliencyMask
-from .settings import check_names, check_settings, check_state_dtype, check_step, check_whole
+from .settings import COUNTS, check_names, check_settings, check_state_dtype, check_whole, own_group, plain_numbers
 from .shards import anywhere, local, placed_gradient, plain
+from .skips import Skips
 from .state import Resumable, zero_state
+from .step_checks import check_batch, check_step
 
 
 class SFRonOptimizer(Resumable):
     """Phases, masks and clipping; a subclass adds its update rule."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], saliency: SaliencyMask | None) -> None:
-        if saliency is not None and not isinstance(saliency, SaliencyMask):
-            raise ValueError(f"saliency: expected a SaliencyMask or None, found {type(saliency).__name__}; "
-                             "build one with SaliencyMask.from_fisher or SaliencyMask.load")  # fmt: skip
-        self.saliency = saliency
-        self._skipped, self._masks, self._flat, self._tables = {}, {}, {}, {}
+        check_saliency(saliency)
+        self._saliency, self._skips = saliency, Skips()
+        self._masks, self._flat, self._tables = {}, {}, {}
         self._noted, self._in_backward, self._checked = {}, set(), []
         self.forget = ForgetStep(self)
-        self._check_group(defaults)
-        mine = {"masked": saliency is not None, "mask_digest": None, "retain_pending": 0, "skipped": 0}
-        super().__init__(params, {**defaults, **mine})
+        defaults = plain_numbers(defaults)
+        self._check_group(defaults, given=True)
+        super().__init__(params, {**defaults, "masked": saliency is not None, **COUNTS})
         if defaults["fused"]:
             self._step_supports_amp_scaling = True  # as torch's: GradScaler leaves scale and overflow to the step
 
@@ -43,10 +44,10 @@ class SFRonOptimizer(Resumable):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; a masked optimizer wants named parameters its mask covers, or ``masked=False``."""
-        super().add_param_group(param_group)
+        super().add_param_group(own_group(param_group))
         group = self.param_groups[-1]
         try:
-            self._check_group(group)
+            self._check_group(group, given=True)
             check_whole(group)
             check_state_dtype(group, group["params"])
             once = len(set(map(id, group["params"]))) == len(group["params"])
@@ -55,46 +56,34 @@ class SFRonOptimizer(Resumable):
                 ours = self.param_groups[0][name]
                 require(group[name] == ours, name, f"the same in every group ({ours!r})", repr(group[name]))
             if group["masked"]:
-                self._resolve(group)
+                mask = GroupMask.of(group, self.saliency, orders_of(group["params"]))
+                self._masks[len(self.param_groups) - 1] = mask
         except (ValueError, RuntimeError):
             self.param_groups.pop()
             raise
         group["retain_pending"] = self.param_groups[0]["retain_pending"]
-        if group["retain_pending"] and moves_slowly(group):  # its part of the cycle starts from here
-            with torch.no_grad():
-                self._slow(Batch(group, [p for p in group["params"] if p.requires_grad], [], []))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise ValueError or RuntimeError unless the settings are good; a subclass adds its own."""
+    def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
+        """Raise ValueError or RuntimeError unless the settings are good; a subclass adds its own.
+
+        ``given``: by the user, as torch's constructor looks at them; a schedule may then move them on.
+        """
         check_settings(group)
-
-    def _resolve(self, group: dict[str, Any]) -> list[Tensor]:
-        """The group's packed masks, by name; raises if one of its parameters has none."""
-        if self.saliency is None:
-            raise ValueError("masked: expected masked=False in an optimizer without saliency, found masked=True")
-        names = group.get("param_names")
-        if names is None:
-            raise ValueError("params: expected named parameters (a mask is keyed by name), found unnamed ones; pass "
-                             "model.named_parameters(), or masked=False in the group; with a Hugging Face Trainer use "
-                             "optimizer_factory of sfron_fast.integrations.transformers")  # fmt: skip
-        return self.saliency.resolve(list(zip(names, group["params"], strict=True)))
 
     def _group_masks(self, index: int, group: dict[str, Any], orders: Orders) -> tuple[list[Tensor], Tensor | None]:
         """Per-parameter masks, and the same as one flat list."""
         if not group["masked"] or not group["params"]:
             return [], None
-        params = group["params"]
         known = self._masks.get(index)
-        # or moved, laid out anew, sharded
-        if known is None or known[1][0].device != params[0].device or known[3] != orders or not same(known[0], params):
-            masks = repacked(self._resolve(group), params, orders)
-            flat = flatten_masks(masks, params) if plain(params) else None
-            known = self._masks[index] = (list(params), masks, flat, orders)
-        return known[1:3]
+        if known is None or not known.serves(self.saliency, group["params"], orders):
+            known = self._masks[index] = GroupMask.of(group, self.saliency, orders)
+        return known.masks, known.flat
 
     def _batches(self, *, masked: bool) -> list[Batch]:
         batches: list[Batch] = []
         for index, group in enumerate(self.param_groups):
+            if not isinstance(group["params"], list):
+                group["params"] = list(group["params"])
             check_names(group)
             params, grads, described = gather(group["params"], self._tables, index)
             orders = () if described else orders_of(params)
@@ -154,16 +143,19 @@ class SFRonOptimizer(Resumable):
         self._noted["called"] = True  # a schedule after it is not too early (torch notices its own ``step`` only)
         loss = self._run(closure)
         batches = self._batches(masked=True)
-        check_step(self, batches)
+        idle = self._idle_slow(batches)
+        check_step(self, batches, idle, forget=True)
         norms = self._norms(batches)
         for batch in batches:
             group = batch.group
             slow = self._slow(batch) if moves_slowly(group) else None
             rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
             self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
-        self._store_slow_without_grad(batches)
+        for batch in idle:  # their cycle starts here too: they may still move in its retain steps
+            for param, start in zip(batch.params, self._slow(batch), strict=True):
+                start.copy_(param)
         for group in self.param_groups:
-            group["retain_pending"] = group["retain_steps"]
+            group["retain_pending"], group["has_forgotten"] = group["retain_steps"], True
         return loss
 
     @torch.no_grad()
@@ -176,20 +168,26 @@ class SFRonOptimizer(Resumable):
         if any(p.grad is not None for p in self._in_backward):
             raise RuntimeError("step: expected no gradients after step_in_backward, found some; one backward is a step")
         batches = self._batches(masked=False)
-        check_step(self, batches)
-        norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
         last = self.param_groups[0]["retain_pending"] == 1
+        idle = self._idle_slow(batches) if last else []
+        check_step(self, batches, idle, forget=False)
+        norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
         for batch in batches:
-            closes = last and moves_slowly(batch.group)
-            slow = self._slow(batch) if closes else None
-            rule = {"lr": batch.group["lr"], "slow_in": slow}
-            self._apply(batch, norms, rule, forget=False, counts=batch is batches[0])
-        if last:
-            self._interpolate_without_grad(batches)
+            self._retain(batch, norms, counts=batch is batches[0])
+        for batch in idle:  # without a gradient in the last retain step, but maybe moved by an earlier one
+            alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, batch.params[0].device)
+            functional.interpolate_(self._slow(batch), batch.params, **alpha)
         self._in_backward.clear()
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
         return loss
+
+    def _retain(self, batch: Batch, norms: dict[torch.device, Tensor], *, counts: bool) -> None:
+        """Update one batch in a retain step; what moves for the first time in its cycle starts from there."""
+        pending = batch.group["retain_pending"]
+        slow = self._slow(batch) if pending and moves_slowly(batch.group) else None
+        rule = {"lr": batch.group["lr"], "slow_in": slow if pending == 1 else None}
+        self._apply(batch, norms, rule, forget=False, counts=counts)
 
     def _idle(self) -> bool:
         """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state. No step of a cycle."""
@@ -214,13 +212,6 @@ class SFRonOptimizer(Resumable):
         self._noted["grad_norm"] = next(iter(norms.values()), None)
         return norms
 
-    def _skip_counter(self, device: torch.device) -> Tensor:
-        """int64 [] beside the parameters: the kernels count there, nothing waits for them."""
-        counter = self._skipped.get(device)
-        if counter is None:
-            counter = self._skipped[device] = torch.zeros((), dtype=torch.int64, device=device)
-        return counter
-
     def _apply(
         self, batch: Batch, norms: dict[torch.device, Tensor], rule: dict[str, Any], *, forget: bool, counts: bool
     ) -> None:
@@ -232,16 +223,23 @@ class SFRonOptimizer(Resumable):
         device = batch.params[0].device
         rule |= {key: amp_scalar(self, key, device) for key in ("grad_scale", "found_inf")}
         rule |= {"slow_lr": batch.group["slow_lr"], "maximize": batch.group["maximize"]}
-        rule["skipped"] = self._skip_counter(device) if counts else None
+        rule["skipped"] = self._skips.counter(device) if counts else None
+        may_skip = norm is not None or rule["found_inf"] is not None
         if forget:
             rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
         moments = batch.group["moments"]
         plain = forget and moments == "none"
         rule = as_hyper({**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device)
-        if plain:
-            functional.sgd_step_(*batch.arguments(), **rule)  # theta - beta g, no decay: equation 7
-        else:
-            self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
+        try:
+            if plain:
+                functional.sgd_step_(*batch.arguments(), **rule)  # theta - beta g, no decay: equation 7
+            else:
+                self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
+        except (ValueError, RuntimeError):
+            check_batch(self, batch, forget=forget)  # which knows the remedy, if it is the state
+            raise
+        if counts and may_skip:
+            self._skips.watch(device)
 
     def _update(self, batch: Batch, rule: dict[str, Any], prefix: str) -> None:
         """Apply the optimizer's own rule with the state under ``prefix``."""
@@ -277,24 +275,13 @@ class SFRonOptimizer(Resumable):
     def _slow(self, batch: Batch) -> list[Tensor]:
         return self._state(batch, "slow", None, fill=batch.params)
 
-    def _without_grad(self, batches: list[Batch]) -> Iterator[Batch]:
-        """Of every group with a slow step, the parameters outside ``batches``."""
+    def _idle_slow(self, batches: list[Batch]) -> list[Batch]:
+        """Of every group with a slow step, the parameters outside ``batches`` that have slow weights."""
         whole = [batch.group for batch in batches if batch.flat is not None]
+        found: list[Batch] = []
         for group in self.param_groups:
             if moves_slowly(group) and not any(group is g for g in whole):
-                none = [p for p in group["params"] if p.grad is None and p.requires_grad]
-                yield Batch(group, [p for p in none if p not in self._in_backward], [], [])
-
-    def _store_slow_without_grad(self, batches: list[Batch]) -> None:
-        """A weight without forget gradient may still move in the retain steps of this cycle."""
-        for batch in self._without_grad(batches):
-            for param, slow in zip(batch.params, self._slow(batch), strict=True):
-                slow.copy_(param)
-
-    def _interpolate_without_grad(self, batches: list[Batch]) -> None:
-        """A weight without a gradient in the last retain step may have moved in an earlier one."""
-        for batch in self._without_grad(batches):
-            moved = batch.part([i for i, p in enumerate(batch.params) if "slow" in self.state.get(p, ())])
-            for there in moved.split():
-                alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, there.params[0].device)
-                functional.interpolate_(self._slow(there), there.params, **alpha)
+                none = [p for p in group["params"] if p.grad is None and "slow" in self.state.get(p, ())]
+                none = [p for p in none if p not in self._in_backward]
+                found += Batch(group, none, [], []).split() if none else []
+        return found

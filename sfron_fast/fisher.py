@@ -14,7 +14,8 @@ from .flat import zeroed
 from .layout import dense, ordered, orders_of
 from .naming import model_digest
 from .ranks import Ranks
-from .saliency import SaliencyMask, checked_fishers
+from .saliency import SaliencyMask
+from .selection import checked_fishers
 from .shards import local
 
 Estimator = Literal["batch", "sample", "batch_equal", "rank"]

@@ -136,9 +136,9 @@ class FlatStates:
         found = [state.get(key) for state in self.states]
         for entry, param in zip(found, self.params, strict=True):
             shape = torch.Size() if scalar else param.shape
-            if entry is not None and (type(entry), entry.dtype, entry.shape, entry.device) != (
-                Tensor, dtype, shape, self.device,
-            ):  # fmt: skip
+            if entry is None:
+                continue
+            if type(entry) is not Tensor or (entry.dtype, entry.shape, entry.device) != (dtype, shape, self.device):
                 return None
         size = len(self.params) if scalar else flat_size(self.params)
         flat = zeroed(torch.empty(size, dtype=dtype, device=self.device))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import ops, records, reference
-from .checks import number, require
+from .checks import number, require, strided
 from .layout import in_memory
 from .shards import is_sharded, local
 
@@ -61,18 +61,8 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
 
 
 def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:
-    """The tensors of a list, which must be dense; and, if ``written``, no element may be written twice."""
-    if torch.compiler.is_compiling():
-        return tensors  # guards on strides and identities would compile anew
-    for i, t in enumerate(tensors):
-        where = f"{name}[{i}]"
-        require(isinstance(t, Tensor), where, "a tensor", type(t).__name__)
-        require(t.layout == torch.strided, where, "a dense tensor", t.layout)
-        repeats = any(step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True))
-        require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
-        require(not (written and torch._is_zerotensor(t)), where, "a tensor to write to", "a zero tensor", "clone it")
-    once = len(set(map(id, tensors))) == len(tensors)
-    require(once or not written, name, "each tensor once", "one of them twice")
+    if not torch.compiler.is_compiling():  # guards on strides and identities would compile anew
+        strided(name, tensors, written)
     return tensors
 
 

@@ -26,15 +26,14 @@ class Batch(NamedTuple):
     orders: Orders = ()  # of parameters that are dense but not row-major; the masks follow them already
 
     def check(self) -> None:
-        """Raise unless every gradient, if there are any, is dense and of its parameter's dtype and shape."""
-        if not self.grads:
-            return
+        """Raise unless parameters are floats, and every gradient, if there are any, is dense and like its parameter."""
         kinds = [(p.dtype, p.shape) for p in self.params]
-        known = _FLOATS.issuperset(dtype for dtype, _ in kinds) and {g.layout for g in self.grads} == {torch.strided}
-        if known and kinds == [(g.dtype, g.shape) for g in self.grads]:
+        known = _FLOATS.issuperset(kind[0] for kind in kinds) and {g.layout for g in self.grads} <= {torch.strided}
+        if known and (not self.grads or kinds == [(g.dtype, g.shape) for g in self.grads]):
             return
-        for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
+        for i, p in enumerate(self.params):
             require(p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype)
+        for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
             require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
             require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
             require(g.shape == p.shape, f"grads[{i}]", f"shape {tuple(p.shape)}", tuple(g.shape))

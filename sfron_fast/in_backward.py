@@ -12,10 +12,9 @@ from torch import Tensor
 from .checks import require
 from .cycle import SFRonOptimizer
 from .groups import Batch
-from .hyper import moves_slowly
 from .layout import orders_of
-from .settings import check_step
 from .shards import is_sharded, placed_gradient
+from .step_checks import check_step
 
 
 @contextmanager
@@ -38,7 +37,8 @@ def step_in_backward(optimizer: SFRonOptimizer) -> Iterator[None]:
     An error during backward, also one raised by a check here, leaves the step half done: go on from a checkpoint.
 
     Raises:
-        ValueError: a group with ``clip_retain``.
+        ValueError: a group with ``clip_retain``; a setting, parameter or state that a step would refuse, before the
+            first weight moves. A gradient can only be looked at when it comes.
         RuntimeError: gradients left from before; the step before was not closed; a weight got a second gradient; a
             job of several ranks whose parameters are not sharded, which nothing would reduce in time.
     """
@@ -63,6 +63,9 @@ def _check(optimizer: SFRonOptimizer, params: list[Tensor]) -> None:
     if ranks > 1 and not all(map(is_sharded, params)):
         raise RuntimeError(f"step_in_backward: expected parameters sharded by fully_shard in a job of {ranks} ranks, "
                            "found whole ones, whose gradients are reduced too late; use step() alone")  # fmt: skip
+    trained = [(g, [p for p in g["params"] if p.requires_grad]) for g in optimizer.param_groups]
+    batches = [part for g, ps in trained if ps for part in Batch(g, ps, [], []).split()]
+    check_step(optimizer, batches, [], forget=False, single=True)
 
 
 @torch.no_grad()
@@ -75,11 +78,8 @@ def _update(optimizer: SFRonOptimizer, group: dict[str, Any], param: Tensor) -> 
     grad = placed_gradient(param)
     assert grad is not None
     batch = Batch(group, [param], [grad], [], orders=orders_of([param]))
-    check_step(optimizer, [batch])
+    check_step(optimizer, [batch], [], forget=False)
     batch.check()
-    last = optimizer.param_groups[0]["retain_pending"] == 1
-    slow = optimizer._slow(batch) if last and moves_slowly(group) else None
-    rule = {"lr": group["lr"], "slow_in": slow}
-    optimizer._apply(batch, {}, rule, forget=False, counts=not done)
+    optimizer._retain(batch, {}, counts=not done)
     done.add(param)
     param.grad = None

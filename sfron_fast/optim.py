@@ -18,6 +18,7 @@ from .flat import spread
 from .groups import Batch
 from .layout import ordered
 from .saliency import SaliencyMask
+from .step_checks import check_batch
 
 Moments = Literal["shared", "separate", "none"]
 MaskSemantics = Literal["gradient", "update"]
@@ -96,11 +97,11 @@ class SFRonSGD(SFRonOptimizer):
                  "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
         super().__init__(params, {**own, **knobs}, saliency)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
+        super()._check_group(group, given=given)
         number("momentum", group["momentum"], 0.0)
         number("dampening", group["dampening"], 0.0)
-        if group["nesterov"]:
+        if group["nesterov"] and given:  # a schedule may take momentum through 0
             ok = group["momentum"] > 0 and group["dampening"] == 0
             found = f"momentum {group['momentum']}, dampening {group['dampening']}"
             require(ok, "nesterov", "momentum > 0 and dampening 0", found)
@@ -119,8 +120,8 @@ class SFRonSGD(SFRonOptimizer):
             fresh = [False]
         else:
             fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
-        if any(fresh):
-            batch.check()  # before the first of two calls
+        if any(fresh) and not all(fresh):
+            check_batch(self, batch, forget="masks" in rule)  # before the first of two calls
         if all(fresh) or not any(fresh):  # torch starts the buffer at the first gradient itself
             buffers = self._state(batch, key, dtype)
             functional.sgd_step_(*batch.arguments(), buffers, **rule, first=all(fresh))
@@ -181,8 +182,8 @@ class SFRonAdamW(SFRonOptimizer):
                  "mask_semantics": mask_semantics, "state_dtype": state_dtype}  # fmt: skip
         super().__init__(params, {**own, **knobs}, saliency)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
+        super()._check_group(group, given=given)
         number("eps", group["eps"], 0.0)
         check_betas(group["betas"])
 

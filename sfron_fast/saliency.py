@@ -1,53 +1,79 @@
 """SaliencyMask: which weights a forget step may change, one bit each (README equation 3, paper m)."""
 
 import hashlib
-import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import functional, reference
 from .checks import number, require
-from .files import write_whole
-from .naming import canonical_name
+from .mask_file import load_mask, save_mask
+from .naming import canonical_names, possible_names
+from .selection import checked_fishers, largest, no_gradient, provenance, without_gradient
 from .shards import local_bits, whole, whole_bits
 
 _log = logging.getLogger(__name__)
-
-FORMAT = "sfron_fast.saliency_mask.v1"
 
 
 class SaliencyMask(Mapping[str, Tensor]):
     """Parameter name -> packed bits, uint8 [ceil(n / 8)]; bit i % 8 of byte i // 8 is element i, flattened.
 
-    ``shapes`` holds the parameters' shapes, ``metadata`` how the mask was made (JSON values).
+    ``shapes`` holds the parameters' shapes, ``metadata`` how the mask was made (JSON values). The bits are copied; to
+    edit them in place (``mask[name].zero_()``) or to give an optimizer another mask (``optimizer.saliency = mask``)
+    counts from its next forget step on. A step that torch.compile has compiled sees another mask, but no edits.
     """
 
     def __init__(
         self, bits: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], metadata: dict[str, Any] | None = None
     ) -> None:
-        self.shapes = {canonical_name(n): tuple(s) for n, s in shapes.items()}
-        self._bits = {canonical_name(n): b for n, b in bits.items()}
+        self.shapes = dict(zip(canonical_names(shapes), map(tuple, shapes.values()), strict=True))
+        given = dict(zip(canonical_names(bits), bits.values(), strict=True))
         self.metadata = dict(metadata or {})
-        require(self._bits.keys() == self.shapes.keys(), "shapes", "a shape for every mask", sorted(shapes))
-        require(len(self) == len(bits), "bits", "names that differ also without wrappers' prefixes", sorted(bits))
-        for name, packed in self._bits.items():
-            size = (self.size(name) + 7) // 8
+        require(given.keys() == self.shapes.keys(), "shapes", "a shape for every mask", sorted(shapes))
+        require(len(given) == len(bits), "bits", "names that differ also without wrappers' prefixes", sorted(bits))
+        for name, packed in given.items():
+            whole_numbers = all(type(size) is int and 0 <= size < 2**63 for size in self.shapes[name])
+            require(whole_numbers, f"shapes[{name!r}]", "integers >= 0", self.shapes[name])
+            size = (math.prod(self.shapes[name]) + 7) // 8
             ok = packed.dtype == torch.uint8 and packed.shape == (size,)
             require(ok, f"bits[{name!r}]", f"uint8 [{size}]", f"{packed.dtype} {list(packed.shape)}")
-            spare = 8 * size - self.size(name)
+        self._stores, self._bits = _stored(given)
+        self._check_spare_bits()
+
+    def _check_spare_bits(self) -> None:
+        for name, packed in self._bits.items():
+            spare = 8 * packed.numel() - self.size(name)
             clean = not spare or int(packed[-1]) >> (8 - spare) == 0
             require(clean, f"bits[{name!r}]", "unused high bits of the last byte zero", "others")
+        self._sound = self.version
+
+    @property
+    def version(self) -> int:
+        """Another number after every edit in place, as a tensor's own; does not wait for the device."""
+        return sum(store._version for store in self._stores)
+
+    def _key(self, name: str) -> str:
+        """The entry for a parameter, however its model is wrapped; raises KeyError."""
+        for possible in possible_names(name):
+            if possible in self._bits:
+                return possible
+        raise KeyError(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._bits[canonical_name(name)]
+        return self._bits[self._key(name)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Each entry with memory of its own: pickled as they lie, each would bring all the others along."""
+        return {"_bits": {n: b.clone() for n, b in self._bits.items()}, "shapes": self.shapes,
+                "metadata": self.metadata}  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_bits"], state["shapes"], state["metadata"])  # type: ignore[misc]
 
     def __iter__(self):
         return iter(self._bits)
@@ -77,7 +103,7 @@ class SaliencyMask(Mapping[str, Tensor]):
         Raises:
             ValueError: different names, shapes or estimators, a threshold out of range, a non-finite Fisher.
         """
-        number("threshold", threshold, 0.0, open_low=True)
+        threshold = number("threshold", threshold, 0.0, open_low=True)
         names = checked_fishers(forget, retain)
         packed, _ = functional.saliency_mask([forget[n] for n in names], [retain[n] for n in names], threshold)
         return cls.from_packed(packed, forget, retain, threshold)
@@ -91,9 +117,9 @@ class SaliencyMask(Mapping[str, Tensor]):
         Of DTensors they are the shards' bits; the mask is whole on every rank.
         """
         whole_packed = map(whole_bits, packed, forget.values())
-        bits = _without_gradient(dict(zip(forget, whole_packed, strict=True)), forget, retain)
+        bits = without_gradient(dict(zip(forget, whole_packed, strict=True)), forget, retain)
         shapes = {n: tuple(f.shape) for n, f in forget.items()}
-        return cls(bits, shapes, {"threshold": threshold, **_provenance(forget, retain)})
+        return cls(bits, shapes, {"threshold": float(threshold), **provenance(forget, retain)})
 
     @classmethod
     def top_k(
@@ -103,21 +129,20 @@ class SaliencyMask(Mapping[str, Tensor]):
 
         Exactly round(fraction n) weights are selected; ties go to the lower index.
         """
-        number("fraction", fraction, 0.0, 1.0, open_low=True)
+        fraction = number("fraction", fraction, 0.0, 1.0, open_low=True)
         names = checked_fishers(forget, retain)
         eps = reference.FISHER_EPS
         ratios = {n: whole((forget[n] + eps) / (retain[n] + eps)).reshape(-1) for n in names}
-        no_gradient = _no_gradient(forget, retain)
-        for name in no_gradient & ratios.keys():
+        for name in no_gradient(forget, retain) & ratios.keys():
             ratios[name].zero_()
         if per_layer:
-            chosen = {n: _largest(r, fraction) for n, r in ratios.items()}
+            chosen = {n: largest(r, fraction) for n, r in ratios.items()}
         else:
-            everything = _largest(torch.cat(list(ratios.values())), fraction)
+            everything = largest(torch.cat(list(ratios.values())), fraction)
             parts = everything.split([r.numel() for r in ratios.values()])
             chosen = dict(zip(names, parts, strict=True))
-        bits = _without_gradient({n: reference.pack_bits(c) for n, c in chosen.items()}, forget, retain)
-        made = {"top_k": fraction, "per_layer": per_layer, **_provenance(forget, retain)}
+        bits = without_gradient({n: reference.pack_bits(c) for n, c in chosen.items()}, forget, retain)
+        made = {"top_k": fraction, "per_layer": per_layer, **provenance(forget, retain)}
         return cls(bits, {n: forget[n].shape for n in names}, made)
 
     @classmethod
@@ -134,12 +159,23 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     # --- using it -------------------------------------------------------------------------------------------------
 
+    def _entries(self, names: list[str]) -> dict[str, str]:
+        """The entry for each parameter that has one; where two would share one, it is the nearer name's."""
+        found: dict[str, tuple[int, str]] = {}
+        for name in names:
+            for distance, possible in enumerate(possible_names(name)):
+                if possible in self._bits:
+                    found[possible] = min(found.get(possible, (distance, name)), (distance, name))
+                    break
+        return {name: entry for entry, (_, name) in found.items()}
+
     def coverage(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:
         """Names of the parameters that are "matched" or "unmatched", and of the masks that are "unused"."""
-        names = {canonical_name(n): n for n, _ in named_parameters}
-        found = {"matched": [n for c, n in names.items() if c in self._bits]}
-        found["unmatched"] = [n for c, n in names.items() if c not in self._bits]
-        return {**found, "unused": [n for n in self._bits if n not in names]}
+        names = [n for n, _ in named_parameters]
+        entries = self._entries(names)
+        used = set(entries.values())
+        return {"matched": [n for n in names if n in entries], "unmatched": [n for n in names if n not in entries],
+                "unused": [n for n in self._bits if n not in used]}  # fmt: skip
 
     def resolve(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
         """Packed masks on each parameter's device, in order. Logs (INFO) how many were matched, unmatched, unused.
@@ -147,8 +183,11 @@ class SaliencyMask(Mapping[str, Tensor]):
         Of a DTensor the mask of the local shard.
 
         Raises:
-            ValueError: a parameter without mask, or a mask of another shape; both mean another model's mask.
+            ValueError: a parameter without mask, or a mask of another shape; both mean another model's mask. An edit
+                that has set bits of no weight.
         """
+        if self.version != self._sound:
+            self._check_spare_bits()
         named = list(named_parameters)
         coverage = self.coverage(named)
         _log.info("saliency: %s", ", ".join(f"{len(names)} {kind}" for kind, names in coverage.items()))
@@ -163,19 +202,20 @@ class SaliencyMask(Mapping[str, Tensor]):
                 f"saliency: expected a mask for each of {len(named)} parameters, found none for {len(missing)} "
                 f"({_some(missing)}); the mask is for {len(self)} ({_some(list(self))}); {remedy}"
             )
+        entries = self._entries([n for n, _ in named])
         for name, parameter in named:
-            shape = self.shapes[canonical_name(name)]
+            shape = self.shapes[entries[name]]
             require(tuple(parameter.shape) == shape, f"saliency[{name!r}]", f"shape {tuple(parameter.shape)}", shape,
                     "this mask belongs to another model")  # fmt: skip
-        return [local_bits(self[n], p) for n, p in named]
+        return [local_bits(self._bits[entries[n]], p) for n, p in named]
 
     def to_bool(self, name: str) -> Tensor:
         """The mask of one parameter as bool of its shape."""
-        return reference.unpack_bits(self[name], self.shapes[canonical_name(name)])
+        return reference.unpack_bits(self[name], self.shapes[self._key(name)])
 
     def size(self, name: str) -> int:
         """Number of weights of one parameter."""
-        return torch.Size(self.shapes[canonical_name(name)]).numel()
+        return math.prod(self.shapes[self._key(name)])
 
     def counts(self) -> dict[str, int]:
         """Selected weights per parameter."""
@@ -211,12 +251,7 @@ class SaliencyMask(Mapping[str, Tensor]):
 
         It holds uint8 tensors by name; the header has shapes, provenance and checksums.
         """
-        path = Path(path)
-        provenance = json.dumps(self.metadata)
-        header = {"format": FORMAT, "shapes": json.dumps(self.shapes), "provenance": provenance,
-                  "digest": self.digest(), "provenance_digest": _sha256(provenance)}  # fmt: skip
-        bits = {n: b.cpu().contiguous() for n, b in self._bits.items()}
-        write_whole(path, lambda temporary: save_file(bits, temporary, metadata=header))
+        save_mask(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SaliencyMask":
@@ -226,72 +261,21 @@ class SaliencyMask(Mapping[str, Tensor]):
             FileNotFoundError: no such file.
             ValueError: not a mask file, truncated, or changed since it was written.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"path: expected a mask file, found nothing at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            require(header.get("format") == FORMAT, "path", f"a mask in format {FORMAT}", header.get("format"))
-            shapes = {n: tuple(map(int, s)) for n, s in json.loads(header["shapes"]).items()}
-            mask = cls(bits, shapes, json.loads(header["provenance"]))
-            intact = mask.digest() == header["digest"] and _sha256(header["provenance"]) == header["provenance_digest"]
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"path: expected a whole mask file, found {path}: {error}; save the mask again") from error
-        require(intact, "path", "a mask file as it was saved", f"{path}, which does not match its checksums",
-                "save the mask again")  # fmt: skip
-        return mask
+        return load_mask(path, cls)
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
-    """The names, in order, of two Fishers that can be compared; see ``SaliencyMask.from_fisher`` for the errors."""
-    require(bool(forget), "forget", "at least one tensor", "an empty mapping")
-    require(forget.keys() == retain.keys(), "retain", f"the names of forget ({len(forget)})",
-            f"{len(retain)} names, {len(forget.keys() ^ retain.keys())} of them different")  # fmt: skip
-    for side, fisher in (("forget", forget), ("retain", retain)):
-        for name, f in fisher.items():
-            sound = bool(torch.isfinite(f).all()) and bool((f >= 0).all())
-            require(sound, f"{side}[{name!r}]", "finite values >= 0", "others", "check the loss and the data")
-            shape = tuple(forget[name].shape)
-            require(tuple(f.shape) == shape, f"{side}[{name!r}]", f"shape {shape}", tuple(f.shape))
-    estimators = [getattr(f, "metadata", {}).get("estimator") for f in (forget, retain)]
-    require(estimators[0] == estimators[1], "retain", f"estimator {estimators[0]!r} as forget", repr(estimators[1]),
-            "a threshold compares like with like")  # fmt: skip
-    return list(forget)
-
-
-def _no_gradient(*fishers: Mapping[str, Tensor]) -> set[str]:
-    """Parameters without gradient in every one of the Fishers."""
-    return set.intersection(*(set(getattr(f, "metadata", {}).get("no_gradient", ())) for f in fishers))
-
-
-def _without_gradient(bits: dict[str, Tensor], *fishers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    gone = _no_gradient(*fishers)
-    return {n: torch.zeros_like(b) if n in gone else b for n, b in bits.items()}
-
-
-def _provenance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Any]:
-    from . import __version__
-
-    sides = {side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))}
-    return {**sides, "versions": {"sfron_fast": __version__, "torch": torch.__version__}}
-
-
-def _largest(values: Tensor, fraction: float) -> Tensor:
-    """bool: the round(fraction n) largest values; ties go to the lower index."""
-    k = round(fraction * values.numel())
-    if k == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    kth = values.kthvalue(values.numel() - k + 1).values
-    above = values > kth
-    ties = values == kth
-    return above | (ties & (ties.cumsum(0) <= k - above.sum()))
+def _stored(bits: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The bits copied into one tensor per device, and each entry's part of it: an edit of one shows in one version."""
+    total: dict[torch.device, int] = {}
+    places = {}
+    for name, packed in bits.items():
+        places[name] = start = -(-total.get(packed.device, 0) // 16) * 16  # so that kernels may load 16 bytes
+        total[packed.device] = start + packed.numel()
+    with torch.inference_mode(False), torch.no_grad():
+        stores = {device: torch.zeros(size, dtype=torch.uint8, device=device) for device, size in total.items()}
+        parts = {n: stores[b.device][places[n] : places[n] + b.numel()].copy_(b) for n, b in bits.items()}
+    return list(stores.values()), parts

@@ -11,11 +11,12 @@ from .amp import ForgetStep
 from .checks import require
 from .flat import FlatStates, zeroed
 from .hyper import moves_slowly
-from .layout import Orders
+from .masking import GroupMask, check_saliency
 from .naming import canonical_name
 from .saliency import SaliencyMask
-from .settings import check_state_dtype
+from .settings import check_phase, check_state_dtype, loaded_group, plain_numbers
 from .shards import place
+from .skips import Skips
 
 
 def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
@@ -37,13 +38,13 @@ def _check_placement(state: dict[str, Any], param: Tensor) -> None:
 class Resumable(Optimizer):
     """State dicts, pickles and copies that go on where they stopped, also inside a cycle."""
 
-    saliency: SaliencyMask | None
     grad_scale: Tensor | None  # torch.amp's, if set: gradients are divided by it
     found_inf: Tensor | None  # torch.amp's, if set: not 0 = skip the update, on the device
     forget: ForgetStep
     stock: Any  # torch's optimizer class of the same rule
-    _skipped: dict[torch.device, Tensor]
-    _masks: dict[int, tuple[list[Tensor], list[Tensor], Tensor | None, Orders]]
+    _saliency: SaliencyMask | None
+    _skips: Skips
+    _masks: dict[int, GroupMask]
     _flat: dict[int, FlatStates]
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     _checked: list[list[Any]]  # every group's settings, when they were last found good
@@ -66,18 +67,36 @@ class Resumable(Optimizer):
         self._noted["called"] = called
 
     @property
+    def saliency(self) -> SaliencyMask | None:
+        """Which weights a forget step changes; another mask, and an edit of this one, count from the next one on."""
+        return self._saliency
+
+    @saliency.setter
+    def saliency(self, mask: SaliencyMask | None) -> None:
+        check_saliency(mask)
+        heeded = mask is None or self._saliency is not None or any(group["masked"] for group in self.param_groups)
+        require(heeded, "saliency", "None: no group of this optimizer is masked", "a SaliencyMask",
+                "make an optimizer with saliency=mask, or set masked=True in the groups it is for")  # fmt: skip
+        self._saliency = mask
+
+    @property
     def skipped_steps(self) -> int:
         """Updates skipped so far: a measured norm was not finite, or ``found_inf`` said so. Reads the device."""
-        for count in self._skipped.values():
-            self.param_groups[0]["skipped"] += int(count)
-            count.zero_()
+        self.param_groups[0]["skipped"] += self._skips.take()
         return self.param_groups[0]["skipped"]
 
     def _kinds(self, group: dict[str, Any]) -> dict[str, torch.dtype | None]:
         """The states the rule keeps for a parameter, and their dtypes (None = the parameter's)."""
         raise NotImplementedError
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, torch.dtype | None]:
+        """The states that a forget or a retain step reads or writes, and the dtypes they are made in."""
+        kinds = {} if forget and group["moments"] == "none" else self._kinds(group)
+        prefix = "forget_" if forget and group["moments"] == "separate" else ""
+        slow = moves_slowly(group) and (forget or group["retain_pending"])
+        return {**{f"{prefix}{key}": dtype for key, dtype in kinds.items()}, **({"slow": None} if slow else {})}
+
+    def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
         """Raise ValueError or RuntimeError unless the settings are good."""
         raise NotImplementedError
 
@@ -113,6 +132,7 @@ class Resumable(Optimizer):
                                "step, or after an error go on from a checkpoint")  # fmt: skip
         self.param_groups[0]["skipped"] = self.skipped_steps
         state = super().state_dict()
+        state["param_groups"] = [plain_numbers(group) for group in state["param_groups"]]
         if self.saliency is not None:
             digest = self.saliency.digest()  # reads every mask: once, not per group
             for group in state["param_groups"]:
@@ -143,9 +163,15 @@ class Resumable(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but moments keep to ``state_dtype``; torch.optim's own state dicts load too.
 
+        A run that has done forget steps goes on where it was, also inside a cycle, with its own ``forget_lr`` and
+        ``slow_lr``, as with its own ``lr``; its other forget settings must be this optimizer's. The state of a
+        training run, torch.optim's or of one of these optimizers that has done no forget step, leaves all of them as
+        they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr, moments,
+        mask_semantics, state_dtype.
+
         Raises:
             ValueError: the state was saved under another mask, a masked group with other names or in another order,
-                or with settings that cannot be.
+                of a run that forgets with other settings, or with settings that cannot be.
         """
         ours = self.saliency.digest() if self.saliency is not None else None
         for group in state_dict["param_groups"]:
@@ -169,15 +195,16 @@ class Resumable(Optimizer):
             after.remove()
 
     def _with_knobs(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Settings that torch.optim's groups lack stay as they are here."""
+        """The groups to load, with this optimizer's settings where ``loaded_group`` says so."""
         saved = state_dict["param_groups"]
         if len(saved) != len(self.param_groups):
             return state_dict  # torch objects
-        ours = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-        groups = [{**mine, **theirs} for mine, theirs in zip(ours, saved, strict=True)]
+        begun = any(group.get("has_forgotten", "retain_pending" in group) for group in saved)
+        groups = [loaded_group(mine, theirs, begun) for mine, theirs in zip(self.param_groups, saved, strict=True)]
         for group, mine in zip(groups, self.param_groups, strict=True):
             self._check_group(group)
             check_state_dtype(group, mine["params"])
+        check_phase(groups)
         return {**state_dict, "param_groups": groups}
 
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
@@ -199,15 +226,16 @@ class Resumable(Optimizer):
         return {**super().__getstate__(), "saliency": self.saliency}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        self._saliency = state.pop("saliency", self.__dict__.get("_saliency"))  # torch loads a state dict this way too
         super().__setstate__(state)
-        self.__dict__.setdefault("saliency", None)
         for kind in type(self).__mro__:  # settings newer than the pickle
             known = inspect.signature(vars(kind).get("__init__", lambda: None)).parameters.values()
             for setting in (p for p in known if p.default is not p.empty and p.name != "saliency"):
                 self.defaults.setdefault(setting.name, setting.default)
         if self.defaults["fused"]:
             self._step_supports_amp_scaling = True
-        self._masks, self._skipped, self._flat, self._tables = {}, {}, {}, {}
+        self._masks, self._flat, self._tables, self._skips = {}, {}, {}, Skips()
         self._noted, self._in_backward, self._checked = {}, set(), []
         self.forget = ForgetStep(self)
         for group in self.param_groups:

@@ -134,7 +134,8 @@ def actions(draw, subject: Subject, complete: bool = False):
     return grads, scalar(scale), scalar(found), draw(st.booleans())
 
 
-BETWEEN = ["nothing"] * 5 + ["new lr", "reload", "pickle", "copy", "new settings", "new group", "new state", "zeros"]
+BETWEEN = ["nothing"] * 5 + ["new lr", "reload", "pickle", "copy", "new settings", "new group", "new state", "zeros",
+                                "freeze"]  # fmt: skip
 
 
 def add_group(subject: Subject, rate: float) -> None:
@@ -145,8 +146,6 @@ def add_group(subject: Subject, rate: float) -> None:
     for name, shape in zip(names, ((3, 5), (70,)), strict=True):
         subject.params[name] = nn.Parameter(numbers(shape, torch.float32, "normal"))
         subject.model.params[name] = subject.params[name].detach().clone()
-        if subject.model.pending and group["slow_lr"] < 1.0:
-            subject.model.state[name] = {"slow": subject.params[name].detach().clone()}
     subject.groups.append(group)  # the model's too
     given = {k: v for k, v in group.items() if k != "names"}
     subject.optimizer.add_param_group({**given, "params": [(n, subject.params[n]) for n in names]})
@@ -174,6 +173,10 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
             state.update({key: value.clone() for key, value in state.items()})
     elif before == "zeros":
         subject.optimizer.zero_grad(set_to_none=bool(rate))
+    elif before == "freeze":
+        for param in list(subject.params.values())[:: 2 if rate else 1]:
+            param.requires_grad_(not param.requires_grad)
+        subject.model.frozen = frozenset(n for n, p in subject.params.items() if not p.requires_grad)
     elif before == "reload":
         file = io.BytesIO()
         torch.save(subject.optimizer.state_dict(), file)
@@ -213,6 +216,17 @@ def _amp(name: str, value: Any):
     return lambda subject, grads: setattr(subject.optimizer, name, value)
 
 
+def _state(change):
+    """The last entry of the last parameter that has state."""
+
+    def spoil(subject: Subject, grads: dict[str, Tensor]) -> None:
+        for state in [s for s in map(subject.optimizer.state.get, subject.params.values()) if s][-1:]:
+            key = list(state)[-1]
+            state[key] = change(state[key])
+
+    return spoil
+
+
 def _complex(subject: Subject, grads: dict[str, Tensor]) -> None:
     wave = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     same = {k: subject.groups[0][k] for k in ("retain_steps", "max_norm", "clip_retain")}
@@ -229,6 +243,9 @@ SPOILERS = {
     }.items() for value in values},
     "sparse": _gradient(lambda g: g.to_sparse()), "complex": _complex,
     "double": _gradient(lambda g: g.to(torch.float64 if g.dtype != torch.float64 else torch.float32)),
+    "state of fp16": _state(lambda t: t.half()), "state of another shape": _state(lambda t: torch.zeros(2, 1)),
+    "state on meta": _state(lambda t: t.to("meta")), "state sparse": _state(lambda t: torch.ones(3, 3).to_sparse()),
+    "state a number": _state(lambda t: 0.0), "state expanded": _state(lambda t: t.new_zeros(()).expand(t.shape)),
     "scale 8": _amp("grad_scale", 8.0), "scale two": _amp("grad_scale", torch.ones(2)),
     "found bool": _amp("found_inf", torch.tensor(True)), "found number": _amp("found_inf", 1.0),
 }  # fmt: skip
@@ -237,7 +254,8 @@ SPOILERS = {
 def snapshot(subject: Subject) -> tuple[Any, ...]:
     """The bits of everything a step may write, and what counts its steps."""
     optimizer = subject.optimizer
-    state = {n: {k: v.clone() for k, v in optimizer.state.get(p, {}).items()} for n, p in subject.params.items()}
+    state = {n: {k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.state.get(p, {}).items()}
+             for n, p in subject.params.items()}  # fmt: skip
     params = {n: p.detach().clone() for n, p in subject.params.items()}
     return params, state, optimizer.skipped_steps, [g["retain_pending"] for g in optimizer.param_groups]
 
@@ -249,4 +267,8 @@ def assert_unchanged(subject: Subject, before: tuple[Any, ...]) -> None:
         assert_same_bits(now[0][name], before[0][name], name)
         assert now[1][name].keys() == before[1][name].keys(), (name, now[1][name].keys(), before[1][name].keys())
         for key, value in before[1][name].items():
-            assert_same_bits(now[1][name][key], value, f"{key} of {name}")
+            found = now[1][name][key]
+            if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type != "meta":
+                assert_same_bits(found, value, f"{key} of {name}")
+            else:
+                assert type(found) is type(value), f"{key} of {name}"

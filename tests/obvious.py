@@ -35,7 +35,7 @@ class Obvious:
         self._measure(grads, grad_scale, found_inf, masked=True)
         for group in self.groups:
             for name in group["names"]:
-                if group["slow_lr"] < 1.0 and name not in self.frozen:
+                if group["slow_lr"] < 1.0 and (grads[name] is not None or "slow" in self.state.get(name, {})):
                     self.state.setdefault(name, {})["slow"] = self.params[name].clone()
                 if grads[name] is not None:
                     self._update(group, name, grads[name], grad_scale, found_inf, self.norm, forget=True)
@@ -54,6 +54,8 @@ class Obvious:
             self.skipped += bool(found_inf != 0)
         for group in self.groups:
             for name in group["names"]:
+                if grads[name] is not None and self.pending and group["slow_lr"] < 1.0:  # it has not moved so far
+                    self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
                 slow = self.state.get(name, {}).get("slow") if self.pending == 1 and group["slow_lr"] < 1.0 else None
                 norm = self.norm if clip else None
                 if grads[name] is not None:

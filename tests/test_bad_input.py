@@ -219,7 +219,9 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
     refused("state_dtype", lambda: kind(params(dtype), state_dtype=torch.bfloat16))
     saved = kind(params(torch.float32), state_dtype=torch.bfloat16).state_dict()
     optimizer = kind(params(dtype))
-    refused("state_dtype", lambda: optimizer.load_state_dict(saved))
+    optimizer.load_state_dict(saved)  # of a run that has not forgotten yet: the setting is this optimizer's
+    saved["param_groups"][0]["has_forgotten"] = True
+    refused("state_dict", lambda: optimizer.load_state_dict(saved))
     assert optimizer.param_groups[0]["state_dtype"] is None
 
     kept, converted = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))  # by the model, behind the optimizer's back

@@ -1,12 +1,13 @@
 """Faults that fuzzing found, each by itself: what is refused is refused whole, what is accepted is right."""
 
+import numpy
 import pytest
 import torch
 from cases import Case, assert_matches_reference, assert_same_bits
 from models import gradients, parameters, run
 from torch import nn
 
-from sfron_fast import SFRonAdamW, SFRonSGD, functional, ops
+from sfron_fast import SFRonAdamW, SFRonSGD, functional, ops, step_in_backward
 
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 STEP = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False,
@@ -147,6 +148,135 @@ def test_groups_are_refused_together(kind, forget, spoil, started):
             assert_same_bits(value, state[name][key], key)
     assert optimizer.skipped_steps == 0
     assert not optimizer.mid_cycle
+
+
+def put_state(change, key=None):
+    """Spoil an entry of the last parameter's state: its last, or that of a key."""
+
+    def spoil(optimizer, param):
+        state = optimizer.state[param]
+        name = key or next(reversed(state))
+        state[name] = change(state[name])
+
+    return spoil
+
+
+def convert(optimizer, param):
+    param.data = param.data.bfloat16()
+    param.grad = None if param.grad is None else torch.ones_like(param)
+
+
+def expand(optimizer, param):
+    param.data = torch.zeros(()).expand(11, 3)
+
+
+def put_lr(value):
+    return lambda optimizer, param: optimizer.param_groups[1].update(lr=value)
+
+
+LATER = {
+    "converted": (convert, "slow"), "fp16": (put_state(lambda t: t.half()), r"\w+"),
+    "shape": (put_state(lambda t: torch.zeros(2)), r"\w+"), "number": (put_state(lambda t: 0.0), r"\w+"),
+    "sparse": (put_state(lambda t: torch.eye(3).to_sparse()), r"\w+"),
+    "expanded state": (put_state(lambda t: torch.zeros(()).expand(11, 3), "slow"), "slow"),
+    "slow": (put_state(lambda t: t.bfloat16(), "slow"), "slow"), "expanded": (expand, "params"),
+    "two rates": (put_lr(torch.ones(2)), "lr"), "negative rate": (put_lr(torch.tensor(-1.0)), "lr"),
+}  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("way", LATER)
+@pytest.mark.parametrize("how", ["forget", "step", "inside", "no gradient"])
+def test_what_a_later_op_would_refuse_is_found_before_the_first_writes(kind, way, how):
+    """Tried twice, as a caller that catches the error would: each try moved the first group again."""
+    spoil, argument = LATER[way]
+    first, last = (nn.Parameter(torch.ones(s)) for s in ((4, 2), (11, 3)))
+    knobs = {"momentum": 0.9} if kind is SFRonSGD else {"amsgrad": True}
+    optimizer = kind([{"params": [first]}, {"params": [last]}], lr=0.1, slow_lr=0.5, retain_steps=2, **knobs)
+
+    def backward():
+        optimizer.zero_grad()
+        first.sum().backward()
+        last.sum().backward()
+
+    for phase in (optimizer.forget_step, optimizer.step, optimizer.step)[: 3 if how == "forget" else 2]:
+        backward()
+        phase()
+    if how == "no gradient":  # its slow weights are set all the same
+        if not argument.startswith("slow"):
+            return
+        last.grad = None
+    spoil(optimizer, last)
+    if how == "inside":
+        optimizer.zero_grad()
+    before = [first.detach().clone(), *(v.clone() for v in optimizer.state[first].values())]
+    for _ in range(2):
+        with pytest.raises((ValueError, RuntimeError), match=rf"^{argument}(\[\d\])?: expected .*found"):
+            if how == "inside":
+                with step_in_backward(optimizer):
+                    first.sum().backward()
+            else:
+                (optimizer.forget_step if how == "forget" else optimizer.step)()
+        assert all(map(torch.equal, before, [first.detach(), *optimizer.state[first].values()]))
+    assert optimizer.mid_cycle == (how != "forget")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_converted_model_is_refused_with_a_remedy_that_works(dtype):
+    """One group too, where the op itself refuses."""
+    model = nn.Linear(3, 2)
+    optimizer = SFRonAdamW(model.parameters(), slow_lr=0.5)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.forget_step()
+    optimizer.step()
+    model.to(dtype)
+    with pytest.raises(ValueError, match=r"slow: expected dtype .* found torch.float32; .*load_state_dict"):
+        optimizer.forget_step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.forget_step()
+    assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {dtype}
+
+
+@BOTH
+@pytest.mark.parametrize("several", [False, True])
+def test_state_follows_a_new_state_dtype(kind, several):
+    """Values are those of a run that was loaded in the new dtype; nothing of the old state is left in use."""
+    names = ["abcd", "e"] if several else ["abcde"]
+    knobs = {"momentum": 0.9} if kind is SFRonSGD else {"amsgrad": True}
+    found = []
+    for reload in (False, True):
+        params = parameters(torch.float32)
+        optimizer = kind([{"params": [(n, params[n]) for n in part]} for part in names], slow_lr=0.5, **knobs)
+        run(optimizer, params, gradients(2, torch.float32), 1)
+        for group in optimizer.param_groups:
+            group["state_dtype"] = torch.bfloat16
+        if reload:
+            optimizer.load_state_dict(optimizer.state_dict())
+        run(optimizer, params, gradients(2, torch.float32, seed=3), 1)
+        found.append({n: {"": p.detach(), **optimizer.state[p]} for n, p in params.items()})
+    for name, state in found[0].items():
+        for key, value in state.items():
+            assert_same_bits(value, found[1][name][key], key)
+            assert (value.dtype == torch.bfloat16) == (key not in ("", "step", "slow"))
+
+
+@BOTH
+def test_params_as_a_tuple_and_numpys_numbers(kind, tmp_path):
+    """As torch takes them; a file of the state is readable with weights_only."""
+    params = parameters(torch.float32)
+    own = {"momentum": numpy.float32(0.5)} if kind is SFRonSGD else {"betas": (numpy.float64(0.5), 0.9)}
+    numbers = {"lr": numpy.float64(0.5), "retain_steps": numpy.int64(2), "slow_lr": numpy.float32(0.5), **own}
+    optimizer = kind(params.items(), **numbers)
+    optimizer.param_groups[0]["params"] = tuple(optimizer.param_groups[0]["params"])
+    run(optimizer, params, gradients(3, torch.float32), 2)
+    assert not optimizer.mid_cycle
+    optimizer.param_groups[0]["weight_decay"] = numpy.float64(0.25)
+    torch.save(optimizer.state_dict(), tmp_path / "state")
+    saved = torch.load(tmp_path / "state", weights_only=True)["param_groups"][0]
+    assert (saved["lr"], saved["retain_steps"], saved["weight_decay"]) == (0.5, 2, 0.25)
+    with pytest.raises(ValueError, match="retain_steps: expected an integer >= 1, found 0"):
+        kind(params.items(), retain_steps=numpy.int64(0))
 
 
 @BOTH

@@ -1,5 +1,7 @@
 """SaliencyMask: selection, bits, names, files."""
 
+import copy
+import hashlib
 import json
 import math
 import os
@@ -14,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sfron_fast import Fisher, SaliencyMask, SFRonSGD, estimate_fisher
+from sfron_fast import Fisher, SaliencyMask, SFRonSGD, estimate_fisher, estimate_mask, mask_file
+from sfron_fast.naming import canonical_name, canonical_names, possible_names
 from sfron_fast.reference import pack_bits, unpack_bits
 
 SHAPES = {"a.weight": (5, 3), "a.bias": (5,), "scale": (), "empty": (0, 4), "b.weight": (4, 2, 3)}
@@ -136,7 +139,53 @@ def test_masks_travel_between_wrapped_and_plain_models(prefix):
 
 def test_names_that_only_a_wrapper_tells_apart_are_refused():
     with pytest.raises(ValueError, match="bits: expected names that differ"):
-        SaliencyMask.from_bool({"a.module.w": torch.ones(3), "a.w": torch.zeros(3)})
+        SaliencyMask.from_bool({"a._orig_mod.w": torch.ones(3), "a.w": torch.zeros(3)})
+
+
+class Own(nn.Module):
+    """A weight of its own beside that of a module under a name that wrappers use too."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.weight, self.inner = nn.Parameter(torch.ones(4, 4)), name
+        setattr(self, name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        return getattr(self, self.inner)(x) + x @ self.weight.t()
+
+
+@pytest.mark.checklist("H1", "E6")
+@pytest.mark.parametrize("name", ["module", "base_layer"])
+def test_a_models_own_names_are_no_wrappers(name, tmp_path):
+    """The two weights are of one shape, so that a mix-up would not show otherwise; masks travel all the same."""
+    model = nn.Sequential(Own(name), nn.Linear(4, 4))
+    batches = [(torch.randn(6, 4), torch.randint(4, (6,))) for _ in range(2)]
+    estimate_mask(model, batches[:1], batches[1:])  # can be made
+    chosen = {n: torch.rand(p.shape) < 0.5 for n, p in model.named_parameters()}
+    mask = SaliencyMask.from_bool(chosen)
+    for wrap in (lambda m: m, nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m))):
+        wrapped = list(wrap(model).named_parameters())
+        assert mask.coverage(wrapped) == {"matched": [n for n, _ in wrapped], "unmatched": [], "unused": []}
+        found = dict(zip(chosen, mask.resolve(wrapped), strict=True))
+        there = SaliencyMask.from_bool({n: chosen[m] for (n, _), m in zip(wrapped, chosen, strict=True)})
+        assert there == mask
+        for n in chosen:
+            assert torch.equal(unpack_bits(found[n], chosen[n].shape), chosen[n])
+    mask.save(tmp_path / "mask")
+    again = SaliencyMask.load(tmp_path / "mask")
+    assert all(torch.equal(again.to_bool(n), c) for n, c in chosen.items())
+    one = SaliencyMask.from_bool({"0.weight": chosen["0.weight"]})  # of another model: serves one of the two
+    assert one.coverage(model.named_parameters())["unmatched"] == [n for n in chosen if n != "0.weight"]
+
+
+def test_names_behind_several_wrappers():
+    name = "module.base_model.model.0.base_layer.weight"
+    assert canonical_name(name) == list(possible_names(name))[-1] == "0.weight"
+    assert list(possible_names(name))[:2] == [name, name.removeprefix("module.")]
+    assert len(list(possible_names("module." * 40 + "weight"))) == 2
+    root = "module.base_model.model."
+    assert canonical_names([root + "a.module.w", root + "a.w"]) == ["a.module.w", "a.w"]
+    assert canonical_name("module") == "module"  # a parameter is nobody's wrapper
 
 
 @pytest.mark.checklist("H1")
@@ -237,6 +286,37 @@ def test_truncated_and_foreign_files_are_refused(saved, tmp_path):
         SaliencyMask.load(path)
 
 
+DEEP, LONG = "[" * 100_000 + "]" * 100_000, "9" * 5000
+HOSTILE = {
+    "shapes": ["[]", "null", "{", DEEP, *(f'{{"w": {shape}}}' for shape in (
+        "[Infinity]", "[NaN]", "[-2, -2]", "[4.0]", "[true, 4]", "4", '["4"]', "[0, 1e400]", f"[{LONG}]",
+        f"[0, {2**70}]", DEEP))],
+    "provenance": [DEEP, "5", "[]", '"text"', "{", ""],
+    "digest": ["", "0" * 64], "format": ["", "sfron_fast.saliency_mask.v2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_hostile_header_is_a_value_error(key, tmp_path):
+    """Written by somebody who knows the format: checksums that fit, values that json or torch choke on."""
+    good = SaliencyMask.from_bool({"w": torch.ones(4)})
+    good.save(path := tmp_path / "mask")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    for value in HOSTILE[key]:
+        changed = {**header, key: value}
+        if key == "provenance":
+            changed["provenance_digest"] = hashlib.sha256(value.encode()).hexdigest()
+        if key == "shapes" and value[1:].startswith('"w": [') and len(value) < 100:
+            over = f"w{json.loads(value)['w']}".encode() + bytes(good["w"].tolist())
+            changed["digest"] = hashlib.sha256(over).hexdigest()
+        save_file({"w": good["w"].clone()}, path, changed)
+        with pytest.raises(ValueError, match="path: expected a"):
+            SaliencyMask.load(path)
+    save_file({"w": good["w"].clone()}, path, header)
+    assert SaliencyMask.load(path) == good
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch exploded",)
@@ -260,9 +340,9 @@ def test_saving_is_whole_or_not_at_all(saved, monkeypatch):
         raise OSError("disk full")
 
     other = SaliencyMask.from_bool({"w": torch.ones(3)})
-    for module, name in ((os, "replace"), (SaliencyMask.save.__globals__, "save_file")):
+    for module, name in ((os, "replace"), (mask_file, "save_file")):
         with monkeypatch.context() as patch:
-            patch.setitem(module, name, dies) if isinstance(module, dict) else patch.setattr(module, name, dies)
+            patch.setattr(module, name, dies)
             with pytest.raises(OSError, match="disk full"):
                 other.save(path)
         assert path.read_bytes() == whole
@@ -275,12 +355,28 @@ def test_saving_is_whole_or_not_at_all(saved, monkeypatch):
     assert SaliencyMask.load(path) != mask
 
 
-@pytest.mark.checklist("H3")
-def test_saluns_files_load(tmp_path):
-    """SalUn saves name -> tensor of zeros and ones with torch.save."""
-    theirs = {"a": (torch.rand(3, 5) < 0.5).float(), "b": (torch.rand(7) < 0.5).long()}
-    torch.save(theirs, tmp_path / "with_0.5.pt")
-    mask = SaliencyMask.from_bool(torch.load(tmp_path / "with_0.5.pt", weights_only=True))
-    assert all(torch.equal(mask.to_bool(name), selected.bool()) for name, selected in theirs.items())
-    with pytest.raises(ValueError, match=r"masks\['a'\]: expected a tensor of zeros and ones"):
-        SaliencyMask.from_bool({"a": torch.tensor([0.0, 0.5])})
+def test_entries_that_share_memory_and_edits(tmp_path):
+    """Saved by value; an edit of one entry changes that one, wherever the mask goes."""
+    ones = torch.full((3,), 255, dtype=torch.uint8)
+    with torch.inference_mode():
+        mask = SaliencyMask({"a": ones[:2], "b": ones[:2], "c": ones[1:]}, {"a": (4, 4), "b": (16,), "c": (2, 8)})
+    mask.save(tmp_path / "mask")
+    assert SaliencyMask.load(tmp_path / "mask") == mask
+    before = mask.version
+    mask["b"].zero_()
+    assert mask.version != before
+    assert mask.counts() == {"a": 16, "b": 0, "c": 16}
+    assert bool((ones == 255).all())
+    for twin in (copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
+        assert twin == mask
+        assert twin.metadata == mask.metadata
+        before = twin.version
+        twin["a"].zero_()
+        assert twin.version != before
+        assert mask.counts()["a"] == 16
+    many = {f"w{i}": torch.ones(800) for i in range(50)}
+    assert len(pickle.dumps(SaliencyMask.from_bool(many))) < 50 * 1000  # not every entry with the memory of all
+    mask = SaliencyMask.from_bool({"w": torch.ones(3)})
+    mask["w"].fill_(255)
+    with pytest.raises(ValueError, match="unused high bits"):
+        mask.resolve([("w", nn.Parameter(torch.ones(3)))])
