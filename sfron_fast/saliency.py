@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import functional, reference
 from .checks import number, require
+from .cuts import check_cuts
 from .files import write_whole
 from .naming import canonical_name
 from .shards import local_bits, whole, whole_bits
@@ -266,6 +267,7 @@ def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) 
     estimators = [getattr(f, "metadata", {}).get("estimator") for f in (forget, retain)]
     require(estimators[0] == estimators[1], "retain", f"estimator {estimators[0]!r} as forget", repr(estimators[1]),
             "a threshold compares like with like")  # fmt: skip
+    check_cuts(getattr(forget, "metadata", {}), getattr(retain, "metadata", {}))
     return list(forget)
 
 
