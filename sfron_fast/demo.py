@@ -21,10 +21,11 @@ from torch import nn
 
 from .batches import progress_bar
 from .digits import FORGOTTEN_CLASS, SETTINGS, Split, make_split, ordered, shuffled, train
-from .evaluation import Evaluated, Stopwatch, accuracy, collect, per_sample_loss, predict, score
+from .evaluation import Evaluated, accuracy, collect, per_sample_loss, predict, score
 from .recipes import Recipe, finetune, gradient_ascent
 from .report import Report
 from .saliency import SaliencyMask
+from .stopwatch import Stopwatch
 from .unlearning import unlearn
 
 SEEDS = (0, 1, 2)

@@ -7,17 +7,16 @@ low is good by itself. Avg.D is the mean absolute gap to it. Definitions follow 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfron_fast.batches import evaluating, model_device
+from sfron_fast.batches import call, model_device, move
 from sfron_fast.checks import require
+from sfron_fast.modes import evaluating
 
 Loader = Iterable[Any]  # of batches (inputs, labels); read twice when the reference is a model
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -66,29 +65,34 @@ def _check(logits: Any, labels: Any, where: str) -> None:
     require(len(labels) == rows > 0, where, f"{rows or 'some'} labels", len(labels), "one per row of logits")
     found = [label for label in (int(labels.min()), int(labels.max())) if not 0 <= label < classes]
     require(not found, where, f"labels in [0, {classes})", found, "give the model one output per class")
-    bad = int((~torch.isfinite(logits)).any(1).sum())
+    off = logits == -torch.inf  # a class that is switched off
+    bad = int(((~torch.isfinite(logits) & ~off) | off.all(1, keepdim=True)).any(1).sum())
     found, remedy = f"NaN or inf in {bad} of {rows} rows", "the model diverged: lower the forget weight or lr"
-    require(not bad, where, "finite logits", found, remedy)
+    require(not bad, where, "finite logits (or -inf for classes that are switched off)", found, remedy)
 
 
 def predict(model: nn.Module, loader: Loader) -> Predictions:
     """Run `model` on its own device, in eval mode without gradients, over batches (inputs, labels).
 
+    Inputs are what `unlearn` takes: tensors or nests of them; a mapping is unpacked, `model(**inputs)`. Batches without
+    samples are skipped. A logit may be -inf: its class is switched off.
+
     Every submodule's training flag is put back, also after an error. Raises ValueError for an empty loader,
     labels outside [0, classes), and logits that are not finite floats [batch, classes].
     """
-    return _predict(model, loader, "loader")
+    return predict_named(model, loader, "loader")
 
 
-def _predict(model: nn.Module, loader: Loader, name: str) -> Predictions:
+def predict_named(model: nn.Module, loader: Loader, name: str) -> Predictions:
+    """`predict`, with errors about the loader called `name`."""
     device = model_device(model)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with evaluating(model), torch.no_grad():
         for batch in loader:
-            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-            require(pair, name, "batches (inputs, labels)", type(batch).__name__, "change collate_fn")
-            inputs, target = batch
-            output = model(inputs.to(device) if hasattr(inputs, "to") else inputs)
+            inputs, target = move(batch, device, name)
+            if not len(target):
+                continue
+            output = call(model, inputs)
             _check(output, target, name)
             plain = isinstance(inputs, Tensor) and not inputs.is_complex() and len(inputs) == len(target)
             rows = inputs.reshape(len(target), -1) if plain else torch.full((len(target), 1), torch.nan)
@@ -105,7 +109,7 @@ def collect(
 ) -> Evaluated:
     """`predict` on the three sets. Use test-time transforms and shuffle=False. Raises as `predict` does."""
     loaders = {"forget_loader": forget_loader, "retain_loader": retain_loader, "test_loader": test_loader}
-    return Evaluated(*(_predict(model, loader, name) for name, loader in loaders.items()))
+    return Evaluated(*(predict_named(model, loader, name) for name, loader in loaders.items()))
 
 
 def accuracy(p: Predictions) -> float:
@@ -129,7 +133,8 @@ def kl_divergence(reference: Predictions, unlearned: Predictions) -> float:
     """Mean over samples of KL(p_reference || p_unlearned) in nats.
 
     From float64 log-probabilities; the authors' code adds 1e-20 inside the logarithms, and reports the forget
-    set only. Raises ValueError when the two did not see the same samples in the same order.
+    set only. inf where only `unlearned` switches a class off (-inf). Raises ValueError when the two did not see
+    the same samples in the same order.
     """
     a, b = reference, unlearned
     same = a.logits.shape == b.logits.shape and torch.equal(a.labels, b.labels)
@@ -140,13 +145,20 @@ def kl_divergence(reference: Predictions, unlearned: Predictions) -> float:
     found = f"logits {tuple(a.logits.shape)} and {tuple(b.logits.shape)}, other labels or other inputs"
     require(same, "kl_divergence", expected, found, "use shuffle=False and no random augmentation")
     p, q = a.logits.double().log_softmax(1), b.logits.double().log_softmax(1)
+    terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))  # a class that the reference switches off adds nothing
     # Rounding can leave a sample a few 1e-17 below zero.
-    return float((p.exp() * (p - q)).sum(1).clamp_min(0.0).mean())
+    return float(terms.sum(1).clamp_min(0.0).mean())
+
+
+def _log_probabilities(p: Predictions) -> Tensor:
+    """float64; -1000 for a class that is switched off, whose probability is 0 all the same, so that 0 log 0 is 0."""
+    logp = p.logits.double().log_softmax(1)
+    return logp.where(logp > -torch.inf, -1000.0)
 
 
 def entropy(p: Predictions) -> Tensor:
     """Entropy of each prediction in nats, float64 [n]."""
-    logp = p.logits.double().log_softmax(1)
+    logp = _log_probabilities(p)
     return -(logp.exp() * logp).sum(1)
 
 
@@ -163,7 +175,7 @@ def modified_entropy(p: Predictions, legacy: bool = False) -> Tensor:
         log = torch.where(probability > 0, probability.log(), torch.tensor(1e-30).log())
         present = torch.zeros(p.logits.shape[1], dtype=torch.bool).index_fill(0, p.labels, True)
         return -(torch.where(present, 1 - probability, probability) * log).sum(1).double()
-    logp = p.logits.double().log_softmax(1)
+    logp = _log_probabilities(p)
     # 1 - p cancels only for the largest p, so there it is the sum of the others.
     top = logp.argmax(1, keepdim=True)
     rest = logp.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
@@ -242,7 +254,8 @@ def evaluate(
     model or what `collect` returned for it, also D_KL_forget, D_KL_retain, D_KL_test in nats and Avg.D, the
     mean absolute gap over FA, RA, TA and MIA in percentage points; absent otherwise. RTE is `rte` in seconds,
     absent when not given: everything the method needs, its Fisher passes included, validation excluded (see
-    `Stopwatch`). A reference that was chosen by test accuracy makes D_KL and Avg.D depend on the test set.
+    `stopwatch.Stopwatch`). A reference that was chosen by test accuracy makes D_KL and Avg.D depend on the test
+    set.
     Raises as `collect` and `kl_divergence` do; ImportError without scikit-learn.
     """
     good = reference is None or isinstance(reference, (nn.Module, Evaluated))
@@ -251,43 +264,3 @@ def evaluate(
     if isinstance(reference, nn.Module):
         reference = collect(reference, **loaders)
     return score(collect(model, **loaders), reference, rte)
-
-
-class Stopwatch:
-    """Wall time of a `with` block in seconds, without what runs under `pause()`; a second `with` adds to it.
-
-    Waits for queued CUDA work on `device` (None: the current one) before each look at the clock.
-    """
-
-    def __init__(self, device: torch.device | str | int | None = None) -> None:
-        self._device = device
-        self._total = 0.0
-        self._start: float | None = None
-
-    def _now(self) -> float:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return self._total + (self._now() - self._start if self._start is not None else 0.0)
-
-    def __enter__(self) -> Stopwatch:
-        self._start = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._total, self._start = self.seconds, None
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Do not count this block; inside another pause, or outside the `with`, it changes nothing."""
-        running = self._start is not None
-        self._total, self._start = self.seconds, None
-        try:
-            yield
-        finally:
-            if running:
-                self._start = self._now()

@@ -1,6 +1,6 @@
 """Diagonal Fisher information, accumulated in fp32 on the model's own device (README equation 2, paper F_diag)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, reference
-from .batches import evaluating, move, progress_bar
+from .batches import arguments, call, cross_entropy, each_tensor, move, progress_bar, tensors_in
 from .checks import number, require
 from .flat import zeroed
 from .layout import dense, ordered, orders_of
+from .modes import evaluating, recording
 from .naming import model_digest
 from .ranks import Ranks
 from .saliency import SaliencyMask
@@ -45,9 +46,11 @@ def estimate_fisher(
 
     Args:
         model: its parameters, buffers and training flags are as before afterwards.
-        loader: batches ``(inputs, targets)``; may have a short last batch. Inputs that are a mapping (transformers'
-            ``BatchEncoding``) are unpacked: ``model(**inputs)``; not for "sample".
-        loss_fn: (model output, targets) -> mean loss of the batch [].
+        loader: batches ``(inputs, targets)``; may have a short last batch, and empty ones. Inputs are a tensor or a
+            nest of them (dicts, tuples, lists, dataclasses). A mapping is unpacked, ``model(**inputs)``: dict or
+            transformers' ``BatchEncoding``; all else is one argument. For "sample" every tensor is [samples, ...].
+        loss_fn: (model output, targets) -> mean loss of the batch []. The default is for [samples, classes, ...];
+            it refuses [samples, tokens, classes].
         estimator: "sample" = mean of per-sample squared gradients, the definition; "batch" = squared
             batch-mean gradients, each weighted by its true sample count; "batch_equal" = the same with every
             batch counting alike, as the authors' code does (a short last batch then weighs too much); "rank" =
@@ -146,11 +149,11 @@ def _sum_squares(
             torch._foreach_zero_(list(values.values()))
         reached = set(params) - set(start.metadata["no_gradient"])
     square = _per_sample if estimator == "sample" else _per_batch
-    with evaluating(model):
+    if loss_fn is F.cross_entropy:
+        loss_fn = cross_entropy
+    with evaluating(model), recording(model):
         rounds = ranks.rounds(move(batch, ranks.device) for batch in loader)
         for inputs, targets, counts in progress_bar(rounds, loader, "Fisher", progress):
-            unpacks = isinstance(inputs, Mapping) and estimator == "sample"
-            require(not unpacks, "estimator", "'batch' or 'batch_equal' for inputs that are a mapping", "'sample'")
             count, mine = sum(counts), counts[ranks.rank]
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
             _add_squares(values, grads, weight)
@@ -200,8 +203,7 @@ class _Part(NamedTuple):
 
 
 def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    with torch.enable_grad():
-        loss = loss_fn(model(**inputs) if isinstance(inputs, Mapping) else model(inputs), targets)
+    loss = loss_fn(call(model, inputs), targets)
     require(loss.dim() == 0, "loss_fn", "a scalar mean loss", f"shape {tuple(loss.shape)}", "use reduction='mean'")
     require(loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant")
     return loss
@@ -249,17 +251,24 @@ def _per_sample(
     """Every sample's own gradient, differentiated a chunk at a time."""
     inputs, targets = part.inputs, part.targets
     assert targets is not None
-    reached = _reached(model, params, inputs, targets, loss_fn)
+    samples = tensors_in(inputs)
+    each = all(isinstance(t, Tensor) and t.shape[:1] == targets.shape[:1] for t in samples)
+    require(each, "estimator", "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]", "'sample'")
+    reached = _reached(model, params, each_tensor(inputs, lambda t: t[:1]), targets[:1], loss_fn)
+    plain, prefix = (model.module, "module.") if isinstance(model, nn.DataParallel) else (model, "")
     weights = {n: p.detach() for n, p in params.items() if n in reached}
     rest = {**dict(model.named_buffers()), **{n: p.detach() for n, p in model.named_parameters() if n not in weights}}
 
-    def sample_loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        output = torch.func.functional_call(model, {**rest, **weights}, (x.unsqueeze(0),))
-        return loss_fn(output, y.unsqueeze(0))
+    def sample_loss(weights: dict[str, Tensor], x: list[Tensor], y: Tensor) -> Tensor:
+        one = iter(x)
+        positional, named = arguments(each_tensor(inputs, lambda _: next(one).unsqueeze(0)))
+        values = {n.removeprefix(prefix): t for n, t in {**rest, **weights}.items()}
+        return loss_fn(torch.func.functional_call(plain, values, positional, named), y.unsqueeze(0))
 
     grad = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0, 0))
     for start in range(0, len(targets), chunk_size):
-        chunk, found = grad(weights, inputs[start : start + chunk_size], targets[start : start + chunk_size])
+        stop = start + chunk_size
+        chunk, found = grad(weights, [t[start:stop] for t in samples], targets[start:stop])
         losses.append(found.detach().reshape(-1))
         for i in range(len(next(iter(chunk.values())))):
             yield {n: g[i] for n, g in chunk.items()}
@@ -269,6 +278,6 @@ def _reached(
     model: nn.Module, params: dict[str, nn.Parameter], inputs: Any, targets: Tensor, loss_fn: LossFn
 ) -> set[str]:
     """Names of the parameters the loss depends on; torch.func gives zeros for the others, which say less."""
-    loss = _mean_loss(model, inputs[:1], targets[:1], loss_fn)
+    loss = _mean_loss(model, inputs, targets, loss_fn)
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     return {n for n, g in zip(params, grads, strict=True) if g is not None}

@@ -1,11 +1,12 @@
 """The watch over a run: forget and validation accuracy along it, and what to do about over-forgetting."""
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .checkpoint import random_state, set_random_state
-from .evaluation import accuracy, predict
+from .checks import require
+from .evaluation import accuracy, predict_named
+from .told import warn
 
 
 class Guard:
@@ -14,6 +15,9 @@ class Guard:
     def __init__(
         self, run: Any, val_loader: Iterable[Any] | None, every: int, floor: float | None, action: str
     ) -> None:
+        again = not every or not isinstance(val_loader, Iterator)
+        require(again, "val_loader", "batches that can be read again and again",
+                f"a {type(val_loader).__name__}, which can be read once", "pass a DataLoader or a list")  # fmt: skip
         self.run, self.val_loader, self.every, self.action, self.warned = run, val_loader, every, action, False
         if every and floor is None and val_loader is not None:
             floor = run.result.history[0].get("val_accuracy") if run.result.history else None
@@ -26,9 +30,9 @@ class Guard:
         loaders = (self.run.forget, self.run.retain)  # val_loader may share a generator with either
         state, own = random_state(), [loader.own_state() for loader in loaders]  # looking must not change the run
         entry: dict[str, float] = {"cycle": cycle, "skipped_steps": self.run.optimizer.skipped_steps}
-        entry["forget_accuracy"] = accuracy(predict(self.run.model, self.run.forget.loader))
+        entry["forget_accuracy"] = accuracy(predict_named(self.run.model, self.run.forget.aside(), "forget_loader"))
         if self.val_loader is not None:
-            entry["val_accuracy"] = accuracy(predict(self.run.model, self.val_loader))
+            entry["val_accuracy"] = accuracy(predict_named(self.run.model, self.val_loader, "val_loader"))
         set_random_state(state)
         for loader, generators in zip(loaders, own, strict=True):
             loader.set_own_state(generators)
@@ -50,10 +54,8 @@ class Guard:
             self.run.result.stopped_early = True
         if not self.warned:
             self.warned = True
-            warnings.warn(
+            warn(
                 f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below {self.floor:.1f} % in "
                 f"cycle {cycle}; lower forget_weight or cycles, or pass over_forgetting='stop' (forget_floor=0 if a "
-                "whole class is to go)",
-                RuntimeWarning,
-                stacklevel=3,
+                "whole class is to go)"
             )

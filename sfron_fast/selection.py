@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import require
+from .cuts import check_cuts
 
 
 def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
@@ -23,6 +24,7 @@ def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) 
     estimators = [getattr(f, "metadata", {}).get("estimator") for f in (forget, retain)]
     require(estimators[0] == estimators[1], "retain", f"estimator {estimators[0]!r} as forget", repr(estimators[1]),
             "a threshold compares like with like")  # fmt: skip
+    check_cuts(getattr(forget, "metadata", {}), getattr(retain, "metadata", {}))
     return list(forget)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.models import ResNet18
 from sfron_fast import Recipe, SaliencyMask, recipes, unlearn
-from sfron_fast.evaluation import Stopwatch
+from sfron_fast.stopwatch import Stopwatch
 
 from .data import CLASSES, Batches, Split
 from .settings import Scale

@@ -18,14 +18,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batches import evaluating
+from ..batches import call, cross_entropy, model_device
 from ..checkpoint import EndlessLoader
 from ..checks import number, require
 from ..fisher import Estimator, estimate_fisher
 from ..losses import soft_target_kl
+from ..modes import evaluating, recording
 from ..saliency import SaliencyMask
 from .descent import Losses, batches, descend
 
@@ -87,7 +87,7 @@ def bad_teacher(
         for inputs, forgotten in batches(model, mixed_loader, "mixed_loader"):
             require(forgotten.dtype == torch.bool, "mixed_loader", "bool targets: forgotten or not", forgotten.dtype)
             good, bad = _teach(competent, inputs), _teach(incompetent, inputs)
-            logits = model(inputs)
+            logits = call(model, inputs)
             weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
             yield soft_target_kl(logits, torch.where(forgotten[:, None], bad, good), weights, temperature)
 
@@ -105,11 +105,11 @@ def scrub(
     def losses(epoch: int) -> Any:
         if epoch < ascent_epochs:
             for inputs, _ in batches(model, forget_loader, "forget_loader"):
-                yield -soft_target_kl(model(inputs), _teach(original, inputs), temperature=temperature)
+                yield -soft_target_kl(call(model, inputs), _teach(original, inputs), temperature=temperature)
         for inputs, labels in batches(model, retain_loader, "retain_loader"):
-            logits = model(inputs)
+            logits = call(model, inputs)
             near = soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
-            yield label_weight * F.cross_entropy(logits, labels) + teacher_weight * near
+            yield label_weight * cross_entropy(logits, labels) + teacher_weight * near
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
@@ -127,12 +127,12 @@ def selective_amnesia(
     number("penalty", penalty, 0.0)
     fisher = estimate_fisher(model, retain_loader, estimator=estimator)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    forget = EndlessLoader(forget_loader, "forget_loader")
+    forget, device = EndlessLoader(forget_loader, "forget_loader"), model_device(model)
 
     def losses(_: int) -> Any:
         for inputs, labels in batches(model, retain_loader, "retain_loader"):
-            kept = F.cross_entropy(model(inputs), labels)
-            logits = model(next(batches(model, [forget.next()], "forget_loader"))[0])
+            kept = cross_entropy(call(model, inputs), labels)
+            logits = call(model, forget.pair(device)[0])
             gone = soft_target_kl(logits, torch.zeros_like(logits))
             named = dict(model.named_parameters())
             anchor = torch.stack([(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]).sum()
@@ -152,7 +152,7 @@ def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float =
     """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in eval mode."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     sums = {n: torch.zeros_like(p) for n, p in named.items()}
-    with evaluating(model):
+    with evaluating(model), recording(model):
         for loss in _cross_entropies(model, forget_loader, "forget_loader")(0):
             grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
             torch._foreach_add_(list(sums.values()), list(grads))
@@ -161,9 +161,9 @@ def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float =
 
 
 def _cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:
-    return lambda _: (sign * F.cross_entropy(model(x), y) for x, y in batches(model, loader, name))
+    return lambda _: (sign * cross_entropy(call(model, x), y) for x, y in batches(model, loader, name))
 
 
 def _teach(teacher: nn.Module, inputs: Any) -> Tensor:
     with evaluating(teacher), torch.no_grad():
-        return teacher(inputs)
+        return call(teacher, inputs)

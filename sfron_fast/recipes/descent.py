@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import keeping_modes, model_device, move
+from ..batches import model_device, move
 from ..checks import number, require
+from ..modes import keeping_modes, recording, set_modes, training_modes
 from ..saliency import SaliencyMask
 
 Losses = Callable[[int], Iterator[Tensor]]  # epoch 0, 1, ... -> the losses of its steps
@@ -31,7 +32,8 @@ def descend(
 
     Args:
         cosine: lr falls to 0 on a cosine over the epochs, else it stays.
-        training: the mode of the model in its steps (BatchNorm, Dropout).
+        training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put to eval() stays
+            so), or in eval mode as a whole.
         max_norm: clip of each step's gradient, None = none.
         mask: gradients outside it are zero; weight decay and momentum act everywhere.
         on_epoch: called as ``on_epoch(epoch, model)`` after every epoch, the first being 1.
@@ -46,9 +48,13 @@ def descend(
     frozen = [] if mask is None else _frozen(model, mask)
     optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
-    with keeping_modes(model):
+    modes = training_modes(model)
+    with keeping_modes(model), recording(model):
         for epoch in range(epochs):
-            model.train(training)
+            if training:
+                set_modes(model, modes)
+            else:
+                model.eval()
             for loss in losses(epoch):
                 optimizer.zero_grad()
                 loss.backward()
@@ -73,9 +79,11 @@ def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Te
 
 
 def batches(model: nn.Module, loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Tensor]]:
-    """(inputs, targets) on the model's device; raises ValueError if there are none."""
+    """(inputs, targets) on the model's device, of batches with samples; raises ValueError if there are none."""
     device, empty = model_device(model), True
     for batch in loader:
-        yield move(batch, device, name)
-        empty = False
+        inputs, targets = move(batch, device, name)
+        if len(targets):
+            yield inputs, targets
+            empty = False
     require(not empty, name, "at least one batch", "an empty loader", "check the split and drop_last")
