@@ -283,22 +283,69 @@ def test_layout_does_not_matter(layout):
             assert_same_bits(a, b)
 
 
+@pytest.fixture
+def order(monkeypatch):
+    """``order(seed)``: programs run in a random order from here on, so that any of them may be the last to arrive."""
+    set_index = interpreter.InterpreterBuilder.set_grid_idx
+
+    def use(seed):
+        def set_shuffled(self, x, y, z):
+            shuffled = numpy.random.default_rng(seed).permutation(self.grid_dim[0])
+            set_index(self, int(shuffled[x]), y, z)
+
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", set_shuffled)
+
+    return use
+
+
 @pytest.mark.parametrize(
     ("make", "run", "shape"),
     [
         (rc.cross_entropy, run_cross_entropy, (40, 1, 10)),
-        (rc.cross_entropy, run_cross_entropy, (3, 8, 70)),
+        (rc.cross_entropy, run_cross_entropy, (9, 1, 35)),
+        (rc.cross_entropy, run_cross_entropy, (3, 8, 33)),
         (rc.squared_error, run_mse, (3, 1000)),
+        (rc.squared_error, run_mse, (40, 10)),
         (rc.soft_targets, run_kl, (40, 10)),
         (rc.soft_targets, run_kl, (7, 100)),
     ],
 )
-def test_repeatable(small_tiles, make, run, shape):
-    """Twice, bitwise; the arrival counter is back at 0 after a call, or the second would never finish."""
+def test_repeatable_in_any_order(small_tiles, order, make, run, shape):
+    """The same bits whichever program is the last, and the counter back at 0, or the next call would never finish."""
     case = make(shape, torch.float32)
-    first, second = run(case), run(case)
-    for a, b in zip((*first[0], first[1]), (*second[0], second[1]), strict=True):
-        assert_same_bits(a, b)
+    first = run(case)
+    for seed in range(3):
+        order(seed)
+        again = run(case)
+        for a, b in zip((*first[0], first[1]), (*again[0], again[1]), strict=True):
+            assert_same_bits(a, b)
+
+
+def test_cross_entropy_sum_in_any_order(small_tiles, order):
+    case, results = rc.cross_entropy((13, 1, 35), torch.float32), []
+    for seed in range(3):
+        order(seed)
+        logits = case.tensors[0].clone()
+        results.append((*ce.adaptive_cross_entropy_sum_(logits, case.tensors[1], *case.numbers, 1.5), logits))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("losses", "temperatures"), [([1e-7, 1.0, 2.0], (7.0, 60.0)), ([30.0, 40.0, 50.0], (40.0, 400.0))])
+def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temperatures, many):
+    if many:
+        monkeypatch.setattr(samples, "ONE_PROGRAM_SAMPLES", 2)
+        monkeypatch.setattr(samples, "GROUP", 2)
+    prediction = torch.tensor(losses).sqrt().unsqueeze(1)
+    exact = prediction.double().square().clamp_min(1e-6).log().squeeze(1)
+    for temperature in temperatures:
+        loss, _, weights, log_normaliser = mse.adaptive_mse(prediction, torch.zeros(3, 1), temperature, 1e-6, True)
+        relative = temperature * 4 * rc.tol.U + 1e-6
+        torch.testing.assert_close(weights.double(), torch.softmax(-temperature * exact, 0), rtol=relative, atol=1e-30)
+        torch.testing.assert_close(log_normaliser, torch.logsumexp(-temperature * exact, 0), rtol=1e-6, atol=relative)
+        assert torch.isfinite(loss)
 
 
 def test_counter_is_left_at_zero(small_tiles, monkeypatch):

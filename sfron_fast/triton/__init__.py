@@ -47,13 +47,22 @@ def reason(name: str) -> str | None:
     return _reasons.get(name)
 
 
+def capturing(like: torch.Tensor) -> bool:
+    """Whether the current stream of the tensor's device, which need not be the current one, is captured in a graph."""
+    if not like.is_cuda:
+        return False
+    with torch.cuda.device(like.device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any]) -> Callable[..., Any]:
     """What the dispatcher calls for CUDA tensors: check, then the Triton kernel, or ``default`` where it cannot."""
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         launch = launcher(name)
+        rows = args[1 if "_backward" in name else 0]
         # fp64 is for checking other results, not for speed
-        if launch is None or args[1 if "_backward" in name else 0].dtype == torch.float64:
+        if launch is None or rows.dtype == torch.float64:
             _warn_once(name)
             return default(*args, **kwargs)
         check(*args, **kwargs)
@@ -62,6 +71,12 @@ def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no compiler for Triton's launcher, a GPU it does not know, ...
+            if capturing(rows):  # says nothing of the kernel: CUDA loads none while it captures
+                raise RuntimeError(
+                    f"sfron_fast::{name}: expected a kernel that has run before the capture of a CUDA graph, found one "
+                    f"that could not be launched within it ({type(error).__name__}: {error}); call the op once with "
+                    "tensors of this shape and dtype before the capture"
+                ) from error
             # outputs are fresh, or written by the last launch alone, which has not happened: the reference can start
             # over; a GPU in an error state fails there again
             _reasons[name] = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Parts that the row kernels share: arithmetic of rows, the tile of a program, the last program, launch helpers."""
+"""Parts that the row kernels share: the arithmetic of rows, the tile of a program, and what launchers need."""
 
 import contextlib
 import math
@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from . import capturing
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -70,9 +72,7 @@ def widen(x):
 
 
 @triton.jit
-def tile(
-    first_row, rows, length, first_column, DEPTH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr
-):  # fmt: skip
+def tile(first_row, rows, length, first_column, DEPTH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
     """ROWS rows of ``length`` elements, DEPTH * LANES columns from ``first_column``: (row, inside, start, at, mask).
 
     Blocks are [DEPTH, ROWS, LANES], of which DEPTH lies within a thread: to add up a row costs the fewest exchanges.
@@ -155,7 +155,7 @@ def arrival_counter(like: Tensor) -> Tensor:
     """int32 [1], 0 between launches: one for each stream, whose launches cannot overlap."""
     if not like.is_cuda:
         return torch.zeros(1, dtype=torch.int32)  # the interpreter
-    if torch.cuda.is_current_stream_capturing():  # a graph may be replayed on any stream: it gets its own
+    if capturing(like):  # a graph may be replayed on any stream: it gets its own
         return torch.zeros(1, dtype=torch.int32, device=like.device)
     key = (like.device.index, torch.cuda.current_stream(like.device).cuda_stream)
     if key not in _counters:

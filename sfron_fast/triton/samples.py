@@ -61,8 +61,10 @@ def arrived_last(counter_ptr, programs):
 
 @triton.jit
 def _relative(base, least, temperature_high, temperature_low):
-    """(base / least)^-temperature, at most 1; 0 without a label."""
-    return tl.where(base < 0.0, 0.0, raw_weight(tl.div_rn(base, least), temperature_high, temperature_low))
+    """(base / least)^-temperature, at most 1, and exactly 1 for the least; 0 without a label."""
+    inverse = 1.0 / least.to(tl.float64)  # one division, and none in a loop, where it is a call
+    ratio = (base.to(tl.float64) * inverse).to(tl.float32)
+    return tl.where(base < 0.0, 0.0, raw_weight(ratio, temperature_high, temperature_low))
 
 
 @triton.jit
@@ -126,11 +128,12 @@ def _divisor(weight_sum):
 def _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
     """Normalised weights where the bases were, each by the thread that reads it."""
     lane = tl.arange(0, BLOCK)
+    inverse = 1.0 / _divisor(weight_sum)
     for start in range(first, last, BLOCK):
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
         raw = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
-        weight = tl.where(base < 0.0, 0.0, raw / _divisor(weight_sum))
+        weight = tl.where(base < 0.0, 0.0, raw * inverse)
         tl.store(bases_ptr + at, weight.to(tl.float32), mask=at < last)
 
 
@@ -204,7 +207,7 @@ def _samples_totals_kernel(
             raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
             loss = tl.load(partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
             if not LINEAR:
-                factor = raw_weight(tl.div_rn(base, least), temperature_high, temperature_low).to(tl.float64)
+                factor = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
                 raw *= tl.where(raw == 0.0, 1.0, factor)
                 loss *= tl.where(loss == 0.0, 1.0, factor)
             weights += raw
@@ -242,10 +245,10 @@ def finish_many(
     """``finish`` over many programs. ``scale`` None: not LINEAR."""
     samples = losses.numel()
     groups = triton.cdiv(samples, GROUP)
-    scratch = losses.new_empty(3 * groups + 2, dtype=torch.float64)
+    partials, totals = (losses.new_empty(n, dtype=torch.float64) for n in (3 * groups, 2))
     numbers = common.split(temperature)
     _samples_totals_kernel[(groups,)](
-        losses, weights, scratch[2:], scratch, loss, normaliser, counter, samples, GROUP, groups, *numbers,
+        losses, weights, partials, totals, loss, normaliser, counter, samples, GROUP, groups, *numbers,
         1.0 if scale is None else scale, LINEAR=scale is not None, num_warps=4, **common.STRICT,
     )  # fmt: skip
-    _samples_weights_kernel[(groups,)](weights, scratch, samples, GROUP, *numbers, num_warps=4, **common.STRICT)
+    _samples_weights_kernel[(groups,)](weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT)
