@@ -25,8 +25,9 @@ def require(condition: bool, argument: str, expected: str, found: object, remedy
 def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
     interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
-    require(not isinstance(value, str), argument, interval, repr(value))  # float() would read one
-    try:
+    if isinstance(value, str):  # float() would read one
+        require(False, argument, interval, repr(value))
+    try:  # repr only of what is refused: a compiler's symbolic number has none
         value = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
         require(False, argument, interval, repr(value))

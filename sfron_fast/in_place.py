@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import differentiable, ops
 from .checks import require
 
 _bump = torch.autograd.graph.increment_version
 
 
 def wanted(logits: Tensor) -> bool:
-    """True if there will be a gradient to write. A compiler plans memory itself, and its writes bump no version."""
-    return torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling()
+    """True if there will be a gradient to write, and nothing else wants the logits.
+
+    A compiler plans memory itself, and its writes bump no version; torch.func and forward mode differentiate by their
+    own rules.
+    """
+    plain = not torch.compiler.is_compiling() and not differentiable.wanted()
+    return torch.is_grad_enabled() and logits.requires_grad and plain
 
 
 def check(logits: Tensor) -> None:
@@ -38,7 +43,7 @@ def _served(name: str, dtype: torch.dtype) -> Any:
 def _refuse_graph() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError("create_graph: expected False, found True; a gradient written over the logits is not "
-                           "differentiable")  # fmt: skip
+                           "differentiable: use adaptive_cross_entropy(inplace=False)")  # fmt: skip
 
 
 class CrossEntropy(torch.autograd.Function):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import in_place, ops, reference, row_checks
+from . import differentiable, in_place, ops, reference
 from .checks import FLOAT32_MAX, number, require
 
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
@@ -272,36 +272,7 @@ def soft_target_kl(
     return op(logits.contiguous(), teacher_logits.contiguous(), weights, float(temperature))[0]
 
 
-def _kernel(name: str, source: Tensor):
-    """The op; for fp64 the reference itself, whose operations autograd knows."""
-    if source.dtype != torch.float64:
-        return getattr(ops, name)
-    return _DOUBLE[name]
-
-
-def _double_cross_entropy(logits: Tensor, labels: Tensor, *scalars):
-    row_checks.adaptive_cross_entropy(logits, labels, *scalars)
-    # autograd multiplies by 0 where the formula selects, and 0 times an ignored inf is NaN
-    logits = logits.where((labels != scalars[-1]).unsqueeze(2), 0.0)
-    return _constant_weights(reference.adaptive_cross_entropy(logits, labels, *scalars))
-
-
-def _double_mse(prediction: Tensor, target: Tensor, *scalars):
-    row_checks.adaptive_mse(prediction, target, *scalars)
-    return _constant_weights(reference.adaptive_mse(prediction, target, *scalars))
-
-
-def _double_kl(logits: Tensor, *constants):
-    row_checks.soft_target_kl(logits, *constants)
-    return reference.soft_target_kl(logits, *constants)
-
-
-def _constant_weights(parts):
-    _, losses, weights, *rest = parts
-    weights = weights.detach()
-    return ((weights * losses).sum(), losses.detach(), weights, *[r.detach() for r in rest])
-
-
-_DOUBLE = {
-    "adaptive_cross_entropy": _double_cross_entropy, "adaptive_mse": _double_mse, "soft_target_kl": _double_kl
-}  # fmt: skip
+def _kernel(name: str, source: Tensor) -> Any:
+    """The op; what torch itself differentiates where there is no kernel (fp64) or torch looks inside."""
+    own = source.dtype == torch.float64 or differentiable.wanted()
+    return getattr(differentiable if own else ops, name)

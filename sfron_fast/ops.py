@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, checks, reference, row_checks, triton
+from . import _native, checks, differentiable, reference, row_checks, triton
 
 _native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
 _library = torch.library.Library("sfron_fast", "DEF")
@@ -162,6 +162,11 @@ FAKES: dict[str, Callable[..., Any]] = {
 # --- autograd: only the first output, the loss, has a gradient; the weights are detached (equations 4 and 5) ---------
 
 
+def _backward(name: str) -> Callable[..., Tensor]:
+    """The op's gradient; with ``create_graph`` as operations that can be differentiated again."""
+    return getattr(differentiable if torch.is_grad_enabled() else torch.ops.sfron_fast, f"{name}_backward")
+
+
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, labels, _, _, ctx.ignore_index = inputs
     ctx.mark_non_differentiable(*output[1:])
@@ -169,7 +174,7 @@ def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 
 def _cross_entropy_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.sfron_fast.adaptive_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.ignore_index)
+    gradient = _backward("adaptive_cross_entropy")(grad, *ctx.saved_tensors, ctx.ignore_index)
     return gradient, None, None, None, None
 
 
@@ -180,8 +185,7 @@ def _mse_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _mse_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    prediction, target, weights = ctx.saved_tensors
-    gradient = torch.ops.sfron_fast.adaptive_mse_backward(grad, prediction, target, weights, ctx.mean)
+    gradient = _backward("adaptive_mse")(grad, *ctx.saved_tensors, ctx.mean)
     return gradient, None, None, None, None
 
 
@@ -192,7 +196,7 @@ def _kl_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _kl_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.sfron_fast.soft_target_kl_backward(grad, *ctx.saved_tensors, ctx.temperature)
+    gradient = _backward("soft_target_kl")(grad, *ctx.saved_tensors, ctx.temperature)
     return gradient, None, None, None
 
 

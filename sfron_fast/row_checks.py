@@ -16,10 +16,16 @@ def adaptive_cross_entropy(
     require(labels.device == logits.device, "labels", f"device {logits.device}", labels.device)
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
-    if labels.device.type == "cpu":  # on other devices reading the labels would wait for the device
+    if _readable(labels):
         outside = labels[(labels != ignore_index) & ((labels < 0) | (labels >= logits.shape[2]))]
         if outside.numel():
             require(False, "labels", f"classes 0 to {logits.shape[2] - 1} or {ignore_index}", int(outside[0]))
+
+
+def _readable(labels: Tensor) -> bool:
+    """On other devices reading would wait for the device; compiled, or inside torch.func, there is nothing to read."""
+    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return labels.device.type == "cpu" and not traced
 
 
 def _in_place(name: str, tensor: Tensor) -> None:

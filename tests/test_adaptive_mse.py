@@ -24,7 +24,7 @@ from cases import (
 
 from sfron_fast import losses, ops, reference
 
-OUTPUTS = ("loss", "losses", "weights", "normaliser")
+OUTPUTS = ("loss", "losses", "weights", "log_normaliser")
 
 
 def make(

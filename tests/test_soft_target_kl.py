@@ -24,7 +24,7 @@ from cases import (
 
 from sfron_fast import losses, ops, reference
 
-OUTPUTS = ("loss", "losses", "lse")
+OUTPUTS = ("loss", "losses", "log_sums")
 
 
 def make(
@@ -59,7 +59,7 @@ def assert_close_to_truth(case: Case, grad: float = 1.0) -> None:
         outputs = dict(zip(OUTPUTS, case.run(reference.soft_target_kl), strict=True))
         upstream = torch.tensor(grad, device=outputs["loss"].device)
         outputs["gradient"] = reference.soft_target_kl_backward(
-            upstream, *case.tensors.values(), outputs["lse"], case.scalars["temperature"]
+            upstream, *case.tensors.values(), outputs["log_sums"], case.scalars["temperature"]
         )
         assert_within(outputs, bounds)
 
@@ -176,8 +176,8 @@ def test_gradcheck(device, grad):
     leaf = logits.clone().requires_grad_()
     torch.autograd.gradcheck(lambda x: losses.soft_target_kl(x, teacher, weights, 3.0) * grad, leaf)
     upstream = torch.tensor(grad, dtype=torch.float64, device=device)
-    lse = case.run(reference.soft_target_kl)[2]
-    analytic = reference.soft_target_kl_backward(upstream, logits, teacher, weights, lse, 3.0)
+    log_sums = case.run(reference.soft_target_kl)[2]
+    analytic = reference.soft_target_kl_backward(upstream, logits, teacher, weights, log_sums, 3.0)
     # both in fp64: the fp32 bound, scaled from 2^-24 to 2^-53, is generous by a constant only
     truth, bound = tolerances.soft_target_kl(*case.tensors.values(), 3.0, grad)["gradient"]
     assert ((run(case, grad)["gradient"] - analytic).abs() <= bound * 2.0**-28).all()
@@ -190,8 +190,8 @@ def test_opcheck(device, dtype):
     for shape, weighted in (((4, 70), True), ((4, 7), False), ((0, 5), True)):
         case = make(shape, dtype, device, weighted=weighted)
         assert_opcheck("soft_target_kl", case)
-        lse = ops.soft_target_kl(*case.tensors.values(), 1.0)[2]
-        tensors = {"grad": torch.ones((), device=device), **case.tensors, "lse": lse}
+        log_sums = ops.soft_target_kl(*case.tensors.values(), 1.0)[2]
+        tensors = {"grad": torch.ones((), device=device), **case.tensors, "log_sums": log_sums}
         assert_opcheck("soft_target_kl_backward", Case(tensors, {"temperature": 1.0}))
         case.tensors["logits"].requires_grad_()
         assert_opcheck("soft_target_kl", case)
@@ -309,8 +309,8 @@ def test_index_arithmetic_above_2_31():
     rows = 2**15 + 2
     logits, teacher = (lazy_zeros(rows * classes, torch.bfloat16).view(rows, classes) for _ in range(2))
     logits[-1, -1] = 20.0
-    _, per_sample, lse = ops.soft_target_kl(logits, teacher, None, 1.0)
-    student = 20.0 + math.log1p((classes - 1) * math.exp(-20.0))
-    assert lse[:, -1].tolist() == pytest.approx([student, math.log(classes)], rel=1e-6)
-    assert per_sample[-1].item() == pytest.approx(student - 20.0 / classes - math.log(classes), rel=1e-6)
+    _, per_sample, log_sums = ops.soft_target_kl(logits, teacher, None, 1.0)
+    student = math.log1p((classes - 1) * math.exp(-20.0))
+    assert log_sums[:, -1].tolist() == pytest.approx([20.0, student, 0.0, math.log(classes)], rel=1e-6)
+    assert per_sample[-1].item() == pytest.approx(20.0 + student - 20.0 / classes - math.log(classes), rel=1e-6)
     assert not per_sample[:-1].any()

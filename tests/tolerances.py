@@ -53,18 +53,30 @@ def weighted(losses, loss_error, raw_of, temperature: float, floor: float) -> di
     loss = loss + (roundings(raw.numel()) + 1) * U * products.sum() + 2.0**-149
     return {
         "raw": raw, "weights": weights, "normaliser": normaliser, "loss": (weights * losses).sum(),
+        "log_normaliser": normaliser.log(), "log_normaliser_error": 1.001 * normaliser_relative + 2.0**-40,
         "weight_relative": weight_relative, "normaliser_error": normaliser * normaliser_relative + 2.0**-149,
         "weight_error": weights * weight_relative + 2.0**-149, "loss_error": loss,
     }  # fmt: skip
 
 
-def log_sum_exp(wide: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
-    # exp(x - max): the difference rounds once (p-weighted |x - max| U), exp, then the sum; log and the last addition
-    top = wide.amax(dim=2, keepdim=True)
-    distance = torch.where(wide == -torch.inf, 0.0, wide - top).abs()
-    spread = (torch.exp(wide - lse.unsqueeze(2)) * distance).sum(dim=2)
-    total = (spread + roundings(wide.shape[2])) * U + FUNCTION
-    return total + (lse - top.squeeze(2)).abs() * FUNCTION + lse.abs() * U
+def log_sums(wide: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Truth and bound of [2, samples, tokens]: the maximum (0 where it is infinite), exact, and log sum e^(x - maximum).
+
+    The bound of a small log-sum is relative to it: the classes beside the label are summed apart.
+    """
+    shift = wide.amax(dim=2)
+    shift = torch.where(shift.isinf(), 0.0, shift)
+    relative, label = wide - shift.unsqueeze(2), labels.unsqueeze(2)
+    power = relative.exp().scatter(2, label, 0.0)
+    own = relative.gather(2, label).squeeze(2).expm1()
+    others = power.sum(dim=2) + own
+    log_sum = others.log1p()
+    # each exponential: its difference rounds once, then exp; the sum; what exp flushes; the label's expm1; the addition,
+    # of which expm1 - 1 may cancel the most; log1p
+    distance = torch.where(power == 0, 0.0, relative.abs() * U + FUNCTION + roundings(wide.shape[2]) * U)
+    error = (power * distance).sum(dim=2) + own.abs() * FUNCTION + others.abs() * U + wide.shape[2] * 2.0**-125
+    error = error / (1 + others) * 1.001 + log_sum.abs() * FUNCTION
+    return torch.stack([shift, log_sum]), torch.stack([torch.zeros_like(error), error])
 
 
 def squared_errors(elements: int) -> float:
@@ -73,38 +85,45 @@ def squared_errors(elements: int) -> float:
 
 
 def cross_entropy(logits, labels, temperature: float, floor: float, ignore_index=-100, grad: float = 1.0) -> dict:
-    """Truths and bounds of loss, losses, weights, normaliser, lse and gradient of the fp32 arithmetic on ``logits``."""
+    """Truths and bounds of all outputs and of the gradient of the fp32 arithmetic on ``logits``."""
     wide = logits.detach().double()
-    lse = torch.logsumexp(wide, dim=2)
     counted = labels != ignore_index
-    picked = wide.gather(2, torch.where(counted, labels, 0).unsqueeze(2)).squeeze(2)
+    known = torch.where(counted, labels, 0)
+    label = known.unsqueeze(2)
+    sums, sums_error = log_sums(wide, known)
+    (shift, log_sum), sum_error = sums, sums_error[1]
+    below = wide.gather(2, label).squeeze(2) - shift  # of the label
     tokens = counted.sum(dim=1)
-    rows = torch.where(counted, lse - picked, 0.0)
+    rows = torch.where(counted, log_sum - below, 0.0)
     losses = rows.sum(dim=1) / tokens.clamp_min(1)
-    lse_error = log_sum_exp(wide, lse)
-    # the subtraction of the label's logit, the sum over tokens and the division round in fp32
-    row_error = torch.where(counted, lse_error + rows.abs() * U * (2 + roundings(labels.shape[1])), 0.0)
+    # the differences from the maximum and the log-sum, the sum over tokens and the division round in fp32
+    row_error = sum_error + below.abs() * U + rows.abs() * U * (2 + roundings(labels.shape[1]))
+    row_error = torch.where(counted, row_error, 0.0)
     losses_error = row_error.sum(dim=1) / tokens.clamp_min(1)
     result = weighted(losses, losses_error, lambda base: torch.where(tokens > 0, base**-temperature, 0.0),
                       temperature, floor)  # fmt: skip
     row = (grad * result["weights"] / tokens.clamp_min(1)).unsqueeze(1).unsqueeze(2)
-    softmax = torch.exp(wide - lse.unsqueeze(2))
-    onehot = torch.zeros_like(wide).scatter_(2, torch.where(counted, labels, 0).unsqueeze(2), 1.0)
-    gradient = torch.where(counted.unsqueeze(2), row * (softmax - onehot), 0.0)
-    # the exponent x - lse has the error of lse and one rounding; exp may flush below 2^-125; softmax - onehot rounds;
+    exponent = (wide - shift.unsqueeze(2)) - log_sum.unsqueeze(2)
+    softmax, lacking = exponent.exp(), torch.expm1(-rows).unsqueeze(2)
+    gradient = torch.where(counted.unsqueeze(2), row * softmax.scatter(2, label, lacking), 0.0)
+    # the exponent: two differences and the log-sum; exp may flush below 2^-125; at the label expm1 of the loss;
     # weight, 1 / tokens, grad, the product round; then the store
-    distance = torch.where(wide == -torch.inf, 0.0, (wide - lse.unsqueeze(2)).abs())
-    softmax_error = softmax * (torch.expm1(lse_error.unsqueeze(2) + distance * U) + FUNCTION) + 2.0**-125
-    gradient_error = row.abs() * (softmax_error + (softmax - onehot).abs() * U)
-    gradient_error += gradient.abs() * (result["weight_relative"].view(-1, 1, 1) + 4 * U) * 1.001
-    gradient_error = torch.where(counted.unsqueeze(2), gradient_error + stored(gradient, logits.dtype), 0.0)
+    relative = (wide - shift.unsqueeze(2)).abs() * U + exponent.abs() * U + sum_error.unsqueeze(2)
+    relative = torch.where(wide == -torch.inf, 0.0, relative)
+    error = softmax * (torch.expm1(relative) + FUNCTION) + 2.0**-125
+    own_error = (-rows).exp() * torch.expm1(row_error) - lacking.squeeze(2) * FUNCTION
+    error = row.abs() * error.scatter(2, label, own_error.unsqueeze(2))
+    error += gradient.abs() * (result["weight_relative"].view(-1, 1, 1) + 4 * U) * 1.001
+    error = torch.where(counted.unsqueeze(2), error + stored(gradient, logits.dtype), 0.0)
+    unread = torch.where(counted, 0.0, torch.inf)  # of a token without a label nobody reads it
     return {
         "loss": (result["loss"], result["loss_error"]),
         "losses": (losses, losses_error),
         "weights": (result["weights"], result["weight_error"]),
+        "log_normaliser": (result["log_normaliser"], result["log_normaliser_error"]),
         "normaliser": (result["normaliser"], result["normaliser_error"]),
-        "lse": (lse, torch.where(counted, lse_error, torch.inf)),  # of a token without a label nobody reads it
-        "gradient": (gradient, gradient_error),
+        "log_sums": (sums, sums_error + unread),
+        "gradient": (gradient, error),
     }
 
 
@@ -124,7 +143,7 @@ def cross_entropy_sum(logits, labels, temperature: float, floor: float, ignore_i
 
 
 def mean_squared_error(prediction, target, temperature: float, floor: float, mean: bool, grad: float = 1.0) -> dict:
-    """Truths and bounds of loss, losses, weights, normaliser and gradient of the fp32 arithmetic."""
+    """Truths and bounds of all outputs and of the gradient of the fp32 arithmetic."""
     difference = prediction.detach().double() - target.detach().double()
     elements = prediction.shape[1]
     losses = difference.square().sum(dim=1) / (max(elements, 1) if mean else 1)
@@ -139,7 +158,7 @@ def mean_squared_error(prediction, target, temperature: float, floor: float, mea
         "loss": (result["loss"], result["loss_error"]),
         "losses": (losses, losses_error),
         "weights": (result["weights"], result["weight_error"]),
-        "normaliser": (result["normaliser"], result["normaliser_error"]),
+        "log_normaliser": (result["log_normaliser"], result["log_normaliser_error"]),
         "gradient": (gradient, gradient_error),
     }
 
@@ -147,7 +166,7 @@ def mean_squared_error(prediction, target, temperature: float, floor: float, mea
 def soft_target_kl(
     logits, teacher, weights, temperature: float, grad: float = 1.0, pieces: int = 0, exp2: int = 0
 ) -> dict:
-    """Truths and bounds of loss, losses, lse [2, samples] and gradient. Rows of weight 0 are 0 exactly.
+    """Truths and bounds of loss, losses, log_sums [4, samples] and gradient. Rows of weight 0 are 0 exactly.
 
     ``pieces`` = how often a long row's running sums may have been scaled anew in fp32; ``exp2`` = 1 where exp is an
     exp2 of a product, which rounds.
@@ -156,45 +175,46 @@ def soft_target_kl(
     w = torch.full((samples,), 1.0 / max(samples, 1)).double() if weights is None else weights.double()
     w = w.to(logits.device)
     counted = w != 0
-    z = [torch.where(counted.unsqueeze(1), t.detach().double() / temperature, 0.0) for t in (logits, teacher)]
-    lse = torch.stack([t.logsumexp(dim=1) for t in z])
-    top, parts = [t.amax(dim=1, keepdim=True) for t in z], []
-    for t, m, s in zip(z, top, lse, strict=True):
-        # over T: the logit rounds before the maximum is subtracted, or the difference, 1 / T and their product after it
-        relative = torch.where(t == -torch.inf, 0.0, U * (t.abs() + (3 + exp2) * (t - m).abs()))
-        softmax, log_sum = (t - s.unsqueeze(1)).exp(), s - m.squeeze(1)
+    raw = [torch.where(counted.unsqueeze(1), t.detach().double(), 0.0) for t in (logits, teacher)]
+    shifts = [t.amax(dim=1) for t in raw]
+    z = [(t - m.unsqueeze(1)) / temperature for t, m in zip(raw, shifts, strict=True)]
+    sums, parts = [t.logsumexp(dim=1) for t in z], []
+    for t, log_sum in zip(z, sums, strict=True):
+        # the difference from the maximum, 1 / T and their product round
+        relative = torch.where(t == -torch.inf, 0.0, U * (3 + exp2) * t.abs())
+        softmax = (t - log_sum.unsqueeze(1)).exp()
         total = (softmax * relative).sum(dim=1) + FUNCTION + (roundings(classes) + 5 * pieces) * U
-        total = total + log_sum.abs() * FUNCTION
-        parts.append((relative, softmax, t - s.unsqueeze(1), total, total + 3 * U * (m.squeeze(1).abs() + s.abs())))
-    (dx, q, log_q, x_error, x_lse), (dy, p, log_p, y_error, y_lse) = parts
+        parts.append((relative, softmax, t - log_sum.unsqueeze(1), total + log_sum.abs() * FUNCTION))
+    (dx, q, log_q, x_error), (dy, p, log_p, y_error) = parts
     inside = p > 0
     ratio = torch.where(inside, log_p - log_q, 0.0)
-    shifted = torch.where(inside, (z[1] - top[1]) - (z[0] - top[0]), 0.0).abs()  # before the log-sum-exps meet it
+    shifted = torch.where(inside, z[1] - z[0], 0.0).abs()  # before the log-sums meet it
     logs = torch.where(inside, log_p.abs() + log_q.abs(), 0.0)
     losses = (p * ratio).sum(dim=1) * temperature**2
     # p has the error of its exponent and of exp; the ratio that of both logits and of its subtractions; then products
-    # and the sum; what exp flushes to 0; both log-sum-exps
+    # and the sum; what exp flushes to 0; both log-sums
     terms = ratio.abs() + shifted
     p_error = torch.expm1(dy + y_error.unsqueeze(1) + U * (1 + exp2) * logs + FUNCTION)
     p_error += (2 + roundings(classes)) * U
     row = (p * (torch.where(inside, p_error * terms + dx + dy, 0.0) + U * (terms + logs))).sum(dim=1)
     # scaling anew: two differences, their products and sums, an exp; no running distance exceeds the final one
-    distances = torch.where(inside, (z[1] - top[1]).abs() + (z[0] - top[0]).abs(), 0.0)
+    distances = torch.where(inside, z[1].abs() + z[0].abs(), 0.0)
     row = row + pieces * 16 * U * (p * distances).sum(dim=1)
     row = row + 2.0**-125 * torch.where(ratio.isfinite(), terms, 0.0).sum(dim=1) + x_error + y_error
     losses_error = torch.where(counted, row * temperature**2 * 1.001 + 4 * U * losses.abs() + 2.0**-149, 0.0)
     loss, size = (w * losses).sum(), (w * losses).abs().sum()
     loss_error = (w.abs() * losses_error).sum() + (roundings(samples) + 3) * U * size + 2.0**-149
     gradient = (q - p) * (w * temperature * grad).unsqueeze(1)
-    # the exponent: the logit over T, its log-sum-exp, their difference; exp, which may flush
+    # the exponent: that of the sum, the log-sum, their difference; exp, which may flush
     softmax_error = torch.zeros_like(q)
-    for t, softmax, log, s_error in ((z[0], q, log_q, x_lse), (z[1], p, log_p, y_lse)):
-        distance = torch.where(t == -torch.inf, 0.0, 2 * t.abs() + (1 + exp2) * log.abs()) * U
+    for relative, softmax, log, s_error in parts:
+        distance = torch.where(log == -torch.inf, 0.0, relative + (1 + exp2) * log.abs() * U)
         softmax_error += softmax * (torch.expm1(s_error.unsqueeze(1) + distance) + FUNCTION) + 2.0**-125
-    gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (softmax_error + (q - p).abs() * U)
+    gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (softmax_error + (q + p) * U)
     gradient_error = gradient_error * 1.001 + 5 * U * gradient.abs()
     stored_error = stored(gradient.abs() + gradient_error, logits.dtype)
     gradient_error = torch.where(counted.unsqueeze(1), gradient_error + stored_error, 0.0)
-    lse_error = torch.where(counted, torch.stack([x_lse, y_lse]), torch.inf)  # of a row without weight nobody reads it
-    return {"loss": (loss, loss_error), "losses": (losses, losses_error), "lse": (lse, lse_error),
-            "gradient": (gradient, gradient_error)}  # fmt: skip
+    exact, unread = torch.zeros_like(x_error), torch.where(counted, 0.0, torch.inf)  # of a row without weight
+    sums_error = torch.stack([exact, x_error, exact, y_error]) + unread
+    return {"loss": (loss, loss_error), "losses": (losses, losses_error), "gradient": (gradient, gradient_error),
+            "log_sums": (torch.stack([shifts[0], sums[0], shifts[1], sums[1]]), sums_error)}  # fmt: skip

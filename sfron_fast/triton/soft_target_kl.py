@@ -170,8 +170,9 @@ def _soft_target_kl_long_fwd_kernel(
     if PEEL:
         head, columns = interior(row, classes, PEEL)
         edge, edge_mask = edges(lane, head, columns, classes, PEEL)
-        first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask & counted, other=float("-inf"))
-        first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask & counted, other=float("-inf"))
+        edge_mask &= edge < tl.where(counted, classes, 0)
+        first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
+        first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
         most_x, most_y, sum_x, sum_y, cross = _one_each(first_x.to(tl.float32), first_y.to(tl.float32), inverse)
         first = (row * classes + (PEEL - 1)) // PEEL * PEEL  # row * classes + head, seen to be aligned
     else:
