@@ -35,7 +35,8 @@ def marked(forget, retain):
 
 
 def literal(model, epochs, losses, lr=0.05, mask=None):
-    """SGD on what ``losses(epoch)`` yields, cosine per epoch."""
+    """SGD on what ``losses(epoch)`` yields, cosine per epoch; what is outside the mask is put back after each step."""
+    start = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     model.train()
@@ -46,6 +47,8 @@ def literal(model, epochs, losses, lr=0.05, mask=None):
             for p, chosen in zip(model.parameters(), mask or [], strict=bool(mask)):
                 p.grad *= chosen
             optimizer.step()
+            for p, chosen, before in zip(model.parameters(), mask or [], start, strict=bool(mask)):
+                p.data[~chosen] = before[~chosen]
         schedule.step()
 
 
@@ -100,8 +103,11 @@ def test_salun(forget, retain):
     every = torch.cat([s.abs().flatten() for s in sums])
     least = every.sort(descending=True).values[round(0.3 * len(every)) - 1]
     mask = [s.abs() >= least for s in sums]
+    start = [p.detach().clone() for p in theirs.parameters()]
     literal(theirs, 3, lambda _: (F.cross_entropy(theirs(x), y) for x, y in mixed), mask=mask)
     agree(ours, theirs)
+    for p, before, chosen in zip(ours.parameters(), start, mask, strict=True):
+        assert torch.equal(p[~chosen], before[~chosen])  # weight decay does not move them
 
 
 def test_bad_teacher(forget, retain):

@@ -226,6 +226,28 @@ def test_fused_overflow_is_skipped_on_the_device(kind, method, monkeypatch):
     assert not same(weights(params), before[0])
 
 
+@BOTH
+@pytest.mark.parametrize("phase", ["forget", "retain"])
+def test_a_disabled_scaler_hands_a_closure_on(kind, phase):
+    """One loop for fp32 and fp16 alike, with an optimizer that calls its closure."""
+    params, plain = parameters(torch.float32), parameters(torch.float32)
+    optimizer, twin = make(kind, params), make(kind, plain)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params.values())
+        loss.backward()
+        return loss
+
+    found = scaler.step(optimizer.forget if phase == "forget" else optimizer, closure)
+    assert float(found.detach()) == float(sum(p.square().sum() for p in plain.values()).detach())
+    put(plain, {n: 2 * p.detach() for n, p in plain.items()})
+    (twin.forget_step if phase == "forget" else twin.step)()
+    assert same(weights(params), weights(plain))
+    assert optimizer.mid_cycle == (phase == "forget")
+
+
 def test_the_forget_phase_survives_copies_and_passes_everything_else_on():
     params = parameters(torch.float32)
     optimizer = SFRonSGD(params.items(), lr=0.1)

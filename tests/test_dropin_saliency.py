@@ -1,5 +1,6 @@
 """The drop-in checklist, section H: masks and Fishers. (Attacks and reports have their lines in their own tests.)"""
 
+import copy
 import logging
 
 import pytest
@@ -53,6 +54,56 @@ def test_names_are_looked_up_and_not_tensors(kind):
     optimizer.forget_step()
     for name, p in model.named_parameters():
         assert torch.equal(p.detach() != before[name], random_mask(model).to_bool(name)), name
+
+
+@pytest.mark.checklist("H1")
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("edited", [False, True], ids=["replaced", "edited"])
+def test_a_mask_that_is_replaced_or_edited_counts_from_the_next_forget_step(count, edited):
+    """And it is the one that a state dict is signed with."""
+    params = {f"w{i}": nn.Parameter(torch.zeros(8)) for i in range(count)}
+    even, odd = (SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n in params}) for i in (0, 1))
+    optimizer = SFRonSGD(params.items(), lr=1.0, saliency=copy.deepcopy(even))
+    for mask in (even, odd, even):
+        if edited:
+            for name in params:
+                optimizer.saliency[name].copy_(mask[name])
+        else:
+            optimizer.saliency = mask
+        before = {n: p.detach().clone() for n, p in params.items()}
+        for p in params.values():
+            p.grad = torch.ones(8)
+        optimizer.forget_step()
+        assert all(torch.equal(p != before[n], mask.to_bool(n)) for n, p in params.items())
+        assert optimizer.state_dict()["param_groups"][0]["mask_digest"] == mask.digest()
+        for p in params.values():
+            p.grad = torch.zeros(8)
+        optimizer.step()
+
+
+@pytest.mark.checklist("H1")
+def test_a_mask_that_would_be_ignored_is_refused():
+    model = build()
+    mask, weight = random_mask(model), nn.Parameter(torch.ones(2))
+    optimizer = SFRonSGD(model.named_parameters())
+    with pytest.raises(ValueError, match="saliency: expected None: no group of this optimizer is masked"):
+        optimizer.saliency = mask
+    optimizer.param_groups[0]["masked"] = True
+    optimizer.saliency = mask
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="saliency: expected a SaliencyMask"):
+        optimizer.saliency = {}
+    other = SaliencyMask.from_bool({"head": torch.ones(2)})
+    for wrong, message in ((None, "masked: expected masked=False"), (other, "saliency: expected a mask for each")):
+        before = bits(model)
+        optimizer.saliency = wrong
+        with pytest.raises(ValueError, match=message):
+            optimizer.forget_step()
+        assert same(bits(model), before)
+    optimizer.saliency = mask
+    with pytest.raises(ValueError, match="masked: expected True or False, found 'no'"):
+        optimizer.add_param_group({"params": [("head", weight)], "masked": "no"})
 
 
 # --- H2, H3 --------------------------------------------------------------------------------------------------------

@@ -94,6 +94,30 @@ def test_schedulers(kind, make, tensor):
     near(ours, theirs, 10)
 
 
+@pytest.mark.checklist("A1", "A11")
+def test_a_schedule_takes_momentum_through_zero():
+    """torch looks at nesterov in its constructor only, and then does plain steps. A run may be resumed there."""
+    ours, theirs = parameters(), parameters()
+    flags = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+    a, b = SFRonSGD(ours.items(), **flags), torch.optim.SGD(theirs.values(), **flags)
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20, base_momentum=0.0, max_momentum=0.9,
+                                                     three_phase=True) for o in (a, b)]  # fmt: skip
+    seen = set()
+    for i, step in enumerate(gradients(20)):
+        for name in SHAPES:
+            ours[name].grad = theirs[name].grad = step[name]
+        seen.add(a.param_groups[0]["momentum"])
+        a.step()
+        b.step()
+        a.load_state_dict(a.state_dict())
+        for s in schedules if i < 19 else ():
+            s.step()
+    assert 0.0 in seen
+    near(ours, theirs, 20)
+    with pytest.raises(ValueError, match="nesterov: expected momentum > 0"):
+        SFRonSGD(ours.items(), nesterov=True)
+
+
 @pytest.mark.checklist("A1")
 @pytest.mark.filterwarnings("error")
 def test_a_schedule_may_follow_a_forget_step():

@@ -1,10 +1,13 @@
 """Clipping, non-finite gradients and amp."""
 
+import warnings
+
 import pytest
 import torch
-from models import SHAPES, gradients, masks, parameters, run, same
+from models import SHAPES, gradients, masks, parameters, run, same, values
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
+from sfron_fast.skips import ENOUGH
 
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
@@ -57,6 +60,45 @@ def test_non_finite_gradient_changes_nothing_but_the_count(kind, bad, phase):
     assert optimizer.skipped_steps == 1
     assert optimizer.param_groups[0]["retain_pending"] == (pending - 1 if phase == "retain" else 3)
     assert optimizer.state_dict()["param_groups"][0]["skipped"] == 1
+    assert optimizer.skipped_steps == 1
+
+
+def forget(optimizer, params, value):
+    for p in params.values():
+        p.grad = torch.full_like(p, value)
+    optimizer.forget_step()
+    optimizer.param_groups[0]["retain_pending"] = 0
+
+
+@pytest.mark.checklist("B10")
+def test_a_run_that_does_nothing_says_so_once():
+    """A model of NaN, say: every forget step is skipped. One that counts in between is enough to be quiet."""
+    params = parameters(torch.float32)
+    optimizer = SFRonSGD(params.items(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(5 * ENOUGH):
+            forget(optimizer, params, 1.0 if i % ENOUGH == 3 else float("nan"))
+        assert optimizer.skipped_steps == 5 * (ENOUGH - 1)
+    before = values(params)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3 * ENOUGH):
+            forget(optimizer, params, float("nan"))
+            assert optimizer.skipped_steps > 0  # to ask does not reset what is watched
+    assert [str(w.message).split(":")[0] for w in seen] == [f"the last {ENOUGH} steps changed nothing"]
+    assert same(values(params), before)
+    assert optimizer.skipped_steps == 5 * (ENOUGH - 1) + 3 * ENOUGH
+
+
+def test_a_loaded_run_brings_its_own_count_of_skips():
+    params = parameters(torch.float32)
+    saved = SFRonSGD(params.items()).state_dict()
+    optimizer = SFRonSGD(params.items())
+    forget(optimizer, params, float("inf"))
+    optimizer.load_state_dict(saved)
+    assert optimizer.skipped_steps == 0
+    forget(optimizer, params, float("inf"))
     assert optimizer.skipped_steps == 1
 
 

@@ -210,13 +210,15 @@ def test_what_a_later_op_would_refuse_is_found_before_the_first_writes(kind, way
     if how == "inside":
         optimizer.zero_grad()
     before = [first.detach().clone(), *(v.clone() for v in optimizer.state[first].values())]
+
+    def inside():
+        with step_in_backward(optimizer):
+            first.sum().backward()
+
+    attempt = {"inside": inside, "forget": optimizer.forget_step}.get(how, optimizer.step)
     for _ in range(2):
         with pytest.raises((ValueError, RuntimeError), match=rf"^{argument}(\[\d\])?: expected .*found"):
-            if how == "inside":
-                with step_in_backward(optimizer):
-                    first.sum().backward()
-            else:
-                (optimizer.forget_step if how == "forget" else optimizer.step)()
+            attempt()
         assert all(map(torch.equal, before, [first.detach(), *optimizer.state[first].values()]))
     assert optimizer.mid_cycle == (how != "forget")
 

@@ -63,7 +63,10 @@ def salun(
     model: nn.Module, mixed_loader: Loader, forget_loader: Loader, *, fraction: float = 0.2, epochs: int = 10,
     lr: float = 0.007, **settings: Any,
 ) -> nn.Module:  # fmt: skip
-    """SalUn: RL with every gradient masked to the ``fraction`` of weights of ``gradient_saliency``.
+    """SalUn: RL in which only the ``fraction`` of weights of ``gradient_saliency`` move.
+
+    The others keep their bits, as in the authors' code since they made the mask a hard constraint; before, it masked
+    gradients only, and weight decay moved all weights.
 
     ``mixed_loader`` as for ``random_label``; ``forget_loader`` has the true labels.
     """

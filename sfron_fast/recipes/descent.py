@@ -35,7 +35,7 @@ def descend(
         training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put to eval() stays
             so), or in eval mode as a whole.
         max_norm: clip of each step's gradient, None = none.
-        mask: gradients outside it are zero; weight decay and momentum act everywhere.
+        mask: weights outside it keep their bits; a clip sees the gradients inside.
         on_epoch: called as ``on_epoch(epoch, model)`` after every epoch, the first being 1.
     Raises:
         ValueError: a setting out of range, by name; a mask of another model.
@@ -58,12 +58,15 @@ def descend(
             for loss in losses(epoch):
                 optimizer.zero_grad()
                 loss.backward()
-                for p, outside in frozen:
+                for p, outside, _ in frozen:
                     if p.grad is not None:
                         p.grad.masked_fill_(outside, 0.0)
                 if max_norm is not None:
                     torch.nn.utils.clip_grad_norm_(params, max_norm)
                 optimizer.step()
+                with torch.no_grad():  # weight decay moves what has no gradient
+                    for p, outside, start in frozen:
+                        p.copy_(torch.where(outside, start, p))
             if cosine:
                 schedule.step()
             if on_epoch is not None:
@@ -71,11 +74,11 @@ def descend(
     return model
 
 
-def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each trainable parameter with what of it lies outside the mask, as bool."""
+def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Each trainable parameter with what of it lies outside the mask, as bool, and its values now."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     mask.resolve(named)  # raises for another model's mask
-    return [(p, ~mask.to_bool(n).to(p.device)) for n, p in named]
+    return [(p, ~mask.to_bool(n).to(p.device), p.detach().clone()) for n, p in named]
 
 
 def batches(model: nn.Module, loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Tensor]]:
