@@ -154,6 +154,7 @@ def test_every_case_of_the_gpu_fits_in_70_gib():
     cases = [*bench.list_cases.cases("cuda", "cpu", False), *bench.row_cases.cases("cuda", "cpu", False)]
     groups = {case.name: len(case.groups(bench.ROOM)) for case in cases if case.held}
     assert all(groups.values()), groups
+    assert all(len(case.held) in (0, len(case.arms)) for case in cases)
     several = {name for name, count in groups.items() if count > 1}
     assert {"DiT-XL/2, adamw forget", "DiT-XL/2, adamw pair, alpha 0.5"} <= several
 
