@@ -35,10 +35,10 @@ def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
         items = [each_tensor(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = copy.copy(value)  # type: ignore[type-var]
+        record: Any = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(changed, field.name, each_tensor(getattr(value, field.name), change))  # frozen ones too
-        return changed
+            object.__setattr__(record, field.name, each_tensor(getattr(value, field.name), change))  # frozen ones too
+        return record
     return value
 
 

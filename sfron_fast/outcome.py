@@ -65,17 +65,16 @@ class Outcome:
 
     def _forgot_nothing(self, history: list[dict[str, float]], floor: float | None) -> str:
         remedy = "raise forget_weight or forget_lr (choose them on validation data), or lower retain_steps"
+        if len(history) > 1 and history[0]["forget_accuracy"] > (floor or 0.0):  # it could fall
+            first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
+            fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
+            return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
         losses, length = _numbers(self.losses), self.pass_length
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
             if last - first < (NATS if self.plain_loss else SHARE * abs(first)):
                 return (f"nothing was forgotten: the loss of the forget batches was {first:.4g} at first and "
                         f"{last:.4g} at the end; {remedy}")  # fmt: skip
-        if len(history) > 1:
-            first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
-            if last >= first > (0.0 if floor is None else floor):
-                return (f"nothing was forgotten: the forget accuracy was {first:.1f} % before and {last:.1f} % after; "
-                        f"{remedy}")  # fmt: skip
         return ""
 
 

@@ -96,6 +96,8 @@ def _reads(outline: Any) -> bool:
         torch.save(outline, memory)
         memory.seek(0)
         torch.load(memory, weights_only=True)
+    except OSError:
+        raise
     except Exception:
         return False
     return True

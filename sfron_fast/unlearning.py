@@ -39,25 +39,35 @@ def unlearn(
     """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of ``retain_loader``.
 
     Args:
-        model: a trained model of this process alone, changed in place; training flags are restored.
-        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again.
+        model: a trained model of this process alone, changed in place; training flags are restored. One that comes in
+            eval mode is put to train() as a whole for its steps; one that comes in training mode keeps each
+            submodule's mode, so a BatchNorm put to eval() keeps its statistics.
+        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again: every ``iter()`` begins a
+            new pass. Inputs as for ``estimate_fisher``; batches without samples are skipped.
         val_loader: held-out batches for the evaluations.
         recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
-        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy.
+        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy of outputs [samples, classes].
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in percent.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for example
             what a model that never saw the samples reaches; None = validation accuracy before the run; 0 switches
             the guard off (right when a whole class goes). It acts at evaluations, so it wants ``eval_every``.
         over_forgetting: what the guard does: "warn" once, or "stop" the run.
         checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A resumed run ends
-            with the bits of one never stopped, on the same machine. Give the model it started from.
+            with the bits of one never stopped, on the same machine. Give the model it started from, and loaders whose
+            order comes from torch's, numpy's or Python's generators, global or their own; others are refused when their
+            batches differ, persistent workers at once.
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
         progress: show tqdm bars.
     Raises:
         ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run. Found
-            before the model changes; only without a Fisher pass is a label first seen when its batch comes.
+            before the model changes; only without a Fisher pass is a label first seen when its batch comes. Also a
+            model with weights that are not finite, and a mask that selects nothing.
+    Warns:
+        RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no weight changed,
+            forget accuracy or loss where it was), the sets look swapped, or their batches differ in size under an
+            estimator that depends on it.
     """
     require(not shared(model), "model", "one of this process alone", "one of DistributedDataParallel or FSDP",
             "write the loop with the optimizer: README, 'Many GPUs'")  # fmt: skip
@@ -95,5 +105,6 @@ def unlearn(
                     run.save()
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
-    run.outcome.judge(run.result.history, guard.floor)
+    if not run.result.stopped_early:
+        run.outcome.judge(run.result.history, guard.floor)
     return run.result

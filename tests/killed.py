@@ -19,8 +19,9 @@ from runs import run as run_recipe
 from torch import nn
 
 import sfron_fast as sf
-from sfron_fast import checkpoint
-from sfron_fast.checkpoint import EndlessLoader, random_state, save_whole, set_random_state
+from sfron_fast import run_folder
+from sfron_fast.checkpoint import EndlessLoader, random_state, set_random_state
+from sfron_fast.run_folder import save_whole
 
 STEPS = 60
 SAVES = 40
@@ -57,17 +58,17 @@ def loop(kind, folder=None, told=lambda: None):
 
 def unlearn(name, folder=None, told=lambda: None):
     """A run of ``unlearn`` that saves after every step."""
-    save = checkpoint.save_whole
+    save = run_folder.save_whole
 
     def save_and_tell(state, path):
         save(state, path)
         told()
 
-    sf.unlearning.save_whole = save_and_tell
+    sf.run.save_whole = save_and_tell
     try:
         return {"model": run_recipe(RECIPES[name], "noisy", folder).model.state_dict()}
     finally:
-        sf.unlearning.save_whole = save
+        sf.run.save_whole = save
 
 
 def content(i):

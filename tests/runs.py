@@ -9,7 +9,7 @@ from models import bits, build, data
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import sfron_fast as sf
-from sfron_fast import Recipe, checkpoint
+from sfron_fast import Recipe, run_folder
 
 CYCLES, INNER = 3, 2
 TOTAL = CYCLES * (1 + INNER)
@@ -67,14 +67,14 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     random.seed(13)
     if stop is None:
         return sf.unlearn(model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings)
-    patch, save = pytest.MonkeyPatch(), checkpoint.save_whole
+    patch, save = pytest.MonkeyPatch(), run_folder.save_whole
 
     def save_and_die(state, path):
         save(state, path)
         if state["position"] == stop:
             raise Stop
 
-    patch.setattr(sf.unlearning, "save_whole", save_and_die)
+    patch.setattr(sf.run, "save_whole", save_and_die)
     try:
         with pytest.raises(Stop):
             sf.unlearn(model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings)

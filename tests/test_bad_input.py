@@ -390,7 +390,7 @@ OTHER_MODEL = SaliencyMask.from_bool({"0.weight": torch.ones(10, 7)})
     ("targets", {"forget_loader": [(X, Y.int())], "mask": random_mask(build("bn"))}),
     ("saliency", {"mask": OTHER_MODEL}), ("saliency", {"mask": {"0.weight": torch.ones(3)}}),
     ("loss_fn", {"loss_fn": lambda o, t: o.sum()}),
-    ("loader", {"val_loader": [], "eval_every": 1}),
+    ("val_loader", {"val_loader": [], "eval_every": 1}),
 ])  # fmt: skip
 def test_unlearn(argument, changes, tmp_path):
     model = build("bn")

@@ -1,5 +1,7 @@
 """estimate_fisher against loops over samples and batches, and what it must leave alone."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -244,6 +246,32 @@ def test_one_gradient_is_held_at_a_time():
         lambda m, b: estimate_fisher(m, b, F.mse_loss), lambda m, b: estimate_mask(m, b, b, F.mse_loss))]  # fmt: skip
     assert 2 <= held[0] < 2.3
     assert 3 <= held[1] < 3.3
+
+
+def test_batches_of_other_sizes_are_told():
+    """Squared means of unequal batches are compared: their noise falls with the size."""
+    model, cuts = build(), lambda n, size: loader(n, size, seed=n)
+    with pytest.warns(RuntimeWarning, match=r"2 samples in a forget batch and 12 in a retain batch") as caught:
+        estimate_mask(model, cuts(12, 2), cuts(24, 12))
+    assert caught[0].filename == __file__
+    fishers = [estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)]  # a last batch of 1
+    with pytest.warns(RuntimeWarning, match=r"on average 4.5 .* and 8 .*'batch_equal'"):
+        SaliencyMask.from_fisher(*fishers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        estimate_mask(model, cuts(12, 2), cuts(24, 12), estimator="sample")
+        estimate_mask(model, cuts(23, 6), cuts(24, 6))
+
+
+@pytest.mark.parametrize("estimator", ["sample", "batch"])
+def test_data_parallel(estimator):
+    plain, wrapped = build("bn"), nn.DataParallel(build("bn"))
+    expected = estimate_fisher(plain, loader(9, 4), estimator=estimator)
+    found = estimate_fisher(wrapped, loader(9, 4), estimator=estimator)
+    assert all(torch.equal(found[f"module.{n}"], f) for n, f in expected.items())
+    for model in (plain, wrapped):
+        sf.unlearn(model, loader(9, 3), loader(9, 3), recipe=sf.Recipe.paper(cycles=2, lr=0.5, estimator=estimator))
+    assert same(bits(plain), bits(wrapped.module))
 
 
 def test_model_digest_tells_weights_apart():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sfron_fast import evaluation as ev
+from sfron_fast.stopwatch import Stopwatch
 
 
 def network():
@@ -86,6 +87,7 @@ REFUSED = {
     "one logit": (torch.zeros(2, 1), torch.tensor([0, 0]), r"classes >= 2.*\(2, 1\)"),
     "not a tensor": ({"logits": torch.zeros(2, 3)}, torch.tensor([0, 1]), "logits.*dict"),
     "NaN": (NAN, torch.tensor([0, 1]), "finite logits.*1 of 2 rows.*diverged"),
+    "all off": (torch.full((2, 3), -math.inf), torch.tensor([0, 1]), "finite logits.*2 of 2"),
     "inf": (torch.full((2, 3), math.inf), torch.tensor([0, 1]), "finite logits.*2 of 2"),
     "label too large": (torch.zeros(2, 3), torch.tensor([0, 3]), r"labels in \[0, 3\), found \[3\]"),
     "label negative": (torch.zeros(2, 3), torch.tensor([-1, 2]), r"labels in \[0, 3\), found \[-1\]"),
@@ -104,8 +106,32 @@ def test_predict_refuses(case):
 def test_predict_refuses_batches_that_are_not_pairs():
     x, y = batches()[0]
     for batch in (x, (x, y, y), {"x": x}):
-        with pytest.raises(ValueError, match=r"loader: expected batches \(inputs, labels\)"):
+        with pytest.raises(ValueError, match=r"loader: expected batches \(inputs, targets\)"):
             ev.predict(network(), [batch])
+
+
+def test_a_class_may_be_switched_off():
+    """-inf logits, as of a class that is gone, are no divergence; every metric stays a number."""
+
+    class Off(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plain = network()
+
+        def forward(self, x):
+            return self.plain(x).index_fill(1, torch.tensor([1]), -math.inf)
+
+    model, sets = Off(), loaders()
+    p = ev.predict(model, sets["test_loader"])
+    kept = p.logits[:, [0, 2]].double().log_softmax(1)
+    torch.testing.assert_close(ev.entropy(p), -(kept.exp() * kept).sum(1))
+    assert ev.modified_entropy(p)[p.labels == 1].min() > 1000  # log p of the label counts as -1000
+    assert ev.per_sample_loss(p)[p.labels == 1].min() == math.inf
+    whole = ev.predict(model.plain, sets["test_loader"])
+    assert ev.kl_divergence(p, p) == 0
+    assert 0 < ev.kl_divergence(p, whole) < math.inf
+    assert ev.kl_divergence(whole, p) == math.inf
+    assert all(math.isfinite(value) for value in ev.evaluate(model, **sets).values())
 
 
 def test_predictions_refuse_other_types():
@@ -186,7 +212,7 @@ def clock(monkeypatch):
 
 
 def test_stopwatch_leaves_out_pauses(clock):
-    with ev.Stopwatch() as watch:
+    with Stopwatch() as watch:
         clock[0] += 2
         with watch.pause():
             clock[0] += 10
@@ -210,7 +236,7 @@ def test_stopwatch_runs_on_after_an_error_in_a_pause(clock):
         clock[0] += 10
         raise KeyError
 
-    with ev.Stopwatch() as watch:
+    with Stopwatch() as watch:
         with pytest.raises(KeyError), watch.pause():
             validate()
         clock[0] += 1
@@ -226,7 +252,7 @@ def test_stopwatch_waits_for_the_device(monkeypatch, clock):
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    with ev.Stopwatch("cuda:1") as watch:
+    with Stopwatch("cuda:1") as watch:
         clock[0] += 1
     assert seen == ["cuda:1", "cuda:1"]
     assert watch.seconds == 6

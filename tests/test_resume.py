@@ -1,12 +1,15 @@
 """unlearn() stopped anywhere and resumed: the same bits, or a refusal that changes nothing."""
 
+import enum
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from models import bits, build, random_mask, same
+from models import bits, build, data, random_mask, same
 from runs import EACH_RECIPE, RECIPES, TOTAL, loaders, run, whole_run
 
 import sfron_fast as sf
@@ -118,6 +121,52 @@ def test_corrupted_checkpoints_are_refused(tmp_path):
     run(RECIPES["official"], "own", tmp_path)
 
 
+class Mode(enum.Enum):
+    ONE = 1
+
+
+class Extra(torch.nn.Linear):
+    extra = torch.ones(1)
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+@pytest.mark.parametrize("extra", [np.float64(3.0), {"mode": Mode.ONE}, [io.BytesIO(b"scales")], {Mode.ONE: 1}],
+                         ids=["numpy", "enum", "bytes", "key"])
+def test_what_could_never_be_read_is_never_written(extra, tmp_path):
+    """Before the run begins; or, where it comes up later, before the file is touched."""
+    x, y = data(8)
+    model = Extra(x.shape[1], 4)
+    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
+    start = bits(model)
+    settings = {"recipe": sf.Recipe.paper(cycles=4, retain_steps=1), "mask": everything, "checkpoint_every": 1}
+
+    def run(folder, **more):
+        return sf.unlearn(model, [(x, y)], [(x, y)], checkpoint=tmp_path / folder, **settings, **more)
+
+    model.extra = extra
+    with pytest.raises(ValueError, match=r"checkpoint: expected values that .* found .* at .*'_extra_state'"):
+        run("never")
+    assert all(torch.equal(model.state_dict()[n], start[n]) for n in ("weight", "bias"))
+    assert not (tmp_path / "never").exists()
+    del model.extra
+    with pytest.raises(ValueError, match="checkpoint: expected values"):
+        run("late", on_cycle=lambda cycle, m: cycle == 2 and setattr(m, "extra", extra))
+    assert torch.load(tmp_path / "late" / "checkpoint.pt", weights_only=True)["position"] == 3
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    run(RECIPES["official"], "own", tmp_path, 4)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    saved.pop("format")
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    refused(tmp_path, "checkpoint: expected format 2, found 1")
+
+
 @pytest.mark.checklist("C5")
 @pytest.mark.parametrize("module", ["torch.save", "os.replace"])
 def test_dying_while_writing_leaves_the_previous_checkpoint(module, tmp_path, monkeypatch):
@@ -141,7 +190,7 @@ def test_dying_while_writing_leaves_the_previous_checkpoint(module, tmp_path, mo
 
 def test_checkpoint_every_counts_steps(tmp_path, monkeypatch):
     positions = []
-    monkeypatch.setattr(sf.unlearning, "save_whole", lambda state, path: positions.append(state["position"]))
+    monkeypatch.setattr(sf.run, "save_whole", lambda state, path: positions.append(state["position"]))
     retain, forget = loaders("own")
     sf.unlearn(build(), retain, forget, recipe=RECIPES["paper"], checkpoint=tmp_path, checkpoint_every=4)
     assert positions == [4, 8, 9]

@@ -62,6 +62,9 @@ class ForgetCallback(TrainerCallback):
         forget_dataset: what to forget, in the form of ``train_dataset``; with a length.
         forget_weight: factor on the forget loss, or a function of the cycle (``recipe.forget_weight_at``).
         temperature: see ``adaptive_cross_entropy``.
+    Raises:
+        ValueError: a wrong argument, by name.
+        RuntimeError: in a step of the Trainer, if a forget batch cannot be loaded; its cause is the data set's error.
     """
 
     def __init__(
@@ -149,7 +152,10 @@ class ForgetCallback(TrainerCallback):
 
     def _next(self) -> Any:
         with torch.random.fork_rng(devices=[]):  # drawing a batch leaves the Trainer's generator alone
-            return next(self._batches)
+            try:
+                return next(self._batches)
+            except Exception as error:
+                raise RuntimeError(f"forget_dataset: loading a forget batch failed: {error!r}") from error
 
     def _endless(self, position: int) -> Iterator[Any]:
         """Batches for ever from ``position`` on, loaded, shuffled and sharded as the Trainer's own."""

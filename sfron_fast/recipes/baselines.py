@@ -154,8 +154,8 @@ def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator | None
 def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float = 0.5) -> SaliencyMask:
     """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in eval mode."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    sums = {n: torch.zeros_like(p) for n, p in named.items()}
     with evaluating(model), recording(model):
+        sums = {n: torch.zeros_like(p) for n, p in named.items()}
         for loss in _cross_entropies(model, forget_loader, "forget_loader")(0):
             grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
             torch._foreach_add_(list(sums.values()), list(grads))

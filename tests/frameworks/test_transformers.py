@@ -60,6 +60,19 @@ def test_trains_as_torch_does(form, tmp_path):
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-11, atol=1e-13)
 
 
+def test_an_error_in_loading_names_the_forget_set(tmp_path):
+    class Broken(list):
+        def __getitem__(self, i):
+            raise KeyError("pixels")
+
+    model = gpt()
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=sequences(8),
+                      optimizer_cls_and_kwargs=(optimizer_factory, {"optimizer": SFRonAdamW, **ADAM}))  # fmt: skip
+    trainer.add_callback(ForgetCallback(trainer, Broken(sequences(4))))
+    with pytest.raises(RuntimeError, match="forget_dataset: loading a forget batch failed: KeyError"):
+        trainer.train()
+
+
 @pytest.mark.checklist("G1")
 def test_masked_class_form_points_to_the_factory(tmp_path):
     model = gpt()
