@@ -52,8 +52,9 @@ class Batches:
     """Batches (inputs, targets) of normalised float32 [batch, 3, 32, 32], contiguous.
 
     Not channels-last, as the pixels lie: on CPUs without AVX-512, torch 2.13's oneDNN computes a wrong weight gradient
-    for a channels-last 1x1 convolution of stride 2 from 3 or 4 channels, or ends the process. With ``train`` each pass is shuffled, flipped at random and cropped up to ``crop`` pixels off the centre, all drawn
-    from torch's global generator of the CPU, so that every device sees the same batches.
+    for a channels-last 1x1 convolution of stride 2 from 3 or 4 channels, or ends the process. With ``train`` each pass
+    is shuffled, flipped at random and cropped up to ``crop`` pixels off the centre, all drawn from torch's global
+    generator of the CPU, so that every device sees the same batches.
     """
 
     def __init__(self, images: Images, size: int, *, train: bool = False, crop: int = MARGIN) -> None:
