@@ -172,7 +172,8 @@ def _check_rows(logits: Tensor, labels: Tensor, temperature: float, floor: float
 def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: float) -> None:
     """What the normaliser has not divided yet must fit: the weights fp32, and the gradient the logits' dtype.
 
-    Nor may the weights of a forgotten batch all vanish, as nothing would be left to divide by. No class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's probability lacks.
+    Nor may the weights of a forgotten batch all vanish, as nothing would be left to divide by.
+    No class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's probability lacks.
     """
     if scale == 0.0:
         return

@@ -344,7 +344,7 @@ def fisher_saliency_mask_(
 def adaptive_weights(
     losses: Tensor, temperature: float, floor: float, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """losses [samples] -> weights b_i^-lambda / sum_j b_j^-lambda [samples], b = max(l, floor), and the sum's logarithm.
+    """losses [samples] -> weights b_i^-lambda / sum_j b_j^-lambda [samples], b = max(l, floor), and that sum's log.
 
     In fp64, and relative to the least b, so that no power overflows and the largest is 1; the logarithm [] stays fp64.
     Samples that are not ``counted`` (bool [samples]) weigh 0, and if none is, the logarithm is -inf. One NaN among the

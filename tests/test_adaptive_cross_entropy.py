@@ -56,7 +56,8 @@ def assert_close_to_truth(case: Case, grad: float = 1.0) -> None:
         logits, labels = case.tensors["logits"], case.tensors["labels"]
         outputs = dict(zip(OUTPUTS, case.run(reference.adaptive_cross_entropy), strict=True))
         outputs["gradient"] = reference.adaptive_cross_entropy_backward(
-            torch.tensor(grad, device=logits.device), logits, labels, outputs["weights"], outputs["log_sums"], numbers[2]
+            torch.tensor(grad, device=logits.device), logits, labels, outputs["weights"], outputs["log_sums"],
+            numbers[2],
         )
         assert_within(outputs, tolerances.cross_entropy(*case.tensors.values(), *numbers, grad))
 
@@ -121,7 +122,7 @@ def test_hand_example(device, dtype):
     assert logits.grad.flatten().tolist() == pytest.approx(expected, **close)
 
 
-# Relative errors of 64 losses and of their gradient (2-norms), 10 classes, measured on a CPU: ours, then F.cross_entropy
+# Relative errors of 64 losses and of their gradient (2-norms), 10 classes, on a CPU: ours, then F.cross_entropy's
 #   losses of     1e-6                      1e-4                      1e-2                      1
 #   float32   2e-7 3e-7 | 6e-2 5e-2     2e-7 2e-7 | 7e-4 6e-4     1e-7 1e-7 | 6e-6 5e-6     4e-8 4e-8 | 5e-8 4e-8
 #   bfloat16  6e-8 2e-3 | 1e+0 8e-1     5e-8 1e-3 | 1e+0 8e-1     5e-8 2e-3 | 2e-1 2e-1     4e-8 2e-3 | 2e-3 3e-3
@@ -237,7 +238,8 @@ def test_opcheck(device, dtype):
         logits, labels = case.tensors["logits"].detach(), case.tensors["labels"]
         _, _, weights, _, log_sums = ops.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
         tensors = {"grad": torch.ones((), device=device), "logits": logits, "labels": labels, "weights": weights}
-        assert_opcheck("adaptive_cross_entropy_backward", Case({**tensors, "log_sums": log_sums}, {"ignore_index": -100}))
+        tensors["log_sums"] = log_sums
+        assert_opcheck("adaptive_cross_entropy_backward", Case(tensors, {"ignore_index": -100}))
 
 
 def test_compile(device):

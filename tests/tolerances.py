@@ -60,7 +60,7 @@ def weighted(losses, loss_error, raw_of, temperature: float, floor: float) -> di
 
 
 def log_sums(wide: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Truth and bound of [2, samples, tokens]: the maximum (0 where it is infinite), exact, and log sum e^(x - maximum).
+    """Truth and bound of [2, samples, tokens]: the maximum (0 where infinite), exact, and log sum e^(x - maximum).
 
     The bound of a small log-sum is relative to it: the classes beside the label are summed apart.
     """
@@ -71,8 +71,8 @@ def log_sums(wide: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, to
     own = relative.gather(2, label).squeeze(2).expm1()
     others = power.sum(dim=2) + own
     log_sum = others.log1p()
-    # each exponential: its difference rounds once, then exp; the sum; what exp flushes; the label's expm1; the addition,
-    # of which expm1 - 1 may cancel the most; log1p
+    # each exponential: its difference rounds once, then exp; the sum; what exp flushes; the label's expm1 and its
+    # addition, which may cancel the most; log1p
     distance = torch.where(power == 0, 0.0, relative.abs() * U + FUNCTION + roundings(wide.shape[2]) * U)
     error = (power * distance).sum(dim=2) + own.abs() * FUNCTION + others.abs() * U + wide.shape[2] * 2.0**-125
     error = error / (1 + others) * 1.001 + log_sum.abs() * FUNCTION
