@@ -74,13 +74,21 @@ def resident(threads: int, registers: int, shared: int) -> int:
 
 
 def speed(
-    text: str, *, programs: int, threads: int, registers: int, shared: int, elements: int, itemsize: int,
-    read_tensors: int, moved_tensors: int,
+    text: str,
+    *,
+    programs: int,
+    threads: int,
+    registers: int,
+    shared: int,
+    elements: int,
+    itemsize: int,
+    read_tensors: int,
+    moved_tensors: int,
 ) -> dict[str, float]:
-    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""  # fmt: skip
+    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
-    counts, special, flight = {one.address: 1 for one in code}, 0, loaded(code)
+    counts, flight = {one.address: 1 for one in code}, loaded(code)
     for body in loops(code):
         turn = loaded(body) / (itemsize * read_tensors)
         if turn >= 1:

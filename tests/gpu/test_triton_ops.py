@@ -13,6 +13,8 @@ from sfron_fast.triton import MODULES
 
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
 LONG = [(64, 1, 32000), (9, 1, 128256), (5, 1, 152064), (3, 70, 32000), (2, 3, 50257), (9000, 1, 10), (4097, 1, 1000)]
+LONG += [(3, 1, 9001)]
+LONG_TARGETS = [(8192, 10), (4097, 1000), (64, 32000), (5, 50257), (5, 152064)]
 LARGE = [(1, 5_000_001), (4, 3 * 512 * 512), (256, 3072), (100_000, 10), (2500, 4097)]
 
 
@@ -99,7 +101,7 @@ def test_mse_matches_truth(shape, mean, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("shape", [*rc.CLASSES, (8192, 10), (4097, 1000), (64, 32000), (5, 152064)], ids=str)
+@pytest.mark.parametrize("shape", [*rc.CLASSES, *LONG_TARGETS], ids=str)
 def test_soft_targets_match_truth(shape, weighted, dtype):
     case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted)
     rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
@@ -234,14 +236,17 @@ def test_more_than_2_to_31_logits():
     logits[-1, 0, -1] = 3.0
     outputs, gradient = run_cross_entropy(rc.Rows((logits, labels), (0.0, 1e-6, -100), grad=float(samples)))
     exact = math.log(classes - 1 + math.exp(3.0))
-    assert abs(outputs[4][-1].item() - exact) < 1e-5
+    assert outputs[4][:, -1].sum().item() == pytest.approx(exact, abs=1e-5)
     assert abs(outputs[1][-1].item() - (exact - 3.0)) < 1e-5
     assert abs(gradient[-1, 0, -1].item() - (math.exp(3.0 - exact) - 1.0)) < 2.0**-8
     assert abs(outputs[1][-2].item() - math.log(classes)) < 1e-5
 
 
 @each_dtype
-@pytest.mark.parametrize(("samples", "classes"), [(256, 10), (300, 1000), (300, 8192), (40, 32000), (40, 128256)])
+@pytest.mark.parametrize(
+    ("samples", "classes"),
+    [(256, 10), (5000, 10), (300, 1000), (300, 8192), (40, 32000), (40, 50257), (40, 128256)],
+)
 def test_cross_entropy_sum(samples, classes, dtype):
     """Total and gradient before the division by the normaliser, the latter over the logits; repeatable."""
     case = rc.cross_entropy((samples, 1, classes), dtype, "cuda")
