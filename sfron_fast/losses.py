@@ -2,6 +2,10 @@
 
 Samples the model still remembers (small loss) get most of the weight. The result is sum_i w_i l_i with
 sum_i w_i = 1; ascend it by minimising its negative, ``(-alpha * loss).backward()``.
+
+A NaN among the losses shows: it makes the normaliser, every weight (but those of samples without a label, which stay 0)
+and the result NaN, on every rank of a group. Second derivatives, ``torch.func`` and forward mode have the right values,
+from slower operations; gradients written over the logits have no second derivative, and say so.
 """
 
 import math
@@ -52,7 +56,7 @@ def adaptive_cross_entropy(
         logits: [samples, classes], or [samples, tokens, classes] for sequences (a sample's loss is the mean
             over its labelled tokens); fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
         labels: int64 [samples] or [samples, tokens]; ``ignore_index`` marks tokens without a label.
-        temperature: lambda >= 0; 0 = plain mean.
+        temperature: lambda >= 0; 0 = plain mean. Any: the weights are formed relative to the smallest loss.
         floor: smallest loss used in a weight, > 0.
         inplace: the backward pass writes the gradient over the logits instead of into new memory; equal in all bits
             (but in fp64). Until then the logits are whole. They must be contiguous and no leaf; without grad, or
@@ -167,17 +171,22 @@ def _check_rows(logits: Tensor, labels: Tensor, temperature: float, floor: float
 def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: float) -> None:
     """What the normaliser has not divided yet must fit: the weights fp32, and the gradient the logits' dtype.
 
-    No class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's probability lacks.
+    Nor may the weights of a forgotten batch all vanish, as nothing would be left to divide by. No class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's probability lacks.
     """
     if scale == 0.0:
         return
     low, size = min(math.log10(floor), 0.0), math.log10(abs(scale))
     weight, gradient = size - temperature * low, size + max((1.0 - temperature) * low, 0.0)
-    wide, narrow = (math.log10(torch.finfo(d).max) for d in (reference.accumulate_dtype(dtype), dtype))
+    wide_dtype = reference.accumulate_dtype(dtype)
+    wide, narrow = (math.log10(torch.finfo(d).max) for d in (wide_dtype, dtype))
     require(weight < wide and gradient < narrow, "floor",
             f"weights below 1e{wide:.1f} and gradients below 1e{narrow:.1f}",
             f"up to 1e{weight:.1f} and 1e{gradient:.1f} by scale, floor and temperature",
             "raise it, or use adaptive_cross_entropy(inplace=True)")  # fmt: skip
+    vanishing = size - 2.0 * temperature
+    require(vanishing > math.log10(torch.finfo(wide_dtype).tiny), "temperature",
+            f"weights of losses up to 100 above {torch.finfo(wide_dtype).tiny:.0e}", f"1e{vanishing:.1f}",
+            "lower it, or use adaptive_cross_entropy(inplace=True)")  # fmt: skip
 
 
 def adaptive_mse(

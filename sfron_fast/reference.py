@@ -359,7 +359,7 @@ def adaptive_weights(
     if counted is not None:
         raw = torch.where(counted, raw, 0.0)
     total = raw.sum()
-    weights = raw / torch.where(total == 0, 1.0, total)  # no labelled sample at all: 0, not 0 / 0
+    weights = torch.where(raw == 0, 0.0, raw / total)  # also if no sample has a label: not 0 / 0
     return weights.to(losses.dtype), total.log() - temperature * least.log()
 
 

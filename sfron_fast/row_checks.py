@@ -22,10 +22,15 @@ def adaptive_cross_entropy(
             require(False, "labels", f"classes 0 to {logits.shape[2] - 1} or {ignore_index}", int(outside[0]))
 
 
+def transformed() -> bool:
+    """True inside a transform of ``torch.func``, eager or compiled."""
+    functorch = torch._C._functorch
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)  # to Dynamo None is not None
+
+
 def _readable(labels: Tensor) -> bool:
-    """On other devices reading would wait for the device; compiled, or inside torch.func, there is nothing to read."""
-    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    return labels.device.type == "cpu" and not traced
+    """On other devices reading would wait for the device; compiled or transformed, there is nothing to read."""
+    return labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def _in_place(name: str, tensor: Tensor) -> None:

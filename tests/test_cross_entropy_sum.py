@@ -161,6 +161,8 @@ def test_sum_arguments():
     with pytest.raises(ValueError, match=r"^floor: expected weights below"):
         adaptive_cross_entropy_sum_(work, labels, 7.0)
     adaptive_cross_entropy_sum_(work.double(), labels, 7.0)
+    with pytest.raises(ValueError, match=r"^temperature: expected weights of losses up to 100 above 1e-38, found 1e-4"):
+        adaptive_cross_entropy_sum_(work, labels, 20.0, floor=1.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.5, 2.0])

@@ -1,11 +1,13 @@
 """Adaptive losses as the recipes use them: weights, accumulation, sequences, floor, precision, labels."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sfron_fast import adaptive_cross_entropy, adaptive_mse, adaptive_weights
-from sfron_fast.losses import LOSS_FLOOR, adaptive_cross_entropy_parts
+from sfron_fast.losses import LOSS_FLOOR, _kernel, adaptive_cross_entropy_parts
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 
@@ -35,6 +37,61 @@ def test_adaptive_weights(temperature, dtype):
     assert abs(float(found.sum()) - 1) < 1e-6
     if temperature == 0:
         assert torch.equal(found, torch.full_like(found, 0.2))
+
+
+def with_losses(losses):
+    """Logits of two classes whose losses at label 0 are these, fp64."""
+    return torch.stack([-losses.expm1().log(), torch.zeros_like(losses)], 1)
+
+
+def every_weight(losses, temperature, dtype):
+    """Weights [samples] and result of each way to them, of losses [samples] in fp64; nothing overflows on the way."""
+    own = losses.to(dtype, copy=True).requires_grad_()
+    weights = adaptive_weights(own, temperature)
+    yield "adaptive_weights", weights, (weights * own).sum(), own
+    logits = with_losses(losses).to(dtype).requires_grad_()
+    labels = torch.zeros(len(losses), dtype=torch.int64)
+    loss, _, weights, _ = adaptive_cross_entropy_parts(logits, labels, temperature)
+    yield "cross_entropy", weights, loss, logits
+    rows, target = losses.sqrt().unsqueeze(1).to(dtype).requires_grad_(), torch.zeros(len(losses), 1, dtype=dtype)
+    kernel = _kernel("adaptive_mse", rows)
+    loss, _, weights, _ = kernel(rows, target, temperature, LOSS_FLOOR, True)
+    yield "mse", weights, loss, rows
+
+
+@pytest.mark.parametrize(
+    ("losses", "temperatures"), [([1e-7, 1.0, 2.0], (6.0, 7.0, 60.0)), ([30.0, 40.0, 50.0], (20.0, 40.0, 400.0))]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_temperature_overflows(losses, temperatures, dtype):
+    """Remembered samples overflow l^-T, forgotten ones underflow it; w = softmax(-T log l) does neither."""
+    losses = torch.tensor(losses, dtype=torch.float64)
+    for temperature in (*temperatures, 1e30):
+        wanted = torch.softmax(-temperature * losses.clamp_min(LOSS_FLOOR).log(), 0)
+        for name, weights, loss, leaf in every_weight(losses, temperature, dtype):
+            torch.testing.assert_close(weights.double(), wanted, rtol=0, atol=1e-6 * min(temperature, 50), msg=name)
+            loss.backward()
+            torch.testing.assert_close(loss.double(), (wanted * losses).sum(), rtol=1e-5, atol=1e-7, msg=name)
+            assert torch.isfinite(leaf.grad).all()
+            assert leaf.grad.any()
+
+
+@DTYPES
+def test_a_nan_loss_shows_in_every_weight(dtype):
+    """Not in those of samples without a label, which have no part; nor is anything left unnormalised."""
+    for name, weights, loss, _ in every_weight(torch.tensor([1.0, math.nan, 2.0], dtype=torch.float64), 0.5, dtype):
+        assert weights.isnan().all(), name
+        assert loss.isnan(), name
+    logits, labels = batch(4, 5, dtype)
+    with torch.no_grad():
+        logits[1, 2] = math.nan
+    labels[3] = -100
+    loss, losses, weights, normaliser = adaptive_cross_entropy_parts(logits, labels)
+    assert loss.isnan()
+    assert normaliser.isnan()
+    assert losses.isnan().tolist() == [False, True, False, False]
+    assert weights.isnan().tolist() == [True, True, True, False]
+    assert weights[3] == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.5])

@@ -29,10 +29,10 @@ OUTPUTS = ("loss", "losses", "log_sums")
 
 def make(
     shape=(6, 70), dtype=torch.float32, device="cpu", *, scale=1.0, temperature=1.0, weighted=True, near=None,
-    offset=0.0,
+    offset=0.0, common=0.0,
 ) -> Case:  # fmt: skip
     """Weights of both signs, the second 0; with ``near`` the teacher is the logits and so much noise."""
-    logits, teacher = (values(shape, dtype, device, scale=scale) for _ in range(2))
+    logits, teacher = (values(shape, dtype, device, scale=scale) + common for _ in range(2))
     if near is not None:
         teacher = (logits.double() + near * teacher.double()).to(dtype)
     weights = None
@@ -77,7 +77,9 @@ CASES = {
     "very confident": {"scale": 1000.0, "shape": (7, 3000)},
     "teacher shifted": {"offset": 60.0},
     "almost the teacher": {"near": 1e-3, "shape": (5, 300)},
+    "almost the teacher, far out": {"near": 1e-2, "common": 1e4},
     "nearly uniform": {"temperature": 100.0},
+    "small temperature": {"temperature": 0.01, "common": 100.0},
 }
 
 

@@ -6,22 +6,14 @@
 
 namespace sfron {
 
-// log sum e^x = shift + log_sum. They stay apart, as their sum would lose the digits of a small log_sum.
-struct LogSum {
-  float shift;  // row_shift
-  double log_sum;
-};
-
-// What a class that is not the label gets: of e^(x - `base`), the row's weight times e^-log_sum.
-SFRON_HD float cross_entropy_backward_one(float logit, float base, float factor) {
-  return exp_below_88(logit - base) * factor;
-}
+// of a class that is not the label
+SFRON_HD float cross_entropy_backward_one(float logit, Softmax s) { return exp_below_88(logit - s.base) * s.factor; }
 
 inline double cross_entropy_loss(LogSum s, float picked) { return s.log_sum - (static_cast<double>(picked) - s.shift); }
 
 // softmax - 1 of the label, without the cancellation
 inline float cross_entropy_backward_label(LogSum s, float picked, float row_weight) {
-  return static_cast<float>(std::expm1(-cross_entropy_loss(s, picked))) * row_weight;
+  return expm1_negative(-static_cast<float>(cross_entropy_loss(s, picked))) * row_weight;
 }
 
 struct CrossEntropyRows {

@@ -14,6 +14,7 @@ namespace {
 // block is fetched meanwhile: it lies behind this one, as rows follow each other.
 SFRON_HD void add_groups(
     const float* x, int64_t begin, int64_t end, float shift, const char* next, int64_t bytes, float* lane) {
+  if (begin == end) return;
   alignas(64) float sum[kLanes];  // the compiler keeps it in registers
   std::copy_n(lane, kLanes, sum);
   for (int64_t i = begin; i + kLanes <= end; i += kLanes) {
@@ -46,22 +47,22 @@ SFRON_HD float block_sum(
   return fold_lanes(lane, [](float a, float b) { return a + b; });
 }
 
-// out = factor * e^(x - base), x and out [n].
-SFRON_HD void block_backward(const float* x, int64_t n, float base, float factor, float* out) {
+// out = weighted softmax of x, both [n].
+SFRON_HD void block_backward(const float* x, int64_t n, Softmax softmax, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], base, factor);
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], softmax);
   }
   if (n % kLanes != 0) {
-    Edge edge(x, n, base);
-    for (int64_t j = 0; j < kLanes; ++j) edge.values[j] = cross_entropy_backward_one(edge.values[j], base, factor);
+    Edge edge(x, n, softmax.base);
+    for (int64_t j = 0; j < kLanes; ++j) edge.values[j] = cross_entropy_backward_one(edge.values[j], softmax);
     for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge.values[kLanes - rest + j];
   }
 }
 
-// The label's class is added last and in double: the small sum of the others, which is what the loss of a remembered
-// sample consists of, keeps its digits beside the label's e^0.
+// The label's class is added last: where it is the maximum, its e^0 would swallow the digits of the others' small sum,
+// which is what the loss of a remembered sample consists of.
 SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t label, float picked, float* scratch) {
   float maximum = -INFINITY;
   double others = 0.0;
@@ -82,8 +83,8 @@ SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t labe
     others += block_sum(x, n, label - at, row_shift(maximum), next, bytes);
   }
   const float shift = row_shift(maximum);
-  const double own = picked == shift ? 0.0 : std::expm1(static_cast<double>(picked) - shift);  // e^(x - shift) - 1
-  return {shift, maximum == INFINITY && others == others ? INFINITY : std::log1p(others + own)};
+  if (picked == shift && shift == maximum) return {shift, std::log1p(others)};  // as log loses what is small beside 1
+  return {shift, row_log(maximum, others + exp_one(picked - shift))};
 }
 
 // The gradient may be the logits' own memory.
@@ -92,13 +93,12 @@ SFRON_HD void row_backward(
     float* result) {
   const int64_t label = t.labels[row], start = row * t.classes;
   if (label == t.ignore_index) return zero_tile(gradient, t.dtype, start, t.classes);
-  const float base = std::isinf(sum.log_sum) ? static_cast<float>(sum.log_sum) : sum.shift;  // e^-inf beside an inf
-  const float factor = static_cast<float>(weight * std::exp(-sum.log_sum));
+  const Softmax softmax = weighted_softmax(sum, weight);
   for (int64_t at = 0; at < t.classes; at += kRowBlock) {
     const int64_t n = std::min(kRowBlock, t.classes - at);
     const float* x = load_tile(t.logits, t.dtype, start + at, n, scratch);  // [n]
     float* out = open_tile(gradient, t.dtype, start + at, result);          // [n]
-    block_backward(x, n, base, factor, out);
+    block_backward(x, n, softmax, out);
     if (label >= at && label < at + n) out[label - at] = cross_entropy_backward_label(sum, picked, weight);
     store_tile(gradient, t.dtype, start + at, n, out);
   }
@@ -150,6 +150,7 @@ struct SumKernel {
         sum = row_forward(t, row, t.labels[row], picked, scratch);
         losses[row] = static_cast<float>(cross_entropy_loss(sum, picked));
         raw[row] = raw_weight(weight_base(losses[row], rule.floor), 1.0, rule.temperature);
+        sum.log_sum = static_cast<float>(sum.log_sum);  // as it is stored between two passes: their bits
       }
       row_backward(t, row, picked, sum, static_cast<float>(raw[row] * rule.scale), gradient, scratch, result);
     }

@@ -22,14 +22,10 @@ SFRON_HD float kl_term_one(float power, float teacher, float logit) {
   return power == 0.0f ? 0.0f : power * (teacher - logit);
 }
 
-// Of e^((x - base) / T) a factor for each of the two: the row's weight times e^-log_sum.
-struct KlFactors {
-  float base, factor, teacher_base, teacher_factor;
-};
-
-SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_temperature, KlFactors f) {
-  return exp_below_88((logit - f.base) * inverse_temperature) * f.factor -
-         exp_below_88((teacher - f.teacher_base) * inverse_temperature) * f.teacher_factor;
+// softmaxes q of the logits and p of the teacher, over T, with the row's weight
+SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_temperature, Softmax q, Softmax p) {
+  return exp_below_88((logit - q.base) * inverse_temperature) * q.factor -
+         exp_below_88((teacher - p.base) * inverse_temperature) * p.factor;
 }
 
 // Rows [begin, end) of losses [samples] and of log_sums [4, samples]: shift and log sum e^((x - shift) / T) of the

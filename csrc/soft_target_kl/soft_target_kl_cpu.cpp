@@ -89,30 +89,21 @@ SFRON_HD void row_forward(
 
 // x, y, out [n]: logits, teacher, gradient
 SFRON_HD void block_backward(
-    const float* x, const float* y, int64_t n, float inverse_temperature, KlFactors f, float* out) {
+    const float* x, const float* y, int64_t n, float inverse_temperature, Softmax q, Softmax p, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     prefetch_lines(y + i + kAhead);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, f);
+    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, q, p);
   }
   if (n % kLanes != 0) {
     Edge edge_x(x, n, 0.0f);
     const Edge edge_y(y, n, 0.0f);
     for (int64_t j = 0; j < kLanes; ++j) {
-      edge_x.values[j] = kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, f);
+      edge_x.values[j] = kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, q, p);
     }
     for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge_x.values[kLanes - rest + j];
   }
-}
-
-// `log_sums` of one row, `stride` apart
-SFRON_HD KlFactors row_factors(const float* log_sums, int64_t stride, float weight) {
-  const float shift = log_sums[0], sum = log_sums[stride];
-  const float teacher_shift = log_sums[2 * stride], teacher_sum = log_sums[3 * stride];
-  const auto base = [](float at, float log_sum) { return std::isinf(log_sum) ? log_sum : at; };  // e^-inf beside an inf
-  const auto factor = [=](float log_sum) { return static_cast<float>(weight * std::exp(-static_cast<double>(log_sum))); };
-  return {base(shift, sum), factor(sum), base(teacher_shift, teacher_sum), factor(teacher_sum)};
 }
 
 struct ForwardKernel {
@@ -137,13 +128,15 @@ struct BackwardKernel {
         zero_tile(gradient, t.dtype, row * t.classes, t.classes);
         continue;
       }
-      const KlFactors factors = row_factors(log_sums + row, t.samples, row_weights[row]);
+      const float* sums = log_sums + row;
+      const Softmax q = weighted_softmax({sums[0], sums[t.samples]}, row_weights[row]);
+      const Softmax p = weighted_softmax({sums[2 * t.samples], sums[3 * t.samples]}, row_weights[row]);
       for (int64_t at = 0; at < t.classes; at += kRowBlock) {
         const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
         const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
         const float* y = load_tile(t.teacher, t.dtype, start, n, scratch_y);  // [n]
         float* out = open_tile(gradient, t.dtype, start, result);             // [n]
-        block_backward(x, y, n, inverse_temperature, factors, out);
+        block_backward(x, y, n, inverse_temperature, q, p, out);
         store_tile(gradient, t.dtype, start, n, out);
       }
     }

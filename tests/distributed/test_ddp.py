@@ -185,6 +185,27 @@ def squared_errors():
         assert (model.weight.grad.T - one.grad).abs().max() <= 1000 * 2.0**-53 * one.grad.abs().max()
 
 
+def steep_weights():
+    """No power overflows on any rank, and one rank's NaN is everyone's."""
+    world, group = dist.get_world_size(), dist.group.WORLD
+    logits = torch.stack([torch.linspace(-20.0, 15.0, 16), torch.zeros(16)], 1)
+    labels = torch.zeros(16, dtype=torch.int64)
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    wanted = torch.softmax(-40.0 * losses.clamp_min(1e-6).log(), 0)
+    for split in SPLITS[world]:
+        mine, known = part(logits, split), part(labels, split)
+        weights = adaptive_weights(part(losses, split).float(), 40.0, group=group)
+        assert ((weights.double() / world - part(wanted, split)).abs() <= 1e-4).all(), split
+        total = adaptive_cross_entropy(mine, known, 40.0, group=group)
+        dist.all_reduce(total)
+        assert abs(total / world / (wanted * losses).sum() - 1) <= 1e-4, split
+        poisoned = part(logits.index_fill(0, torch.tensor([3]), float("nan")), split)
+        if len(mine):
+            assert adaptive_cross_entropy(poisoned, known, group=group).isnan(), split
+        else:
+            adaptive_weights(torch.zeros(0), group=group)  # the others wait for it
+
+
 def nothing_anywhere():
     group = dist.group.WORLD
     logits = torch.zeros(0, 5, requires_grad=True)
@@ -195,7 +216,7 @@ def nothing_anywhere():
 
 @pytest.mark.checklist("F1")
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("check", [adaptive_gradients, divided_by_the_optimizer, squared_errors])
+@pytest.mark.parametrize("check", [adaptive_gradients, divided_by_the_optimizer, squared_errors, steep_weights])
 def test_weights_are_normalised_over_all_ranks(world_size, check):
     """Equal, uneven and empty parts; the bound is that of two orders of fp32 sums (bound_of)."""
     on_ranks(world_size, check)

@@ -176,18 +176,18 @@ void cross_entropy() {
   std::vector<int64_t> labels(rows);
   for (int64_t& label : labels) label = pick(4) == 0 ? -100 : pick(classes);
   const CrossEntropyRows t{logits.data, labels.data(), classes, -100, logits.dtype};
-  std::vector<float> lse(rows);
+  std::vector<float> sums(2 * rows);
   std::vector<double> losses(rows);
-  in_pieces(rows, [&](int64_t b, int64_t e) { adaptive_cross_entropy_cpu(t, b, e, lse.data(), losses.data()); });
+  in_pieces(rows, [&](int64_t b, int64_t e) { adaptive_cross_entropy_cpu(t, b, e, rows, sums.data(), losses.data()); });
   Buffer gradient(rows * classes, logits.dtype), expected(rows * classes, logits.dtype);
   const std::vector<float> weights(rows, 0.3f);
   in_pieces(rows, [&](int64_t b, int64_t e) {
-    adaptive_cross_entropy_backward_cpu(t, b, e, lse.data(), weights.data(), gradient.data);
+    adaptive_cross_entropy_backward_cpu(t, b, e, rows, sums.data(), weights.data(), gradient.data);
   });
   Buffer over = logits, summed = logits, product = logits;
   const CrossEntropyRows same_memory{over.data, labels.data(), classes, -100, logits.dtype};
   in_pieces(rows, [&](int64_t b, int64_t e) {
-    adaptive_cross_entropy_backward_cpu(same_memory, b, e, lse.data(), weights.data(), over.data);
+    adaptive_cross_entropy_backward_cpu(same_memory, b, e, rows, sums.data(), weights.data(), over.data);
   });
   expect(over.same(gradient), "cross_entropy", "gradient over the logits", classes);
   // raw weights 1 and scale 0.3: the same gradient, and the losses in fp32
@@ -208,11 +208,15 @@ void cross_entropy() {
     expect(sum_losses[r] == static_cast<float>(losses[r]) && raw[r] == counted, "cross_entropy", "sum", r);
     for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits.get(r * classes + c)));
     const double loss = counted ? std::log(sum) - logits.get(r * classes + labels[r]) : 0.0;
-    expect(std::fabs(lse[r] - std::log(sum)) < 2e-6 * std::fmax(1.0, std::log(sum)), "cross_entropy", "lse", r);
+    const LogSum found{sums[r], sums[rows + r]};
+    const double lse = found.shift + found.log_sum, near = 2e-6 * std::fmax(1.0, std::fabs(std::log(sum)));
+    expect(std::fabs(lse - std::log(sum)) < near, "cross_entropy", "log-sum", r);
     expect(std::fabs(losses[r] - loss) < 2e-6, "cross_entropy", "loss", r);
+    const Softmax softmax = weighted_softmax(found, 0.3f);
     for (int64_t c = 0; c < classes; ++c) {
-      const float onehot = c == labels[r] ? 1.0f : 0.0f, x = logits.get(r * classes + c);
-      expected.set(r * classes + c, counted ? cross_entropy_backward_one(x, lse[r], onehot, 0.3f) : 0.0f);
+      const float x = logits.get(r * classes + c), own = cross_entropy_backward_label(found, x, 0.3f);
+      const float g = c == labels[r] ? own : cross_entropy_backward_one(x, softmax);
+      expected.set(r * classes + c, counted ? g : 0.0f);
     }
   }
   expect(gradient.same(expected), "cross_entropy", "gradient", classes);
@@ -241,30 +245,33 @@ void soft_targets() {
   const int64_t classes = kSizes[1 + pick(12)], rows = pick(4);
   const Buffer x(rows * classes, random_dtype()), y(rows * classes, x.dtype);
   Buffer gradient = x, expected = x;
-  std::vector<float> weights(rows), losses(rows), lse(2 * rows);
+  std::vector<float> weights(rows), losses(rows), sums(4 * rows);
   for (float& weight : weights) weight = pick(4) == 0 ? 0.0f : random_float();
   const double temperature = 1.0 + pick(4);
   const bool weighted = pick(2);
   const KlRows t{x.data, y.data, weighted ? weights.data() : nullptr, rows, classes, temperature, x.dtype};
-  in_pieces(rows, [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), lse.data()); });
+  in_pieces(rows, [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), sums.data()); });
   in_pieces(rows, [&](int64_t b, int64_t e) {
-    soft_target_kl_backward_cpu(t, b, e, lse.data(), weights.data(), gradient.data);
+    soft_target_kl_backward_cpu(t, b, e, sums.data(), weights.data(), gradient.data);
   });
   const float inverse = static_cast<float>(1.0 / temperature);
   for (int64_t r = 0; r < rows; ++r) {
     const bool counted = !weighted || weights[r] != 0.0f;
     double sum = 0.0, teacher = 0.0, cross = 0.0;
+    const LogSum q{sums[r], sums[rows + r]}, p{sums[2 * rows + r], sums[3 * rows + r]};
     for (int64_t i = r * classes; i < (r + 1) * classes; ++i) {
       const double a = y.get(i) / temperature, b = x.get(i) / temperature;
       sum += std::exp(b), teacher += std::exp(a), cross += std::exp(a) * (a - b);
-      const float g = kl_backward_one(x.get(i), y.get(i), inverse, lse[r], lse[rows + r], weights[r]);
+      const Softmax weighted_q = weighted_softmax(q, weights[r]), weighted_p = weighted_softmax(p, weights[r]);
+      const float g = kl_backward_one(x.get(i), y.get(i), inverse, weighted_q, weighted_p);
       expected.set(i, counted ? g : 0.0f);
     }
     const double loss = (cross / teacher - std::log(teacher) + std::log(sum)) * temperature * temperature;
     const double error = 4e-6 * temperature * temperature;
     expect(std::fabs(losses[r] - (counted ? loss : 0.0)) < error, "soft_target_kl", "loss", r);
-    expect(std::fabs(lse[r] - (counted ? std::log(sum) : 0.0)) < 4e-6, "soft_target_kl", "lse", r);
-    expect(std::fabs(lse[rows + r] - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl", "teacher lse", r);
+    const double lse = q.shift / temperature + q.log_sum, teacher_lse = p.shift / temperature + p.log_sum;
+    expect(std::fabs(lse - (counted ? std::log(sum) : 0.0)) < 4e-6, "soft_target_kl", "log-sum", r);
+    expect(std::fabs(teacher_lse - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl", "teacher", r);
   }
   expect(gradient.same(expected), "soft_target_kl", "gradient", classes);
 }
