@@ -92,8 +92,16 @@ def slow(load: float, flight: float) -> list[str]:
 
 
 def speed(
-    text: str, *, programs: int, threads: int, registers: int, shared: int, elements: int, itemsize: int,
-    read_tensors: int, moved_tensors: int,
+    text: str,
+    *,
+    programs: int,
+    threads: int,
+    registers: int,
+    shared: int,
+    elements: int,
+    itemsize: int,
+    read_tensors: int,
+    moved_tensors: int,
 ) -> dict[str, float]:
     """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""
     code = path(read(text))

@@ -20,6 +20,7 @@ from sfron_fast.triton import adaptive_cross_entropy as ce
 from sfron_fast.triton import adaptive_mse as mse
 from sfron_fast.triton import common, samples
 from sfron_fast.triton import soft_target_kl as kl
+from sfron_fast.triton import soft_target_kl_kernels as kl_kernels
 
 _convert = interpreter._convert_float
 
@@ -40,7 +41,8 @@ def _approximate_exp2(data):
     bits = numpy.ascontiguousarray(exact).view(numpy.int32)
     off = numpy.where(numpy.ascontiguousarray(data).view(numpy.int32) & 1, 2, -2).astype(numpy.int32)
     regular = (exact >= 2.0**-125) & (exact < 2.0**126) & (data != numpy.floor(data))
-    return numpy.where(exact < 2.0**-126, numpy.float32(0.0), numpy.where(regular, bits + off, bits).view(numpy.float32))
+    moved = numpy.where(regular, bits + off, bits).view(numpy.float32)
+    return numpy.where(exact < 2.0**-126, numpy.float32(0.0), moved)
 
 
 # this process runs nothing else
@@ -92,7 +94,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(mse, "SHARE", 8)
     monkeypatch.setattr(samples, "ONE_PROGRAM_SAMPLES", 10)
     monkeypatch.setattr(samples, "GROUP", 6)
-    monkeypatch.setattr(kl, "_BLOCK", tl.constexpr(4))
+    monkeypatch.setattr(kl_kernels, "BLOCK", tl.constexpr(4))
 
 
 @each_dtype
@@ -333,7 +335,9 @@ def test_cross_entropy_sum_in_any_order(small_tiles, order):
 
 
 @pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize(("losses", "temperatures"), [([1e-7, 1.0, 2.0], (7.0, 60.0)), ([30.0, 40.0, 50.0], (40.0, 400.0))])
+@pytest.mark.parametrize(
+    ("losses", "temperatures"), [([1e-7, 1.0, 2.0], (7.0, 60.0)), ([30.0, 40.0, 50.0], (40.0, 400.0))]
+)
 def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temperatures, many):
     if many:
         monkeypatch.setattr(samples, "ONE_PROGRAM_SAMPLES", 2)

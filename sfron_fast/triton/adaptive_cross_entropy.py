@@ -1,8 +1,9 @@
 """Adaptive cross-entropy: a row's loss, its weight, and for the last program to arrive the sum of all.
 
 One token per sample: the whole forward pass is one launch, at any number of classes. More tokens: a second
-launch takes the mean of each sample. The backward pass is one launch (two with more tokens), into fresh memory or
-over the logits. Each reads the logits once. The sum is both passes in one launch, as it does without the normaliser.
+launch takes the mean of each sample; thousands of samples: two more (``samples.py``). The backward pass is one launch
+(two with more tokens), into fresh memory or over the logits. Each reads the logits once. The sum is both passes in one
+launch, as it does without the normaliser.
 Programs end in a counter, never in a float atomic, so results are repeatable.
 """
 
@@ -14,14 +15,13 @@ from torch import Tensor
 
 from . import common
 from . import samples as finishing
-from .cross_entropy_kernels import (
+from .cross_entropy_gradient_kernels import (
     _adaptive_cross_entropy_bwd_kernel,
-    _adaptive_cross_entropy_fwd_kernel,
-    _adaptive_cross_entropy_long_fwd_kernel,
     _adaptive_cross_entropy_samples_bwd_kernel,
     _adaptive_cross_entropy_samples_fwd_kernel,
     _adaptive_cross_entropy_scale_kernel,
 )
+from .cross_entropy_kernels import _adaptive_cross_entropy_fwd_kernel, _adaptive_cross_entropy_long_fwd_kernel
 
 TILE = 8192  # logits of one program where whole rows fit
 SHARE = 64  # of a thread, eight 16-byte loads of bf16: what is done once for a row costs little for each
@@ -59,11 +59,12 @@ def _forward(
     rows = samples * tokens
     loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
     log_sums = torch.empty((2, samples, tokens), dtype=torch.float32, device=logits.device)
-    if rows == 0:
-        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser.fill_(-math.inf), log_sums
     one_token, gradient = tokens == 1, scale is not None
     if gradient:
         normaliser = torch.empty_like(loss)
+    if rows == 0:
+        normaliser.fill_(0.0 if gradient else -math.inf)
+        return loss.zero_(), losses.zero_(), weights.zero_(), normaliser, log_sums
     row_losses = losses if one_token else losses.new_empty((samples, tokens))
     counter, numbers = common.arrival_counter(logits), (*common.split(temperature), floor)
     few = samples <= finishing.ONE_PROGRAM_SAMPLES

@@ -72,6 +72,12 @@ def widen(x):
 
 
 @triton.jit
+def columns_of(DEPTH: tl.constexpr, LANES: tl.constexpr):
+    """[DEPTH, 1, LANES]: how far an element of a tile is from the tile's first column."""
+    return tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+
+
+@triton.jit
 def tile(first_row, rows, length, first_column, DEPTH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
     """ROWS rows of ``length`` elements, DEPTH * LANES columns from ``first_column``: (row, inside, start, at, mask).
 
@@ -80,7 +86,7 @@ def tile(first_row, rows, length, first_column, DEPTH: tl.constexpr, ROWS: tl.co
     """
     row = first_row + tl.arange(0, ROWS)
     inside = row < rows
-    lane = tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    lane = columns_of(DEPTH, LANES)
     left = tl.minimum(length - first_column, DEPTH * LANES).to(tl.int32)
     at = tl.arange(0, ROWS)[None, :, None] * length + lane
     return row, inside, first_row * length + first_column, at, across(inside) & (lane < left)

@@ -60,9 +60,11 @@ def arrived_last(counter_ptr, programs):
 
 
 @triton.jit
-def _relative(base, least, temperature_high, temperature_low):
-    """(base / least)^-temperature, at most 1, and exactly 1 for the least; 0 without a label."""
-    inverse = 1.0 / least.to(tl.float64)  # one division, and none in a loop, where it is a call
+def _relative(base, inverse, temperature_high, temperature_low):
+    """(base / least)^-temperature, at most 1, and exactly 1 for the least; 0 without a label.
+
+    ``inverse`` = 1 / least in fp64: its product rounds to the quotient, without a division, a call, in every loop.
+    """
     ratio = (base.to(tl.float64) * inverse).to(tl.float32)
     return tl.where(base < 0.0, 0.0, raw_weight(ratio, temperature_high, temperature_low))
 
@@ -77,7 +79,7 @@ def _least_of(lowest, wrong):
 
 @triton.jit
 def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr):
-    """(least, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to ``last``, in fp32 and fp64.
+    """(least base, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to ``last``.
 
     LINEAR: the raw weights are the powers of the bases themselves.
     """
@@ -92,13 +94,14 @@ def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_lo
             lowest = tl.where((base >= 0.0) & (base < lowest), base, lowest)
             wrong |= (base != base).to(tl.int32)
         least = _least_of(lowest, wrong)
+    inverse = 1.0 / least.to(tl.float64)
     weight_sum = tl.zeros([BLOCK], tl.float64)
     loss_sum = tl.zeros([BLOCK], tl.float64)
     for start in range(first, last, BLOCK):
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
         loss = tl.load(losses_ptr + at, mask=at < last, other=0.0, cache_modifier=".cg")
-        raw = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
+        raw = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
         weight_sum += raw
         loss_sum += raw * loss.to(tl.float64)
     return least, tl.sum(weight_sum, 0), tl.sum(loss_sum, 0)
@@ -106,7 +109,8 @@ def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_lo
 
 @triton.jit
 def _conclude(
-    loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR: tl.constexpr, scale
+    loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR: tl.constexpr,
+    scale,
 ):  # fmt: skip
     """The loss and the logarithm of the normaliser; LINEAR: scale * the undivided sum, and the normaliser."""
     if LINEAR:
@@ -128,12 +132,12 @@ def _divisor(weight_sum):
 def _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
     """Normalised weights where the bases were, each by the thread that reads it."""
     lane = tl.arange(0, BLOCK)
-    inverse = 1.0 / _divisor(weight_sum)
+    inverse, share = 1.0 / least.to(tl.float64), 1.0 / _divisor(weight_sum)
     for start in range(first, last, BLOCK):
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
-        raw = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
-        weight = tl.where(base < 0.0, 0.0, raw * inverse)
+        raw = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
+        weight = tl.where(base < 0.0, 0.0, raw * share)
         tl.store(bases_ptr + at, weight.to(tl.float32), mask=at < last)
 
 
@@ -199,6 +203,7 @@ def _samples_totals_kernel(
             lowest = tl.where(base < lowest, base, lowest)
             wrong |= (base != base).to(tl.int32)
         least = _least_of(lowest, wrong)
+        inverse = 1.0 / least.to(tl.float64)
         weights = tl.zeros([BLOCK], tl.float64)
         losses = tl.zeros([BLOCK], tl.float64)
         for start in range(0, groups, BLOCK):
@@ -207,7 +212,7 @@ def _samples_totals_kernel(
             raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
             loss = tl.load(partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
             if not LINEAR:
-                factor = _relative(base, least, temperature_high, temperature_low).to(tl.float64)
+                factor = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
                 raw *= tl.where(raw == 0.0, 1.0, factor)
                 loss *= tl.where(loss == 0.0, 1.0, factor)
             weights += raw
@@ -249,6 +254,6 @@ def finish_many(
     numbers = common.split(temperature)
     _samples_totals_kernel[(groups,)](
         losses, weights, partials, totals, loss, normaliser, counter, samples, GROUP, groups, *numbers,
-        1.0 if scale is None else scale, LINEAR=scale is not None, num_warps=4, **common.STRICT,
+        1.0 if scale is None else scale, LINEAR=scale is not None, num_warps=8, **common.STRICT,
     )  # fmt: skip
     _samples_weights_kernel[(groups,)](weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT)
