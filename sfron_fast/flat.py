@@ -4,7 +4,7 @@ The optimizers keep their state so. A call then passes one handle in place of th
 tensors cost; and a mask's bits start at a whole word.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -101,6 +101,7 @@ class FlatStates:
         self._entries: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []  # every entry of every state, in order
         self._all: list[dict[str, Any]] = []  # every state of the optimizer, in order
+        self._kinds = [(p.dtype, p.shape) for p in params]
 
     def serves(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> bool:
         """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
@@ -123,6 +124,15 @@ class FlatStates:
             return True
         self._all = states
         return all(map(is_, map(state.get, self.params), self.states))
+
+    def made(self, used: Iterable[str], kinds: list[tuple[torch.dtype, torch.Size]]) -> bool:
+        """Whether the states ``used`` are all flat, moments of one dtype, and the parameters those they were made for.
+
+        Parameters are then of the same ``kinds``: nothing about these states needs to be looked at again.
+        """
+        if kinds != self._kinds or not all(key in self.flats for key in used):
+            return False
+        return len({self.flats[key].dtype for key in used if "exp_avg" in key}) <= 1
 
     def get(self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None) -> Tensor | None:
         """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.

@@ -25,18 +25,19 @@ class Batch(NamedTuple):
     flat_mask: Tensor | None = None
     orders: Orders = ()  # of parameters that are dense but not row-major; the masks follow them already
 
-    def check(self) -> None:
-        """Raise unless parameters are floats, and every gradient, if there are any, is dense and like its parameter."""
+    def check(self) -> list[tuple[torch.dtype, torch.Size]]:
+        """What the parameters are. Raises unless they are floats, and gradients, if there are any, dense and alike."""
         kinds = [(p.dtype, p.shape) for p in self.params]
         known = _FLOATS.issuperset(kind[0] for kind in kinds) and {g.layout for g in self.grads} <= {torch.strided}
         if known and (not self.grads or kinds == [(g.dtype, g.shape) for g in self.grads]):
-            return
+            return kinds
         for i, p in enumerate(self.params):
             require(p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype)
         for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
             require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
             require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
             require(g.shape == p.shape, f"grads[{i}]", f"shape {tuple(p.shape)}", tuple(g.shape))
+        return kinds
 
     def split(self) -> list["Batch"]:
         """Its parts, each on one device and mesh."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from ._native import Described
 from .amp import amp_scalar
 from .checks import dense, number, require, state_dtypes, strided
-from .flat import flat_size
 from .groups import Batch
 from .hyper import NAMES, check_capture
 from .settings import COUNTS, check_state_dtype, check_tensor_settings
@@ -62,7 +61,7 @@ def _value(setting: Any) -> Any:
 
 def check_batch(optimizer: Any, batch: Batch, *, forget: bool) -> None:
     """Raise what the ops of this batch would raise."""
-    batch.check()
+    kinds = batch.check()
     if type(batch.params) is not Described and plain(batch.params):
         strided("params", batch.params, True)
         strided("grads", batch.grads, False)
@@ -71,48 +70,40 @@ def check_batch(optimizer: Any, batch: Batch, *, forget: bool) -> None:
             value = batch.group[name]
             if isinstance(value, Tensor) and value.device.type == "cpu":
                 number(name, value.item(), 0.0, 1.0 if name == "slow_lr" else float("inf"))
-    _check_state(optimizer, batch, optimizer._used_state(batch.group, forget=forget))
+    used = optimizer._used_state(batch.group, forget=forget)
+    if batch.flat is None or not batch.flat.made(used, kinds):
+        _check_state(optimizer, batch, used)
 
 
 def _check_state(optimizer: Any, batch: Batch, used: dict[str, torch.dtype | None]) -> None:
     """The states of a step that are there already, by key; a dtype of None is the parameter's."""
-    params, flats = batch.params, {} if batch.flat is None else batch.flat.flats
-    states = [] if flats.keys() >= used.keys() else [optimizer.state.get(param) or {} for param in params]
-    size = flat_size(params) if flats else 0
-    for key in used:
-        flat = flats.get(key)
-        if flat is not None:
-            _check_dtype(key, key, flat.dtype, params[0])
-            wanted = len(params) if key.endswith("step") else size
-            require(flat.numel() == wanted, key, f"{wanted} elements, as the parameters", flat.numel(), CONVERT)
-            continue
-        for i, (state, param) in enumerate(zip(states, params, strict=True)):
+    params = batch.params
+    states = [optimizer.state.get(param) or {} for param in params]
+    averages = [key for key in used if "exp_avg" in key]
+    for i, (state, param) in enumerate(zip(states, params, strict=True)):
+        for key in used:
             if state.get(key) is not None:
                 _check_entry(key, f"{key}[{i}]", state[key], param)
-    averages = [key for key in used if "exp_avg" in key]
-    for i, param in enumerate(params[: len(states) or 1]):
-        state = states[i] if states else {}
-        found = [(flats[k] if k in flats else state[k]).dtype if k in flats or state.get(k) is not None
-                 else used[k] or param.dtype for k in averages]  # fmt: skip
+        found = [used[k] or param.dtype if state.get(k) is None else state[k].dtype for k in averages]
         for key, dtype in zip(averages, found, strict=True):
             require(dtype == found[0], f"{key}[{i}]", f"dtype {found[0]}, as {averages[0]}", dtype, CONVERT)
 
 
 def _check_entry(key: str, where: str, value: Any, param: Tensor) -> None:
     dense(where, value, True)
-    shape = () if key.endswith("step") else tuple(param.shape)
-    fits = tuple(value.shape) == shape or (shape == () and value.numel() == 1)
-    require(fits, where, f"shape {shape}", tuple(value.shape))
-    require(value.device == param.device, where, f"device {param.device}", value.device, CONVERT)
+    shape = torch.Size() if key.endswith("step") else param.shape
+    if value.shape != shape and not (shape == () and value.numel() == 1):
+        require(False, where, f"shape {tuple(shape)}", tuple(value.shape))
+    if value.device != param.device:
+        require(False, where, f"device {param.device}", value.device, CONVERT)
     placed = key.endswith("step") or is_sharded(value) == is_sharded(param)
     require(placed, where, "sharded as its parameter, or whole as it", "the other", CONVERT)
-    _check_dtype(key, where, value.dtype, param)
-
-
-def _check_dtype(key: str, where: str, dtype: torch.dtype, param: Tensor) -> None:
-    allowed = {param.dtype} if key == "slow" else {torch.float32} if key.endswith("step") else state_dtypes(param.dtype)
-    names = " or ".join(sorted(map(str, allowed)))
-    require(dtype in allowed, where, f"dtype {names} beside a parameter of {param.dtype}", dtype, CONVERT)
+    allowed = state_dtypes(param.dtype)
+    if key == "slow" or key.endswith("step"):
+        allowed = {param.dtype if key == "slow" else torch.float32}
+    if value.dtype not in allowed:
+        names = " or ".join(sorted(map(str, allowed)))
+        require(False, where, f"dtype {names} beside a parameter of {param.dtype}", value.dtype, CONVERT)
 
 
 def _convert_state(optimizer: Any) -> None:
