@@ -130,3 +130,21 @@ def test_a_compiled_model_finds_its_masks(kind):
         results.append({n: p.detach().clone() for n, p in model.named_parameters()})
     torch._dynamo.reset()
     assert same(*results)
+
+
+@pytest.mark.checklist("E6")
+def test_a_compiled_step_sees_another_mask():
+    """Not an edit of the one it has: that is in the mask's documentation."""
+    weights = [("a", torch.nn.Parameter(torch.zeros(8))), ("b", torch.nn.Parameter(torch.zeros(8)))]
+    even, odd = (SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n, _ in weights}) for i in (0, 1))
+    optimizer = SFRonSGD(weights, lr=torch.tensor(1.0), saliency=even)
+    forget_step = torch.compile(optimizer.forget_step, backend="eager")
+    for mask in (even, odd):
+        optimizer.saliency = mask
+        optimizer.param_groups[0]["retain_pending"] = 0
+        before = [p.detach().clone() for _, p in weights]
+        for _, p in weights:
+            p.grad = torch.ones(8)
+        forget_step()
+        assert all(torch.equal(p != old, mask.to_bool(n)) for (n, p), old in zip(weights, before, strict=True))
+    torch._dynamo.reset()
