@@ -1,8 +1,8 @@
 """What the machine code of a kernel says of its speed: instructions an element, issue load, bytes in flight.
 
 Nothing is run. The path of a thread is read from the disassembly up to the atomic of the last-program pattern, both
-sides of a branch counted: an upper bound. A backward branch makes a loop, which is taken as often as the thread's
-elements need, going by what a turn loads.
+sides of a branch counted. A backward branch makes a loop, which is taken as often as the thread's elements need, going
+by what a turn loads; what a forward branch leaps over within a loop is taken once, as the piece with a row's label is.
 
 Issue load: the instructions of all threads at the speed of a copy, as a part of what the schedulers can issue. Above
 1 the kernel is bound by instructions, and near 1 it cannot reach the speed of memory either.
@@ -64,6 +64,15 @@ def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
             yield [other for other in code if target(one) <= other.address <= one.address]
 
 
+def leapt(body: list[Instruction]) -> set[int]:
+    """Addresses within a loop that a forward branch within it leaps over."""
+    found = set()
+    for one in body:
+        if one.op == "BRA" and one.address < target(one) <= body[-1].address:
+            found |= {other.address for other in body if one.address < other.address < target(one)}
+    return found
+
+
 def loaded(code: list[Instruction]) -> int:
     """Bytes of global memory that one thread loads."""
     return sum(one.bytes for one in code if one.op == "LDG")
@@ -111,8 +120,9 @@ def speed(
         turn = loaded(body) / (itemsize * read_tensors)
         if turn >= 1:
             flight = loaded(body)
+            rare = leapt(body)
             for one in body:
-                counts[one.address] = math.ceil(share / turn)
+                counts[one.address] = 1 if one.address in rare else math.ceil(share / turn)
     special = sum(counts[one.address] for one in code if one.op == "MUFU")
     instructions = sum(counts.values()) / share
     blocks = resident(threads, registers, shared)

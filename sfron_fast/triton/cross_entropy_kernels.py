@@ -177,18 +177,15 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         most = tl.full([LANES], -LARGEST, tl.float32)
         rest = tl.zeros([LANES], tl.float32)
         pieces_ptr = row_ptr
+    EVICT: tl.constexpr = "evict_last" if GRADIENT else ""  # it will be read again: keep it
     for start in range(0, columns, DEPTH * LANES):
         column = start + offset
-        if GRADIENT:  # it will be read again: keep it
-            x = tl.load(
-                pieces_ptr + column, mask=column < columns, other=float("-inf"), eviction_policy="evict_last"
-            )  # fmt: skip
-        else:
-            x = tl.load(pieces_ptr + column, mask=column < columns, other=float("-inf"))
-        x = widen(x)
+        x = widen(
+            tl.load(pieces_ptr + column, mask=column < columns, other=float("-inf"), eviction_policy=EVICT)
+        )  # fmt: skip
         if (here >= start) & (here < start + DEPTH * LANES):
             x = tl.where(column == here, float("-inf"), x)
-        larger = finite(tl.maximum(most, tl.max(x, 0)))
+        larger = tl.minimum(tl.maximum(most, tl.max(x, 0)), LARGEST)
         rest = rest * exp(most - larger) + tl.sum(exp(x - larger[None, :]), 0)
         most = larger
     largest = tl.max(most, 0)
@@ -210,11 +207,10 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         pieces = tl.cdiv(columns, DEPTH * LANES)
         for piece in range(0, pieces):  # backwards: what was read last is in the caches still
             column = (pieces - 1 - piece) * (DEPTH * LANES) + offset
-            x = tl.load(
-                pieces_ptr + column, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first"
-            )  # fmt: skip
-            gradient = (exp(widen(x) - shift) * factor).to(kind)
-            tl.store(pieces_ptr + column, gradient, mask=column < columns, eviction_policy="evict_first")
+            at = pieces_ptr + column
+            x = tl.load(at, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first")
+            gradient = exp(widen(x) - shift) * factor
+            tl.store(at, gradient.to(kind), mask=column < columns, eviction_policy="evict_first")
         tl.debug_barrier()  # the label's element comes last, from another thread
         tl.store(row_ptr + label, (expm1(-loss) * scale).to(kind), mask=valid)
     if FINISH:  # noqa: SIM102
