@@ -81,11 +81,10 @@ int32_t dtype_code(const DlTensor& t) {
 // tell. `is_neg` would take as long as all else that is looked at, so the keys are read where torch keeps them, some words
 // behind the sizes. `learn_keys` finds out where, on tensors whose keys Python tells; where it could not, all are asked.
 struct KeyPlace {
-  int64_t gap = -1;  // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
-  int64_t words = 0;  // from the sizes to the keys; 0 = not known
+  int64_t gap = -1;       // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
+  int64_t words = 0;      // from the sizes to the keys; 0 = not known
   uint64_t negative = 0;  // the bit
-};
-KeyPlace key_place;
+} key_place;
 
 int64_t gap_of(const DlTensor& t) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.strides) - reinterpret_cast<uintptr_t>(t.sizes));
@@ -114,13 +113,11 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
   const Torch& torch = torch_types();
   DlTensor t[2];
   for (int i = 0; i < 2; ++i) {
-    if (torch.exchange == nullptr || torch.exchange->look(objects[i], &t[i]) != 0) {
-      PyErr_Clear();
-      Py_RETURN_FALSE;
-    }
+    if (torch.exchange != nullptr && torch.exchange->look(objects[i], &t[i]) == 0) continue;
+    PyErr_Clear();
+    Py_RETURN_FALSE;
   }
-  constexpr int64_t kFar = 16;  // words: well inside a tensor
-  for (int64_t words = 1; words < kFar && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]); ++words) {
+  for (int64_t words = 1; words < 16 && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]); ++words) {
     if (word_behind(t[0], words) != keys[0]) continue;
     if (word_behind(t[1], words) != keys[1]) break;
     key_place = {gap_of(t[0]), words, keys[1] & ~keys[0]};
@@ -129,8 +126,7 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
   Py_RETURN_FALSE;
 }
 
-// False for whatever the plain path should not meet: subclasses, wrappers of transforms, other devices, other dtypes, and
-// tensors whose memory does not hold their values.
+// False for what the plain path should not meet: subclasses, transforms, other devices or dtypes, memory without values.
 bool look(const Torch& torch, PyObject* object, Record* record) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != torch.parameter && type != torch.tensor) return false;
@@ -152,8 +148,7 @@ bool look(const Torch& torch, PyObject* object, Record* record) {
   }
   int64_t numel = 1, expected = 1;
   for (int32_t d = 0; d < t.dim; ++d) numel *= t.sizes[d];
-  if (maybe_negated(object, t)) return false;
-  if (t.data == nullptr && numel != 0) return false;  // a zero tensor (torch._efficientzerotensor), or freed storage
+  if (maybe_negated(object, t) || (t.data == nullptr && numel != 0)) return false;  // or a zero tensor, freed storage
   bool contiguous = true;
   for (int32_t d = t.dim; d-- > 0 && numel != 0;) {
     if (t.sizes[d] == 1) continue;

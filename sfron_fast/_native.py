@@ -11,8 +11,6 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
-import torch
-
 _reason: str | None = None  # why the native kernels are absent; None once they are loaded
 _module: Any = None
 _told = False
@@ -34,16 +32,15 @@ def load() -> None:
         _reason = "the package was installed without its compiled kernels" if missing else f"loading failed: {error}"
         if wish:
             raise ImportError(f"SFRON_FAST_NATIVE={wish} but {_reason}; rebuild with `{REMEDY}`") from error
-    else:
-        _learn_keys()
 
 
-def _learn_keys() -> None:
-    """Show ``_C`` where a tensor keeps the bit that turns the sign of its values; it asks each tensor otherwise."""
-    plain = torch.empty(1, device="cpu")
-    negated = torch._neg_view(plain)
-    keys = (torch._C._dispatch_keys(t).raw_repr() for t in (plain, negated))
-    _module.learn_keys(plain, next(keys), negated, next(keys))
+def learn_keys(plain: Any, keys: int, negated: Any, negated_keys: int) -> None:
+    """Show ``_C`` where a tensor keeps the bit that turns the sign of its values; it asks each tensor otherwise.
+
+    ``plain`` and ``negated`` are two tensors of one dimension, beside the words that hold their dispatch keys.
+    """
+    if _module is not None:
+        _module.learn_keys(plain, keys, negated, negated_keys)
 
 
 REMEDY = "pip install --no-build-isolation --force-reinstall --no-deps sfron-fast"

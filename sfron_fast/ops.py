@@ -17,6 +17,8 @@ from torch import Tensor
 from . import _native, checks, differentiable, reference, row_checks, triton
 
 _native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
+_pair = [torch.empty(1, device="cpu"), torch._neg_view(torch.empty(1, device="cpu"))]
+_native.learn_keys(*(part for t in _pair for part in (t, torch._C._dispatch_keys(t).raw_repr())))
 _library = torch.library.Library("sfron_fast", "DEF")
 
 SCHEMAS = {

@@ -23,11 +23,12 @@ ALLOWED = {
     "shards": {"reference"},
     "checks": {"flat"},
     "row_checks": {"checks"},
-    "ops": {"_native", "checks", "reference", "row_checks", "triton"},
+    "differentiable": {"reference", "row_checks"},
+    "ops": {"_native", "checks", "differentiable", "reference", "row_checks", "triton"},
     "records": {"_native"},
-    "functional": {"ops", "records", "reference", "checks", "shards"},
-    "in_place": {"ops", "checks"},
-    "losses": {"in_place", "ops", "reference", "checks", "row_checks"},
+    "functional": {"ops", "records", "reference", "checks", "layout", "shards"},
+    "in_place": {"differentiable", "ops", "checks"},
+    "losses": {"differentiable", "in_place", "ops", "reference", "checks", "layout"},
 }
 ABOVE = {"optim", "cycle", "unlearning", "recipes", "saliency", "fisher", "losses", "in_place", "evaluation",
          "functional"}  # fmt: skip
@@ -108,12 +109,13 @@ def test_nothing_needs_a_framework():
 
 
 @needs_native
-def test_only_op_files_and_check_h_know_torch():
+def test_only_op_files_check_h_and_names_h_know_torch():
     entitled = 0
     for path in native_files(".cpp", ".h", ".cu", ".cuh"):
         quoted, angled = includes(path)
         knows_torch = any(re.match(r"(torch|ATen|c10|aten)/", name) for name in quoted | angled)
-        may = path.name.endswith("_op.cpp") or path in (NATIVE / "common" / "check.h", NATIVE / "module.cpp")
+        headers = (NATIVE / "common" / "check.h", NATIVE / "common" / "names.h")
+        may = path.name.endswith("_op.cpp") or path in (*headers, NATIVE / "module.cpp")
         # headers that include check.h belong to its side and may be included by op files only
         reaches = "common/check.h" in quoted
         entitled += knows_torch or reaches
