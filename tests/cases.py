@@ -93,7 +93,7 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> 
     """Equal bits, signs of zero included; any NaN equals any other."""
     assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
     assert actual.dtype == expected.dtype, (what, actual.dtype, expected.dtype)
-    a, e = actual.detach().cpu().contiguous().view(-1), expected.detach().cpu().contiguous().view(-1)
+    a, e = (t.detach().cpu().contiguous().resolve_neg().view(-1) for t in (actual, expected))
     if not a.dtype.is_floating_point:
         assert torch.equal(a, e), what
         return

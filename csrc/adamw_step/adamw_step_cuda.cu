@@ -22,7 +22,7 @@ constexpr int kResident = kAmsgrad || kSlowIn ? 2 : kPlain;
 template <class E, class S, int kCount, bool kAmsgrad, bool kSlowIn>
 __device__ __forceinline__ void adamw_groups(
     const AdamwTensor& t, int64_t at, int64_t stop, int64_t step, Corrections c, const AdamwScalars& s) {
-  constexpr int kUnroll = kCount == 4 ? 2 : 1;  // four to twelve 16-byte loads in flight
+  constexpr int kUnroll = kCount == 8 ? 1 : 2;  // four to twelve 16-byte loads in flight, or eight to twelve single ones
   constexpr int64_t kStride = kWarp * kCount;
   constexpr bool kAny = std::is_same_v<E, AnyElement>;
   const bool narrow = kAny ? is_narrow(t.state_dtype, t.dtype) : sizeof(S) < sizeof(E);
@@ -77,14 +77,14 @@ __device__ __forceinline__ void adamw_groups(
 
 template <bool kAmsgrad, bool kSlowIn>
 __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
-    adamw_step_kernel(Table<AdamwTensor> table, AdamwOptions options, StepInputs inputs, bool slow_out) {
+    adamw_step_kernel(
+        const __grid_constant__ List<AdamwTensor> list, AdamwOptions options, StepInputs inputs, bool slow_out) {
   const AdamwScalars s = adamw_scalars(options, step_hyper(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowIn && !slow_out) return;
   float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes some time in double
   Corrections c{};
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const AdamwTensor t = table.tensors[i];
+  each_unit(list, [&](const AdamwTensor t, int64_t, int64_t begin, int64_t end) {
     const float step = *in_global(t.step) + 1.0f;
     if (step != known) {
       known = step;
@@ -106,8 +106,9 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
     });
   });
   if (s.skip) return;  // a skipped step does not count
-  in_last_block(table.finished, [&] {
-    for (int64_t i = threadIdx.x; i < table.count; i += kBlock) *in_global(table.tensors[i].step) += 1.0f;
+  in_last_block(list.table.finished, [&] {
+    const Table<AdamwTensor> table = list.opened();
+    for (int64_t i = threadIdx.x; i < table.count; i += kBlock) *in_global(table.tensors()[i].step) += 1.0f;
   });
 }
 
@@ -116,18 +117,15 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
 void launch_adamw_step(
     const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, const StepInputs& inputs,
     const Queue& queue) {
-  const char* const op = "adamw_step_";
-  static Plans plans(op);
-  use_device(op, queue);
-  const Table<AdamwTensor> table = make_table(plans, tensors, queue);
-  if (table.count == 0) return;
+  static Plans plans(
+      "adamw_step_", adamw_step_kernel<false, false>, adamw_step_kernel<false, true>, adamw_step_kernel<true, false>,
+      adamw_step_kernel<true, true>);
+  if (tensors.empty()) return;
   const AdamwTensor& one = first_filled(tensors);
   const bool amsgrad = one.max_exp_avg_sq != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
   const auto run = [&](auto has_amsgrad, auto has_slow_in) {
     constexpr bool kAmsgrad = has_amsgrad, kSlowIn = has_slow_in;
-    const auto kernel = adamw_step_kernel<kAmsgrad, kSlowIn>;
-    const int64_t blocks = blocks_for(op, kernel, table.units, queue);
-    launch(op, kernel, blocks, queue, table, options, inputs, one.slow_out != nullptr);
+    plans.launch(adamw_step_kernel<kAmsgrad, kSlowIn>, tensors, queue, options, inputs, one.slow_out != nullptr);
   };
   with_flags(amsgrad, slow_in, run);
 }

@@ -14,6 +14,11 @@ const Tensor& first_filled(const std::vector<Tensor>& tensors) {
   return tensors[0];
 }
 
+template <class Tensor>
+bool any_filled(const std::vector<Tensor>& tensors) {
+  return !tensors.empty() && first_filled(tensors).numel > 0;
+}
+
 // f(first, second) with two run-time flags as compile-time ones.
 template <class F>
 void with_flags(bool first, bool second, const F& f) {

@@ -1,185 +1,175 @@
 #pragma once
-// The host side of a launch. Tables lie in device memory and not in kernel parameters: 4 KB hold some 40 tensors, and a
-// list of thousands must still be one launch. A table is kept and found again by its bytes, so new storage of a tensor is
-// noticed; then one asynchronous copy from pinned memory refreshes the oldest of a few slots that are allocated together
-// at the first step (a cycle of SFR-on uses four lists). A captured graph must not see later refreshes: a table made
-// under capture is uploaded beside the capture and never changes again.
+// The host side of a launch. A short list travels in the kernel's parameters, which cost nothing: no copy, no slot, and
+// in a captured graph no memory. A long one lies in device memory (slots.cuh), as 4 KB hold some 30 tensors and thousands
+// must still be one launch; a captured graph must not see later refreshes, so its table is uploaded beside the capture and
+// never changes again.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <mutex>
-#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/flags.h"
 #include "common/hd.h"
+#include "common/slots.cuh"
 #include "common/table.cuh"
 
 namespace sfron {
 
-constexpr int kSlots = 8;
-constexpr size_t kFamilies = 16;  // (length, device, stream) of one op; more are unusual, the oldest makes room
-constexpr int64_t kMaxBlocks = 4096;
 constexpr size_t kScratch = kMaxBlocks * sizeof(double) + 16;  // partials, then the counter of finished blocks
 
-inline void check_cuda(cudaError_t error, const char* op, const char* what) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("sfron_fast::") + op + ": " + what + " failed: " + cudaGetErrorString(error));
+// The list as bytes: its tensors, where their units begin, and the coarse index of the units. Tensors are compared as
+// bytes, so their struct must have no padding.
+template <class Tensor>
+std::vector<char> table_bytes(const std::vector<Tensor>& tensors, Table<Tensor>* table) {
+  const int64_t count = static_cast<int64_t>(tensors.size());
+  std::vector<int64_t> first(count + 1);
+  for (int64_t i = 0; i < count; ++i) first[i + 1] = first[i] + units_of(tensors[i].numel, table->unit);
+  table->count = count;
+  table->units = first[count];
+  for (table->stride = 0; table->units >> table->stride > 2 * count;) ++table->stride;
+  std::vector<int32_t> coarse((table->units >> table->stride) + 2, static_cast<int32_t>(count - 1));
+  for (int64_t i = 0, k = 0; i < count; ++i) {
+    for (; (k << table->stride) < first[i + 1]; ++k) coarse[k] = static_cast<int32_t>(i);
+  }
+  const size_t sizes[] = {count * sizeof(Tensor), first.size() * sizeof(int64_t), coarse.size() * sizeof(int32_t)};
+  std::vector<char> bytes(sizes[0] + sizes[1] + sizes[2]);
+  if (count > 0) std::memcpy(bytes.data(), tensors.data(), sizes[0]);
+  std::memcpy(bytes.data() + sizes[0], first.data(), sizes[1]);
+  std::memcpy(bytes.data() + sizes[0] + sizes[1], coarse.data(), sizes[2]);
+  return bytes;
 }
 
+// The largest unit that leaves one for each of `warps`.
+template <class Tensor>
+int32_t unit_for(const std::vector<Tensor>& tensors, int64_t warps) {
+  for (int32_t unit = kMostUnit; unit > kLeastUnit; --unit) {
+    int64_t units = 0;
+    for (const Tensor& tensor : tensors) units += units_of(tensor.numel, unit);
+    if (units >= warps) return unit;
+  }
+  return kLeastUnit;
+}
+
+// All launches of one op.
 class Plans {
  public:
-  explicit Plans(const char* op) : op_(op) {}
+  template <class... Kernels>
+  explicit Plans(const char* op, Kernels... kernels) : op_(op), kernels_{reinterpret_cast<const void*>(kernels)...} {}
 
-  // Device memory that holds `bytes` when the stream gets there, and zeroed scratch.
-  void place(const std::vector<char>& bytes, const Queue& queue, char** table, char** scratch) {
-    const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
+  // The list to a kernel, in one launch. The lock is held until it is queued: another thread must not refresh the slot
+  // before, nor use the scratch of a stream in between.
+  template <class Tensor, class... Params, class... Args>
+  void launch(
+      void (*kernel)(List<Tensor>, Params...), const std::vector<Tensor>& tensors, const Queue& queue,
+      const Args&... args) {
+    static_assert((sizeof(List<Tensor>) + ... + (sizeof(Params) + 8)) <= 4096, "what parameters may hold");
     const std::lock_guard<std::mutex> lock(mutex_);
+    const BesideCapture beside;
+    check(cudaSetDevice(queue.device), "selecting the device");  // torch's runtime and the one linked in here keep one each
+    const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &capture), "asking for a capture");
-    if (capture != cudaStreamCaptureStatusNone) return place_for_ever(bytes, table, scratch);
+    const bool captured = capture != cudaStreamCaptureStatusNone;
+    const int64_t most = resident_blocks(reinterpret_cast<const void*>(kernel), queue.device);
 
-    Family& family = family_of(bytes.size(), queue);
-    *scratch = family.scratch;
-    Slot* oldest = &family.slots[0];
-    for (Slot& slot : family.slots) {
-      if (slot.used != 0 && std::memcmp(slot.host, bytes.data(), bytes.size()) == 0) {
-        slot.used = ++clock_;
-        *table = slot.device;
-        return;
-      }
-      if (slot.used < oldest->used) oldest = &slot;
+    List<Tensor> list;
+    list.table.unit = unit_for(tensors, most * kWarps);
+    const std::vector<char> bytes = table_bytes(tensors, &list.table);
+    list.table.data = nullptr;
+    if (bytes.size() <= sizeof(list.bytes)) {
+      std::memcpy(list.bytes, bytes.data(), bytes.size());
+    } else {
+      list.table.data = captured ? keep(bytes) : ring_for(bytes.size(), queue).place(bytes);
     }
-    if (oldest->used != 0) check(cudaEventSynchronize(oldest->copied), "an earlier copy");  // many steps ago: over
-    std::memcpy(oldest->host, bytes.data(), bytes.size());
-    check(cudaMemcpyAsync(oldest->device, oldest->host, bytes.size(), cudaMemcpyHostToDevice, stream), "a copy");
-    check(cudaEventRecord(oldest->copied, stream), "recording an event");
-    oldest->used = ++clock_;
-    *table = oldest->device;
+    char* const scratch = captured ? keep(std::vector<char>(kScratch)) : scratch_of(queue);
+    list.table.partials = reinterpret_cast<double*>(scratch);
+    list.table.finished = reinterpret_cast<uint32_t*>(scratch + kMaxBlocks * sizeof(double));
+
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(std::clamp<int64_t>(list.table.units, 1, most)));
+    config.blockDim = dim3(kBlock);
+    config.stream = stream;
+    check(cudaLaunchKernelEx(&config, kernel, list, args...), "launching the kernel");
   }
 
  private:
-  struct Slot {
-    char *host = nullptr, *device = nullptr;  // [size] pinned; [size]
-    cudaEvent_t copied = nullptr;
-    uint64_t used = 0;
-  };
-  struct Family {
-    size_t size = 0;
-    Queue queue{};
-    char *host = nullptr, *device = nullptr, *scratch = nullptr;
-    Slot slots[kSlots];
-    uint64_t used = 0;
-  };
-
   void check(cudaError_t error, const char* what) const { check_cuda(error, op_, what); }
 
-  Family& family_of(size_t size, const Queue& queue) {
-    for (Family& f : families_) {
-      if (f.size == size && f.queue.device == queue.device && f.queue.stream == queue.stream) {
-        f.used = ++clock_;
-        return f;
-      }
+  // As many blocks as the device holds at once. All kernels of the op are looked up when the first is needed: code is
+  // loaded when it is first asked for, and a capture may not be the place for it.
+  int64_t resident_blocks(const void* kernel, int32_t device) {
+    const auto found = resident_.find({kernel, device});
+    if (found != resident_.end()) return found->second;
+    int processors = 0;
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking a device");
+    for (const void* each : kernels_) {
+      cudaFuncAttributes attributes;
+      const cudaError_t loaded = cudaFuncGetAttributes(&attributes, each);
+      if (loaded == cudaErrorNoKernelImageForDevice || loaded == cudaErrorInvalidDeviceFunction) refuse(device);
+      check(loaded, "loading a kernel");
+      int blocks = 0;
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, each, kBlock, 0), "asking for occupancy");
+      resident_[{each, device}] = std::clamp<int64_t>(static_cast<int64_t>(processors) * blocks, 1, kMaxBlocks);
     }
-    if (families_.size() == kFamilies) {
-      size_t oldest = 0;
-      for (size_t i = 1; i < kFamilies; ++i) oldest = families_[i].used < families_[oldest].used ? i : oldest;
-      release(families_[oldest]);
-      families_.erase(families_.begin() + static_cast<std::ptrdiff_t>(oldest));
-    }
-    Family f;
-    f.size = size;
-    f.queue = queue;
-    f.used = ++clock_;
-    const size_t step = (size + 255) / 256 * 256;
-    check(cudaMalloc(reinterpret_cast<void**>(&f.device), kSlots * step + kScratch), "allocating tables");
-    check(cudaHostAlloc(reinterpret_cast<void**>(&f.host), kSlots * step, cudaHostAllocDefault), "pinning memory");
-    f.scratch = f.device + kSlots * step;
-    for (int i = 0; i < kSlots; ++i) {
-      f.slots[i].host = f.host + i * step;
-      f.slots[i].device = f.device + i * step;
-      check(cudaEventCreateWithFlags(&f.slots[i].copied, cudaEventDisableTiming), "creating an event");
-    }
-    check(cudaMemsetAsync(f.scratch, 0, kScratch, static_cast<cudaStream_t>(queue.stream)), "clearing memory");
-    families_.push_back(f);
-    return families_.back();
+    return resident_.at({kernel, device});
   }
 
-  void release(Family& f) {  // cudaFree waits for the work that uses the memory
-    for (Slot& slot : f.slots) check(cudaEventDestroy(slot.copied), "destroying an event");
-    check(cudaFree(f.device), "freeing tables");
-    check(cudaFreeHost(f.host), "freeing memory");
+  [[noreturn]] void refuse(int32_t device) const {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+    throw std::runtime_error(
+        std::string("sfron_fast::") + op_ + ": expected a device that this build has code for, found compute capability " +
+        capability + "; build with TORCH_CUDA_ARCH_LIST=" + capability);
   }
 
-  // Small, and owned by whoever may still replay the graph: kept until the process ends.
-  void place_for_ever(const std::vector<char>& bytes, char** table, char** scratch) {
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // these calls do not belong to the graph
-    check(cudaThreadExchangeStreamCaptureMode(&mode), "leaving the capture");
+  // One ring for all lengths up to a power of two.
+  Ring& ring_for(size_t length, const Queue& queue) {
+    size_t size = 4096;
+    while (size < length) size *= 2;
+    for (Ring& ring : rings_) {
+      if (ring.serves(size, queue)) return ring;
+    }
+    return rings_.emplace_back(op_, size, queue);
+  }
+
+  // Of a stream, whose kernels run one after the other: each leaves the counter at 0.
+  char* scratch_of(const Queue& queue) {
+    char*& scratch = scratch_[{queue.device, queue.stream}];
+    if (scratch != nullptr) return scratch;
+    char* fresh = nullptr;
+    check(cudaMalloc(reinterpret_cast<void**>(&fresh), kScratch), "allocating memory");
+    check(cudaMemsetAsync(fresh, 0, kScratch, static_cast<cudaStream_t>(queue.stream)), "clearing memory");
+    return scratch = fresh;
+  }
+
+  // A copy for a captured graph: small, and owned by whoever may still replay it, so kept until the process ends.
+  char* keep(const std::vector<char>& bytes) {
+    char* device = nullptr;
     cudaStream_t side = nullptr;
-    const size_t size = (bytes.size() + 255) / 256 * 256;
-    cudaError_t error = cudaMalloc(reinterpret_cast<void**>(table), size + kScratch);
-    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
-    if (error == cudaSuccess) {
-      *scratch = *table + size;
-      error = cudaMemcpyAsync(*table, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, side);
-      if (error == cudaSuccess) error = cudaMemsetAsync(*scratch, 0, kScratch, side);
-      const cudaError_t done = cudaStreamSynchronize(side);
-      if (error == cudaSuccess) error = done;
-      cudaStreamDestroy(side);
-    }
-    check(cudaThreadExchangeStreamCaptureMode(&mode), "returning to the capture");
+    check(cudaMalloc(reinterpret_cast<void**>(&device), bytes.size()), "allocating memory under capture");
+    check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "creating a stream under capture");
+    cudaError_t error = cudaMemcpyAsync(device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, side);
+    const cudaError_t done = cudaStreamSynchronize(side);
+    if (error == cudaSuccess) error = done;
+    cudaStreamDestroy(side);
     check(error, "placing a table under capture");
+    return device;
   }
 
   const char* op_;
+  std::vector<const void*> kernels_;
   std::mutex mutex_;
-  std::vector<Family> families_;
-  uint64_t clock_ = 0;
+  std::map<std::pair<const void*, int32_t>, int64_t> resident_;  // by kernel and device
+  std::map<std::pair<int32_t, void*>, char*> scratch_;           // by device and stream
+  std::deque<Ring> rings_;
 };
-
-// The list as a table on the device. Tensors are compared as bytes, so their struct must have no padding.
-template <class Tensor>
-Table<Tensor> make_table(Plans& plans, const std::vector<Tensor>& tensors, const Queue& queue) {
-  const size_t count = tensors.size(), list = count * sizeof(Tensor);
-  std::vector<char> bytes(list + (count + 1) * sizeof(int64_t));
-  if (count > 0) std::memcpy(bytes.data(), tensors.data(), list);
-  int64_t units = 0;
-  for (size_t i = 0; i <= count; ++i) {
-    std::memcpy(bytes.data() + list + i * sizeof(int64_t), &units, sizeof(int64_t));
-    if (i < count) units += (tensors[i].numel + kDeviceUnit - 1) / kDeviceUnit;
-  }
-  char *table = nullptr, *scratch = nullptr;
-  plans.place(bytes, queue, &table, &scratch);
-  return {reinterpret_cast<const Tensor*>(table), reinterpret_cast<const int64_t*>(table + list),
-          static_cast<int64_t>(count), units, reinterpret_cast<double*>(scratch),
-          reinterpret_cast<uint32_t*>(scratch + kMaxBlocks * sizeof(double))};
-}
-
-// As many blocks as the device holds at once, or as the units need; never none, as the last block may have more to do
-// than units.
-template <class... Params>
-int64_t blocks_for(const char* op, void (*kernel)(Params...), int64_t units, const Queue& queue) {
-  int processors = 0, resident = 0;
-  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, queue.device), op, "asking a device");
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kBlock, 0), op, "asking for occupancy");
-  const int64_t wanted = (units + kWarps - 1) / kWarps, most = static_cast<int64_t>(processors) * resident;
-  const int64_t blocks = wanted < most ? wanted : most;
-  return blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks;
-}
-
-template <class... Params, class... Args>
-void launch(const char* op, void (*kernel)(Params...), int64_t blocks, const Queue& queue, const Args&... args) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kBlock);
-  config.stream = static_cast<cudaStream_t>(queue.stream);
-  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op, "launching the kernel");
-}
-
-// Torch's runtime and the one linked in here both keep a current device.
-inline void use_device(const char* op, const Queue& queue) {
-  check_cuda(cudaSetDevice(queue.device), op, "selecting the device");
-}
 
 }  // namespace sfron

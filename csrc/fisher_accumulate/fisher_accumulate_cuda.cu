@@ -38,10 +38,10 @@ __device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at,
   }
 }
 
-__global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Table<FisherTensor> table, Number number) {
+__global__ void __launch_bounds__(kBlock, kResident)
+    fisher_accumulate_kernel(const __grid_constant__ List<FisherTensor> list, Number number) {
   const float weight = static_cast<float>(value_of(number));
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const FisherTensor t = table.tensors[i];
+  each_unit(list, [&](const FisherTensor t, int64_t, int64_t begin, int64_t end) {
     dispatch(t.dtype, t.dtype, [&](auto e, auto) {
       using E = decltype(e);
       sweep(
@@ -55,13 +55,8 @@ __global__ void __launch_bounds__(kBlock, kResident) fisher_accumulate_kernel(Ta
 }  // namespace
 
 void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight, const Queue& queue) {
-  const char* const op = "fisher_accumulate_";
-  static Plans plans(op);
-  use_device(op, queue);
-  const Table<FisherTensor> table = make_table(plans, tensors, queue);
-  if (table.units == 0) return;
-  const int64_t blocks = blocks_for(op, fisher_accumulate_kernel, table.units, queue);
-  launch(op, fisher_accumulate_kernel, blocks, queue, table, weight);
+  static Plans plans("fisher_accumulate_", fisher_accumulate_kernel);
+  if (any_filled(tensors)) plans.launch(fisher_accumulate_kernel, tensors, queue, weight);
 }
 
 }  // namespace sfron

@@ -8,7 +8,12 @@ namespace sfron {
 namespace {
 
 constexpr int kUnroll = 4;    // two streams of four 16-byte loads hide the latency
-constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
+// Blocks per processor, hence at most 64 registers, or 80, as Blackwell's code needs a few more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kResident = 3;
+#else
+constexpr int kResident = 4;
+#endif
 
 // Groups of kCount elements E at `at`, `at` + stride, ... below `stop`: all loads first, then the arithmetic.
 template <class E, int kCount>
@@ -36,10 +41,10 @@ __device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, i
   }
 }
 
-__global__ void __launch_bounds__(kBlock, kResident) interpolate_kernel(Table<InterpolateTensor> table, Number slow_lr) {
+__global__ void __launch_bounds__(kBlock, kResident)
+    interpolate_kernel(const __grid_constant__ List<InterpolateTensor> list, Number slow_lr) {
   const Lerp s = make_lerp(value_of(slow_lr));
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const InterpolateTensor t = table.tensors[i];
+  each_unit(list, [&](const InterpolateTensor t, int64_t, int64_t begin, int64_t end) {
     dispatch(t.dtype, t.dtype, [&](auto e, auto) {
       using E = decltype(e);
       sweep(
@@ -53,12 +58,8 @@ __global__ void __launch_bounds__(kBlock, kResident) interpolate_kernel(Table<In
 }  // namespace
 
 void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr, const Queue& queue) {
-  const char* const op = "interpolate_";
-  static Plans plans(op);
-  use_device(op, queue);
-  const Table<InterpolateTensor> table = make_table(plans, tensors, queue);
-  if (table.units == 0) return;
-  launch(op, interpolate_kernel, blocks_for(op, interpolate_kernel, table.units, queue), queue, table, slow_lr);
+  static Plans plans("interpolate_", interpolate_kernel);
+  if (any_filled(tensors)) plans.launch(interpolate_kernel, tensors, queue, slow_lr);
 }
 
 }  // namespace sfron

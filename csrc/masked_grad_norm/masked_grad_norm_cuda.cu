@@ -50,13 +50,13 @@ __device__ __forceinline__ double block_sum(double value) {
   return sums[0];
 }
 
-// partials[block] = the squares of its units. The grid depends on the device alone, so the order of addition does too.
+// norm [], from the sums of the blocks, which the last one adds. The order of addition depends on the list and the device
+// alone, not on which block comes last.
 __global__ void __launch_bounds__(kBlock, kResident)
-    masked_grad_norm_kernel(Table<MaskedGradNormTensor> table, const float* grad_scale) {
+    masked_grad_norm_kernel(const __grid_constant__ List<MaskedGradNormTensor> list, const float* grad_scale, float* norm) {
   const float inverse_scale = grad_scale == nullptr ? 1.0f : 1.0f / *grad_scale;
   double sum = 0.0;
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const MaskedGradNormTensor t = table.tensors[i];
+  each_unit(list, [&](const MaskedGradNormTensor t, int64_t, int64_t begin, int64_t end) {
     dispatch(t.dtype, t.dtype, [&](auto e, auto) {
       using E = decltype(e);
       sweep(
@@ -66,29 +66,22 @@ __global__ void __launch_bounds__(kBlock, kResident)
     });
   });
   const double total = block_sum(sum);
-  if (threadIdx.x == 0) table.partials[blockIdx.x] = total;
-}
-
-// One block; partials [count], norm [].
-__global__ void __launch_bounds__(kBlock) masked_grad_norm_finish_kernel(
-    const double* partials, int64_t count, float* norm) {
-  double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < count; i += kBlock) sum += partials[i];
-  const double total = block_sum(sum);
-  if (threadIdx.x == 0) *norm = static_cast<float>(sqrt(total));
+  double* const partials = list.table.partials;
+  if (threadIdx.x == 0) partials[blockIdx.x] = total;
+  in_last_block(list.table.finished, [&] {
+    double rest = 0.0;
+    for (unsigned i = threadIdx.x; i < gridDim.x; i += kBlock) rest += partials[i];
+    const double all = block_sum(rest);
+    if (threadIdx.x == 0) *norm = static_cast<float>(sqrt(all));
+  });
 }
 
 }  // namespace
 
 void launch_masked_grad_norm(
     const std::vector<MaskedGradNormTensor>& tensors, const float* grad_scale, float* norm, const Queue& queue) {
-  const char* const op = "masked_grad_norm";
-  static Plans plans(op);
-  use_device(op, queue);
-  const Table<MaskedGradNormTensor> table = make_table(plans, tensors, queue);
-  const int64_t blocks = blocks_for(op, masked_grad_norm_kernel, table.units, queue);
-  launch(op, masked_grad_norm_kernel, blocks, queue, table, grad_scale);
-  launch(op, masked_grad_norm_finish_kernel, 1, queue, table.partials, blocks, norm);
+  static Plans plans("masked_grad_norm", masked_grad_norm_kernel);
+  plans.launch(masked_grad_norm_kernel, tensors, queue, grad_scale, norm);
 }
 
 }  // namespace sfron

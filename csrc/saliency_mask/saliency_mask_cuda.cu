@@ -79,9 +79,8 @@ __device__ __forceinline__ uint32_t saliency_singles(
 // counts[i] += weights selected in tensor i, whole numbers added atomically: their sum does not depend on the order.
 template <bool kFinish>
 __device__ __forceinline__ void saliency_units(
-    const Table<SaliencyTensor>& table, const SaliencyScalars& s, int64_t* counts) {
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const SaliencyTensor t = table.tensors[i];
+    const List<SaliencyTensor>& list, const SaliencyScalars& s, int64_t* counts) {
+  each_unit(list, [&](const SaliencyTensor t, int64_t i, int64_t begin, int64_t end) {
     const int lane = threadIdx.x % kWarp;
     const int64_t whole = all_aligned(t.forget, t.retain, t.grad) ? end - (end - begin) % kByte : begin;
     uint32_t selected = 0;
@@ -102,38 +101,36 @@ __device__ __forceinline__ void saliency_units(
 }
 
 __global__ void __launch_bounds__(kBlock, kResident)
-    saliency_mask_kernel(Table<SaliencyTensor> table, SaliencyScalars s, int64_t* counts) {
-  saliency_units<false>(table, s, counts);
+    saliency_mask_kernel(const __grid_constant__ List<SaliencyTensor> list, SaliencyScalars s, int64_t* counts) {
+  saliency_units<false>(list, s, counts);
 }
 
 __global__ void __launch_bounds__(kBlock, kResident)
-    fisher_saliency_mask_kernel(Table<SaliencyTensor> table, SaliencyScalars s, int64_t* counts) {
-  saliency_units<true>(table, s, counts);
+    fisher_saliency_mask_kernel(const __grid_constant__ List<SaliencyTensor> list, SaliencyScalars s, int64_t* counts) {
+  saliency_units<true>(list, s, counts);
 }
 
 void launch_either(
-    const char* op, Plans& plans, void (*kernel)(Table<SaliencyTensor>, SaliencyScalars, int64_t*),
+    const char* op, Plans& plans, void (*kernel)(List<SaliencyTensor>, SaliencyScalars, int64_t*),
     const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
   if (tensors.empty()) return;
-  use_device(op, queue);
+  check_cuda(cudaSetDevice(queue.device), op, "selecting the device");
   const size_t bytes = tensors.size() * sizeof(int64_t);
   check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)), op, "clearing the counts");
-  const Table<SaliencyTensor> table = make_table(plans, tensors, queue);
-  if (table.units == 0) return;
-  launch(op, kernel, blocks_for(op, kernel, table.units, queue), queue, table, s, counts);
+  if (any_filled(tensors)) plans.launch(kernel, tensors, queue, s, counts);
 }
 
 }  // namespace
 
 void launch_saliency_mask(
     const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  static Plans plans("saliency_mask");
+  static Plans plans("saliency_mask", saliency_mask_kernel);
   launch_either("saliency_mask", plans, saliency_mask_kernel, tensors, s, counts, queue);
 }
 
 void launch_fisher_saliency_mask(
     const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  static Plans plans("fisher_saliency_mask_");
+  static Plans plans("fisher_saliency_mask_", fisher_saliency_mask_kernel);
   launch_either("fisher_saliency_mask_", plans, fisher_saliency_mask_kernel, tensors, s, counts, queue);
 }
 

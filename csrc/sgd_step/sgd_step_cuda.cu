@@ -14,7 +14,8 @@ constexpr int kResident = kMomentum && kSlowIn ? 3 : 4;
 // E: dtype of the parameters, M: of the momentum. With kSlowIn the result is interpolated from the slow weights.
 template <class E, class M, int kCount, bool kMomentum, bool kSlowIn>
 __device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64_t stop, const SgdScalars& s) {
-  constexpr int kUnroll = kMomentum && kCount != 4 ? 1 : 2;  // four to eight 16-byte loads in flight
+  constexpr int kSingles = kMomentum && kSlowIn ? 2 : 4;  // eight to twelve loads in flight
+  constexpr int kUnroll = kCount == 1 ? kSingles : kMomentum && kCount != 4 ? 1 : 2;  // four to eight of 16 bytes
   constexpr int64_t kStride = kWarp * kCount;
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
@@ -59,12 +60,12 @@ __device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64
 
 template <bool kMomentum, bool kSlowIn>
 __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowIn>))
-    sgd_step_kernel(Table<SgdTensor> table, SgdOptions options, StepInputs inputs, bool slow_out) {
+    sgd_step_kernel(
+        const __grid_constant__ List<SgdTensor> list, SgdOptions options, StepInputs inputs, bool slow_out) {
   const SgdScalars s = sgd_scalars(options, step_hyper(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowIn && !slow_out && !(kMomentum && s.first)) return;
-  each_unit(table, [&](int64_t i, int64_t begin, int64_t end) {
-    const SgdTensor t = table.tensors[i];
+  each_unit(list, [&](const SgdTensor t, int64_t, int64_t begin, int64_t end) {
     dispatch(t.dtype, t.momentum_dtype, [&](auto e, auto m) {
       using E = decltype(e);
       using M = decltype(m);
@@ -81,18 +82,15 @@ __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowIn>))
 
 void launch_sgd_step(
     const std::vector<SgdTensor>& tensors, const SgdOptions& options, const StepInputs& inputs, const Queue& queue) {
-  const char* const op = "sgd_step_";
-  static Plans plans(op);
-  use_device(op, queue);
-  const Table<SgdTensor> table = make_table(plans, tensors, queue);
-  if (table.count == 0) return;
+  static Plans plans(
+      "sgd_step_", sgd_step_kernel<false, false>, sgd_step_kernel<false, true>, sgd_step_kernel<true, false>,
+      sgd_step_kernel<true, true>);
+  if (tensors.empty()) return;
   const SgdTensor& one = first_filled(tensors);
   const bool momentum = one.momentum != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
   const auto run = [&](auto has_momentum, auto has_slow_in) {
     constexpr bool kMomentum = has_momentum, kSlowIn = has_slow_in;
-    const auto kernel = sgd_step_kernel<kMomentum, kSlowIn>;
-    const int64_t blocks = blocks_for(op, kernel, table.units, queue);
-    launch(op, kernel, blocks, queue, table, options, inputs, one.slow_out != nullptr);
+    plans.launch(sgd_step_kernel<kMomentum, kSlowIn>, tensors, queue, options, inputs, one.slow_out != nullptr);
   };
   with_flags(momentum, slow_in, run);
 }

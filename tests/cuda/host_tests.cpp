@@ -1,5 +1,5 @@
 // The kernels of csrc/**/*.cu on the host (shim/cuda_runtime.h), against plain loops over the same formulas, bitwise.
-// `host_tests` runs all; `host_tests overrun` and `host_tests mask` plant a fault that the sanitizer must report.
+// `host_tests` runs all, `host_tests interpolate` what one op shows of the launches; `host_tests overrun` and `host_tests mask` plant a fault that the sanitizer must report.
 #include <array>
 #include <string>
 
@@ -243,7 +243,11 @@ void test_saliency() {
 }
 
 void test_packing();  // packing_tests.cpp
-void test_plans();
+void test_tables();
+void test_a_host_that_runs_ahead();
+void test_capture();
+void test_loading();
+void test_launches();
 
 void plant(const std::string& fault) {
   Buffer slow = random_buffer(2048, DType::kFloat32, false, false), fast = slow;
@@ -258,17 +262,24 @@ void plant(const std::string& fault) {
 }
 
 int main(int count, char** words) {
-  if (count > 1) return plant(words[1]), 0;
+  const std::string word = count > 1 ? words[1] : "";
+  if (word == "overrun" || word == "mask") return plant(word), 0;
   for (int round = 0; round < 25; ++round) {
     test_interpolate();
+    if (word == "interpolate") continue;
     test_fisher();
     test_sgd();
     test_adamw();
     test_norm();
     test_saliency();
   }
-  test_plans();
+  test_tables();
+  test_a_host_that_runs_ahead();
+  test_capture();
+  if (word == "interpolate") return 0;
   test_packing();
+  test_loading();
+  test_launches();
   std::puts("all host tests passed");
   return 0;
 }

@@ -1,4 +1,4 @@
-// How lists are cut into units, and when their tables are copied to the device.
+// How lists are cut into units, and what carries them to the device: parameters, slots, or a captured graph's own copy.
 #include "common/plan.cuh"
 
 #include <string>
@@ -16,13 +16,23 @@ struct Sized {
   int64_t numel;
 };
 
+List<Sized> list_of(const std::vector<Sized>& tensors, int32_t unit, std::vector<char>& bytes) {
+  List<Sized> list;
+  list.table.unit = unit;
+  bytes = table_bytes(tensors, &list.table);
+  list.table.data = bytes.data();
+  return list;
+}
+
 // Every element of every tensor is in exactly one unit, and every unit is taken by exactly one warp.
-void check_packing(Plans& plans, const std::vector<Sized>& tensors, int64_t blocks) {
-  const Table<Sized> table = make_table(plans, tensors, {0, nullptr});
+void check_packing(const std::vector<Sized>& tensors, int64_t blocks) {
+  std::vector<char> bytes;
+  const List<Sized> list = list_of(tensors, static_cast<int32_t>(pick(kLeastUnit, kMostUnit)), bytes);
+  const Table<Sized> table = list.opened();
   std::vector<int64_t> reached(tensors.size());
   for (int64_t unit = 0; unit < table.units; ++unit) {
     const Stretch s = stretch_of(table, unit);
-    CHECK(s.begin == reached[s.tensor] && s.begin < s.end && s.end - s.begin <= kDeviceUnit);
+    CHECK(s.begin == reached[s.tensor] && s.begin < s.end && s.end - s.begin <= 1 << table.unit);
     reached[s.tensor] = s.end;
   }
   for (size_t i = 0; i < tensors.size(); ++i) CHECK(reached[i] == tensors[i].numel);
@@ -32,75 +42,164 @@ void check_packing(Plans& plans, const std::vector<Sized>& tensors, int64_t bloc
     blockIdx = dim3(static_cast<unsigned>(block));
     for (unsigned warp = 0; warp < kWarps; ++warp) {
       threadIdx = dim3(warp * kWarp);
-      each_unit(table, [&](int64_t i, int64_t begin, int64_t) { ++taken[table.first[i] + begin / kDeviceUnit]; });
+      each_unit(list, [&](const Sized&, int64_t i, int64_t begin, int64_t) {
+        ++taken[table.first()[i] + (begin >> table.unit)];
+      });
     }
   }
   for (const int times : taken) CHECK(times == 1);
 }
 
-int64_t copies_of(const std::vector<InterpolateTensor>& tensors) {
-  const int64_t before = shim::copies;
-  launch_interpolate(tensors, {1.0, nullptr}, {0, nullptr});
-  return shim::copies - before;
-}
+// Lists of `count` tensors to interpolate, each in its own memory.
+class Lists {
+ public:
+  Lists(int64_t lists, int64_t count) : slow_(lists), fast_(lists), want_(lists), lists_(lists) {
+    for (int64_t l = 0; l < lists; ++l) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t numel = i % 5;
+        slow_[l].push_back(random_buffer(numel, DType::kFloat32, false, false));
+        fast_[l].push_back(random_buffer(numel, DType::kFloat32, false, false));
+        want_[l].push_back(fast_[l].back());
+        lists_[l].push_back({slow_[l].back().data(), fast_[l].back().data(), numel, DType::kFloat32});
+      }
+    }
+  }
+
+  void launch(int64_t l) { launch_interpolate(lists_[l], {1.0, nullptr}, {0, nullptr}); }
+
+  int64_t copies(int64_t l) {
+    const int64_t before = shim::copies;
+    launch(l);
+    return shim::copies - before;
+  }
+
+  void check() {
+    for (size_t l = 0; l < slow_.size(); ++l) {
+      for (size_t i = 0; i < slow_[l].size(); ++i) CHECK(slow_[l][i].same(want_[l][i]));
+    }
+  }
+
+ private:
+  std::vector<std::vector<Buffer>> slow_, fast_, want_;
+  std::vector<std::vector<InterpolateTensor>> lists_;
+};
 
 }  // namespace
 
 void test_packing() {
-  Plans plans("packing");
-  for (int i = 0; i < 200000; ++i) {
+  for (int i = 0; i < 20000; ++i) {
     std::vector<Sized> tensors(pick(1, 10));
     for (Sized& t : tensors) {
-      t.numel = chance(25) ? 0 : chance(30) ? kDeviceUnit * pick(1, 3) + pick(-1, 1) : pick(1, 9000);
+      t.numel = chance(25) ? 0 : chance(30) ? (pick(1, 3) << pick(kLeastUnit, kMostUnit)) + pick(-1, 1) : pick(1, 9000);
     }
-    check_packing(plans, tensors, pick(1, 4));
+    check_packing(tensors, pick(1, 4));
   }
   std::vector<Sized> many(10000);
   for (Sized& t : many) t.numel = pick(0, 100);
-  check_packing(plans, many, 264);
+  many[5000].numel = 10'000'000;  // a coarse index of few entries, beside crowds of small tensors
+  check_packing(many, 264);
 
   const int64_t big = (int64_t{1} << 31) + 5, huge = (int64_t{1} << 40) + 1;  // counts only: nothing is allocated
-  const Table<Sized> table = make_table<Sized>(plans, {{3}, {big}, {0}, {huge}}, {0, nullptr});
-  CHECK(table.units == 1 + (big + kDeviceUnit - 1) / kDeviceUnit + (huge + kDeviceUnit - 1) / kDeviceUnit);
-  const Stretch last = stretch_of(table, table.units - 1), before = stretch_of(table, table.first[2] - 1);
-  CHECK(last.tensor == 3 && last.end == huge && last.begin == huge / kDeviceUnit * kDeviceUnit);
+  const int64_t unit = int64_t{1} << kMostUnit;
+  std::vector<char> bytes;
+  const Table<Sized> table = list_of({{3}, {big}, {0}, {huge}}, kMostUnit, bytes).opened();
+  CHECK(table.units == 1 + (big + unit - 1) / unit + (huge + unit - 1) / unit);
+  const Stretch last = stretch_of(table, table.units - 1), before = stretch_of(table, table.first()[2] - 1);
+  CHECK(last.tensor == 3 && last.end == huge && last.begin == huge / unit * unit);
   CHECK(before.tensor == 1 && before.end == big && before.begin > (int64_t{1} << 31) - 1);
+
+  // units as small as it takes to give every warp one
+  for (const auto& [numel, expected] : {std::pair<int64_t, int32_t>{2048 * 32, 11}, {2048 * 31, 10}, {600 * 32, 9}}) {
+    CHECK(unit_for<Sized>({{numel}}, 32) == expected);
+  }
 }
 
-void test_plans() {
-  std::vector<Buffer> buffers;
-  for (int i = 0; i < 24; ++i) buffers.push_back(random_buffer(100, DType::kFloat32, false, false));
-  std::vector<std::vector<InterpolateTensor>> lists;
-  for (int i = 0; i < 12; ++i) {
-    lists.push_back({{buffers[2 * i].data(), buffers[2 * i + 1].data(), 100, DType::kFloat32},
-                     {buffers[2 * i + 1].data(), buffers[2 * i].data(), 99, DType::kFloat32},
-                     {buffers[0].data(), buffers[1].data(), 0, DType::kFloat32}});
-  }
-  copies_of(lists[0]);
-  const int64_t allocations = shim::allocations;
+// A list that fits the parameters needs no memory; one that does not is copied when it is new.
+void test_tables() {
+  Lists single(200, 3), cycle(4, 100);
+  single.launch(0);
+  cycle.launch(0);
+  const int64_t allocations = shim::allocations, copies = shim::copies;
+  for (int64_t l = 0; l < 200; ++l) single.launch(l);  // step_in_backward
+  CHECK(shim::copies == copies);
   for (int round = 0; round < 3; ++round) {
-    for (int i = 0; i < 4; ++i) CHECK(copies_of(lists[i]) == (round == 0 && i > 0 ? 1 : 0));  // a cycle of four lists
+    for (int l = 0; l < 4; ++l) CHECK(cycle.copies(l) == (round == 0 && l > 0 ? 1 : 0));
   }
-  for (int i = 0; i < 100; ++i) CHECK(copies_of(lists[i % 12]) <= 1);  // new storage each time: a copy, no allocation
+  Lists others(40, 100);
+  for (int l = 0; l < 40; ++l) CHECK(others.copies(l) == 1);  // new storage each time: a copy, no allocation
   CHECK(shim::allocations == allocations);
+  for (Lists* lists : {&single, &cycle, &others}) lists->check();
 
-  // a captured table stays as it was, whatever happens to the cache
-  Plans plans("capture");
-  char *captured = nullptr, *scratch = nullptr, *other = nullptr;
-  const std::vector<char> first(1000, 'a');
-  shim::capturing = true;
-  plans.place(first, {0, nullptr}, &captured, &scratch);
-  shim::capturing = false;
-  for (int i = 0; i < 20; ++i) {
-    plans.place(std::vector<char>(1000, static_cast<char>(i)), {0, nullptr}, &other, &scratch);
-    CHECK(other != captured && other[999] == static_cast<char>(i));
+  // lengths up to a power of two share a ring: pinned memory and device memory for each power
+  std::vector<Lists> lengths;
+  const int64_t before = shim::allocations;
+  for (int64_t count = 90; count < 1200; count += 40) lengths.emplace_back(1, count).launch(0);
+  CHECK(shim::allocations - before <= 2 * 5);
+  for (Lists& lists : lengths) lists.check();
+}
+
+// The device does nothing until it is waited for: what lies in pinned memory must stay until then.
+void test_a_host_that_runs_ahead() {
+  Lists few(60, 100), many(100, 100);
+  shim::deferred = true;
+  const int64_t waits = shim::waits;
+  for (int l = 0; l < 60; ++l) few.launch(l);
+  CHECK(shim::waits == waits);  // the ring has grown
+  shim::finish();
+  few.check();
+  const int64_t allocations = shim::allocations;
+  for (int l = 0; l < 100; ++l) many.launch(l);
+  CHECK(shim::waits > waits && shim::allocations == allocations);  // it is as long as it gets: the host waits
+  shim::finish();
+  many.check();
+  shim::deferred = false;
+}
+
+// What a graph holds is not touched by what comes between its replays, and its kernels are loaded beside the capture.
+void test_capture() {
+  for (const int64_t count : {3, 200}) {
+    Lists captured(1, count), between(30, count);
+    const Buffer grad = random_buffer(1000, DType::kFloat32, false, false);
+    float norm = -1.0f;
+    shim::loaded.clear();
+    shim::graph.clear();
+    shim::capturing = true;
+    captured.launch(0);
+    launch_masked_grad_norm({{grad.data(), nullptr, 1000, DType::kFloat32}}, nullptr, &norm, {0, nullptr});
+    shim::capturing = false;
+    CHECK(norm == -1.0f);
+    for (int l = 0; l < 30; ++l) between.launch(l);
+    shim::replay();
+    captured.check();
+    between.check();
+    const float first = norm;
+    shim::replay();
+    CHECK(norm == first && norm > 0.0f);
   }
-  CHECK(std::vector<char>(captured, captured + 1000) == first);
+}
 
-  // more lengths than are kept: the oldest makes room
-  for (size_t size = 1; size < 50; ++size) plans.place(std::vector<char>(size, 'x'), {0, nullptr}, &other, &scratch);
+// All kernels of an op are loaded when the first is needed; the message where there is no code for the device.
+__global__ void first_kernel(const __grid_constant__ List<Sized>) {}
+__global__ void second_kernel(const __grid_constant__ List<Sized>) {}
 
-  // 10,000 tensors: two launches for the norm, one for the step
+void test_loading() {
+  Plans plans("op_", first_kernel, second_kernel);
+  plans.launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+  CHECK(shim::loaded.count(reinterpret_cast<const void*>(second_kernel)) == 1);
+
+  shim::load_error = cudaErrorNoKernelImageForDevice;
+  std::string message;
+  try {
+    Plans("op_", first_kernel).launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  shim::load_error = cudaSuccess;
+  CHECK(message.find("found compute capability 2.2; build with TORCH_CUDA_ARCH_LIST=2.2") != std::string::npos);
+}
+
+// 10,000 tensors: one launch for the norm, one for the step.
+void test_launches() {
   std::vector<Buffer> params(10000), grads(10000);
   std::vector<MaskedGradNormTensor> norms;
   std::vector<SgdTensor> steps;
@@ -115,5 +214,5 @@ void test_plans() {
   const int64_t launches = shim::launches;
   launch_masked_grad_norm(norms, nullptr, &norm, {0, nullptr});
   launch_sgd_step(steps, {}, {&norm, nullptr, nullptr, nullptr, nullptr, {0.1, 0.0, 1.0}, 1.0f, false}, {0, nullptr});
-  CHECK(shim::launches - launches == 3);
+  CHECK(shim::launches - launches == 2);
 }

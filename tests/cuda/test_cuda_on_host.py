@@ -12,7 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SOURCES = [*sorted(ROOT.glob("csrc/*/*_cuda.cu")), *sorted(ROOT.glob("csrc/common/*.cpp")), *sorted(HERE.glob("*.cpp"))]
+SOURCES = [*sorted(ROOT.glob("csrc/*/*_cuda.cu")), *sorted(ROOT.glob("csrc/common/*.cpp")), HERE / "host_tests.cpp",
+           HERE / "packing_tests.cpp"]  # fmt: skip
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-w",
          "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # fmt: skip
 FOLDERS = [HERE / "shim", ROOT / "csrc", HERE]
@@ -71,14 +72,19 @@ def test_planted_overrun_is_caught(build, fault):
 
 MUTATIONS = {
     "one element is skipped": ("table.cuh", "run_singles(rest + lane, end)", "run_singles(rest + lane + 1, end)"),
-    "half of a unit is forgotten": ("table.cuh", "begin + kDeviceUnit : numel", "begin + kDeviceUnit / 2 : numel"),
+    "half of a unit is forgotten": ("table.cuh", "begin + (int64_t{1} << table.unit)", "begin + (1 << table.unit) / 2"),
+    "the index is off by one": ("table.cuh", "high = coarse[1] + 1", "high = coarse[1]"),
+    "a slot is used too early": ("slots.cuh", 'check(cudaEventSynchronize(slot.copied), "an earlier copy");', ""),
+    "the ring does not grow": ("slots.cuh", "kMostSlots = 64", "kMostSlots = 8"),
+    "a graph sees refreshes": ("plan.cuh", "captured ? keep(bytes) : ", ""),
+    "loaded under capture": ("plan.cuh", "const BesideCapture beside;", ""),
     "neighbours are swapped": ("group.cuh", "words[k / 2] >> (k % 2 * 16)", "words[k / 2] >> (16 - k % 2 * 16)"),
 }
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_planted_mistake_is_caught(build, name, tmp_path):
-    """A kernel with a mistake in its indexing must not pass the comparison."""
+    """A mistake in the indexing of a kernel, or in what a launch waits for, must not pass."""
     header, right, wrong = MUTATIONS[name]
     text = (ROOT / "csrc" / "common" / header).read_text()
     assert text.count(right) == 1
@@ -87,4 +93,34 @@ def test_planted_mistake_is_caught(build, name, tmp_path):
     source = ROOT / "csrc" / "interpolate" / "interpolate_cuda.cu"
     mutant = compile_one(source, tmp_path / f"{source.name}.o", [tmp_path, *FOLDERS])
     objects = [build / f"{path.name}.o" for path in SOURCES if path != source]
-    assert run(link([mutant, *objects], tmp_path / "mutant")).returncode != 0
+    assert run(link([mutant, *objects], tmp_path / "mutant"), "interpolate").returncode != 0
+
+
+RACES = {
+    "none": ("", ""),
+    "no fence before": ("    __threadfence();\n    last", "    last"),
+    "no fence after": ("to 0 again\n    __threadfence();", ""),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_blocks_that_run_at_once_do_not_race(name, tmp_path):
+    """Under ThreadSanitizer; without either fence of the last block it must say so."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    right, wrong = RACES[name]
+    text = (ROOT / "csrc" / "common" / "table.cuh").read_text()
+    assert text.count(right) == 1 or not right
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "table.cuh").write_text(text.replace(right, wrong) if right else text)
+    kernels = [ROOT / f"csrc/{op}/{op}_cuda.cu" for op in ("masked_grad_norm", "adamw_step")]
+    sources = [*kernels, *ROOT.glob("csrc/common/*.cpp"), HERE / "race_tests.cpp"]
+    includes = [f"-I{folder}" for folder in (tmp_path, *FOLDERS)]
+    flags = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-w", "-fsanitize=thread", *includes, "-x", "c++"]
+    subprocess.run(["g++", *flags, *sources, "-o", tmp_path / "races"], check=True)
+    result = run(tmp_path / "races")
+    if name == "none":
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "no race" in result.stdout
+    else:
+        assert "data race" in result.stderr, result.stdout + result.stderr
