@@ -25,16 +25,20 @@ def require(condition: bool, argument: str, expected: str, found: object, remedy
 
 def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
-    interval = f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
     if isinstance(value, str):  # float() would read one
-        require(False, argument, interval, repr(value))
-    try:  # repr only of what is refused: a compiler's symbolic number has none
+        require(False, argument, _interval(low, high, open_low), repr(value))
+    try:  # words only for what is refused: a compiler's symbolic number has none
         value = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
-        require(False, argument, interval, repr(value))
+        require(False, argument, _interval(low, high, open_low), repr(value))
     inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
-    require(inside, argument, interval, value)  # NaN fails both comparisons
+    if not inside:  # NaN fails both comparisons
+        require(False, argument, _interval(low, high, open_low), value)
     return value
+
+
+def _interval(low: float, high: float, open_low: bool) -> str:
+    return f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
 
 
 def integer(argument: str, value: Any, low: int) -> int:

@@ -268,7 +268,13 @@ def _per_sample(
     grad = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0, 0))
     for start in range(0, len(targets), chunk_size):
         stop = start + chunk_size
-        chunk, found = grad(weights, [t[start:stop] for t in samples], targets[start:stop])
+        try:
+            chunk, found = grad(weights, [t[start:stop] for t in samples], targets[start:stop])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError("estimator: expected a model that torch.func.vmap can run over samples, found one that "
+                               f"it cannot ({error}); use 'batch' or batches of one sample") from error  # fmt: skip
         losses.append(found.detach().reshape(-1))
         for i in range(len(next(iter(chunk.values())))):
             yield {n: g[i] for n, g in chunk.items()}

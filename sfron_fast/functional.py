@@ -25,7 +25,13 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
     writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
     """
-    # torch's own remedy for a negated scalar fails beside arguments that are absent; `skipped` is written to
+    # torch's own remedy for a negated scalar fails beside arguments that are absent; this one is written to
+    counter = scalars.get("skipped")
+    if counter is not None and counter.is_neg():
+        copy = in_memory(counter)
+        result = _call(name, lists, written, *rest, **{**scalars, "skipped": copy})
+        counter.copy_(copy)
+        return result
     rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
     if type(scalars.get("hyper")) is Tensor:
         scalars["hyper"] = in_memory(scalars["hyper"])

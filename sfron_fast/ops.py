@@ -17,8 +17,16 @@ from torch import Tensor
 from . import _native, checks, differentiable, reference, row_checks, triton
 
 _native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
-_pair = [torch.empty(1, device="cpu"), torch._neg_view(torch.empty(1, device="cpu"))]
-_native.learn_keys(*(part for t in _pair for part in (t, torch._C._dispatch_keys(t).raw_repr())))
+
+
+def _learn_keys() -> None:
+    plain = torch.empty(1, device="cpu")
+    negated = torch._neg_view(plain)
+    keys = [torch._C._dispatch_keys(t).raw_repr() for t in (plain, negated)]
+    _native.learn_keys(plain, keys[0], negated, keys[1])
+
+
+_learn_keys()
 _library = torch.library.Library("sfron_fast", "DEF")
 
 SCHEMAS = {

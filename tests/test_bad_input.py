@@ -444,7 +444,8 @@ def test_everything_public_has_its_row_here():
 
 
 @pytest.mark.skipif(not _native.available(), reason="needs the native kernels")
-def test_a_refused_dtype_has_its_name():
+def test_a_refused_dtype_has_its_name(monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # torch cannot fill all of them
     known = {d for d in vars(torch).values() if isinstance(d, torch.dtype)} - {torch.float64}
     floats = {torch.float32, torch.bfloat16, torch.float16}
     for dtype in known:

@@ -228,7 +228,7 @@ def test_a_negated_tensor_is_not_described(learned, monkeypatch):
         assert describe([torch.randn(shape)]) is not None
         assert describe([negated]) is None
         assert describe([nn.Parameter(negated)]) is None
-    _native._learn_keys()
+    ops._learn_keys()
 
 
 def test_the_place_of_the_keys_is_learned():

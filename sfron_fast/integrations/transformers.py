@@ -152,10 +152,7 @@ class ForgetCallback(TrainerCallback):
 
     def _next(self) -> Any:
         with torch.random.fork_rng(devices=[]):  # drawing a batch leaves the Trainer's generator alone
-            try:
-                return next(self._batches)
-            except Exception as error:
-                raise RuntimeError(f"forget_dataset: loading a forget batch failed: {error!r}") from error
+            return next(self._batches)
 
     def _endless(self, position: int) -> Iterator[Any]:
         """Batches for ever from ``position`` on, loaded, shuffled and sharded as the Trainer's own."""
@@ -170,5 +167,8 @@ class ForgetCallback(TrainerCallback):
         while True:
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
-            yield from islice(loader, drawn, None)
+            try:
+                yield from islice(loader, drawn, None)
+            except Exception as error:
+                raise RuntimeError(f"forget_dataset: loading a forget batch failed: {error!r}") from error
             epoch, drawn = epoch + 1, 0

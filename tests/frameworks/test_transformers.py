@@ -304,7 +304,7 @@ def test_fisher_of_padded_batches():
     loss_fn(model(tokens), labels).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(ours[name], p.grad**2, rtol=1e-9, atol=1e-18)
-    with pytest.raises(ValueError, match="estimator: expected 'batch' or 'batch_equal' for inputs that are a mapping"):
+    with pytest.raises(RuntimeError, match=r"estimator: expected a model that torch.func.vmap can run .* use 'batch'"):
         estimate_fisher(model, [(padded, labels)], loss_fn, estimator="sample")
 
 
