@@ -282,7 +282,8 @@ def measure(
         found.append(arm.bits(saliency(arm, forget, retain, Phases(device, False))))
         cycle(arm, forget, retain, Phases(device, False))
         ends.append([p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)])
-    for what, results, most in (("weights", ends, 1e-2), ("masks", found, 0.1)):  # 0.1: one bit in a hundred
+    # one ReLU that rounding puts on its other side moved a tiny network by 2 % (one draw in 60); masks: one bit in 100
+    for what, results, most in (("weights", ends, 0.1 if tiny else 1e-2), ("masks", found, 0.1)):
         for made, result in zip(kinds[1:], results[1:], strict=True):
             if not (error := difference(result, results[0])) < most:
                 raise AssertionError(f"{name}: the {what} of {made.name} and {kinds[0].name} differ by {error:.1e}; "

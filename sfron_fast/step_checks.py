@@ -16,6 +16,7 @@ from .groups import Batch
 from .hyper import NAMES, check_capture
 from .settings import COUNTS, check_state_dtype, check_tensor_settings
 from .shards import is_sharded, plain
+from .told import warn
 
 CONVERT = "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been converted"
 
@@ -24,12 +25,17 @@ def check_step(optimizer: Any, batches: list[Batch], idle: list[Batch], *, forge
     """Raise what any op of this step would raise; then have state follow a new ``state_dtype``.
 
     Settings are looked at when they have changed; gradients and state where there is more than one op, as for each
-    parameter a ``single`` one. ``idle`` are parameters without gradient whose slow weights are set.
+    parameter a ``single`` one. ``idle`` are parameters without gradient whose slow weights are set. Warns
+    (RuntimeWarning) of a step of a cycle without any gradient.
     """
     groups = optimizer.param_groups
     check_capture(groups, [batch.params[0].device for batch in batches])
     if torch.compiler.is_compiling():
         return
+    if not (batches or single) and (forget or optimizer.mid_cycle and not optimizer._in_backward):
+        name, phase = ("forget_step", "forget") if forget else ("step", "retain")
+        warn(f"{name} found no gradients, so this {phase} step of the cycle changed no fast weights; call backward() "
+             f"on the {phase} loss first, and zero_grad() before that or after the step")  # fmt: skip
     known = [[_value(g[k]) for k in optimizer.defaults if k not in COUNTS] for g in groups]
     changed = known != optimizer._checked
     for group in groups if changed else ():

@@ -1,6 +1,7 @@
 """Cycles, masks and phases of SFRonSGD and SFRonAdamW against loops over single parameters."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -285,3 +286,22 @@ def test_a_group_that_joins_inside_a_cycle_starts_its_slow_weights_there(kind):
         optimizer.step()
         plain.step()
     assert torch.equal(second, way / 2)
+
+
+@BOTH
+def test_a_step_of_a_cycle_without_gradients_says_so(kind):
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opt = kind(params, lr=0.1, retain_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step()  # outside a cycle it is torch's step, as silent as that
+    with pytest.warns(RuntimeWarning, match="forget_step found no gradients") as caught:
+        opt.forget_step()
+    assert caught[0].filename == __file__
+    with pytest.warns(RuntimeWarning, match="step found no gradients"):
+        opt.step()
+    params[0].grad = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step()  # one gradient is enough: parts of a model may be frozen
+        opt.forget_step()
