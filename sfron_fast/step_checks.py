@@ -32,7 +32,7 @@ def check_step(optimizer: Any, batches: list[Batch], idle: list[Batch], *, forge
     check_capture(groups, [batch.params[0].device for batch in batches])
     if torch.compiler.is_compiling():
         return
-    if not (batches or single) and (forget or optimizer.mid_cycle and not optimizer._in_backward):
+    if not (batches or single) and (forget or (optimizer.mid_cycle and not optimizer._in_backward)):
         name, phase = ("forget_step", "forget") if forget else ("step", "retain")
         warn(f"{name} found no gradients, so this {phase} step of the cycle changed no fast weights; call backward() "
              f"on the {phase} loss first, and zero_grad() before that or after the step")  # fmt: skip
