@@ -15,9 +15,10 @@ from multiprocessing import get_context
 import torch
 from torch.utils.data import TensorDataset
 
-from sfron_fast import Recipe, digits, unlearn
-from sfron_fast.evaluation import accuracy, predict
-from sfron_fast.recipes import finetune, gradient_ascent
+from sfron_fast import Recipe, unlearn
+from sfron_fast.demo import digits
+from sfron_fast.evaluation.metrics import accuracy, predict
+from sfron_fast.methods import finetune, gradient_ascent
 
 SEEDS = (100, 101, 102)
 FORGET_SLACK, VAL_SLACK = 2.0, 1.0

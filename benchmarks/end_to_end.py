@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sfron_fast as sf
-from sfron_fast import functional, reference
+from sfron_fast import functional
+from sfron_fast.ops import reference
 
 from .arms import MAX_NORM
 from .harness import Row, difference, make_row

@@ -40,9 +40,9 @@ print(torch.cuda.get_device_name() if there else "")
 BUDGET = "@BUDGET@"  # in a command: the seconds that are left, but for a case that has begun
 WHEEL = """
 import pathlib, torch, sfron_fast as sf
-from sfron_fast import _native, ops
+from sfron_fast.ops import native, registry as ops
 assert "@SITE@" in sf.__file__, sf.__file__
-assert _native.available(), _native.reason()
+assert native.available(), native.reason()
 for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
     p = torch.nn.Parameter(torch.ones(5000, device=device))
     p.grad = torch.full_like(p, 2.0)
@@ -128,7 +128,7 @@ def per_op_tests(python: str) -> Step:
     if not has(python, "pytest"):
         return Step("per-op tests", 0, [], missing="pytest is not installed; put its wheels on PYTHONPATH")
     spread = ["-n", str(min(4, os.cpu_count() or 2))] if has(python, "xdist") else []
-    files = [f"tests/test_{name}.py" for name in PER_OP]
+    files = [str(path) for name in PER_OP for path in Path("tests").glob(f"*/test_{name}.py")]
     return Step("per-op tests", 200, [*pytest_command(python), *spread, "-k", "cuda", *files])
 
 

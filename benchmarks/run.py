@@ -22,7 +22,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from sfron_fast import _native
+from sfron_fast.ops import native
 
 from . import end_to_end, harness, list_cases, row_cases
 from .harness import Arm, Case, Row
@@ -155,8 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.rehearse:
         origin |= {"rehearsal": True}
         out = chosen.out or Path("build/rehearsal") / kind
-    if not _native.available():
-        print(f"note: no native kernels ({_native.reason()}); this times the reference")
+    if not native.available():
+        print(f"note: no native kernels ({native.reason()}); this times the reference")
     run = Run(out, origin, Clock(device), device, 0.0 if chosen.rehearse else chosen.scale, memory_limit(device))
     spent = lambda: time.perf_counter() - began  # noqa: E731
     if not chosen.rehearse and origin["load"] > 0.5:

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sfron_fast import functional, reference
+from sfron_fast import functional
+from sfron_fast.ops import reference
 
 from . import arms
 from .arms import ADAMW, MAX_NORM, SGD, Problem

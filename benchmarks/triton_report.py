@@ -94,7 +94,7 @@ def type_name(value: Any) -> str:
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Within, the launchers take tensors on the meta device, and their launches are noted."""
-    from sfron_fast.triton import adaptive_cross_entropy, adaptive_mse, samples, soft_target_kl
+    from sfron_fast.ops.triton import adaptive_cross_entropy, adaptive_mse, samples, soft_target_kl
 
     launches: list[Launch] = []
     modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, samples)
@@ -110,7 +110,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def cross_entropy_launches(samples: int, tokens: int, classes: int, dtype: torch.dtype) -> list[Launch]:
-    from sfron_fast.triton import adaptive_cross_entropy as op
+    from sfron_fast.ops.triton import adaptive_cross_entropy as op
 
     logits = torch.empty((samples, tokens, classes), dtype=dtype, device="meta")
     labels = torch.empty((samples, tokens), dtype=torch.int64, device="meta")
@@ -125,7 +125,7 @@ def cross_entropy_launches(samples: int, tokens: int, classes: int, dtype: torch
 
 
 def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) -> list[Launch]:
-    from sfron_fast.triton import adaptive_mse as op
+    from sfron_fast.ops.triton import adaptive_mse as op
 
     prediction, target = (torch.empty((samples, elements), dtype=dtype, device="meta") for _ in range(2))
     with recorded() as launches:
@@ -135,7 +135,7 @@ def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) 
 
 
 def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
-    from sfron_fast.triton import soft_target_kl as op
+    from sfron_fast.ops.triton import soft_target_kl as op
 
     logits, teacher = (torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2))
     with recorded() as launches:

@@ -12,7 +12,9 @@ import torch
 
 def environment() -> str:
     """Versions, devices, and which kernel serves each op on each device, and why not a faster one."""
-    from . import __version__, _native, ops, triton
+    from . import __version__
+    from .ops import native, triton
+    from .ops import registry as ops
 
     used = ("numpy", "safetensors", "triton")
     set_here = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SFRON_FAST_")]
@@ -25,10 +27,10 @@ def environment() -> str:
         f"threads     {torch.get_num_threads()}",
         f"devices     cpu{''.join(', cuda: ' + name for name in devices)}",
         f"switches    {', '.join(set_here) or 'none set'}",
-        f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}",
+        f"native      {'loaded' if native.available() else 'absent: ' + str(native.reason())}",
     ]
-    if not _native.available():
-        lines.append(f"            to get it: {_native.REMEDY}")
+    if not native.available():
+        lines.append(f"            to get it: {native.REMEDY}")
     absent = next(filter(None, map(triton.reason, triton.MODULES)), None)
     lines.append(f"triton      {'found' if absent is None else 'absent: ' + absent}")
     width = max(map(len, ops.SCHEMAS))
@@ -51,14 +53,14 @@ def environment() -> str:
 
 def _refusal(name: str, device: str) -> str:
     """Why no faster kernel than the reference serves an op."""
-    from . import _native, triton
+    from .ops import native, triton
 
     if device == "cuda" and not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA; install a CUDA build of it"
     if device == "cuda" and name in triton.MODULES:
         return str(triton.reason(name))
-    if not _native.available():
-        return str(_native.reason())
+    if not native.available():
+        return str(native.reason())
     return "the package was built without its CUDA kernels; rebuild it with nvcc and USE_CUDA=1"
 
 
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.seeds < 1:
         parser.error(f"--seeds: expected an integer >= 1, found {chosen.seeds}")
-    from . import demo as digits
+    from .demo import run as digits
 
     try:
         folder = digits.main(chosen.out, tuple(range(chosen.seeds)))

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, records, reference
-from .checks import number, require, strided
-from .layout import in_memory
-from .shards import is_sharded, local
+from .distributed.shards import is_sharded, local
+from .errors import number, require
+from .ops import reference, tables
+from .ops import registry as ops
+from .ops.arguments import strided
+from .ops.layout import in_memory
 
 Tensors = Sequence[Tensor]
 
@@ -35,13 +37,13 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
     if type(scalars.get("hyper")) is Tensor:
         scalars["hyper"] = in_memory(scalars["hyper"])
-    table = records.table_of(lists.values())  # first: it brings the tensors into the cache faster than Python does
+    table = tables.table_of(lists.values())  # first: it brings the tensors into the cache faster than Python does
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
     if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
         _touch(name, lists, written)  # a DTensor counts its versions itself
         lists = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
-        table = records.table_of(lists.values())
+        table = tables.table_of(lists.values())
     if table is not None:
         try:
             result = ops.RECORDS[name](table, *rest, **scalars)
@@ -49,7 +51,7 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:
-            records.spare.append(table)
+            tables.spare.append(table)
             _touch(name, lists, written)
             return result
     given = {key: _strided(key, tensors, key in written) for key, tensors in lists.items()}

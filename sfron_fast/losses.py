@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import differentiable, in_place, ops, reference
-from .checks import FLOAT32_MAX, number, require
-from .layout import in_memory
+from .errors import number, require
+from .ops import differentiable, in_place, reference
+from .ops import registry as ops
+from .ops.arguments import FLOAT32_MAX
+from .ops.layout import in_memory
 
 LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
 

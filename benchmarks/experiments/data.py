@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfron_fast.checks import require
-from sfron_fast.recipes import wrong_labels
+from sfron_fast.errors import require
+from sfron_fast.methods import wrong_labels
 
 CLASSES, SIDE, MARGIN = 10, 32, 4
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)

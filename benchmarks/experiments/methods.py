@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from benchmarks.models import ResNet18
-from sfron_fast import Recipe, SaliencyMask, recipes, unlearn
-from sfron_fast.stopwatch import Stopwatch
+from sfron_fast import Recipe, SaliencyMask, unlearn
+from sfron_fast import methods as recipes
+from sfron_fast.methods.stopwatch import Stopwatch
 
 from .data import CLASSES, Batches, Split
 from .settings import Scale

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from benchmarks.harness import provenance
-from sfron_fast.evaluation import Evaluated, accuracy, collect, per_sample_loss, predict, score
+from sfron_fast.evaluation.metrics import Evaluated, accuracy, collect, per_sample_loss, predict, score
 from sfron_fast.files import write_whole
-from sfron_fast.run_folder import save_whole
+from sfron_fast.methods.run_folder import save_whole
 
 from . import data, methods
 from .settings import SCALES

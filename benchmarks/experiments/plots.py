@@ -1,9 +1,9 @@
-"""Figures of the experiment beside those of ``sfron_fast.figures``: bars of a metric, and curves of a sweep."""
+"""Figures of the experiment beside those of ``sfron_fast.evaluation.figures``: bars of a metric, and curves of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfron_fast.figures import GRID, INK, SOFT, _colours, _figure
+from sfron_fast.evaluation.figures import GRID, INK, SOFT, _colours, _figure
 
 
 def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:

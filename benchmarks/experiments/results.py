@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks import end_to_end
 from benchmarks.harness import provenance
-from sfron_fast import figures
+from sfron_fast.evaluation import figures
+from sfron_fast.evaluation.report import Report
 from sfron_fast.files import write_whole
-from sfron_fast.report import Report
 
 from . import methods, plots
 from .answers import answers

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..checks import require
-from ..cycle import SFRonOptimizer
+from ..errors import require
+from ..optim.base import SFRonOptimizer
 
 
 def unwrap(optimizer: Any) -> SFRonOptimizer:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ..checks import number, require
-from ..cycle import SFRonOptimizer
+from ..errors import number, require
 from ..losses import adaptive_cross_entropy_parts
+from ..optim.base import SFRonOptimizer
 from . import forget_step, unwrap
 
 

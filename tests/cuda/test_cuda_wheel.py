@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent.parent
 PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
 USE = """
 import torch, sfron_fast
-from sfron_fast import _native, functional, ops
-assert _native.available(), _native.reason()
+from sfron_fast import functional
+from sfron_fast.ops import native, registry as ops
+assert native.available(), native.reason()
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sfron_fast::interpolate_", "CUDA")
 assert ops.kernel_for("interpolate_", "cpu") == "native"
 assert ops.kernel_for("interpolate_", "cuda") == ("native" if torch.backends.cuda.is_built() else "none")

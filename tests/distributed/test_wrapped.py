@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, reference, unlearn
+from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, unlearn
+from sfron_fast.ops import reference
 
 
 def checkpointed(model):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/gpu")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "tests/gpu")]
 
 Call = tuple[str, tuple[int, ...], torch.dtype]  # the op, the shape of what it streams, and its dtype
 
@@ -53,7 +53,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def launch(call: Call) -> None:
     """Every launch of an op, forward and backward."""
-    from sfron_fast.triton import launcher
+    from sfron_fast.ops.triton import launcher
 
     kind, shape, dtype = call
     x = meta(*shape, dtype=dtype)

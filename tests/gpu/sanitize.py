@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 import sfron_fast as sf
-from sfron_fast import flat, ops
 from sfron_fast import functional as F
+from sfron_fast.ops import lists
+from sfron_fast.ops import registry as ops
 
 SIZES = (0, 1, 7, 8, 9, 63, 65, 2047, 2049, 5000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +88,7 @@ def flat_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
     p, g = (there(tensors(i, dtype, shift), device) for i in (0, 1))
     s, m, v, w = ([there(flattened(tensors(i, kind, 0, positive=True), shift), device)]
                   for i, kind in ((2, dtype), (3, dtype), (4, dtype), (5, torch.float32)))  # fmt: skip
-    bits, steps = [flat.flatten_masks(there(masks(6), device), p)], [torch.zeros(len(SIZES), device=device)]
+    bits, steps = [lists.flatten_masks(there(masks(6), device), p)], [torch.zeros(len(SIZES), device=device)]
     left: dict[str, list[Tensor]] = {"masked_grad_norm": [F.masked_grad_norm(g, bits)]}
     clip = {"norm": torch.tensor(3.0, device=device), "max_norm": 1.0}
     F.sgd_step_(p, g, m, lr=0.1, momentum=0.9, masks=bits, freeze_masked=True, slow_out=s, **clip)
@@ -106,8 +107,8 @@ def flat_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
 
 def flattened(parts: list[Tensor], shift: int) -> Tensor:
     """The flat list of ``parts``, ``shift`` elements off its allocation's beginning."""
-    whole = torch.full((shift + flat.flat_size(parts),), 7.0).to(parts[0].dtype)[shift:]
-    for view, part in zip(flat.spread([whole], parts), parts, strict=True):
+    whole = torch.full((shift + lists.flat_size(parts),), 7.0).to(parts[0].dtype)[shift:]
+    for view, part in zip(lists.spread([whole], parts), parts, strict=True):
         view.copy_(part)
     return whole
 

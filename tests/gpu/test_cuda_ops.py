@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sfron_fast import flat, ops
 from sfron_fast import functional as sf
+from sfron_fast.ops import lists
+from sfron_fast.ops import registry as ops
 
 SIZES = (0, 1, 7, 8, 9, 63, 64, 65, 2047, 2048, 2049, 100_003)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -156,12 +157,12 @@ class Training:
     def __init__(self, sizes=(0, 5, 64, 2049, 100_003), adam=True, whole=False):
         self.params = to_cuda(random_list(0, sizes=sizes))
         self.grads = to_cuda(random_list(1, sizes=sizes))
-        shapes = [flat.flat_size(self.params)] if whole else sizes
+        shapes = [lists.flat_size(self.params)] if whole else sizes
         self.state = [[torch.zeros(n, device="cuda") for n in shapes] for _ in range(2)]
         self.steps = [torch.zeros(s, device="cuda") for s in ([(len(sizes),)] if whole else [()] * len(sizes))]
         self.slow = [torch.empty(n, device="cuda") for n in shapes]
         self.masks = to_cuda(random_masks(2, sizes))
-        self.masks = [flat.flatten_masks(self.masks, self.params)] if whole else self.masks
+        self.masks = [lists.flatten_masks(self.masks, self.params)] if whole else self.masks
         self.hyper = torch.tensor((0.01, 0.1, 0.5), dtype=torch.float64, device="cuda")
         self.adam = adam
 
@@ -211,7 +212,7 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam, whole):
         other.cycle()
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(eager.params, captured.params, strict=True)), k
-        counts = flat.spread_scalars(captured.steps, captured.params)
+        counts = lists.spread_scalars(captured.steps, captured.params)
         assert all(torch.equal(a, b) for a, b in zip(eager.steps, counts, strict=True)), k
 
 

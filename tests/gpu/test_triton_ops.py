@@ -8,8 +8,8 @@ import torch
 from cases import Case, assert_opcheck, assert_same_bits, compiled_equals_eager
 
 import sfron_fast as sf
-from sfron_fast import ops
-from sfron_fast.triton import MODULES
+from sfron_fast.ops import registry as ops
+from sfron_fast.ops.triton import MODULES
 
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
 LONG = [(64, 1, 32000), (9, 1, 128256), (5, 1, 152064), (3, 70, 32000), (2, 3, 50257), (9000, 1, 10), (4097, 1, 1000)]

@@ -1,0 +1,51 @@
+"""How the package refuses and how it warns: what was expected, what was found, and the remedy."""
+
+import math
+import operator
+import sys
+import warnings
+from typing import Any
+
+PASSED = (__name__.partition(".")[0], "torch")  # torch's decorators lie between the caller and an optimizer
+
+
+def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:
+    """Raise ValueError unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, found {found}{'; ' + remedy if remedy else ''}")
+
+
+def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
+    if isinstance(value, str):  # float() would read one
+        require(False, argument, _interval(low, high, open_low), repr(value))
+    try:  # words only for what is refused: a compiler's symbolic number has none
+        value = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+        require(False, argument, _interval(low, high, open_low), repr(value))
+    inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
+    if not inside:  # NaN fails both comparisons
+        require(False, argument, _interval(low, high, open_low), value)
+    return value
+
+
+def _interval(low: float, high: float, open_low: bool) -> str:
+    return f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
+
+
+def integer(argument: str, value: Any, low: int) -> int:
+    """The value, an integer >= ``low``: Python's, numpy's, or whatever else can stand for one in an index."""
+    try:
+        whole = operator.index(value)
+    except (TypeError, RuntimeError, ValueError):  # torch's tensors of several elements
+        require(False, argument, f"an integer >= {low}", repr(value))
+    require(whole >= low, argument, f"an integer >= {low}", whole)
+    return whole
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning at the first frame outside this package and torch."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

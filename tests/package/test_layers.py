@@ -1,0 +1,265 @@
+"""The layering rules of the design, read from the sources."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PACKAGE, NATIVE = ROOT / "sfron_fast", ROOT / "csrc"
+LONGEST = 300
+TOO_LONG = {  # path: why it may be longer; no more wanted
+    "sfron_fast/ops/reference.py": "every formula in one place, in the README's order; code of a dozen short functions",
+}
+
+# room -> the rooms it may import; every row names only rooms above it, so there is no circle
+ROOMS = {
+    "errors": set(),
+    "files": set(),
+    "version": set(),
+    "data": {"errors"},
+    "distributed": {"errors", "data"},
+    "models": {"errors", "distributed"},
+    "ops": {"errors"},
+    "functional": {"errors", "distributed", "ops"},
+    "losses": {"errors", "ops"},
+    "evaluation": {"errors", "files", "data", "models"},
+    "saliency": {"errors", "files", "version", "data", "distributed", "models", "ops", "functional"},
+    "optim": {"errors", "distributed", "models", "ops", "functional", "saliency"},
+    "methods": {"errors", "files", "data", "distributed", "models", "losses", "evaluation", "saliency", "optim"},
+    "integrations": {"errors", "losses", "optim"},
+    "demo": {"data", "evaluation", "saliency", "methods"},
+    "__init__": {"version", "data", "losses", "evaluation", "saliency", "optim", "methods"},
+    "__main__": {"", "ops", "demo"},
+}
+FLOORS = 8
+FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}  # only in integrations/
+OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}  # only inside functions
+OPS = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
+       "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl")  # fmt: skip
+TESTED = (*OPS, "fisher_saliency_mask")  # lives beside saliency_mask
+
+
+def imports(path: Path, tree: ast.AST | None = None) -> tuple[set[str], set[str]]:
+    """Modules of this package, dotted, and top-level names of foreign ones."""
+    own, foreign = set(), set()
+    package = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(parse(path) if tree is None else tree):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                start = [*package[: len(package) + 1 - node.level], *module]
+            elif module[0] == "sfron_fast":
+                start = module[1:]
+            else:
+                foreign.add(module[0])
+                continue
+            own |= {".".join([*start, alias.name]) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                top, _, rest = alias.name.partition(".")
+                (own if top == "sfron_fast" else foreign).add(rest if top == "sfron_fast" else top)
+    return own, foreign
+
+
+def room(module: str) -> str:
+    """The room that a dotted name of the package lies in; the package itself, for its own names, is ""."""
+    first = module.split(".")[0]
+    return first if first in ROOMS else ""
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def includes(path: Path) -> tuple[set[str], set[str]]:
+    """What a C++ file includes with quotes, and with angle brackets."""
+    text = path.read_text()
+    return set(re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.M)), set(
+        re.findall(r"^\s*#\s*include\s*<([^>]+)>", text, re.M)
+    )
+
+
+def native_files(*suffixes: str) -> list[Path]:
+    files = sorted(path for path in NATIVE.rglob("*") if path.suffix in suffixes)
+    assert files or not NATIVE.exists(), f"no {suffixes} found: the test would say nothing"
+    return files
+
+
+needs_native = pytest.mark.skipif(not NATIVE.exists(), reason="no csrc/")
+
+
+def trespasses(path: Path, tree: ast.AST | None = None) -> set[str]:
+    """What a file imports of rooms that its own may not enter."""
+    own, _ = imports(path, tree)
+    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    return {name for name in own if room(name) not in {here, *ROOMS[here]}}
+
+
+def test_every_room_is_in_the_table():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders | {path.stem for path in PACKAGE.glob("*.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_run_one_way(name):
+    files = sorted((PACKAGE / name).rglob("*.py")) or [PACKAGE / f"{name}.py"]
+    for path in files:
+        assert not trespasses(path), path
+
+
+def test_a_planted_import_is_found():
+    path = PACKAGE / "ops" / "lists.py"
+    for line in ("from ..optim.base import SFRonOptimizer", "from .. import saliency", "import sfron_fast.methods.run",
+                 "def f():\n    from sfron_fast.losses import adaptive_mse"):  # fmt: skip
+        assert trespasses(path, ast.parse(line)), line
+    assert not trespasses(path, ast.parse("from ..errors import require\nfrom . import native"))
+
+
+def test_floors():
+    floors = {}
+    for name, below in ROOMS.items():
+        floors[name] = 1 + max((floors[other] for other in below if other), default=0)  # KeyError: a circle
+    assert max(floor for name, floor in floors.items() if not name.startswith("__")) <= FLOORS
+
+
+def test_no_circle_between_modules():
+    """Imports at the top of files; one inside a function runs later."""
+    edges = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        top = ast.Module([n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        edges[name] = imports(path, top)[0]
+    known = set(edges)
+    edges = {n: {t if t in known else t.rpartition(".")[0] for t in found} - {n} for n, found in edges.items()}
+    done: set[str] = set()
+
+    def visit(name, trail):
+        assert name not in trail, [*trail, name]
+        if name not in done:
+            for other in edges.get(name, ()):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in edges:
+        visit(name, [])
+
+
+def test_ops_know_torch_alone():
+    """No optimizer of torch's either; and what finds the kernels needs no torch."""
+    free = set(sys.stdlib_module_names) | {"torch"}
+    for path in sorted((PACKAGE / "ops").rglob("*.py")):
+        _, foreign = imports(path)
+        more = {"triton"} if path.parent.name == "triton" else set()
+        assert foreign <= (free - {"torch"} if path.name == "native.py" else free | more), (path, foreign - free)
+        assert "torch.optim" not in re.sub(r'""".*?"""', "", path.read_text(), flags=re.S), path.name
+
+
+def test_optional_packages_are_imported_late():
+    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("triton", "integrations"))
+    assert len(files) > 5
+    for path in files:
+        top = ast.Module([n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        assert not imports(path, top)[1] & OPTIONAL, path
+
+
+def test_nothing_needs_a_framework():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent.name != "integrations":
+            own, foreign = imports(path)
+            assert "integrations" not in {room(name) for name in own}, path
+            assert not foreign & FRAMEWORKS, path
+
+
+@needs_native
+def test_only_op_files_check_h_and_names_h_know_torch():
+    entitled = 0
+    for path in native_files(".cpp", ".h", ".cu", ".cuh"):
+        quoted, angled = includes(path)
+        knows_torch = any(re.match(r"(torch|ATen|c10|aten)/", name) for name in quoted | angled)
+        headers = (NATIVE / "common" / "check.h", NATIVE / "common" / "names.h")
+        may = path.name.endswith("_op.cpp") or path in (*headers, NATIVE / "module.cpp")
+        # headers that include check.h belong to its side and may be included by op files only
+        reaches = "common/check.h" in quoted
+        entitled += knows_torch or reaches
+        assert may or not knows_torch, path
+        assert may or not reaches or (path.parent.name == "common" and path.suffix == ".h"), path
+        assert path == NATIVE / "module.cpp" or "Python.h" not in angled, path
+    assert entitled > 1
+
+
+@needs_native
+def test_kernels_and_formulas_are_free_of_torch():
+    """<op>.h and the kernels see, directly or through other headers, only standard, CUDA and our torch-free ones."""
+
+    def reached(path: Path, seen: set[Path]) -> set[Path]:
+        for name in includes(path)[0]:
+            header = NATIVE / name if (NATIVE / name).exists() else path.parent / name
+            assert header.exists(), (path, name)
+            if header not in seen:
+                seen.add(header)
+                reached(header, seen)
+        return seen
+
+    checked = 0
+    for folder in (NATIVE / op for op in OPS):
+        for path in sorted(folder.glob("*")):
+            if path.suffix not in (".h", ".cpp", ".cu", ".cuh") or path.name.endswith("_op.cpp"):
+                continue
+            assert NATIVE / "common" / "check.h" not in reached(path, set()), path
+            if path.name == f"{folder.name}.h":
+                checked += 1
+                quoted, angled = includes(path)
+                assert all(name.startswith("common/") for name in quoted), (path, quoted)
+                assert all(re.fullmatch(r"[a-z_]+", name) for name in angled), (path, angled)
+    assert checked > 0
+
+
+@needs_native
+def test_each_op_has_its_files():
+    """Folders without any file yet are an op that runs on its reference."""
+    folders = [NATIVE / op for op in OPS if any((NATIVE / op).glob("*"))]
+    assert folders
+    for folder in folders:
+        for name in (f"{folder.name}.h", f"{folder.name}_cpu.cpp", f"{folder.name}_op.cpp"):
+            assert (folder / name).exists(), folder / name
+    assert {path.name for path in NATIVE.iterdir() if path.is_dir()} <= {"common", *OPS}
+
+
+def test_files_are_short():
+    files = sorted([*PACKAGE.rglob("*.py"), *native_files(".cpp", ".h", ".cu", ".cuh"), ROOT / "setup.py"])
+    assert len(files) > 10
+    long = {}
+    for path in files:
+        lines = len(path.read_text().splitlines()) if path.exists() else 0
+        if lines > LONGEST:
+            long[str(path.relative_to(ROOT))] = lines
+    assert set(long) <= set(TOO_LONG), long
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py")
+def test_flags_keep_ieee_arithmetic():
+    text = (ROOT / "setup.py").read_text()
+    for flag in ("fast-math", "fast_math", "Ofast", "unsafe-math", "associative-math", "reciprocal-math", "fmad=true",
+                 "finite-math", "march=", "fp:fast", "ftz=true", "prec-div=false", "prec-sqrt=false"):  # fmt: skip
+        assert flag not in text, flag
+    for flag in ("-ffp-contract=off", "-fmad=false"):
+        assert flag in text, flag
+    for path in native_files(".cpp", ".h", ".cu", ".cuh"):
+        code = re.sub(r"//.*", "", path.read_text())
+        assert not re.search(r"\b__f(?:ma|mul|add|div|sqrt)\w*|\bfmaf?\(|#pragma\s+STDC|optimize\(", code), path
+
+
+def test_every_op_has_the_same_tests():
+    """A missing test shows: every test_<op>.py has the names below, the losses a gradient check as well."""
+    wanted = {"test_matches_reference", "test_hand_example", "test_masked_out_is_untouched", "test_opcheck",
+              "test_compile", "test_deterministic", "test_empty_odd_and_large", "test_rejects",
+              "test_version_counter"}  # fmt: skip
+    for op in TESTED:
+        tree = parse(ROOT / "tests" / "ops" / f"test_{op}.py")
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        more = {"test_gradcheck"} if op.startswith(("adaptive", "soft")) else set()
+        assert wanted | more <= names, (op, (wanted | more) - names)
