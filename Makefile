@@ -30,7 +30,7 @@ lint: build
 test: lint test-suite
 
 test-suite: build
-	SFRON_FAST_TEST_FRAMEWORKS=require $(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+	SFRON_FAST_TEST_FRAMEWORKS=require $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long"
 
 test-long: build test-torch-2.11
 	$(BIN)/python -m pytest -m long

@@ -1,4 +1,4 @@
-"""Figures of the experiment beside those of ``sfron_fast.evaluation.figures``: bars of a metric, and curves of a sweep."""
+"""Figures of the experiment beside those of `sfron_fast.evaluation.figures`: bars of a metric, curves of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from cases import long
 from paths import ROOT, SUPPORT
 
 pytest.importorskip("fcntl", reason="a system without fork")
@@ -36,7 +37,7 @@ def run(job, folder, kills):
     return count, inside, torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("job", ["sgd", "adamw", "official", "paper"])
+@pytest.mark.parametrize("job", [long("sgd"), "adamw", long("official"), "paper"])
 def test_killed_again_and_again_ends_with_the_same_bits(job, tmp_path):
     killed_lives, _, result = run(job, tmp_path, 25)
     assert killed_lives >= (14 if job in ("sgd", "adamw") else 2)  # a life makes four checkpoints at most
@@ -47,7 +48,14 @@ def test_killed_again_and_again_ends_with_the_same_bits(job, tmp_path):
 
 def test_a_file_is_whole_whenever_its_writer_dies(tmp_path):
     """Every life first reads what the one before left; enough of them died while they wrote."""
-    killed_lives, inside, result = run("writer", tmp_path, 60)
-    assert killed_lives >= 9
+    lives = inside = 0
+    for attempt in range(5):  # where in a write death comes is chance
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        killed_lives, caught, result = run("writer", folder, 60)
+        lives, inside = lives + killed_lives, inside + caught
+        if lives >= 9 and inside:
+            break
+    assert lives >= 9
     assert inside >= 1
     assert equal(result, killed.content(killed.SAVES))

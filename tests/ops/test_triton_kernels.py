@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import assert_same_lists, named
+from cases import assert_same_lists, long, named
 from paths import ROOT, TESTS
 from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,20 +27,21 @@ ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
 @pytest.mark.checklist("B8")
-@pytest.mark.parametrize("group", INTERPRETED)
+@pytest.mark.parametrize("group", [*INTERPRETED, long("long")])
 def test_interpreted(group):
     """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach other tests."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-k", group]
+    select = ["-m", "long"] if group == "long" else ["-k", group]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *select]
     done = subprocess.run(
-        [*command, str(TESTS / "ops/interpreted_triton.py")], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [*command, str(TESTS / "ops/interpreted_triton.py")], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout or "[100%]" in done.stdout
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", long("float32")])
 def test_compiles_without_spills(dtype):
     """A part of `make kernels`: the extremes of the shapes in use, and 16-byte loads wherever rows are aligned."""
     pytest.importorskip("triton")
