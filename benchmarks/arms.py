@@ -1,4 +1,6 @@
-"""The optimizer's work as different people write it: the authors' loop, the best stock composition, this package."""
+"""The optimizer's work as different people write it: the authors' loop, the best stock composition,
+this package.
+"""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +15,11 @@ from .harness import Arm, uncounted
 from .lists import Shape, weights
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
-SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}  # clipped gradients: smaller steps would drown in rounding
+SGD = {
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+}  # clipped gradients: smaller steps would drown in rounding
 MAX_NORM = 1.0
 
 
@@ -21,11 +27,17 @@ class Problem:
     """Parameters, gradients and masks of one arm; every arm gets equal ones."""
 
     def __init__(
-        self, shapes: list[Shape], device: str = "cpu", density: float = 0.5, dtype: torch.dtype = torch.float32,
+        self,
+        shapes: list[Shape],
+        device: str = "cpu",
+        density: float = 0.5,
+        dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ) -> None:
         on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
-        size = 1.0 if dtype == torch.float32 else 1e-3  # where a step of ADAMW moves most weights by several roundings
+        size = (
+            1.0 if dtype == torch.float32 else 1e-3
+        )  # where a step of ADAMW moves most weights by several roundings
         self.params = [nn.Parameter(torch.randn(s, **on, dtype=dtype).mul_(size)) for s in shapes]
         self.gradients = [torch.randn(s, **on, dtype=dtype).mul_(1e-3) for s in shapes]
         self.masks = [torch.rand(s, **on) < density for s in shapes]
@@ -37,11 +49,15 @@ class Problem:
             p.grad = g
 
     def prepare(self, work: str) -> None:
-        """A pair has two lists of gradients: what masks in place must not find its retain gradients masked."""
+        """A pair has two lists of gradients: what masks in place must not find its retain gradients
+        masked.
+        """
         self.others = [g.clone() for g in self.gradients] if work == "pair" else []
 
     def next_gradients(self) -> None:
-        """The other list, as after a backward pass: no gradient stays where it was, and no bytes move."""
+        """The other list, as after a backward pass: no gradient stays where it was, and no bytes
+        move.
+        """
         with uncounted:
             now = [p.grad for p in self.params]
             for p, g in zip(self.params, self.others, strict=True):
@@ -64,18 +80,28 @@ def last(tensor: Tensor) -> Tensor:
 
 
 def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[Tensor]:
-    """What ``run`` takes off the values; a comparison of the values themselves would hardly see one step."""
+    """What ``run`` takes off the values; a comparison of the values themselves would hardly see one
+    step.
+    """
     before = [value.clone() for value in values()]
     run()
-    torch._foreach_sub_(before, values())  # and not a second copy, for which the longest lists leave no room
+    torch._foreach_sub_(
+        before, values()
+    )  # and not a second copy, for which the longest lists leave no room
     return before
 
 
 def held(
-    shapes: list[Shape], who: str, kind: str, work: str, dtype: torch.dtype = torch.float32,
+    shapes: list[Shape],
+    who: str,
+    kind: str,
+    work: str,
+    dtype: torch.dtype = torch.float32,
     state_dtype: torch.dtype | None = None,
 ) -> int:
-    """Bytes that an arm keeps on its device from the first run on; ``who``: "ours", one of STOCK, or of AUTHORS."""
+    """Bytes that an arm keeps on its device from the first run on; ``who``: "ours", one of STOCK,
+    or of AUTHORS.
+    """
     size, moments = dtype.itemsize, 2 if kind == "adamw" else 1
     weight = size * (3 if work == "pair" else 2)  # parameters and gradients
     weight += moments * (state_dtype or dtype).itemsize
@@ -83,24 +109,37 @@ def held(
         weight += size + (who == AUTHORS[0])  # the copy for the interpolation
     else:
         weight += size * (work == "pair")  # slow weights
-        masks = {"ours": 0.25, "bool mask": 1}.get(who, size)  # ours: packed, by name and as one list
+        masks = {"ours": 0.25, "bool mask": 1}.get(
+            who, size
+        )  # ours: packed, by name and as one list
         weight += masks * (work != "plain")
     return int(weight * weights(shapes))
 
 
 def compared(shapes: list[Shape], dtype: torch.dtype = torch.float32, unfused: bool = False) -> int:
-    """Bytes for what two arms did, their comparison in fp32, and what torch's ``unfused`` optimizers allocate."""
+    """Bytes for what two arms did, their comparison in fp32, and what torch's ``unfused``
+    optimizers allocate.
+    """
     work = max(dtype.itemsize * unfused, 8 * (dtype != torch.float32))
     return weights(shapes) * (2 * dtype.itemsize + work)
 
 
 def list_arm(name: str, problem: Problem, run: Callable[[], Any]) -> Arm:
-    return Arm(name, run, lambda: change(problem.values, run), tolerance=1e-2, values=problem.values)
+    return Arm(
+        name, run, lambda: change(problem.values, run), tolerance=1e-2, values=problem.values
+    )
 
 
 def ours(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", density: float = 0.5,
-    dtype: torch.dtype = torch.float32, channels_last: bool = False, state_dtype: torch.dtype | None = None,
+    shapes: list[Shape],
+    kind: str,
+    work: str,
+    slow_lr: float = 1.0,
+    device: str = "cpu",
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
     problem = Problem(shapes, device, density, dtype, channels_last)
@@ -110,9 +149,14 @@ def ours(
     problem.masks = []
     make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
-        problem.named(), **settings, saliency=saliency, max_norm=MAX_NORM if masked else None, retain_steps=1,
-        slow_lr=slow_lr, state_dtype=state_dtype,
-    )  # fmt: skip
+        problem.named(),
+        **settings,
+        saliency=saliency,
+        max_norm=MAX_NORM if masked else None,
+        retain_steps=1,
+        slow_lr=slow_lr,
+        state_dtype=state_dtype,
+    )
 
     def run() -> None:
         if work == "plain":
@@ -126,7 +170,9 @@ def ours(
             for group in optimizer.param_groups:
                 group["retain_pending"] = 0
 
-    return list_arm("sfron_fast" if state_dtype is None else "sfron_fast, bf16 moments", problem, run)
+    return list_arm(
+        "sfron_fast" if state_dtype is None else "sfron_fast, bf16 moments", problem, run
+    )
 
 
 def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.Optimizer:
@@ -140,17 +186,30 @@ STOCK = ("bool mask", "float mask", "float mask, clip in the step")
 
 
 def best_stock(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, how: str = "bool mask", device: str = "cpu",
-    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    shapes: list[Shape],
+    kind: str,
+    work: str,
+    slow_lr: float = 1.0,
+    how: str = "bool mask",
+    device: str = "cpu",
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> Arm:
-    """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and copy.
+    """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and
+    copy.
 
-    "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's divisor.
+    "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's
+    divisor.
     """
     problem = Problem(shapes, device, density, dtype, channels_last)
     problem.prepare(work)
     optimizer = _torch_optimizer(problem, kind, fused=True)
-    masks = problem.masks if how == "bool mask" or work == "plain" else [m.to(dtype) for m in problem.masks]
+    masks = (
+        problem.masks
+        if how == "bool mask" or work == "plain"
+        else [m.to(dtype) for m in problem.masks]
+    )
     problem.masks = []
     if work == "plain":
         masks = []
@@ -181,10 +240,18 @@ def best_stock(
 
 
 def authors_style(
-    shapes: list[Shape], kind: str, work: str, slow_lr: float = 1.0, device: str = "cpu", cpu_masks: bool = False,
-    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    shapes: list[Shape],
+    kind: str,
+    work: str,
+    slow_lr: float = 1.0,
+    device: str = "cpu",
+    cpu_masks: bool = False,
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> Arm:
-    """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor interpolation.
+    """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor
+    interpolation.
 
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """
@@ -248,7 +315,9 @@ def probe_bytes(moved: int) -> int:
 def copy_probe(moved: int, device: str, chunk: int = CHUNK) -> Arm:
     """A copy, in chunks to save memory."""
     half = max(moved // 2, 1)
-    source, target = (torch.ones(min(half, chunk), dtype=torch.uint8, device=device) for _ in range(2))
+    source, target = (
+        torch.ones(min(half, chunk), dtype=torch.uint8, device=device) for _ in range(2)
+    )
 
     def run() -> None:
         for start in range(0, half, chunk):

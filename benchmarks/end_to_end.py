@@ -1,8 +1,8 @@
 """Whole unlearning cycles on real models, phase by phase: what a faster step is worth in a run.
 
-A cycle is a forget step and retain steps, the last with a slow interpolation; the Fisher and mask stage is measured
-beside it. Every arm trains its own copy of one model on the same batches, and all must arrive at the same weights and
-masks.
+A cycle is a forget step and retain steps, the last with a slow interpolation; the Fisher and mask
+stage is measured beside it. Every arm trains its own copy of one model on the same batches, and all
+must arrive at the same weights and masks.
 """
 
 import copy
@@ -28,7 +28,10 @@ from .saliency_cases import stock_mask
 from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1
-RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}  # a cycle: of the authors' code for classifiers and for diffusion models
+RETAIN_STEPS = {
+    "ResNet-18": 5,
+    "decoder": 1,
+}  # a cycle: of the authors' code for classifiers and for diffusion models
 Batch = tuple[Tensor, Tensor]
 
 
@@ -57,11 +60,19 @@ class Phases:
 class Ours:
     name = "sfron_fast"
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
+    ) -> None:
         self.model, self.retain_steps = model, retain_steps
         make: Any = {"sgd": sf.SFRonSGD, "adamw": sf.SFRonAdamW}[kind]
-        self.optimizer = make(model.named_parameters(), **SETTINGS[kind], saliency=sf.SaliencyMask.from_bool(masks),
-                              max_norm=MAX_NORM, slow_lr=SLOW_LR, retain_steps=retain_steps)  # fmt: skip
+        self.optimizer = make(
+            model.named_parameters(),
+            **SETTINGS[kind],
+            saliency=sf.SaliencyMask.from_bool(masks),
+            max_norm=MAX_NORM,
+            slow_lr=SLOW_LR,
+            retain_steps=retain_steps,
+        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return sf.adaptive_cross_entropy(logits, labels, TEMPERATURE, floor=FLOOR)
@@ -93,9 +104,13 @@ class Stock:
 
     name = "stock, fused"
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
+    ) -> None:
         self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
-        self.masks = [mask.float() for mask in masks.values()]  # faster than bool: one kernel for many tensors
+        self.masks = [
+            mask.float() for mask in masks.values()
+        ]  # faster than bool: one kernel for many tensors
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind], fused=True)
         self.slow_weights = [p.detach().clone() for p in self.params]
@@ -148,7 +163,9 @@ class Authors(Stock):
     name = "authors' style"
     where: str | None = None  # of masks and Fishers; None = beside the parameters
 
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
+    ) -> None:
         super().__init__(model, masks, kind, retain_steps)
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind])
@@ -206,7 +223,9 @@ def cycle(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
         arm.model.zero_grad()
         with phase("forward"):
             logits = arm.model(inputs)
-            loss = -FORGET_WEIGHT * arm.loss(logits, labels) if forgets else mean_loss(logits, labels)
+            loss = (
+                -FORGET_WEIGHT * arm.loss(logits, labels) if forgets else mean_loss(logits, labels)
+            )
         with phase("backward"):
             loss.backward()
         if forgets:
@@ -244,29 +263,48 @@ def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> list[Tens
 Size = tuple[int, int]  # of a ResNet-18 and its batches: width, images
 
 
-def problem(name: str, device: str, tiny: bool, size: Size | None) -> tuple[str, nn.Module, Batch, Batch]:
+def problem(
+    name: str, device: str, tiny: bool, size: Size | None
+) -> tuple[str, nn.Module, Batch, Batch]:
     """(optimizer, model, forget batch, retain batch); sizes a CPU can bear, larger ones for a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     if name == "ResNet-18":
         width, batch = size or ((4, 2) if tiny else (64, 256) if large else (32, 16))
         model: nn.Module = ResNet18(width=width)
-        batches = [(torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device))
-                   for _ in range(2)]  # fmt: skip
+        batches = [
+            (
+                torch.randn(batch, 3, 32, 32, device=device),
+                torch.randint(10, (batch,), device=device),
+            )
+            for _ in range(2)
+        ]
         return "sgd", model.to(device), batches[0], batches[1]
     vocabulary, width, layers, length, batch = (
-        (50, 64, 1, 8, 2) if tiny else (32_000, 1024, 12, 512, 8) if large else (8_192, 256, 4, 64, 8)
+        (50, 64, 1, 8, 2)
+        if tiny
+        else (32_000, 1024, 12, 512, 8)
+        if large
+        else (8_192, 256, 4, 64, 8)
     )
     model = Decoder(vocabulary, width, layers, length)
     draw = lambda: torch.randint(vocabulary, (batch, length), device=device)  # noqa: E731
     return "adamw", model.to(device), (draw(), draw()), (draw(), draw())
 
 
-WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {"cycle": cycle, "Fisher and mask": saliency}
+WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {
+    "cycle": cycle,
+    "Fisher and mask": saliency,
+}
 
 
 def measure(
-    name: str, device: str, rounds: int = 7, tiny: bool = False, size: Size | None = None, inside: Any = None
+    name: str,
+    device: str,
+    rounds: int = 7,
+    tiny: bool = False,
+    size: Size | None = None,
+    inside: Any = None,
 ) -> list[Row]:
     """Rows of the whole and of every phase, arms in turn, of the model or of ``inside(model)``.
 
@@ -278,17 +316,23 @@ def measure(
     masks = {n: torch.rand_like(p) < 0.5 for n, p in model.named_parameters()}
     kinds: list[Any] = [*([Published] if device == "cuda" else []), Authors, Stock, Ours]
     start, ends, found = list(model.parameters()), [], []
-    for make in kinds:  # with one retain step: after five, a rounding at the start has grown to a tenth of the change
+    # with one retain step: after five, a rounding at the start has grown to a tenth of the change
+    for make in kinds:
         arm = make(copy.deepcopy(model), masks, kind, 1)
         found.append(arm.bits(saliency(arm, forget, retain, Phases(device, False))))
         cycle(arm, forget, retain, Phases(device, False))
-        ends.append([p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)])
-    # one ReLU that rounding puts on its other side moved a tiny network by 2 % (one draw in 60); masks: one bit in 100
+        ends.append(
+            [p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)]
+        )
+    # one ReLU that rounding puts on its other side moved a tiny network by 2 % (one draw in 60);
+    # masks: one bit in 100
     for what, results, most in (("weights", ends, 0.1 if tiny else 1e-2), ("masks", found, 0.1)):
         for made, result in zip(kinds[1:], results[1:], strict=True):
             if not (error := difference(result, results[0])) < most:
-                raise AssertionError(f"{name}: the {what} of {made.name} and {kinds[0].name} differ by {error:.1e}; "
-                                     "nothing was timed")  # fmt: skip
+                raise AssertionError(
+                    f"{name}: the {what} of {made.name} and {kinds[0].name} differ by {error:.1e}; "
+                    "nothing was timed"
+                )
     del ends, found
     arms = [make(copy.deepcopy(model), masks, kind, RETAIN_STEPS[name]) for make in kinds]
     weights = sum(p.numel() for p in start)
@@ -309,6 +353,12 @@ def measure(
                 for phase, seconds in split.seconds.items():
                     times[phase, arm.name].append(seconds)
         names = [arm.name for arm in arms]  # in this order: ours last
-        for (phase, arm_name), seconds in sorted(times.items(), key=lambda item: (item[0][0], names.index(item[0][1]))):
-            rows.append(make_row(f"{name} {work}{': ' + phase if phase else f' ({about})'}", arm_name, seconds, 0))
+        for (phase, arm_name), seconds in sorted(
+            times.items(), key=lambda item: (item[0][0], names.index(item[0][1]))
+        ):
+            rows.append(
+                make_row(
+                    f"{name} {work}{': ' + phase if phase else f' ({about})'}", arm_name, seconds, 0
+                )
+            )
     return rows

@@ -1,14 +1,18 @@
-"""`make gpu`: builds, tests, measures and sanitizes on a machine with a GPU, in parts of nine minutes, off the network.
+"""`make gpu`: builds, tests, measures and sanitizes on a machine with a GPU, in parts of nine
+minutes,
+off the network.
 
-`make gpu PART=1` builds and tests, `PART=2` measures, `PART=3` runs the sanitizers and the tests of single ops; without
-PART all three, one after the other. Each part stands alone (2 and 3 build only what is missing) and leaves what it
-knows at any moment, should it be killed. Needs python3 with torch >= 2.11, setuptools, ninja, nvcc and g++; uses
-pytest, Triton and compute-sanitizer where they are, and says what it skips where they are not. Steps are independent:
-each has its own time limit, and those after a failed one still run.
+`make gpu PART=1` builds and tests, `PART=2` measures, `PART=3` runs the sanitizers and the tests of
+single ops; without PART all three, one after the other. Each part stands alone (2 and 3 build only
+what is missing) and leaves what it knows at any moment, should it be killed. Needs python3 with
+torch >= 2.11, setuptools, ninja, nvcc and g++; uses pytest, Triton and compute-sanitizer where they
+are, and says what it skips where they are not. Steps are independent: each has its own time limit,
+and those after a failed one still run.
 
-`$OUT` (default: build/gpu) receives at most six files, flat, of at most 16 MB: summary.txt (a line for each step),
-log-1.txt to log-3.txt (all output), gpu.json and gpu.csv, from which `python -m benchmarks.plots gpu.json` draws the
-figures where matplotlib is. The exit status is 0 if no step failed.
+`$OUT` (default: build/gpu) receives at most six files, flat, of at most 16 MB: summary.txt (a line
+for each step), log-1.txt to log-3.txt (all output), gpu.json and gpu.csv, from which `python -m
+benchmarks.plots gpu.json` draws the figures where matplotlib is. The exit status is 0 if no step
+failed.
 """
 
 import argparse
@@ -28,9 +32,20 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_DEVICE = "no CUDA device"
 PARTS = (1, 2, 3)
 MOST_LOG = 5 << 20  # bytes that the log keeps of one step: its beginning and its end
-PER_OP = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
-          "fisher_saliency_mask", "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl", "hyper",
-          "flat_ops")  # fmt: skip
+PER_OP = (
+    "masked_grad_norm",
+    "sgd_step",
+    "adamw_step",
+    "interpolate",
+    "fisher_accumulate",
+    "saliency_mask",
+    "fisher_saliency_mask",
+    "adaptive_cross_entropy",
+    "adaptive_mse",
+    "soft_target_kl",
+    "hyper",
+    "flat_ops",
+)
 PROBE = """
 import torch
 there = torch.cuda.is_available()
@@ -54,7 +69,9 @@ for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
 
 @dataclass
 class Step:
-    """``command`` needs a GPU unless ``anywhere``; ``rehearsal`` stands in for it where there is none."""
+    """``command`` needs a GPU unless ``anywhere``; ``rehearsal`` stands in for it where there is
+    none.
+    """
 
     name: str
     limit: float  # seconds
@@ -67,7 +84,10 @@ class Step:
 
 
 def has(python: str, module: str) -> bool:
-    return subprocess.run([python, "-c", f"import {module}"], capture_output=True, cwd=ROOT).returncode == 0
+    return (
+        subprocess.run([python, "-c", f"import {module}"], capture_output=True, cwd=ROOT).returncode
+        == 0
+    )
 
 
 def interpreter() -> str:
@@ -82,7 +102,14 @@ def steps(python: str, capability: str, out: Path, scratch: Path, part: int) -> 
     environment = f"nvidia-smi; nvcc --version; '{python}' -m sfron_fast env"
     env = Step("env", 30, ["sh", "-c", environment], anywhere=True)
     precompile = [python, "tests/gpu/precompile.py", "--workers", cores, "--capability", capability]
-    lacking = next((f"{module} is not installed" for module in ("triton", "pytest") if not has(python, module)), "")
+    lacking = next(
+        (
+            f"{module} is not installed"
+            for module in ("triton", "pytest")
+            if not has(python, module)
+        ),
+        "",
+    )
     compiled = Step("precompile", 90, precompile, missing=lacking)
     if part == 1:
         fresh = build(python, capability, scratch)
@@ -91,15 +118,37 @@ def steps(python: str, capability: str, out: Path, scratch: Path, part: int) -> 
     if newer_than_sources(ROOT / "sfron_fast", ROOT / "csrc"):
         made = Step("build", 0, [], missing="the extension is newer than its sources")
     if part == 2:
-        bench = [python, "-m", "benchmarks.run", "--device", "cuda", "--no-plots", "--out", str(out / "gpu")]
-        timed = Step("benchmark", 480, [*bench, "--budget", BUDGET], rehearsal=[*bench, "--rehearse"])
+        bench = [
+            python,
+            "-m",
+            "benchmarks.run",
+            "--device",
+            "cuda",
+            "--no-plots",
+            "--out",
+            str(out / "gpu"),
+        ]
+        timed = Step(
+            "benchmark", 480, [*bench, "--budget", BUDGET], rehearsal=[*bench, "--rehearse"]
+        )
         return [env, made, compiled, timed]
-    return [env, made, compiled, sanitizer("memcheck", python), sanitizer("racecheck", python), per_op_tests(python)]
+    return [
+        env,
+        made,
+        compiled,
+        sanitizer("memcheck", python),
+        sanitizer("racecheck", python),
+        per_op_tests(python),
+    ]
 
 
 def build(python: str, capability: str, scratch: Path) -> Step:
-    options = {"USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "MAX_JOBS": str(os.cpu_count() or 2),
-               "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability)}  # fmt: skip
+    options = {
+        "USE_CUDA": "1",
+        "SFRON_FAST_NATIVE": "require",
+        "MAX_JOBS": str(os.cpu_count() or 2),
+        "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability),
+    }
     command = [python, "setup.py", "build_ext", "--inplace", "--force"]
     return Step("build", 180, command, options, build_root(python, scratch))
 
@@ -112,12 +161,25 @@ def newer_than_sources(package: Path, sources: Path) -> bool:
 def pytest_command(python: str) -> list[str]:
     """A line for each test and each failure in full when it is known; stacks of a test that hangs."""
     instead = "addopts=--strict-markers -v --tb=short -p benchmarks.instant_failures"
-    return [python, "-m", "pytest", "-o", instead, "-o", "faulthandler_timeout=60", "-p", "no:cacheprovider",
-            "-m", "long or not long"]  # fmt: skip
+    return [
+        python,
+        "-m",
+        "pytest",
+        "-o",
+        instead,
+        "-o",
+        "faulthandler_timeout=60",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "long or not long",
+    ]
 
 
 def gpu_tests(python: str) -> Step:
-    """In one process, as a test reads how much memory is free; without pytest the same ops by a short program."""
+    """In one process, as a test reads how much memory is free; without pytest the same ops by a
+    short program.
+    """
     if has(python, "pytest"):
         return Step("tests/gpu", 250, [*pytest_command(python), "tests/gpu"])
     return Step("tests/gpu", 60, [python, "tests/gpu/sanitize.py"])
@@ -126,17 +188,27 @@ def gpu_tests(python: str) -> Step:
 def per_op_tests(python: str) -> Step:
     """Those of each op's own file that take a device, which select it by their parameter's name."""
     if not has(python, "pytest"):
-        return Step("per-op tests", 0, [], missing="pytest is not installed; put its wheels on PYTHONPATH")
+        return Step(
+            "per-op tests", 0, [], missing="pytest is not installed; put its wheels on PYTHONPATH"
+        )
     spread = ["-n", str(min(4, os.cpu_count() or 2))] if has(python, "xdist") else []
     files = [str(path) for name in PER_OP for path in Path("tests").glob(f"*/test_{name}.py")]
     return Step("per-op tests", 200, [*pytest_command(python), *spread, "-k", "cuda", *files])
 
 
 def sanitizer(name: str, python: str) -> Step:
-    """compute-sanitizer over a short program. Calls that fail and are handled, as torch's are, are no finding."""
+    """compute-sanitizer over a short program.
+
+    Calls that fail and are handled, as torch's are, are no finding.
+    """
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     tool = shutil.which("compute-sanitizer") or next(
-        (p for folder in ("bin", "compute-sanitizer") if Path(p := f"{home}/{folder}/compute-sanitizer").exists()), None
+        (
+            p
+            for folder in ("bin", "compute-sanitizer")
+            if Path(p := f"{home}/{folder}/compute-sanitizer").exists()
+        ),
+        None,
     )
     driver = [python, "tests/gpu/sanitize.py"]
     quiet = ["--report-api-errors", "no"] if name == "memcheck" else []
@@ -147,7 +219,9 @@ def sanitizer(name: str, python: str) -> Step:
 
 
 def build_root(python: str, scratch: Path) -> Path:
-    """The checkout; for a setuptools that cannot read its pyproject.toml (< 77) a folder of links without that."""
+    """The checkout; for a setuptools that cannot read its pyproject.toml (< 77) a folder of links
+    without that.
+    """
     code = "import setuptools as s; assert int(s.__version__.split('.')[0]) >= 77"
     if subprocess.run([python, "-c", code], capture_output=True).returncode == 0:
         return ROOT
@@ -159,19 +233,32 @@ def build_root(python: str, scratch: Path) -> Path:
 
 
 def wheel(python: str, scratch: Path, dist: Path) -> Step:
-    """A wheel built elsewhere, perhaps against another torch and Python, is loaded from a folder of its own."""
+    """A wheel built elsewhere, perhaps against another torch and Python, is loaded from a folder of
+    its own.
+    """
     found = sorted(glob.glob(str(dist / "*.whl")), key=os.path.getmtime)
     if not found:
-        return Step("wheel", 0, [], missing="no wheel in dist/; build one elsewhere with USE_CUDA=1 and put it there")
+        return Step(
+            "wheel",
+            0,
+            [],
+            missing="no wheel in dist/; build one elsewhere with USE_CUDA=1 and put it there",
+        )
     site = scratch / "site"
     code = f"import zipfile; zipfile.ZipFile({found[-1]!r}).extractall({str(site)!r})"
     run = f"'{python}' -c \"$UNPACK\" && PYTHONPATH='{site}':\"$PYTHONPATH\" '{python}' -c \"$USE\""
-    env = {"UNPACK": code, "USE": WHEEL.replace("@SITE@", str(site)), "SFRON_FAST_NATIVE": "require"}
+    env = {
+        "UNPACK": code,
+        "USE": WHEEL.replace("@SITE@", str(site)),
+        "SFRON_FAST_NATIVE": "require",
+    }
     return Step("wheel", 45, ["sh", "-c", run], env, cwd=scratch, anywhere=True)
 
 
 class Summary:
-    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay, with ``keep`` all."""
+    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay, with
+    ``keep`` all.
+    """
 
     def __init__(self, out: Path, part: int = 1, keep: bool = False) -> None:
         self.path, self.part, self.failed = out / "summary.txt", part, 0
@@ -192,8 +279,15 @@ class Summary:
         start, began = self.log.seek(0, os.SEEK_END), time.monotonic()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **step.env}
         try:
-            process = subprocess.Popen(command, cwd=step.cwd, env=env, stdout=self.log, stderr=subprocess.STDOUT,
-                                       stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            process = subprocess.Popen(
+                command,
+                cwd=step.cwd,
+                env=env,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         except OSError as error:
             return self.add(step.name, "FAILED", 0.0, str(error))
         try:
@@ -256,10 +350,16 @@ def run_all(chosen: list[Step], summary: Summary, device: str, seconds: float) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu")
+    )
     parser.add_argument("--part", type=int, choices=PARTS, help="default: all, one after the other")
-    parser.add_argument("--seconds", type=float, default=520.0, help="for all steps of a part together")
+    parser.add_argument(
+        "--seconds", type=float, default=520.0, help="for all steps of a part together"
+    )
     parser.add_argument("--only", nargs="+", help="names of steps")
     options = parser.parse_args(arguments)
     out = options.out.resolve()
@@ -267,7 +367,10 @@ def main(arguments: list[str] | None = None) -> int:
     python = interpreter()
     found = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
     if found.returncode:
-        print(f"{python} cannot import torch: {found.stderr.strip()}\nrun `make gpu PYTHON=...` with one that can")
+        print(
+            f"{python} cannot import torch: {found.stderr.strip()}\nrun `make gpu PYTHON=...` with"
+            " one that can"
+        )
         return 1
     torch, capability, *device = found.stdout.split()
     print(f"{python}, torch {torch}, GPU: {' '.join(device) or 'none'}; results: {out}", flush=True)

@@ -1,9 +1,11 @@
-"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU, and reads the machine code.
+"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU, and reads the machine
+code.
 
-`python -m benchmarks.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel, and for sm_90 what
-sass.py says of its speed. Fails if a kernel spills or has a stack, or if one that streams over the list does not load
-(and store) 16 bytes at once, takes too many instructions for that, or keeps too few bytes in flight. Says so and
-succeeds where nvcc is missing. `make kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
+`python -m benchmarks.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel,
+and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if one
+that streams over the list does not load (and store) 16 bytes at once, takes too many instructions
+for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing. `make
+kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
 """
 
 import argparse
@@ -25,7 +27,15 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(ROOT.glob("csrc/*/*.cu"))
 ARCHS = ("80", "90", "100")
 TIMED = "90"  # whose processor sass.py knows
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false", "-Icsrc"]  # as setup.py
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-prec-div=true",
+    "-prec-sqrt=true",
+    "-ftz=false",
+    "-Icsrc",
+]  # as setup.py
 SINGLE_BLOCK = ("masked_grad_norm_finish_kernel",)  # a handful of partial sums: nothing to stream
 READ_ONLY = ("masked_grad_norm_kernel", "saliency_mask_kernel")  # write scalars or bytes of a mask
 
@@ -42,7 +52,9 @@ class Kernel:
     shared: int = 0
     threads: int = 0  # of a block
     accesses: dict[str, int] = field(default_factory=dict)
-    loops: list[Loop] = field(default_factory=list)  # that stream, one for each combination of element types
+    loops: list[Loop] = field(
+        default_factory=list
+    )  # that stream, one for each combination of element types
 
     @property
     def streams(self) -> bool:
@@ -68,12 +80,22 @@ class Kernel:
 
     def problems(self) -> list[str]:
         """Why this kernel is not good enough."""
-        found = [f"{n} bytes of {what}" for what, n in (("stack", self.stack), ("spills", self.spills)) if n]
+        found = [
+            f"{n} bytes of {what}"
+            for what, n in (("stack", self.stack), ("spills", self.spills))
+            if n
+        ]
         if self.streams:
             found += ["no 128-bit load"] * (not self.accesses["ld128"])
-            found += ["no 128-bit store"] * (not self.accesses["st128"] and self.name.split("<")[0] not in READ_ONLY)
+            found += ["no 128-bit store"] * (
+                not self.accesses["st128"] and self.name.split("<")[0] not in READ_ONLY
+            )
             if self.arch == TIMED:
-                found += sass.slow(self.issue_load, self.flight) if self.loops else ["no loop that streams"]
+                found += (
+                    sass.slow(self.issue_load, self.flight)
+                    if self.loops
+                    else ["no loop that streams"]
+                )
         found += [f"{n} accesses to local memory" for n in [self.accesses.get("local", 0)] if n]
         return found
 
@@ -88,7 +110,9 @@ def demangle(names: list[str]) -> dict[str, str]:
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if tool is None:
         return dict(zip(names, names, strict=True))
-    plain = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
+    plain = subprocess.run(
+        [tool], input="\n".join(names), text=True, capture_output=True, check=True
+    ).stdout
     return {name: short_name(text) for name, text in zip(names, plain.splitlines(), strict=True)}
 
 
@@ -96,7 +120,10 @@ def find_cuobjdump(nvcc: str) -> str | None:
     """The disassembler: on PATH, beside nvcc, or the one in Triton's package."""
     places = [shutil.which("cuobjdump"), Path(nvcc).resolve().parent / "cuobjdump"]
     if spec := find_spec("triton"):
-        places += [Path(folder) / "backends/nvidia/bin/cuobjdump" for folder in spec.submodule_search_locations or ()]
+        places += [
+            Path(folder) / "backends/nvidia/bin/cuobjdump"
+            for folder in spec.submodule_search_locations or ()
+        ]
     return next((str(place) for place in places if place and Path(place).exists()), None)
 
 
@@ -106,7 +133,9 @@ def read_ptxas(text: str) -> list[Kernel]:
     for line in text.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)' for 'sm_(\d+)\w?'", line):
             kernels.append(Kernel(match.group(2), match.group(1)))
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
             kernels[-1].stack, kernels[-1].spills = int(match[1]), int(match[2]) + int(match[3])
         elif match := re.search(r"Used (\d+) registers", line):
             kernels[-1].registers = int(match[1])
@@ -125,7 +154,9 @@ def read_sass(text: str) -> dict[tuple[str, str], list[sass.Instruction]]:
 
 
 def count_accesses(code: list[sass.Instruction]) -> dict[str, int]:
-    """How many loads and stores of global memory there are, how many of 16 bytes and more, how many local."""
+    """How many loads and stores of global memory there are, how many of 16 bytes and more, how many
+    local.
+    """
     counts = dict.fromkeys(("ld128", "ld", "st128", "st", "local"), 0)
     for one in code:
         counts["local"] += one.op in ("LDL", "STL")
@@ -145,19 +176,29 @@ def read_threads(text: str) -> dict[str, int]:
     return found
 
 
-def compile_one(nvcc: str, cuobjdump: str | None, source: Path, archs: tuple[str, ...], folder: str) -> list[Kernel]:
+def compile_one(
+    nvcc: str, cuobjdump: str | None, source: Path, archs: tuple[str, ...], folder: str
+) -> list[Kernel]:
     """All kernels of a file, for all architectures."""
     target = f"{folder}/{source.stem}.fatbin"
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    made = subprocess.run([nvcc, *FLAGS, *targets, "-Xptxas", "-v", "-fatbin", str(source), "-o", target],
-                          cwd=ROOT, text=True, capture_output=True)  # fmt: skip
+    made = subprocess.run(
+        [nvcc, *FLAGS, *targets, "-Xptxas", "-v", "-fatbin", str(source), "-o", target],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
     if made.returncode:
         raise SystemExit(f"{source} does not compile:\n{made.stderr}")
     kernels = read_ptxas(made.stderr + made.stdout)
     codes, threads = {}, {}
     if cuobjdump:
-        dumped = (subprocess.run([cuobjdump, what, target], text=True, capture_output=True, check=True).stdout
-                  for what in ("-sass", "-elf"))  # fmt: skip
+        dumped = (
+            subprocess.run(
+                [cuobjdump, what, target], text=True, capture_output=True, check=True
+            ).stdout
+            for what in ("-sass", "-elf")
+        )
         codes, threads = read_sass(next(dumped)), read_threads(next(dumped))
     names = demangle([kernel.name for kernel in kernels])
     for kernel in kernels:
@@ -170,7 +211,20 @@ def compile_one(nvcc: str, cuobjdump: str | None, source: Path, archs: tuple[str
 
 def table(kernels: list[Kernel]) -> str:
     """As text, a row per kernel and architecture."""
-    head = ["kernel", "arch", "registers", "stack", "spills", "ld128", "ld", "st128", "st", "load", "KB", ""]
+    head = [
+        "kernel",
+        "arch",
+        "registers",
+        "stack",
+        "spills",
+        "ld128",
+        "ld",
+        "st128",
+        "st",
+        "load",
+        "KB",
+        "",
+    ]
     rows = [head]
     for k in kernels:
         counts = [str(k.accesses.get(column, "?")) for column in head[5:9]]
@@ -178,27 +232,44 @@ def table(kernels: list[Kernel]) -> str:
         speed = [f"{k.issue_load:.2f}", f"{k.flight / 1000:.0f}"] if k.loops else ["", ""]
         rows.append([k.name, f"sm_{k.arch}", *numbers, *counts, *speed, "; ".join(k.problems())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
 def compile_all(nvcc: str, sources: list[Path], archs: tuple[str, ...], jobs: int) -> list[Kernel]:
-    """Every kernel of these files, by name and architecture; says so where the machine code cannot be read."""
+    """Every kernel of these files, by name and architecture; says so where the machine code cannot
+    be read.
+    """
     cuobjdump = find_cuobjdump(nvcc)
     if cuobjdump is None:
-        print("kernels_report: no cuobjdump (install triton to get one), so the machine code is not looked at")
+        print(
+            "kernels_report: no cuobjdump (install triton to get one), so the machine code is not"
+            " looked at"
+        )
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        made = [pool.submit(compile_one, nvcc, cuobjdump, source.resolve(), archs, folder) for source in sources]
+        made = [
+            pool.submit(compile_one, nvcc, cuobjdump, source.resolve(), archs, folder)
+            for source in sources
+        ]
         kernels = [kernel for job in made for kernel in job.result()]
     return sorted(kernels, key=lambda k: (k.name, int(k.arch)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; the exit status says whether every kernel is good enough."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=ARCHS, help="compute capabilities without the dot")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--arch", nargs="+", default=ARCHS, help="compute capabilities without the dot"
+    )
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("sources", nargs="*", type=Path, default=SOURCES, help="default: every .cu of csrc/")
+    parser.add_argument(
+        "sources", nargs="*", type=Path, default=SOURCES, help="default: every .cu of csrc/"
+    )
     options = parser.parse_args(arguments)
     nvcc = shutil.which("nvcc")
     if nvcc is None:

@@ -1,9 +1,12 @@
-"""`make kernels`: every GPU kernel compiled, without a GPU; the table of what its machine code says is kept.
+"""`make kernels`: every GPU kernel compiled, without a GPU; the table of what its machine code says
+is
+kept.
 
-CUDA C++ (kernels_report.py, for sm_80, sm_90 and sm_100) and Triton (triton_report.py, for sm_90); sass.py says what
-issue load and bytes in flight are. Fails if a kernel spills or has a stack, if a streaming one does not move 16 bytes
-at once, if its issue load is above 0.8, or if less than 30 KB are in flight a processor. Writes
-benchmarks/results/kernels.md unless nvcc or Triton is missing, and says so.
+CUDA C++ (kernels_report.py, for sm_80, sm_90 and sm_100) and Triton (triton_report.py, for sm_90);
+sass.py says what issue load and bytes in flight are. Fails if a kernel spills or has a stack, if a
+streaming one does not move 16 bytes at once, if its issue load is above 0.8, or if less than 30 KB
+are in flight a processor. Writes benchmarks/results/kernels.md unless nvcc or Triton is missing,
+and says so.
 """
 
 import argparse
@@ -19,8 +22,18 @@ import torch
 from . import harness, kernels_report, sass, triton_report
 
 RESULT = Path(__file__).parent / "results/kernels.md"
-LEAST_READ = 16_000_000  # bytes of a launch that is judged: four times what must be in flight on the whole card
-COLUMNS = ("kernel", "of", "registers", "spills", "issue load", "MUFU load", "KB in flight", "misses")
+# bytes of a launch that is judged: four times what must be in flight on the whole card
+LEAST_READ = 16_000_000
+COLUMNS = (
+    "kernel",
+    "of",
+    "registers",
+    "spills",
+    "issue load",
+    "MUFU load",
+    "KB in flight",
+    "misses",
+)
 ABOUT = f"""# Machine code of the GPU kernels
 
 Compiled for sm_90 with {{tools}}, commit {{commit}}. **Nothing was run**; `make kernels` writes this file.
@@ -41,8 +54,12 @@ Row = dict[str, Any]
 
 
 def cuda_rows(nvcc: str, workers: int) -> list[Row]:
-    """Compiles, prints the report of all architectures, and gives the rows; problems of others than sm_90 too."""
-    kernels = kernels_report.compile_all(nvcc, kernels_report.SOURCES, kernels_report.ARCHS, workers)
+    """Compiles, prints the report of all architectures, and gives the rows; problems of others than
+    sm_90 too.
+    """
+    kernels = kernels_report.compile_all(
+        nvcc, kernels_report.SOURCES, kernels_report.ARCHS, workers
+    )
     print(kernels_report.table(kernels), flush=True)
     rows: dict[str, Row] = {}
     for kernel in sorted(kernels, key=lambda k: k.arch != kernels_report.TIMED):
@@ -53,9 +70,18 @@ def cuda_rows(nvcc: str, workers: int) -> list[Row]:
 
 
 def cuda_row(kernel: kernels_report.Kernel) -> Row:
-    row = {"kernel": kernel.name, "of": "any list", "registers": kernel.registers, "spills": kernel.spills}
+    row = {
+        "kernel": kernel.name,
+        "of": "any list",
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+    }
     if kernel.loops:
-        row |= {"issue load": kernel.issue_load, "MUFU load": kernel.special_load, "KB in flight": kernel.flight / 1000}
+        row |= {
+            "issue load": kernel.issue_load,
+            "MUFU load": kernel.special_load,
+            "KB in flight": kernel.flight / 1000,
+        }
     return {**row, "misses": kernel.problems()}
 
 
@@ -67,8 +93,14 @@ def triton_rows(workers: int) -> list[Row]:
 
 
 def triton_row(launch: triton_report.Launch, found: Row) -> Row:
-    complaints = [complaint.partition("): ")[2] for complaint in triton_report.complaints(launch, found)]
-    row = {"kernel": found["kernel"].strip("_"), "of": f"{found['for']}, {found['dtype']}", "spills": found["spills"]}
+    complaints = [
+        complaint.partition("): ")[2] for complaint in triton_report.complaints(launch, found)
+    ]
+    row = {
+        "kernel": found["kernel"].strip("_"),
+        "of": f"{found['for']}, {found['dtype']}",
+        "spills": found["spills"],
+    }
     row |= {"registers": found["registers"], "misses": complaints}
     if found["issue_load"] == "":
         return row
@@ -96,12 +128,17 @@ def judge(rows: list[Row]) -> int:
     missing = [row for row in rows if row["misses"]]
     for row in missing:
         print(f"FAILED: {row['kernel']} ({row['of']}): {'; '.join(row['misses'])}")
-    print(f"{len(rows)} kernels and launches, {len(missing)} miss; compiled only, nothing ran on a GPU")
+    print(
+        f"{len(rows)} kernels and launches, {len(missing)} miss; compiled only, nothing ran on"
+        " a GPU"
+    )
     return int(bool(missing) or not rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
@@ -115,7 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import triton
     except ImportError as error:
-        print(f"skipped: the Triton kernels, as Triton cannot be imported ({error}); to get it: pip install triton")
+        print(
+            f"skipped: the Triton kernels, as Triton cannot be imported ({error}); to get it: pip"
+            " install triton"
+        )
     else:
         rows += triton_rows(options.workers)
         tools.append(f"Triton {triton.__version__}")

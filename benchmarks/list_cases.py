@@ -10,13 +10,18 @@ from .step_cases import SWEEP, compiled_case, graph_case, long_case, norm_case, 
 
 
 def cases(kind: str, device: str, tiny: bool) -> list[Case]:
-    """The selection for a ``kind`` of device, most important first; ``tiny``: on lists of a few thousand weights."""
+    """The selection for a ``kind`` of device, most important first; ``tiny``: on lists of a few
+    thousand weights.
+    """
     return (gpu_cases if kind == "cuda" else cpu_cases)(device, tiny)
 
 
 def cpu_cases(device: str, tiny: bool) -> list[Case]:
     wide = resnet18(4) if tiny else resnet18(96)
-    many, medium = small_tensors(50 if tiny else 4_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
+    many, medium = (
+        small_tensors(50 if tiny else 4_000, 64),
+        small_tensors(20 if tiny else 1_000, 1_024),
+    )
     name, on = "ResNet-18 x 1.5", {"device": device, "seconds": 8.0}
     return [
         step_case(name, wide, "adamw", "forget", **on, narrow=True),
@@ -29,7 +34,9 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
         mask_case(name, wide, device),
         last_gradient_case(name, wide, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
-        step_case("10,000 x 64", small_tensors(60 if tiny else 10_000, 64), "adamw", "forget", device),
+        step_case(
+            "10,000 x 64", small_tensors(60 if tiny else 10_000, 64), "adamw", "forget", device
+        ),
         step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
         *density_cases(name, wide, device),
@@ -42,10 +49,17 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
 def gpu_cases(device: str, tiny: bool) -> list[Case]:
     dit = dit_xl2(16, 1) if tiny else dit_xl2()
     resnet = resnet18(4) if tiny else resnet18()
-    many, medium = small_tensors(50 if tiny else 10_000, 64), small_tensors(20 if tiny else 1_000, 1_024)
+    many, medium = (
+        small_tensors(50 if tiny else 10_000, 64),
+        small_tensors(20 if tiny else 1_000, 1_024),
+    )
     return [
-        step_case("DiT-XL/2", dit, "adamw", "forget", device, cpu_masks=True, seconds=4.0, narrow=True),
-        step_case("DiT-XL/2", dit, "adamw", "pair", device, cpu_masks=True, seconds=4.0, narrow=True),
+        step_case(
+            "DiT-XL/2", dit, "adamw", "forget", device, cpu_masks=True, seconds=4.0, narrow=True
+        ),
+        step_case(
+            "DiT-XL/2", dit, "adamw", "pair", device, cpu_masks=True, seconds=4.0, narrow=True
+        ),
         graph_case("ResNet-18", resnet, "sgd", "forget", device),
         step_case("ResNet-18", resnet, "sgd", "forget", device, cpu_masks=True),
         step_case("ResNet-18", resnet, "sgd", "pair", device),
@@ -65,7 +79,14 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("Llama-3.2-1B", [(8, 8)] if tiny else llama_1b(), "adamw", "forget", device),
         step_case("SD 1.4 U-Net", [(8, 8)] if tiny else sd14_unet(), "adamw", "pair", device),
         step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device),
-        step_case("DDPM U-Net", [(8, 8)] if tiny else ddpm_unet(), "adamw", "pair", device, channels_last=True),
+        step_case(
+            "DDPM U-Net",
+            [(8, 8)] if tiny else ddpm_unet(),
+            "adamw",
+            "pair",
+            device,
+            channels_last=True,
+        ),
         step_case("Swin-T", [(8, 8)] if tiny else swin_t(), "adamw", "forget", device),
         *density_cases("DiT-XL/2", dit, device),
         *sweep_cases(device, [1_000] if tiny else [10**5, 10**6, 10**7, 10**8, 10**9]),
@@ -74,13 +95,22 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
 
 def density_cases(name: str, shapes: list[Shape], device: str) -> list[Case]:
     """Fewer weights selected; the other cases select half."""
-    return [step_case(name, shapes, "adamw", "forget", device, density=density) for density in (0.1, 0.01)]
+    return [
+        step_case(name, shapes, "adamw", "forget", device, density=density)
+        for density in (0.1, 0.01)
+    ]
 
 
 def sweep_cases(device: str, sizes: list[int]) -> list[Case]:
     """Time against the number of weights, in tensors of at most a million."""
     return [
-        step_case(f"{SWEEP}{n:,} weights", [(min(n, 10**6),)] * max(1, n // 10**6), "adamw", "forget", device)
+        step_case(
+            f"{SWEEP}{n:,} weights",
+            [(min(n, 10**6),)] * max(1, n // 10**6),
+            "adamw",
+            "forget",
+            device,
+        )
         for n in sizes
     ]
 
@@ -91,13 +121,19 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     lists = {("ResNet-18", "sgd"): resnet18(4) if tiny else resnet18()}
     if kind == "cuda":
         lists["DiT-XL/2", "adamw"] = dit_xl2(16, 1) if tiny else dit_xl2()
-    return [compiled_case(name, shapes, rule, device, backend) for (name, rule), shapes in lists.items()]
+    return [
+        compiled_case(name, shapes, rule, device, backend) for (name, rule), shapes in lists.items()
+    ]
 
 
 def peer_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     """Last too: torchao compiles, and importing a package may change what runs after it."""
-    name, shapes = ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())  # all arms fit at once
+    name, shapes = (
+        ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())
+    )  # all arms fit at once
     chosen = [(name, shapes, "adamw"), (name, shapes, "sgd")]
     if kind == "cuda":
         chosen.append(("10,000 x 64", small_tensors(10_000, 64), "sgd"))
-    return [peer_case(name, [(8, 8)] if tiny else shapes, rule, device) for name, shapes, rule in chosen]
+    return [
+        peer_case(name, [(8, 8)] if tiny else shapes, rule, device) for name, shapes, rule in chosen
+    ]

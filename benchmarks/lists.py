@@ -28,10 +28,19 @@ def resnet18(width: int = 64, classes: int = 10) -> list[Shape]:
 def dit_xl2(hidden: int = 1152, depth: int = 28) -> list[Shape]:
     """What is trained of DiT-XL/2 with 1,000 classes: 674,834,720 weights in 291 tensors."""
     linear = _linear
-    shapes: list[Shape] = [*linear(hidden, 4, 2, 2), *linear(hidden, 256), *linear(hidden, hidden), (1001, hidden)]
+    shapes: list[Shape] = [
+        *linear(hidden, 4, 2, 2),
+        *linear(hidden, 256),
+        *linear(hidden, hidden),
+        (1001, hidden),
+    ]
     for _ in range(depth):
         shapes += [*linear(3 * hidden, hidden), *linear(hidden, hidden)]
-        shapes += [*linear(4 * hidden, hidden), *linear(hidden, 4 * hidden), *linear(6 * hidden, hidden)]
+        shapes += [
+            *linear(4 * hidden, hidden),
+            *linear(hidden, 4 * hidden),
+            *linear(6 * hidden, hidden),
+        ]
     return [*shapes, *linear(32, hidden), *linear(2 * hidden, hidden)]
 
 
@@ -65,13 +74,21 @@ def _residual(before: int, after: int, embedding: int) -> list[Shape]:
 
 
 def _unet(
-    width: int, stages: tuple[int, ...], embedding: int, attention: Callable[[int], list[Shape]], where: set[int],
+    width: int,
+    stages: tuple[int, ...],
+    embedding: int,
+    attention: Callable[[int], list[Shape]],
+    where: set[int],
     image: int,
 ) -> list[Shape]:
     """Two residual blocks a stage down, three up; ``attention`` after each in the stages ``where``."""
     widths = [width * m for m in stages]
     last = len(widths) - 1
-    shapes = [*_linear(width, image, 3, 3), *_linear(4 * width, width), *_linear(4 * width, 4 * width)]
+    shapes = [
+        *_linear(width, image, 3, 3),
+        *_linear(4 * width, width),
+        *_linear(4 * width, 4 * width),
+    ]
     now, skips = width, [width]
     for stage, c in enumerate(widths):
         for _ in range(2):
@@ -85,7 +102,9 @@ def _unet(
     for stage in range(last, -1, -1):
         c = widths[stage]
         for _ in range(3):
-            shapes += _residual(now + skips.pop(), c, embedding) + (attention(c) if stage in where else [])
+            shapes += _residual(now + skips.pop(), c, embedding) + (
+                attention(c) if stage in where else []
+            )
             now = c
         if stage:
             shapes += _linear(c, c, 3, 3)
@@ -96,7 +115,9 @@ def ddpm_unet(width: int = 128) -> list[Shape]:
     """The DDPM U-Net for CIFAR-10, conditional on 10 classes: 38,632,323 weights in 334 tensors."""
     classes = [(10, width), (width,), *_linear(4 * width, width), *_linear(4 * width, 4 * width)]
     attention = lambda c: [*_norm(c), *4 * _linear(c, c, 1, 1)]  # noqa: E731
-    return classes + _unet(width, (1, 2, 2, 2), 8 * width, attention, {1}, 3)  # time and class embedding, side by side
+    return classes + _unet(
+        width, (1, 2, 2, 2), 8 * width, attention, {1}, 3
+    )  # time and class embedding, side by side
 
 
 def sd14_unet(width: int = 320, context: int = 768) -> list[Shape]:
@@ -111,11 +132,18 @@ def sd14_unet(width: int = 320, context: int = 768) -> list[Shape]:
     return _unet(width, (1, 2, 4, 4), 4 * width, transformer, {0, 1, 2}, 4)
 
 
-def llama(hidden: int, layers: int, between: int, values: int, vocabulary: int, tied: bool) -> list[Shape]:
+def llama(
+    hidden: int, layers: int, between: int, values: int, vocabulary: int, tied: bool
+) -> list[Shape]:
     """A decoder of the Llama family; ``values``: width of keys and values."""
     layer = [(hidden, hidden), (values, hidden), (values, hidden), (hidden, hidden)]
     layer += [(between, hidden), (between, hidden), (hidden, between), (hidden,), (hidden,)]
-    return [(vocabulary, hidden), *layer * layers, (hidden,), *([] if tied else [(vocabulary, hidden)])]
+    return [
+        (vocabulary, hidden),
+        *layer * layers,
+        (hidden,),
+        *([] if tied else [(vocabulary, hidden)]),
+    ]
 
 
 def llama_1b() -> list[Shape]:

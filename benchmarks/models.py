@@ -1,4 +1,6 @@
-"""Two models that people unlearn, for end-to-end timings: ResNet-18 with the CIFAR stem, and a small decoder."""
+"""Two models that people unlearn, for end-to-end timings: ResNet-18 with the CIFAR stem, and a
+small decoder.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,9 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(after)
         same = before == after and stride == 1
-        shortcut = [] if same else [nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)]
+        shortcut = (
+            [] if same else [nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)]
+        )
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +56,9 @@ class Decoder(nn.Module):
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         shape = (width, width // 64, 4 * width)
         layer = nn.TransformerEncoderLayer(*shape, 0.0, F.gelu, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
 

@@ -1,8 +1,9 @@
-"""Other packages' optimizers, where installed, each as its users write it: plain steps, as none has masks.
+"""Other packages' optimizers, where installed, each as its users write it: plain steps, as none has
+masks.
 
-What keeps its moments in 8 bits moves fewer bytes; its first step, which is what is checked, is still that of fp32.
-On a CPU torchao and bitsandbytes run (`make bench` installs them); apex, built from NVIDIA's source, and FlashOptim
-need a GPU and say so.
+What keeps its moments in 8 bits moves fewer bytes; its first step, which is what is checked, is
+still that of fp32. On a CPU torchao and bitsandbytes run (`make bench` installs them); apex, built
+from NVIDIA's source, and FlashOptim need a GPU and say so.
 """
 
 from collections.abc import Callable
@@ -20,25 +21,39 @@ def apex(problem: Problem, kind: str) -> Any:
     """NVIDIA apex's multi-tensor optimizers."""
     import apex.optimizers as peer
 
-    return peer.FusedAdam(problem.params, **ADAMW) if kind == "adamw" else peer.FusedSGD(problem.params, **SGD)
+    return (
+        peer.FusedAdam(problem.params, **ADAMW)
+        if kind == "adamw"
+        else peer.FusedSGD(problem.params, **SGD)
+    )
 
 
 def bitsandbytes(problem: Problem, kind: str) -> Any:
     """bitsandbytes' 32-bit optimizers: equal work."""
     import bitsandbytes.optim as peer
 
-    return peer.AdamW32bit(problem.params, **ADAMW) if kind == "adamw" else peer.SGD32bit(problem.params, **SGD)
+    return (
+        peer.AdamW32bit(problem.params, **ADAMW)
+        if kind == "adamw"
+        else peer.SGD32bit(problem.params, **SGD)
+    )
 
 
 def bitsandbytes_8bit(problem: Problem, kind: str) -> Any:
     """What bitsandbytes is known for."""
     import bitsandbytes.optim as peer
 
-    return peer.AdamW8bit(problem.params, **ADAMW) if kind == "adamw" else peer.SGD8bit(problem.params, **SGD)
+    return (
+        peer.AdamW8bit(problem.params, **ADAMW)
+        if kind == "adamw"
+        else peer.SGD8bit(problem.params, **SGD)
+    )
 
 
 def torchao(problem: Problem, kind: str, name: str = "AdamW8bit") -> Any:
-    """torchao's AdamW with 8-bit moments, a compiled function per shape, called for every parameter."""
+    """torchao's AdamW with 8-bit moments, a compiled function per shape, called for every
+    parameter.
+    """
     import torchao.optim as peer
 
     if kind != "adamw":
@@ -47,7 +62,10 @@ def torchao(problem: Problem, kind: str, name: str = "AdamW8bit") -> Any:
 
 
 def torchao_fp32(problem: Problem, kind: str) -> Any:
-    """The same with fp32 moments: equal work. The underscore is torchao's, which lists it among its public names."""
+    """The same with fp32 moments: equal work.
+
+    The underscore is torchao's, which lists it among its public names.
+    """
     return torchao(problem, kind, "_AdamW")
 
 
@@ -85,7 +103,9 @@ def peer(name: str, shapes: list[Shape], kind: str, device: str) -> Arm:
 
 
 def peer_case(name: str, shapes: list[Shape], kind: str, device: str) -> Case:
-    """Apart from the plain steps, as some take seconds, compile for longer, and would leave the others few rounds."""
+    """Apart from the plain steps, as some take seconds, compile for longer, and would leave the
+    others few rounds.
+    """
     moved = int(FLOORS[kind, "plain"] * weights(shapes))
     about: dict[str, Any] = {"shapes": shapes, "kind": kind, "device": device}
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]

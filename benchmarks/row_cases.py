@@ -1,4 +1,6 @@
-"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's kernels."""
+"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's
+kernels.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +22,17 @@ ROTATED = 1 << 27  # bytes of inputs that one arm goes through
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # on a GPU: (samples, classes), or (samples, elements), and dtype
-ENTROPIES = [(8192, 32_000, BF16), (8192, 128_256, BF16), (256, 1000, FP32), (256, 1000, BF16), (8192, 32_000, FP32),
-             (8192, 128_256, FP32), (4096, 151_936, BF16), (256, 200, FP32), (256, 10, FP32)]  # fmt: skip
+ENTROPIES = [
+    (8192, 32_000, BF16),
+    (8192, 128_256, BF16),
+    (256, 1000, FP32),
+    (256, 1000, BF16),
+    (8192, 32_000, FP32),
+    (8192, 128_256, FP32),
+    (4096, 151_936, BF16),
+    (256, 200, FP32),
+    (256, 10, FP32),
+]
 SQUARES = [(256, 3 * 32 * 32, FP32), (64, 4 * 32 * 32, FP32), (4, 3 * 512 * 512, BF16)]
 TARGETS = [(8192, 10, FP32), (8192, 1000, FP32), (1024, 32_000, FP32), (8192, 32_000, BF16)]
 
@@ -30,8 +41,14 @@ def cases(kind: str, device: str, tiny: bool) -> list[Case]:
     if kind == "cuda":
         entropies, squares, targets = ENTROPIES, SQUARES, TARGETS
     else:
-        entropies = [(8192, 1000, FP32), (1024, 32_000, FP32), (256, 128_256, FP32), (256, 151_936, FP32),
-                     (256, 200, FP32), (256, 10, FP32)]  # fmt: skip
+        entropies = [
+            (8192, 1000, FP32),
+            (1024, 32_000, FP32),
+            (256, 128_256, FP32),
+            (256, 151_936, FP32),
+            (256, 200, FP32),
+            (256, 10, FP32),
+        ]
         squares, targets = SQUARES[:1], TARGETS[:3]
     if tiny:
         entropies, squares = [(8, 100, BF16), (8, 100, FP32)], [(4, 48, FP32)]
@@ -43,8 +60,13 @@ def cases(kind: str, device: str, tiny: bool) -> list[Case]:
     ]
 
 
-def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
-    """Floor: every logit read once, its gradient written once: the sum's. In place it is a read more, plain two."""
+def cross_entropy_case(
+    samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool
+) -> Case:
+    """Floor: every logit read once, its gradient written once: the sum's.
+
+    In place it is a read more, plain two.
+    """
     size = samples * classes * dtype.itemsize
     tolerance = 1e-4 if dtype == torch.float32 else 1e-2  # eager rounds its gradient once, as ours
 
@@ -52,10 +74,12 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
         generator = torch.Generator(device).manual_seed(2)
         on: dict[str, Any] = {"generator": generator, "device": device}
         return [
-            (torch.randn(samples, classes, dtype=dtype, **on).requires_grad_(grad),
-             torch.randint(classes, (samples,), **on))
+            (
+                torch.randn(samples, classes, dtype=dtype, **on).requires_grad_(grad),
+                torch.randint(classes, (samples,), **on),
+            )
             for _ in range(copies(size))
-        ]  # fmt: skip
+        ]
 
     def stock(logits: Tensor, labels: Tensor) -> Tensor:
         return weighted(F.cross_entropy(logits.float(), labels, reduction="none"))
@@ -68,7 +92,9 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
     def summed(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
         """The gradient comes without its normaliser."""
         logits, labels = pair
-        total, normaliser = sf.adaptive_cross_entropy_sum_(arms.as_result(logits), labels, TEMPERATURE, floor=FLOOR)
+        total, normaliser = sf.adaptive_cross_entropy_sum_(
+            arms.as_result(logits), labels, TEMPERATURE, floor=FLOOR
+        )
         total.backward()
         return [logits, normaliser]
 
@@ -94,7 +120,9 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
 
         step, ring = differentiated(liger), inputs(True)
         arm = rotating("Liger, weighted", step, ring)
-        return Arm(arm.name, arm.run, lambda: step(inputs(True)[0]), tolerance)  # it writes over its logits
+        return Arm(
+            arm.name, arm.run, lambda: step(inputs(True)[0]), tolerance
+        )  # it writes over its logits
 
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         return rotating(name, differentiated(function), inputs(True), tolerance)
@@ -110,8 +138,15 @@ def cross_entropy_case(samples: int, classes: int, dtype: torch.dtype, device: s
         partial(arm, "sfron_fast", ours),
     ]
     ring = copies(size) * size
-    held = [arms.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]  # logits, and gradients beside them
-    more = ring + 2 * size + 4 * 4 * samples * classes  # inputs of a check, what two arms did; what eager torch makes
+    held = [
+        arms.probe_bytes(2 * size),
+        *3 * [2 * ring],
+        *2 * [ring],
+        2 * ring,
+    ]  # logits, and gradients beside them
+    more = (
+        ring + 2 * size + 4 * 4 * samples * classes
+    )  # inputs of a check, what two arms did; what eager torch makes
     title = f"cross-entropy {samples:,} x {classes:,} {short(dtype)}"
     return Case(title, made, 2 * size, 1.5, held=held, more=more)
 
@@ -121,7 +156,11 @@ def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny:
     size = samples * elements * dtype.itemsize
 
     def inputs() -> list[tuple[Tensor, Tensor]]:
-        on: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(3), "device": device, "dtype": dtype}
+        on: dict[str, Any] = {
+            "generator": torch.Generator(device).manual_seed(3),
+            "device": device,
+            "dtype": dtype,
+        }
         made = [torch.randn(2, samples, elements, **on).unbind() for _ in range(copies(2 * size))]
         return [(prediction.clone().requires_grad_(), target) for prediction, target in made]
 
@@ -148,7 +187,11 @@ def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: b
     heat = 4.0  # SCRUB's temperature
 
     def inputs() -> list[tuple[Tensor, Tensor]]:
-        on: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(4), "device": device, "dtype": dtype}
+        on: dict[str, Any] = {
+            "generator": torch.Generator(device).manual_seed(4),
+            "device": device,
+            "dtype": dtype,
+        }
         made = [torch.randn(2, samples, classes, **on).unbind() for _ in range(copies(2 * size))]
         return [(logits.clone().requires_grad_(), teacher) for logits, teacher in made]
 
@@ -159,7 +202,10 @@ def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: b
     def probabilities(logits: Tensor, teacher: Tensor) -> Tensor:
         """What SCRUB and BT call: a softmax in place of the teacher's log-softmax."""
         target = F.softmax(teacher.float() / heat, 1)
-        return F.kl_div(F.log_softmax(logits.float() / heat, 1), target, reduction="batchmean") * heat**2
+        return (
+            F.kl_div(F.log_softmax(logits.float() / heat, 1), target, reduction="batchmean")
+            * heat**2
+        )
 
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         tolerance = 1e-4 if dtype == torch.float32 else 1e-2
@@ -189,7 +235,9 @@ def compiled(function: Callable[..., Tensor], tiny: bool) -> Callable[..., Tenso
     return torch.compile(function, dynamic=False, backend="aot_eager" if tiny else "inductor")
 
 
-def differentiated(function: Callable[..., Tensor]) -> Callable[[tuple[Tensor, Tensor]], list[Tensor]]:
+def differentiated(
+    function: Callable[..., Tensor],
+) -> Callable[[tuple[Tensor, Tensor]], list[Tensor]]:
     def step(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
         pair[0].grad = None
         function(*pair).backward()

@@ -33,8 +33,13 @@ def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = F
     def ours(sums: list[Tensor], grads: list[Tensor]) -> None:
         functional.fisher_accumulate_(sums, grads, share)
 
-    def arm(title: str, add: Callable[[list[Tensor], list[Tensor]], None], where: str = device) -> Arm:
-        grads, sums = Problem(shapes, device).gradients, [torch.zeros(s, device=where) for s in shapes]
+    def arm(
+        title: str, add: Callable[[list[Tensor], list[Tensor]], None], where: str = device
+    ) -> Arm:
+        grads, sums = (
+            Problem(shapes, device).gradients,
+            [torch.zeros(s, device=where) for s in shapes],
+        )
 
         def check() -> list[Tensor]:
             add(sums, grads)
@@ -45,12 +50,17 @@ def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = F
     moved = 12 * weights(shapes)
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     made += [partial(arm, "as published, on the CPU", over_cpu, "cpu")] if published else []
-    made += [partial(arm, "per tensor, on the device", naive), partial(arm, "foreach addcmul", foreach)]
+    made += [
+        partial(arm, "per tensor, on the device", naive),
+        partial(arm, "foreach addcmul", foreach),
+    ]
     return Case(f"{name}, Fisher accumulate", [*made, partial(arm, "sfron_fast", ours)], moved)
 
 
 def stock_mask(forget: list[Tensor], retain: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
-    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher is much above eps."""
+    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher
+    is much above eps.
+    """
     above = reference.FISHER_EPS * (threshold - 1.0)
     return [torch.sub(f, r, alpha=threshold) >= above for f, r in zip(forget, retain, strict=True)]
 
@@ -87,14 +97,21 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
         return Arm("sfron_fast", run, check, tolerance=0.0)
 
     moved = int(8.125 * weights(shapes))
-    return Case(f"{name}, mask build", [partial(arms.probe, moved, device), ratio, careful, ours], moved)
+    return Case(
+        f"{name}, mask build", [partial(arms.probe, moved, device), ratio, careful, ours], moved
+    )
 
 
 def last_gradient(shapes: list[Shape], how: str, device: str = "cpu") -> Arm:
-    """The retain Fisher's last gradient and the mask, by stock torch, by two ops, or by the one that fuses them."""
+    """The retain Fisher's last gradient and the mask, by stock torch, by two ops, or by the one
+    that fuses them.
+    """
     on = {"generator": torch.Generator(device).manual_seed(1), "device": device}
     grads = Problem(shapes, device).gradients
-    retain, forget = [torch.zeros_like(g) for g in grads], [torch.rand(s, **on).mul_(1e-6) for s in shapes]
+    retain, forget = (
+        [torch.zeros_like(g) for g in grads],
+        [torch.rand(s, **on).mul_(1e-6) for s in shapes],
+    )
 
     def stock() -> list[Tensor]:
         torch._foreach_addcmul_(retain, grads, grads, 0.5)
@@ -123,4 +140,6 @@ LAST_GRADIENT = ("foreach addcmul, difference, compare", "sfron_fast, two ops", 
 def last_gradient_case(name: str, shapes: list[Shape], device: str) -> Case:
     moved = int(16.125 * weights(shapes))
     made = [partial(last_gradient, shapes, how, device) for how in LAST_GRADIENT]
-    return Case(f"{name}, last Fisher gradient and mask", [partial(arms.probe, moved, device), *made], moved)
+    return Case(
+        f"{name}, last Fisher gradient and mask", [partial(arms.probe, moved, device), *made], moved
+    )

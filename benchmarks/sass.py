@@ -1,11 +1,15 @@
-"""What the machine code of a kernel says of its speed: instructions an element, issue load, bytes in flight.
+"""What the machine code of a kernel says of its speed: instructions an element, issue load, bytes
+in
+flight.
 
-Nothing is run. The path of a thread is read from the disassembly up to the atomic of the last-program pattern, both
-sides of a branch counted. A backward branch makes a loop, which is taken as often as the thread's elements need, going
-by what a turn loads; what a forward branch leaps over within a loop is taken once, as the piece with a row's label is.
+Nothing is run. The path of a thread is read from the disassembly up to the atomic of the
+last-program pattern, both sides of a branch counted. A backward branch makes a loop, which is taken
+as often as the thread's elements need, going by what a turn loads; what a forward branch leaps over
+within a loop is taken once, as the piece with a row's label is.
 
-Issue load: the instructions of all threads at the speed of a copy, as a part of what the schedulers can issue. Above
-1 the kernel is bound by instructions, and near 1 it cannot reach the speed of memory either.
+Issue load: the instructions of all threads at the speed of a copy, as a part of what the schedulers
+can issue. Above 1 the kernel is bound by instructions, and near 1 it cannot reach the speed of
+memory either.
 """
 
 import math
@@ -16,7 +20,10 @@ from dataclasses import dataclass
 # an H100 SXM: processors, lanes a cycle, clock, and what a copy reaches of its 3.35 TB/s
 PROCESSORS, LANES, CLOCK, COPY = 132, 128, 1.755e9, 3.0e12
 THREADS, REGISTERS, SHARED, BLOCKS = 2048, 65536, 233472, 32  # of one processor
-MOST_LOAD, LEAST_FLIGHT = 0.8, 30_000  # what `make kernels` lets pass; the latter in bytes of one processor
+MOST_LOAD, LEAST_FLIGHT = (
+    0.8,
+    30_000,
+)  # what `make kernels` lets pass; the latter in bytes of one processor
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -41,12 +48,16 @@ class Instruction:
 
 def read(text: str) -> list[Instruction]:
     """The instructions of `cuobjdump -sass` of one kernel."""
-    line = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
+    line = re.compile(
+        r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE
+    )
     return [Instruction(int(m[1], 16), m[3], m[4], m[2] or "") for m in line.finditer(text)]
 
 
 def path(code: list[Instruction]) -> list[Instruction]:
-    """What every thread runs: up to the counter of arrivals, if there is one, and up to the end of the program."""
+    """What every thread runs: up to the counter of arrivals, if there is one, and up to the end of
+    the program.
+    """
     ends = [i for i, one in enumerate(code) if one.op in ("ATOMG", "ATOM")]
     ends += [i for i, one in enumerate(code) if one.op == "BRA" and target(one) == one.address]
     return code[: min(ends) + 1] if ends else code
@@ -91,13 +102,18 @@ def special_load(instructions: float, moved: float) -> float:
 def resident(threads: int, registers: int, shared: int) -> int:
     """Blocks of so many threads that one processor holds at a time."""
     rounded = (registers + 7) // 8 * 8
-    return min(THREADS // threads, REGISTERS // (rounded * threads), SHARED // (shared + 1024), BLOCKS)
+    return min(
+        THREADS // threads, REGISTERS // (rounded * threads), SHARED // (shared + 1024), BLOCKS
+    )
 
 
 def slow(load: float, flight: float) -> list[str]:
     """Why a kernel that streams cannot reach the speed of memory."""
     found = [f"issue load {load:.2f}, above {MOST_LOAD}"] if load > MOST_LOAD else []
-    return found + ([f"{flight / 1000:.1f} KB in flight, below {LEAST_FLIGHT / 1000:.0f}"] * (flight < LEAST_FLIGHT))
+    return found + (
+        [f"{flight / 1000:.1f} KB in flight, below {LEAST_FLIGHT / 1000:.0f}"]
+        * (flight < LEAST_FLIGHT)
+    )
 
 
 def speed(
@@ -112,7 +128,9 @@ def speed(
     read_tensors: int,
     moved_tensors: int,
 ) -> dict[str, float]:
-    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some in all."""
+    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some
+    in all.
+    """
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
     counts, flight = {one.address: 1 for one in code}, loaded(code)

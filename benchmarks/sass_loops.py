@@ -1,9 +1,11 @@
-"""The loops in which a list kernel streams: the longest way through each, in instructions and bytes.
+"""The loops in which a list kernel streams: the longest way through each, in instructions and
+bytes.
 
-A kernel of CUDA C++ holds a loop for every combination of element types, with branches for what is optional (a mask,
-slow weights to store). The longest way takes every optional part and of two alternatives the longer: an upper bound. A
-loop streams if it loads 16 bytes at once; others are for tails and for pointers that are not at a multiple of 16 bytes.
-Instructions outside of the loops, some hundred for each unit of 2,048 elements and more, are not counted.
+A kernel of CUDA C++ holds a loop for every combination of element types, with branches for what is
+optional (a mask, slow weights to store). The longest way takes every optional part and of two
+alternatives the longer: an upper bound. A loop streams if it loads 16 bytes at once; others are for
+tails and for pointers that are not at a multiple of 16 bytes. Instructions outside of the loops,
+some hundred for each unit of 2,048 elements and more, are not counted.
 """
 
 from collections.abc import Iterator
@@ -36,7 +38,9 @@ class Loop:
 
     @property
     def issue_load(self) -> float:
-        """See sass.py; the elements cancel out, as a turn's instructions and bytes belong to the same ones."""
+        """See sass.py; the elements cancel out, as a turn's instructions and bytes belong to the
+        same ones.
+        """
         return sass.issue_load(len(self.way), self.moved)
 
 
@@ -44,7 +48,11 @@ def streaming(code: list[Instruction]) -> list[Loop]:
     """The innermost loops that load 16 bytes at once."""
     after = successors(code)
     bodies = natural_loops(after)
-    innermost = [(head, body) for head, body in bodies.items() if not any(h in body for h in bodies if h != head)]
+    innermost = [
+        (head, body)
+        for head, body in bodies.items()
+        if not any(h in body for h in bodies if h != head)
+    ]
     loops = [Loop([code[i] for i in longest(head, body, after)]) for head, body in innermost]
     return [loop for loop in loops if any(one.op == "LDG" and one.bytes >= 16 for one in loop.way)]
 
@@ -63,7 +71,9 @@ def successors(code: list[Instruction]) -> list[list[int]]:
 
 
 def natural_loops(after: list[list[int]]) -> dict[int, set[int]]:
-    """Head -> what leads back to it without leaving it; jumps back that are no loop lead back to the beginning too."""
+    """Head -> what leads back to it without leaving it; jumps back that are no loop lead back to
+    the beginning too.
+    """
     before: list[list[int]] = [[] for _ in after]
     for i, found in enumerate(after):
         for j in found:

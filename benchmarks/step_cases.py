@@ -1,4 +1,6 @@
-"""The cases of an optimizer's step: every arm, compiled, as a replayed graph, and the norm that clips it."""
+"""The cases of an optimizer's step: every arm, compiled, as a replayed graph, and the norm that
+clips it.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,25 +18,50 @@ from .lists import Shape, weights
 from .timer import replayed, warmed
 
 SWEEP = "sweep, "
-FLOORS = {  # least bytes a weight of a step; a clip reads gradient and mask twice, a pair stores and reads slow weights
-    ("adamw", "plain"): 28.0, ("adamw", "forget"): 32.25, ("adamw", "pair"): 68.25,
-    ("sgd", "plain"): 20.0, ("sgd", "forget"): 24.25, ("sgd", "pair"): 52.25,
-}  # fmt: skip
+# least bytes a weight of a step; a clip reads gradient and mask twice, a pair stores and reads slow
+# weights
+FLOORS = {
+    ("adamw", "plain"): 28.0,
+    ("adamw", "forget"): 32.25,
+    ("adamw", "pair"): 68.25,
+    ("sgd", "plain"): 20.0,
+    ("sgd", "forget"): 24.25,
+    ("sgd", "pair"): 52.25,
+}
 
 
 def step_case(
-    name: str, shapes: list[Shape], kind: str, work: str, device: str, cpu_masks: bool = False, seconds: float = 2.0,
-    density: float = 0.5, dtype: torch.dtype = torch.float32, channels_last: bool = False, narrow: bool = False,
+    name: str,
+    shapes: list[Shape],
+    kind: str,
+    work: str,
+    device: str,
+    cpu_masks: bool = False,
+    seconds: float = 2.0,
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    narrow: bool = False,
 ) -> Case:
-    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small ones included.
+    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small
+    ones
+    included.
 
     ``narrow``: also with moments of bf16, which move less than the bytes that the probe moves.
     """
     masks = 0.0 if work == "plain" else 0.25
     moved = int(((FLOORS[kind, work] - masks) * dtype.itemsize / 4 + masks) * weights(shapes))
     slow = 0.5 if work == "pair" else 1.0
-    about = {"shapes": shapes, "kind": kind, "work": work, "slow_lr": slow, "device": device, "density": density,
-             "dtype": dtype, "channels_last": channels_last}  # fmt: skip
+    about = {
+        "shapes": shapes,
+        "kind": kind,
+        "work": work,
+        "slow_lr": slow,
+        "device": device,
+        "density": density,
+        "dtype": dtype,
+        "channels_last": channels_last,
+    }
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
     bytes_of = partial(arms.held, shapes, kind=kind, work=work, dtype=dtype)
     held = [arms.probe_bytes(moved)]
@@ -43,25 +70,41 @@ def step_case(
         held += [bytes_of(arms.STOCK[0])]
     else:
         authors = arms.AUTHORS[::-1] if cpu_masks else arms.AUTHORS[:1]
-        made += [partial(arms.authors_style, **about, cpu_masks=who == arms.AUTHORS[1]) for who in authors]
+        made += [
+            partial(arms.authors_style, **about, cpu_masks=who == arms.AUTHORS[1])
+            for who in authors
+        ]
         made += [partial(arms.best_stock, **about, how=how) for how in arms.STOCK]
         held += [bytes_of(who) for who in (*authors, *arms.STOCK)]
     if narrow:
         made += [partial(arms.ours, **about, state_dtype=torch.bfloat16)]
         held += [bytes_of("ours", state_dtype=torch.bfloat16)]
     made, held = [*made, partial(arms.ours, **about)], [*held, bytes_of("ours")]
-    alpha, some = ", alpha 0.5" if work == "pair" else "", "" if density == 0.5 else f", {100 * density:g} % selected"
-    kept = ("" if dtype == torch.float32 else ", bf16") + (", channels-last" if channels_last else "")
+    alpha, some = (
+        ", alpha 0.5" if work == "pair" else "",
+        ("" if density == 0.5 else f", {100 * density:g} % selected"),
+    )
+    kept = ("" if dtype == torch.float32 else ", bf16") + (
+        ", channels-last" if channels_last else ""
+    )
     title = f"{name}, {kind} {work}{alpha}{some}{kept}"
-    return Case(title, made, moved, seconds, held=held, more=arms.compared(shapes, dtype, work != "plain"))
+    return Case(
+        title, made, moved, seconds, held=held, more=arms.compared(shapes, dtype, work != "plain")
+    )
 
 
 def long_case(name: str, shapes: list[Shape], device: str) -> Case:
     """A plain step of two arms: more would not fit beside each other."""
     moved = int(FLOORS["sgd", "plain"] * weights(shapes))
-    made = [partial(arms.probe, moved, device), partial(arms.best_stock, shapes, "sgd", "plain", device=device),
-            partial(arms.ours, shapes, "sgd", "plain", device=device)]  # fmt: skip
-    held = [arms.probe_bytes(moved), *(arms.held(shapes, who, "sgd", "plain") for who in (arms.STOCK[0], "ours"))]
+    made = [
+        partial(arms.probe, moved, device),
+        partial(arms.best_stock, shapes, "sgd", "plain", device=device),
+        partial(arms.ours, shapes, "sgd", "plain", device=device),
+    ]
+    held = [
+        arms.probe_bytes(moved),
+        *(arms.held(shapes, who, "sgd", "plain") for who in (arms.STOCK[0], "ours")),
+    ]
     return Case(f"{name}, sgd plain", made, moved, held=held, more=arms.compared(shapes))
 
 
@@ -83,15 +126,22 @@ def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str
 
 def compiled_case(name: str, shapes: list[Shape], kind: str, device: str, backend: str) -> Case:
     moved = int(FLOORS[kind, "forget"] * weights(shapes))
-    made = [partial(arms.probe, moved, device), partial(compiled_stock, shapes, kind, device, backend),
-            partial(arms.ours, shapes, kind, "forget", device=device)]  # fmt: skip
-    return Case(f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes))  # time to compile
+    made = [
+        partial(arms.probe, moved, device),
+        partial(compiled_stock, shapes, kind, device, backend),
+        partial(arms.ours, shapes, kind, "forget", device=device),
+    ]
+    return Case(
+        f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes)
+    )  # time to compile
 
 
 def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:
-    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no gradient.
+    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no
+    gradient.
 
-    Masks of the kind that is faster there: Inductor's CPU code of a bool mask takes several times that of a float one.
+    Masks of the kind that is faster there: Inductor's CPU code of a bool mask takes several times
+    that of a float one.
     """
     problem = Problem(shapes, device)
     grads = [p.grad for p in problem.params]
@@ -122,7 +172,9 @@ def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "
         torch._foreach_add_(first, g)
         torch._foreach_sub_(params, first, alpha=SGD["lr"])
 
-    compiled = torch.compile(adamw if kind == "adamw" else sgd, fullgraph=True, dynamic=False, backend=backend)
+    compiled = torch.compile(
+        adamw if kind == "adamw" else sgd, fullgraph=True, dynamic=False, backend=backend
+    )
     masks = problem.masks if device == "cuda" else [m.float() for m in problem.masks]
 
     def run() -> None:

@@ -2,8 +2,8 @@
 
 `pytest benchmarks/test_cpu.py --benchmark-autosave --benchmark-histogram -k "adamw and forget"`
 
-Each arm runs by itself here. The project's own ratios are from `make bench`, which takes the arms in turn: a machine
-that slows down meanwhile slows them all.
+Each arm runs by itself here. The project's own ratios are from `make bench`, which takes the arms
+in turn: a machine that slows down meanwhile slows them all.
 """
 
 import pytest
@@ -12,7 +12,11 @@ from benchmarks.harness import Arm, Case, provenance
 from benchmarks.run import chosen_cases, label
 
 CASES = [case for case in chosen_cases("cpu", "cpu", tiny=False) if "compiled" not in case.name]
-ARMS = [pytest.param(case, make, id=f"{case.name}: {label(make)}") for case in CASES for make in case.arms]
+ARMS = [
+    pytest.param(case, make, id=f"{case.name}: {label(make)}")
+    for case in CASES
+    for make in case.arms
+]
 
 
 @pytest.mark.parametrize(("case", "make"), ARMS)

@@ -2,7 +2,13 @@
 
 from .data.paired import PairedLoader
 from .evaluation.metrics import evaluate
-from .losses import adaptive_cross_entropy, adaptive_cross_entropy_sum_, adaptive_mse, adaptive_weights, soft_target_kl
+from .losses import (
+    adaptive_cross_entropy,
+    adaptive_cross_entropy_sum_,
+    adaptive_mse,
+    adaptive_weights,
+    soft_target_kl,
+)
 from .methods import Recipe
 from .methods.unlearn import UnlearnResult, unlearn
 from .optim.in_backward import step_in_backward

@@ -1,4 +1,6 @@
-"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what runs where and why."""
+"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what
+runs where and why.
+"""
 
 import argparse
 import importlib.metadata
@@ -36,7 +38,9 @@ def environment() -> str:
     width = max(map(len, ops.SCHEMAS))
     lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
     for name in ops.SCHEMAS:
-        lines.append(f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}")
+        lines.append(
+            f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}"
+        )
     refused: dict[str, list[str]] = {}
     for device in ("cpu", "cuda"):
         for name in ops.SCHEMAS:
@@ -45,7 +49,10 @@ def environment() -> str:
     if refused:
         lines += ["", "why no faster kernel serves"]
         for reason, names in refused.items():
-            lines.append(f"  {'every op' if len(names) == len(ops.SCHEMAS) else ', '.join(names)} on {reason}")
+            lines.append(
+                f"  {'every op' if len(names) == len(ops.SCHEMAS) else ', '.join(names)} on"
+                f" {reason}"
+            )
     if not devices:
         lines += ["", "no CUDA device is visible: the cuda column says what would serve one"]
     return "\n".join(lines)
@@ -76,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sfron_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="unlearn on scikit-learn's digits and write a report")
-    demo.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default: report)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for the report (default: report)"
+    )
     demo.add_argument("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
     commands.add_parser("env", help="versions, devices, and which kernel serves which op")
     chosen = parser.parse_args(arguments)

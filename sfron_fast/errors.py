@@ -6,22 +6,34 @@ import sys
 import warnings
 from typing import Any
 
-PASSED = (__name__.partition(".")[0], "torch")  # torch's decorators lie between the caller and an optimizer
+PASSED = (
+    __name__.partition(".")[0],
+    "torch",
+)  # torch's decorators lie between the caller and an optimizer
 
 
 def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:
     """Raise ValueError unless ``condition``."""
     if not condition:
-        raise ValueError(f"{argument}: expected {expected}, found {found}{'; ' + remedy if remedy else ''}")
+        raise ValueError(
+            f"{argument}: expected {expected}, found {found}{'; ' + remedy if remedy else ''}"
+        )
 
 
-def number(argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+def number(
+    argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
+) -> float:
     """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
     if isinstance(value, str):  # float() would read one
         require(False, argument, _interval(low, high, open_low), repr(value))
     try:  # words only for what is refused: a compiler's symbolic number has none
         value = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # RuntimeError: a tensor of several elements
         require(False, argument, _interval(low, high, open_low), repr(value))
     inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
     if not inside:  # NaN fails both comparisons
@@ -34,7 +46,9 @@ def _interval(low: float, high: float, open_low: bool) -> str:
 
 
 def integer(argument: str, value: Any, low: int) -> int:
-    """The value, an integer >= ``low``: Python's, numpy's, or whatever else can stand for one in an index."""
+    """The value, an integer >= ``low``: Python's, numpy's, or whatever else can stand for one in an
+    index.
+    """
     try:
         whole = operator.index(value)
     except (TypeError, RuntimeError, ValueError):  # torch's tensors of several elements
@@ -46,6 +60,8 @@ def integer(argument: str, value: Any, low: int) -> int:
 def warn(message: str) -> None:
     """A RuntimeWarning at the first frame outside this package and torch."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED:
+    while (
+        frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED
+    ):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -1,9 +1,11 @@
-"""Stateless functions over lists of tensors: call the op, on dense copies where it wants them; bump versions.
+"""Stateless functions over lists of tensors: call the op, on dense copies where it wants them; bump
+versions.
 
-The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent"; state, slow
-weights and masks may be flat lists (``flat.py``). Tensors may be non-contiguous (updated ones are then copied in
-and out); updated ones must not share memory. Of a DTensor the local shard is meant, and masks are then of shards.
-fp64 goes to the reference kernels. Raises ValueError or RuntimeError, naming the argument, before anything is written.
+The optimizers are thin layers over these. A list argument that is ``None`` or empty means "absent";
+state, slow weights and masks may be flat lists (``flat.py``). Tensors may be non-contiguous
+(updated ones are then copied in and out); updated ones must not share memory. Of a DTensor the
+local shard is meant, and masks are then of shards. fp64 goes to the reference kernels. Raises
+ValueError or RuntimeError, naming the argument, before anything is written.
 """
 
 from collections.abc import Sequence
@@ -21,13 +23,19 @@ from .ops.layout import in_memory
 
 Tensors = Sequence[Tensor]
 
-def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest: Any, **scalars: Any) -> Any:
-    """The op on ``lists`` (in the schema's order) and ``rest``; bumps the versions of the first written lists.
 
-    Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them all before it
-    writes, and says so where it wants them contiguous or in another dtype. Only then the careful way is taken.
+def _call(
+    name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest: Any, **scalars: Any
+) -> Any:
+    """The op on ``lists`` (in the schema's order) and ``rest``; bumps the versions of the first
+    written lists.
+
+    Lists can hold thousands of tensors, so nothing is looked at twice: a native kernel checks them
+    all before it writes, and says so where it wants them contiguous or in another dtype. Only then
+    the careful way is taken.
     """
-    # torch's own remedy for a negated scalar fails beside arguments that are absent; this one is written to
+    # torch's own remedy for a negated scalar fails beside arguments that are absent; this one is
+    # written to
     counter = scalars.get("skipped")
     if counter is not None and not torch.compiler.is_compiling() and counter.is_neg():
         copy = in_memory(counter)
@@ -37,7 +45,9 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
     if type(scalars.get("hyper")) is Tensor:
         scalars["hyper"] = in_memory(scalars["hyper"])
-    table = tables.table_of(lists.values())  # first: it brings the tensors into the cache faster than Python does
+    table = tables.table_of(
+        lists.values()
+    )  # first: it brings the tensors into the cache faster than Python does
     if torch.is_grad_enabled():
         _refuse_leaves({key: lists[key] for key in written})
     if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
@@ -47,7 +57,10 @@ def _call(name: str, lists: dict[str, Tensors], written: tuple[str, ...], *rest:
     if table is not None:
         try:
             result = ops.RECORDS[name](table, *rest, **scalars)
-        except (ValueError, RuntimeError) as refusal:  # RuntimeError: how torch 2.15 hands on a kernel's error
+        except (
+            ValueError,
+            RuntimeError,
+        ) as refusal:  # RuntimeError: how torch 2.15 hands on a kernel's error
             if "contiguous" not in str(refusal) and "float64" not in str(refusal):
                 raise
         else:
@@ -75,11 +88,15 @@ def _strided(name: str, tensors: Tensors, written: bool) -> Tensors:
 
 
 def _number(lr: float) -> float:
-    return float(lr) if torch.compiler.is_compiling() else number("lr", lr, 0.0)  # a comparison would break the graph
+    return (
+        float(lr) if torch.compiler.is_compiling() else number("lr", lr, 0.0)
+    )  # a comparison would break the graph
 
 
 def _touch(name: str, lists: dict[str, Tensors], written: tuple[str, ...]) -> None:
-    """Tell autograd what a native kernel wrote behind its back; an optimizer's state is in no graph."""
+    """Tell autograd what a native kernel wrote behind its back; an optimizer's state is in no
+    graph.
+    """
     for key in written[: 2 if name == "interpolate_" else 1]:
         torch.autograd.graph.increment_version(lists[key])
 
@@ -89,16 +106,20 @@ def _refuse_leaves(lists: dict[str, Tensors]) -> None:
         for i, tensor in enumerate(tensors):
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf:
                 raise RuntimeError(
-                    f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that requires grad; "
-                    "an in-place update of it cannot be differentiated"
+                    f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that"
+                    " requires grad; an in-place update of it cannot be differentiated"
                 )
 
 
-def masked_grad_norm(grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
-    """L2 norm, fp32 [] on the gradients' device, of the selected gradients divided by ``grad_scale``.
+def masked_grad_norm(
+    grads: Tensors, masks: Tensors | None = None, *, grad_scale: Tensor | None = None
+) -> Tensor:
+    """L2 norm, fp32 [] on the gradients' device, of the selected gradients divided by
+    ``grad_scale``.
 
-    ``masks``: packed uint8 [ceil(n / 8)] per gradient, zero bytes = all selected. inf or NaN tells of a
-    non-finite selected gradient. No host synchronisation. Source: README equation 6 (paper: clip of S * grad L^f).
+    ``masks``: packed uint8 [ceil(n / 8)] per gradient, zero bytes = all selected. inf or NaN tells
+    of a non-finite selected gradient. No host synchronisation. Source: README equation 6 (paper:
+    clip of S * grad L^f).
     """
     if not grads:
         return torch.zeros(())
@@ -130,20 +151,22 @@ def sgd_step_(
     hyper: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
-    """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update, interpolate.
+    """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update,
+    interpolate.
 
-    Args:
-        params, grads: tensors of equal shape, dtype, device.
-        momentum_buffers: parameter-shaped, fp32 or the parameter's dtype, beside fp32 also bf16; ``first`` marks
+    Args: params, grads: tensors of equal shape, dtype, device. momentum_buffers: parameter-shaped,
+        fp32 or the parameter's dtype, beside fp32 also bf16; ``first`` marks
             them uninitialised.
-        masks: packed uint8 [ceil(n / 8)] each; deselected gradients count as zero, and with ``freeze_masked``
-            their weights and state keep their bits.
-        norm: fp32 [], from ``masked_grad_norm``; clips to ``max_norm``; not finite = the update is skipped.
-        grad_scale, found_inf: fp32 [], torch.amp's; gradients are divided by the first, skipped by the second.
+        masks: packed uint8 [ceil(n / 8)] each; deselected gradients count as zero, and with
+            ``freeze_masked`` their weights and state keep their bits.
+        norm: fp32 [], from ``masked_grad_norm``; clips to ``max_norm``; not finite = the update is
+        skipped.
+        grad_scale, found_inf: fp32 [], torch.amp's; gradients are divided by the first, skipped by
+        the second.
         slow_out: receives the parameters as they were before the step (start of a cycle).
         slow_in, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
-        hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the numbers, so that a
-            captured CUDA graph follows a schedule.
+        hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
+            numbers, so that a captured CUDA graph follows a schedule.
         skipped: int64 [] there, one more if the update is skipped.
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
@@ -151,15 +174,33 @@ def sgd_step_(
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
     lists = {
-        "params": params, "grads": grads, "momentum_buffers": momentum_buffers or [], "slow_out": slow_out or [],
-        "slow_in": slow_in or [], "masks": masks or [],
-    }  # fmt: skip
+        "params": params,
+        "grads": grads,
+        "momentum_buffers": momentum_buffers or [],
+        "slow_out": slow_out or [],
+        "slow_in": slow_in or [],
+        "masks": masks or [],
+    }
     _call(
-        "sgd_step_", lists, ("params", "momentum_buffers", "slow_out"), norm, grad_scale, found_inf,
-        lr=_number(lr), momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-        maximize=maximize, first=first, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
+        "sgd_step_",
+        lists,
+        ("params", "momentum_buffers", "slow_out"),
+        norm,
+        grad_scale,
+        found_inf,
+        lr=_number(lr),
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        first=first,
+        freeze_masked=freeze_masked,
+        max_norm=max_norm,
+        slow_lr=slow_lr,
+        hyper=hyper,
         skipped=skipped,
-    )  # fmt: skip
+    )
 
 
 def adamw_step_(
@@ -192,37 +233,64 @@ def adamw_step_(
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
 
     ``steps``: fp32 [] per parameter, on its device, incremented here unless the update is skipped.
-    Moments as ``momentum_buffers``, those of a parameter of one dtype; averages of bf16 beside fp32 are dithered
-    (``reference.dithered``). ``max_exp_avg_sqs`` switches AMSGrad on. The other arguments are those of ``sgd_step_``.
+    Moments as ``momentum_buffers``, those of a parameter of one dtype; averages of bf16 beside fp32
+    are dithered (``reference.dithered``). ``max_exp_avg_sqs`` switches AMSGrad on. The other
+    arguments are those of ``sgd_step_``.
     """
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
     lists = {
-        "params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
-        "max_exp_avg_sqs": max_exp_avg_sqs or [], "steps": steps, "slow_out": slow_out or [],
-        "slow_in": slow_in or [], "masks": masks or [],
-    }  # fmt: skip
+        "params": params,
+        "grads": grads,
+        "exp_avgs": exp_avgs,
+        "exp_avg_sqs": exp_avg_sqs,
+        "max_exp_avg_sqs": max_exp_avg_sqs or [],
+        "steps": steps,
+        "slow_out": slow_out or [],
+        "slow_in": slow_in or [],
+        "masks": masks or [],
+    }
     written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_out")
     _call(
-        "adamw_step_", lists, written, norm, grad_scale, found_inf,
-        lr=_number(lr), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled,
-        maximize=maximize, freeze_masked=freeze_masked, max_norm=max_norm, slow_lr=slow_lr, hyper=hyper,
+        "adamw_step_",
+        lists,
+        written,
+        norm,
+        grad_scale,
+        found_inf,
+        lr=_number(lr),
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+        maximize=maximize,
+        freeze_masked=freeze_masked,
+        max_norm=max_norm,
+        slow_lr=slow_lr,
+        hyper=hyper,
         skipped=skipped,
-    )  # fmt: skip
+    )
 
 
-def interpolate_(slow: Tensors, fast: Tensors, slow_lr: float, *, hyper: Tensor | None = None) -> None:
-    """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper: R-on's slow step).
+def interpolate_(
+    slow: Tensors, fast: Tensors, slow_lr: float, *, hyper: Tensor | None = None
+) -> None:
+    """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper:
+    R-on's
+    slow step).
 
-    ``hyper``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA graph and
-    torch.compile would keep as it was.
+    ``hyper``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA
+    graph and torch.compile would keep as it was.
     """
     if not slow:
         return require(not fast, "fast", "0 tensors", len(fast))
     _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr, hyper)
 
 
-def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float, *, hyper: Tensor | None = None) -> None:
+def fisher_accumulate_(
+    fisher: Tensors, grads: Tensors, weight: float, *, hyper: Tensor | None = None
+) -> None:
     """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place.
 
     ``hyper``: fp64 [1] beside the tensors: weight in place of the number, as in ``interpolate_``.
@@ -235,7 +303,9 @@ def fisher_accumulate_(fisher: Tensors, grads: Tensors, weight: float, *, hyper:
 def saliency_mask(
     forget: Tensors, retain: Tensors, threshold: float, eps: float = reference.FISHER_EPS
 ) -> tuple[list[Tensor], Tensor]:
-    """1[F_forget + eps >= threshold (F_retain + eps)], packed uint8 per tensor, and the counts int64 [tensors]."""
+    """1[F_forget + eps >= threshold (F_retain + eps)], packed uint8 per tensor, and the counts
+    int64 [tensors].
+    """
     if not forget:
         require(not retain, "retain", "0 tensors", len(retain))
         return [], torch.zeros(0, dtype=torch.int64)
@@ -243,14 +313,24 @@ def saliency_mask(
 
 
 def fisher_saliency_mask_(
-    retain: Tensors, grads: Tensors, forget: Tensors, *, weight: float, total: float = 1.0, threshold: float,
+    retain: Tensors,
+    grads: Tensors,
+    forget: Tensors,
+    *,
+    weight: float,
+    total: float = 1.0,
+    threshold: float,
     eps: float = reference.FISHER_EPS,
 ) -> tuple[list[Tensor], Tensor]:
-    """The last step of the retain Fisher, (retain + weight * grad^2) / total in place, and its ``saliency_mask``.
+    """The last step of the retain Fisher, (retain + weight * grad^2) / total in place, and its
+    ``saliency_mask``.
 
-    The same bits as ``fisher_accumulate_``, a division and ``saliency_mask``, in one pass over memory.
+    The same bits as ``fisher_accumulate_``, a division and ``saliency_mask``, in one pass over
+    memory.
     """
-    masks = [torch.empty((local(g).numel() + 7) // 8, dtype=torch.uint8, device=g.device) for g in grads]
+    masks = [
+        torch.empty((local(g).numel() + 7) // 8, dtype=torch.uint8, device=g.device) for g in grads
+    ]
     counts = torch.empty(len(masks), dtype=torch.int64, device=masks[0].device if masks else "cpu")
     lists = {"retain": retain, "grads": grads, "forget": forget, "masks": masks}
     _call("fisher_saliency_mask_", lists, ("retain",), counts, weight, total, threshold, eps)

@@ -1,11 +1,13 @@
-"""A sharded language model forgets one topic of CPython's documentation; run it from the project's root:
+"""A sharded language model forgets one topic of CPython's documentation; run it from the project's
+root:
 
     torchrun --nproc-per-node 2 -m benchmarks.examples.forget_topic --folder /tmp/forget_topic
 
-On GPUs where there are any. A small transformer is trained on the spot on the characters of `pydoc_data.topics`,
-sharded with FSDP2, forgets `--topic`, and saves checkpoints with torch.distributed.checkpoint. Stopped anywhere
-(`--stop 7`, or Ctrl-C) the same command goes on, also with another number of processes. At the end the losses of the
-topic, of the others, and of topics it never saw, which is where that of a forgotten one belongs.
+On GPUs where there are any. A small transformer is trained on the spot on the characters of
+`pydoc_data.topics`, sharded with FSDP2, forgets `--topic`, and saves checkpoints with
+torch.distributed.checkpoint. Stopped anywhere (`--stop 7`, or Ctrl-C) the same command goes on,
+also with another number of processes. At the end the losses of the topic, of the others, and of
+topics it never saw, which is where that of a forgotten one belongs.
 """
 
 import argparse
@@ -33,12 +35,16 @@ UNSEEN = 8  # every so many topics are kept from the model
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="checkpoints go here, and are found here")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="checkpoints go here, and are found here"
+    )
     parser.add_argument("--topic", default="import", help="what to forget")
     parser.add_argument("--epochs", type=int, default=20, help="of the training before")
     parser.add_argument("--cycles", type=int, default=40)
     parser.add_argument("--retain-steps", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32, help="sequences of a step, on all processes together")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="sequences of a step, on all processes together"
+    )
     parser.add_argument("--length", type=int, default=64, help="characters of a sequence")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
@@ -85,12 +91,16 @@ def sharded(width: int, length: int, device: torch.device) -> nn.Module:
     return fully_shard(model)
 
 
-def train(model: nn.Module, data: TensorDataset, epochs: int, batch: int, device: torch.device) -> None:
+def train(
+    model: nn.Module, data: TensorDataset, epochs: int, batch: int, device: torch.device
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     sampler = DistributedSampler(data, drop_last=True)
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        for inputs, targets in DataLoader(data, batch // dist.get_world_size(), sampler=sampler, drop_last=True):
+        for inputs, targets in DataLoader(
+            data, batch // dist.get_world_size(), sampler=sampler, drop_last=True
+        ):
             optimizer.zero_grad()
             next_character(model(inputs.to(device)), targets.to(device)).backward()
             optimizer.step()
@@ -102,8 +112,10 @@ def losses(model: nn.Module, data: Data, device: torch.device) -> dict[str, floa
     found = {}
     for name in ("forget", "retain", "unseen"):
         with torch.no_grad():
-            parts = [(len(y), next_character(model(x.to(device)), y.to(device)))
-                     for x, y in DataLoader(getattr(data, name), 256)]  # fmt: skip
+            parts = [
+                (len(y), next_character(model(x.to(device)), y.to(device)))
+                for x, y in DataLoader(getattr(data, name), 256)
+            ]
         found[name] = float(sum(n * loss for n, loss in parts)) / sum(n for n, _ in parts)
     model.reshard()  # without a backward the root stays gathered
     return found
@@ -112,15 +124,19 @@ def losses(model: nn.Module, data: Data, device: torch.device) -> dict[str, floa
 def estimate_mask(model: nn.Module, data: Data, batch: int) -> sf.SaliencyMask:
     """Of both sets, each rank with its share of every batch."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shares = [DataLoader(Subset(part, range(rank, len(part), ranks)), batch // ranks)
-              for part in (data.forget, data.retain)]  # fmt: skip
+    shares = [
+        DataLoader(Subset(part, range(rank, len(part), ranks)), batch // ranks)
+        for part in (data.forget, data.retain)
+    ]
     return sf.estimate_mask(model, *shares, next_character, group=dist.group.WORLD)
 
 
 class Run:
     """What a checkpoint holds: weights, moments, phase, and the place in the data."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: sf.PairedLoader) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: sf.PairedLoader
+    ) -> None:
         self.model, self.optimizer, self.loader = model, optimizer, loader
 
     def state_dict(self) -> dict:
@@ -128,8 +144,12 @@ class Run:
         return {"model": model, "optimizer": optimizer, "loader": self.loader.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"],
-                       optim_state_dict=state["optimizer"])  # fmt: skip
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
         self.loader.load_state_dict(state["loader"])
 
 
@@ -141,7 +161,9 @@ def forget(run: Run, folder: Path, steps: int, every: int, device: torch.device)
             optimizer.zero_grad()
             logits, targets = model(inputs.to(device)), targets.to(device)
             if phase == "forget":
-                loss = sf.adaptive_cross_entropy(logits, targets, inplace=True, group=dist.group.WORLD)
+                loss = sf.adaptive_cross_entropy(
+                    logits, targets, inplace=True, group=dist.group.WORLD
+                )
                 (-loss).backward()
                 optimizer.forget_step()
             else:
@@ -177,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     data, folder = Data(options.topic, options.length), options.folder
     model = sharded(options.width, options.length, device)
     if not (folder / "trained" / ".metadata").exists():
-        seen = TensorDataset(*map(torch.cat, zip(data.forget.tensors, data.retain.tensors, strict=True)))
+        seen = TensorDataset(
+            *map(torch.cat, zip(data.forget.tensors, data.retain.tensors, strict=True))
+        )
         train(model, seen, options.epochs, options.batch, device)
         dcp.save({"model": model}, checkpoint_id=folder / "trained")
     dcp.load({"model": model}, checkpoint_id=folder / "trained")
@@ -188,9 +212,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             mask.save(folder / "mask.safetensors")
         dist.barrier()
     mask = sf.SaliencyMask.load(folder / "mask.safetensors")
-    optimizer = sf.SFRonAdamW(model.named_parameters(), lr=1e-3, weight_decay=0.0, saliency=mask, max_norm=1.0,
-                              moments="separate", retain_steps=options.retain_steps, slow_lr=0.9)  # fmt: skip
-    loader = sf.PairedLoader(data.forget, data.retain, batch_size=options.batch, retain_steps=options.retain_steps)
+    optimizer = sf.SFRonAdamW(
+        model.named_parameters(),
+        lr=1e-3,
+        weight_decay=0.0,
+        saliency=mask,
+        max_norm=1.0,
+        moments="separate",
+        retain_steps=options.retain_steps,
+        slow_lr=0.9,
+    )
+    loader = sf.PairedLoader(
+        data.forget, data.retain, batch_size=options.batch, retain_steps=options.retain_steps
+    )
     run, found = Run(model, optimizer, loader), latest(folder)
     if found is not None:
         dcp.load({"run": run}, checkpoint_id=found)
@@ -198,8 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     total = options.cycles * (1 + options.retain_steps)
     forget(run, folder, min(total, options.stop or total), options.every, device)
     after = losses(model, data, device)
-    tell(f"after step {loader.position} of {total}, loss a character; chance is {data.chance():.2f}")
-    for name, title in (("forget", f"forget: {options.topic}"), ("retain", "other topics"), ("unseen", "never seen")):
+    tell(
+        f"after step {loader.position} of {total}, loss a character; chance is {data.chance():.2f}"
+    )
+    for name, title in (
+        ("forget", f"forget: {options.topic}"),
+        ("retain", "other topics"),
+        ("unseen", "never seen"),
+    ):
         tell(f"{title:>20}: {before[name]:.3f} -> {after[name]:.3f}")
     return {"before": before, "after": after}
 

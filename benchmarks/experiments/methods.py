@@ -21,9 +21,12 @@ LOOKS = 5  # points on a method's way
 
 
 class MixedPrecision(nn.Module):
-    """A model that trains in bf16: its weights, gradients and logits are fp32, and so is all it does in eval mode.
+    """A model that trains in bf16: its weights, gradients and logits are fp32, and so is all it
+    does
+    in eval mode.
 
-    Activations are channels-last, as tensor cores want them; weights and gradients stay contiguous, as the kernels do.
+    Activations are channels-last, as tensor cores want them; weights and gradients stay contiguous,
+    as the kernels do.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,11 +46,15 @@ def make_model(scale: Scale, device: str) -> nn.Module:
 
 
 def train(scale: Scale, split_part: Any, seed: int, device: str) -> tuple[nn.Module, float]:
-    """A model trained from scratch, and the seconds it took: SGD with Nesterov momentum, one cycle of lr."""
+    """A model trained from scratch, and the seconds it took: SGD with Nesterov momentum, one cycle
+    of lr.
+    """
     torch.manual_seed(seed)
     model = make_model(scale, device)
     loader = Batches(split_part, scale.train_batch, train=True, crop=scale.crop)
-    optimizer = torch.optim.SGD(model.parameters(), lr=scale.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=scale.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, scale.lr, total_steps=scale.epochs * len(loader), pct_start=0.25
     )
@@ -125,8 +132,12 @@ class Unlearned:
     mask: SaliencyMask | None = None
 
 
-def apply_method(method: str, settings: dict[str, Any], task: Task, look: Look = lambda model: None) -> Unlearned:
-    """Run a method on a copy of the task's model, with ``LOOKS`` looks or fewer on the way, off the clock."""
+def apply_method(
+    method: str, settings: dict[str, Any], task: Task, look: Look = lambda model: None
+) -> Unlearned:
+    """Run a method on a copy of the task's model, with ``LOOKS`` looks or fewer on the way, off the
+    clock.
+    """
     task = Task(copy.deepcopy(task.model), task.split, task.scale, task.device)
     if method in BASELINES:
         with Stopwatch() as watch:

@@ -1,4 +1,6 @@
-"""Batches (inputs, targets): checked, moved to a device, given to a model; the same for every pass over data."""
+"""Batches (inputs, targets): checked, moved to a device, given to a model; the same for every pass
+over data.
+"""
 
 import copy
 import dataclasses
@@ -18,9 +20,11 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of ``value`` with ``change(t)`` in place of every tensor t in it, and of whatever else has ``to(device)``.
+    """A copy of ``value`` with ``change(t)`` in place of every tensor t in it, and of whatever else
+    has ``to(device)``.
 
-    Looks into mappings, tuples (named ones too), lists and dataclasses, nested; keeps their types and all else in them.
+    Looks into mappings, tuples (named ones too), lists and dataclasses, nested; keeps their types
+    and all else in them.
     """
     if isinstance(value, MutableMapping):
         changed = copy.copy(value)
@@ -37,7 +41,9 @@ def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record: Any = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(record, field.name, each_tensor(getattr(value, field.name), change))  # frozen ones too
+            object.__setattr__(
+                record, field.name, each_tensor(getattr(value, field.name), change)
+            )  # frozen ones too
         return record
     return value
 
@@ -50,10 +56,11 @@ def tensors_in(value: Any) -> list[Any]:
 
 
 def move(batch: Any, device: torch.device, name: str = "loader") -> tuple[Any, Tensor]:
-    """(inputs, targets) of the loader called ``name``, on ``device``: tensors, or nests of them (``each_tensor``).
+    """(inputs, targets) of the loader called ``name``, on ``device``: tensors, or nests of them
+    (``each_tensor``).
 
-    Raises:
-        ValueError: no such pair, inputs without a tensor, targets that are no tensor [samples, ...].
+    Raises: ValueError: no such pair, inputs without a tensor, targets that are no tensor [samples,
+        ...].
     """
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
     require(pair, name, "batches (inputs, targets)", type(batch).__name__, "change collate_fn")
@@ -65,13 +72,19 @@ def move(batch: Any, device: torch.device, name: str = "loader") -> tuple[Any, T
         if not isinstance(value, Tensor):
             return value.to(device)
         moved = value.to(device, non_blocking=True)
-        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
+        return (
+            moved.clone()
+            if moved.is_inference() and not torch.is_inference_mode_enabled()
+            else moved
+        )
 
     return each_tensor(inputs, there), there(targets)
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a model gets its inputs: a mapping by keyword, ``model(**inputs)``; all else as one argument."""
+    """How a model gets its inputs: a mapping by keyword, ``model(**inputs)``; all else as one
+    argument.
+    """
     return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
 
 
@@ -82,29 +95,59 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def check_classes(output: Any, targets: Tensor) -> None:
-    """Outputs [samples, classes] and a label for each sample, which is what the default losses of ``unlearn`` mean."""
-    require(targets.dtype == torch.int64, "targets", "int64 labels", targets.dtype, "use targets.long()")
-    found = f"{tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__}, {tuple(targets.shape)}"
+    """Outputs [samples, classes] and a label for each sample, which is what the default losses of
+    ``unlearn`` mean.
+    """
+    require(
+        targets.dtype == torch.int64, "targets", "int64 labels", targets.dtype, "use targets.long()"
+    )
+    found = (
+        f"{tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__},"
+        f" {tuple(targets.shape)}"
+    )
     plain = isinstance(output, Tensor) and output.dim() == 2 and targets.shape == output.shape[:1]
-    require(plain, "loss_fn", "one of your own, unless outputs are [samples, classes] and targets [samples]",
-            f"none, for outputs and targets of {found}", _TOKENS)  # fmt: skip
+    require(
+        plain,
+        "loss_fn",
+        "one of your own, unless outputs are [samples, classes] and targets [samples]",
+        f"none, for outputs and targets of {found}",
+        _TOKENS,
+    )
 
 
 def check_labels(output: Tensor, targets: Tensor) -> None:
-    """A label that is no class, before it reaches a kernel; on other devices the loss itself objects."""
+    """A label that is no class, before it reaches a kernel; on other devices the loss itself
+    objects.
+    """
     if targets.device.type == "cpu" and targets.numel():
         low, high = int(targets.min()), int(targets.max())
         classes = output.shape[1]
-        require(low >= 0 and high < classes, "targets", f"classes 0 to {classes - 1}", f"{low} to {high}")
+        require(
+            low >= 0 and high < classes,
+            "targets",
+            f"classes 0 to {classes - 1}",
+            f"{low} to {high}",
+        )
 
 
-_TOKENS = "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten()) in it"
+_TOKENS = (
+    "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten())"
+    " in it"
+)
 
 
 def cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """F.cross_entropy, which reads [samples, tokens, classes] along the tokens: in silence where both are as many."""
+    """F.cross_entropy, which reads [samples, tokens, classes] along the tokens: in silence where
+    both are as many.
+    """
     tokens = isinstance(output, Tensor) and output.dim() == 3 and targets.shape == output.shape[:2]
-    require(not tokens, "loss_fn", "one of your own for outputs [samples, tokens, classes]", "F.cross_entropy", _TOKENS)
+    require(
+        not tokens,
+        "loss_fn",
+        "one of your own for outputs [samples, tokens, classes]",
+        "F.cross_entropy",
+        _TOKENS,
+    )
     return F.cross_entropy(output, targets)
 
 
@@ -116,4 +159,6 @@ def progress_bar(steps: Iterable[Any], sized: Any, title: str, show: bool) -> It
         from tqdm.auto import tqdm
     except ImportError:
         return steps
-    return tqdm(steps, desc=title, total=len(sized) if hasattr(sized, "__len__") else None, leave=False)
+    return tqdm(
+        steps, desc=title, total=len(sized) if hasattr(sized, "__len__") else None, leave=False
+    )

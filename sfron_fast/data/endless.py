@@ -32,12 +32,20 @@ def _portable(state: tuple[Any, ...]) -> dict[str, Any]:
         "torch": torchs,
         "cuda": cuda,
         "python": [version, list(internal), next_gauss],
-        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
     }
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global generator a data pipeline may use, in types ``weights_only`` loading accepts."""
+    """The state of every global generator a data pipeline may use, in types ``weights_only``
+    loading accepts.
+    """
     return _portable(_generators())
 
 
@@ -55,19 +63,29 @@ def set_random_state(state: dict[str, Any]) -> None:
 class EndlessLoader:
     """Batches for ever, pass after pass, with a place that can be saved and found again.
 
-    A pass's order depends on the generators when it began; to find a place, put those back, begin the pass
-    again and drop the batches already drawn. The last of them must be the one drawn then.
+    A pass's order depends on the generators when it began; to find a place, put those back, begin
+    the pass again and drop the batches already drawn. The last of them must be the one drawn then.
 
-    Passes are its own: others may read ``loader`` meanwhile, also one whose persistent workers serve one pass at a
-    time, for which this holds workers of its own.
+    Passes are its own: others may read ``loader`` meanwhile, also one whose persistent workers
+    serve one pass at a time, for which this holds workers of its own.
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
-        require(not isinstance(loader, Iterator), name, "batches that can be read again and again",
-                f"a {type(loader).__name__}, which can be read once", "pass a DataLoader, a list, or an object whose "
-                "__iter__ begins a new pass")  # fmt: skip
+        require(
+            not isinstance(loader, Iterator),
+            name,
+            "batches that can be read again and again",
+            f"a {type(loader).__name__}, which can be read once",
+            "pass a DataLoader, a list, or an object whose __iter__ begins a new pass",
+        )
         empty = length_hint(loader, 1) == 0
-        require(not empty, name, "at least one batch", "an empty loader", "check the split and drop_last")
+        require(
+            not empty,
+            name,
+            "at least one batch",
+            "an empty loader",
+            "check the split and drop_last",
+        )
         self.loader, self.name = loader, name
         self.persistent = isinstance(loader, DataLoader) and loader.persistent_workers
         self._source: Any = loader
@@ -87,19 +105,28 @@ class EndlessLoader:
         if batch is None:
             self._begin()
             batch = self._draw()
-            require(batch is not None, self.name, "at least one batch", "an empty loader",
-                    "check the split and drop_last")  # fmt: skip
+            require(
+                batch is not None,
+                self.name,
+                "at least one batch",
+                "an empty loader",
+                "check the split and drop_last",
+            )
         self.drawn += 1
         return batch
 
     def pair(self, device: torch.device) -> tuple[Any, Tensor]:
-        """The next (inputs, targets) on ``device`` that has samples; raises ValueError if a whole pass has none."""
+        """The next (inputs, targets) on ``device`` that has samples; raises ValueError if a whole
+        pass has none.
+        """
         last = self.passes + 1
         while True:
             inputs, targets = move(self.next(), device, self.name)
             if len(targets):
                 return inputs, targets
-            require(self.passes <= last, self.name, "at least one sample", "a pass of empty batches")
+            require(
+                self.passes <= last, self.name, "at least one sample", "a pass of empty batches"
+            )
 
     def aside(self) -> Iterator[Any]:
         """A pass for somebody else, for example an evaluation, which leaves the open one alone."""
@@ -108,14 +135,21 @@ class EndlessLoader:
 
     def _another(self, loader: Any, known: Any) -> Any:
         iterator = iter(loader)
-        require(iterator is not known, self.name, "a new iterator at every iter()", "the one in use elsewhere",
-                "evaluations read the loader between steps: let __iter__ begin a pass of its own")  # fmt: skip
+        require(
+            iterator is not known,
+            self.name,
+            "a new iterator at every iter()",
+            "the one in use elsewhere",
+            "evaluations read the loader between steps: let __iter__ begin a pass of its own",
+        )
         return iterator
 
     def _draw(self) -> Any:
         self._before = _generators()
         batch = next(self._iterator, None)
-        self._marks = [] if batch is None else [_mark(t) for t in tensors_in(batch) if isinstance(t, Tensor)]
+        self._marks = (
+            [] if batch is None else [_mark(t) for t in tensors_in(batch) if isinstance(t, Tensor)]
+        )
         return batch
 
     def _begin(self) -> None:
@@ -133,15 +167,26 @@ class EndlessLoader:
 
     def check_resumable(self) -> None:
         """Raise ValueError if no checkpoint could find the place again."""
-        require(not self.persistent, self.name, "persistent_workers=False in a run with checkpoints", "True",
-                "what such workers' generators have drawn in earlier passes cannot be put back")  # fmt: skip
+        require(
+            not self.persistent,
+            self.name,
+            "persistent_workers=False in a run with checkpoints",
+            "True",
+            "what such workers' generators have drawn in earlier passes cannot be put back",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The place, and what finds it again."""
         self.check_resumable()
         before = _portable(self._before) if self._before else None
-        return {"begun": self.begun, "drawn": self.drawn, "passes": self.passes, "own": self.own_state(),
-                "before": before, "marks": _digest(self._marks)}  # fmt: skip
+        return {
+            "begun": self.begun,
+            "drawn": self.drawn,
+            "passes": self.passes,
+            "own": self.own_state(),
+            "before": before,
+            "marks": _digest(self._marks),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Find the place again; the caller puts the global generators back afterwards."""
@@ -152,13 +197,25 @@ class EndlessLoader:
             self._begin()
             for left in range(state["drawn"], 0, -1):
                 if left == 1:
-                    set_random_state(state["before"])  # what it draws in loading samples, it draws again
+                    set_random_state(
+                        state["before"]
+                    )  # what it draws in loading samples, it draws again
                 found = next(self._iterator, None) if left > 1 else self._draw()
-                require(found is not None, self.name, f"at least {state['drawn']} batches a pass",
-                        "fewer", "resume with the data the run began with")  # fmt: skip
-            require(_digest(self._marks) == state["marks"], self.name, "the batches of the checkpointed run", "others",
-                    "resume with its data, in an order that comes from torch's, numpy's or Python's generators: global "
-                    "ones, or attributes of the loader or its sampler")  # fmt: skip
+                require(
+                    found is not None,
+                    self.name,
+                    f"at least {state['drawn']} batches a pass",
+                    "fewer",
+                    "resume with the data the run began with",
+                )
+            require(
+                _digest(self._marks) == state["marks"],
+                self.name,
+                "the batches of the checkpointed run",
+                "others",
+                "resume with its data, in an order that comes from torch's, numpy's or Python's"
+                " generators: global ones, or attributes of the loader or its sampler",
+            )
             self.begun, self.drawn, self.passes = state["begun"], state["drawn"], state["passes"]
         self.set_own_state(state["own"])  # the Fisher passes moved it even where no pass has begun
 

@@ -1,7 +1,8 @@
-"""What a loader and its samplers keep from pass to pass: generators, counters, orders that are shuffled in place.
+"""What a loader and its samplers keep from pass to pass: generators, counters, orders that are
+shuffled in place.
 
-A pass is found again by putting these back. What hides elsewhere (in a closure, in a library) is not seen here;
-``EndlessLoader`` notices it by the batches.
+A pass is found again by putting these back. What hides elsewhere (in a closure, in a library) is
+not seen here; ``EndlessLoader`` notices it by the batches.
 """
 
 import random
@@ -15,13 +16,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import require
 
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
+GENERATORS = (
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    np.random.BitGenerator,
+    random.Random,
+)
 PLAIN = (bool, int, float, str, type(None))
-SETTINGS = frozenset(vars(DataLoader(Dataset())))  # of DataLoader itself: nothing in them counts passes
+SETTINGS = frozenset(
+    vars(DataLoader(Dataset()))
+)  # of DataLoader itself: nothing in them counts passes
 
 
 def _owners(loader: Any) -> dict[str, Any]:
-    """Path -> the loader, its samplers and the samplers within them, its data set and those within it."""
+    """Path -> the loader, its samplers and the samplers within them, its data set and those within
+    it.
+    """
     found: dict[str, Any] = {}
     waiting = [("loader", loader)]
     while waiting:
@@ -30,7 +41,11 @@ def _owners(loader: Any) -> dict[str, Any]:
             continue
         found[path] = owner
         for name, value in getattr(owner, "__dict__", {}).items():
-            if isinstance(value, (Sampler, Dataset)) or name in ("sampler", "batch_sampler", "dataset"):
+            if isinstance(value, (Sampler, Dataset)) or name in (
+                "sampler",
+                "batch_sampler",
+                "dataset",
+            ):
                 waiting.append((f"{path}.{name}", value))
     return found
 
@@ -59,22 +74,37 @@ def _is_order(value: Any) -> bool:
 def sampler_state(loader: Any) -> dict[str, Any]:
     """Path -> state, in types that ``weights_only`` loading accepts."""
     owners = _owners(loader)
-    return {f"{path}.{name}": _read(value) for path, owner in owners.items() for name, value in _kept(owner)}
+    return {
+        f"{path}.{name}": _read(value)
+        for path, owner in owners.items()
+        for name, value in _kept(owner)
+    }
 
 
 def set_sampler_state(loader: Any, state: dict[str, Any], argument: str) -> None:
-    """Put back what ``sampler_state`` returned, in place; ``argument`` names the loader in the error.
+    """Put back what ``sampler_state`` returned, in place; ``argument`` names the loader in the
+    error.
 
     Raises:
         ValueError: a generator or an order that this loader does not have.
     """
     owners = _owners(loader)
-    live = {f"{path}.{name}": value for path, owner in owners.items() for name, value in _kept(owner)}
-    lost = [path for path, saved in state.items()
-            if path.rpartition(".")[0] not in owners or (path not in live and type(saved) not in PLAIN)]  # fmt: skip
+    live = {
+        f"{path}.{name}": value for path, owner in owners.items() for name, value in _kept(owner)
+    }
+    lost = [
+        path
+        for path, saved in state.items()
+        if path.rpartition(".")[0] not in owners or (path not in live and type(saved) not in PLAIN)
+    ]
     fresh = [path for path, value in live.items() if path not in state and type(value) not in PLAIN]
-    require(not lost and not fresh, argument, f"the generators the run began with ({sorted(state)})", sorted(live),
-            "resume with the same kind of loader")  # fmt: skip
+    require(
+        not lost and not fresh,
+        argument,
+        f"the generators the run began with ({sorted(state)})",
+        sorted(live),
+        "resume with the same kind of loader",
+    )
     for path, saved in state.items():
         owner, _, name = path.rpartition(".")
         value = live.get(path)

@@ -1,4 +1,6 @@
-"""The demo's data and model: scikit-learn's bundled digits, a small ConvNet, and two things to forget."""
+"""The demo's data and model: scikit-learn's bundled digits, a small ConvNet, and two things to
+forget.
+"""
 
 from dataclasses import dataclass
 
@@ -28,7 +30,11 @@ def small_convnet() -> nn.Module:
     """Three 3x3 convolutions with BatchNorm for 8x8 digits, about 58,000 weights."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
 
     return nn.Sequential(
         *(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2)),
@@ -41,14 +47,18 @@ def load_digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits as bundled
     except ImportError as error:
-        raise ImportError("the demo needs scikit-learn's digits: pip install sfron-fast[eval]") from error
+        raise ImportError(
+            "the demo needs scikit-learn's digits: pip install sfron-fast[eval]"
+        ) from error
     digits = bundled()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
     return images, torch.tensor(digits.target, dtype=torch.int64)
 
 
 def make_split(setting: str, seed: int) -> Split:
-    """Train 1,200, validation 250, test 347 digits, drawn by ``seed``, and the setting's forget set."""
+    """Train 1,200, validation 250, test 347 digits, drawn by ``seed``, and the setting's forget
+    set.
+    """
     images, labels = load_digits()
     generator = torch.Generator().manual_seed(1000 + seed)
     order = torch.randperm(len(labels), generator=generator)

@@ -1,8 +1,9 @@
-"""`python -m sfron_fast demo`: unlearning on scikit-learn's bundled digits, against a retrained reference.
+"""`python -m sfron_fast demo`: unlearning on scikit-learn's bundled digits, against a retrained
+reference.
 
-Two settings: forget one class, and forget the 10 % of the training samples whose labels were wrong and got
-memorised. The settings below were chosen by ``benchmarks/demo_settings.py`` on validation data and other seeds;
-it never looks at the test set or at the retrained model.
+Two settings: forget one class, and forget the 10 % of the training samples whose labels were wrong
+and got memorised. The settings below were chosen by ``benchmarks/demo_settings.py`` on validation
+data and other seeds; it never looks at the test set or at the retrained model.
 """
 
 import copy
@@ -31,8 +32,9 @@ from .digits import FORGOTTEN_CLASS, SETTINGS, Split, make_split, ordered, shuff
 SEEDS = (0, 1, 2)
 METHODS = ("Original", "Retrain", "FT", "GA", "SFR-on (paper)", "SFR-on (official)")
 
-# Chosen by benchmarks/demo_settings.py, see above. Both recipes needed one thing their defaults lack: a tight clip.
-# A class known by heart has next to no forget gradient until forgetting sets in, and then it runs away.
+# Chosen by benchmarks/demo_settings.py, see above. Both recipes needed one thing their defaults
+# lack: a tight clip. A class known by heart has next to no forget gradient until forgetting sets
+# in, and then it runs away.
 _PAPER = {"cycles": 40, "lr": 0.05, "slow_lr": 0.5, "forget_weight": 25.0, "max_norm": 1.0}
 _OFFICIAL = {"cycles": 40, "forget_weight": 25.0}
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
@@ -68,7 +70,9 @@ def apply_method(
     seed: int,
     look: Callable[[nn.Module], None] = lambda model: None,
 ) -> Unlearned:
-    """Run FT, GA or an SFR-on recipe on a copy of ``original``, with about ten looks on the way, off the clock."""
+    """Run FT, GA or an SFR-on recipe on a copy of ``original``, with about ten looks on the way,
+    off the clock.
+    """
     model = copy.deepcopy(original)
     torch.manual_seed(2000 + seed)
     retain, forget = shuffled(split.retain), shuffled(split.forget)
@@ -95,7 +99,9 @@ def apply_method(
 
 
 def run_one(setting: str, seed: int, done: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Every method in one setting with one seed: metrics, and for the figures curves, losses, mask densities."""
+    """Every method in one setting with one seed: metrics, and for the figures curves, losses, mask
+    densities.
+    """
     split = make_split(setting, seed)
     loaders = {f"{n}_loader": ordered(getattr(split, n)) for n in ("forget", "retain", "test")}
     out: dict[str, Any] = {"metrics": {}, "curves": {}, "losses": {}, "density": {}}
@@ -124,7 +130,9 @@ def run_one(setting: str, seed: int, done: Callable[[], None] = lambda: None) ->
         unlearned = apply_method(method, CHOSEN[setting][method], original, split, seed, look)
         out["curves"][method] = curve
         if unlearned.mask is not None:
-            total = sum(unlearned.mask.counts().values()) / sum(map(unlearned.mask.size, unlearned.mask))
+            total = sum(unlearned.mask.counts().values()) / sum(
+                map(unlearned.mask.size, unlearned.mask)
+            )
             out["density"][method] = (unlearned.mask.density(), total)
         record(method, unlearned.model, unlearned.seconds)
     return out
@@ -139,7 +147,7 @@ def _point(model: nn.Module, split: Split) -> tuple[float, float]:
     return forget, retain
 
 
-# --- running everything, two processes at a time ------------------------------------------------------------------
+# --- running everything, two processes at a time --------------------------------------------------
 
 _ticks: Any = None
 
@@ -154,13 +162,17 @@ def _work(job: tuple[str, int]) -> dict[str, Any]:
     return run_one(*job, done=lambda: _ticks.put(1))
 
 
-def run_all(jobs: list[tuple[str, int]], workers: int, progress: bool = True) -> dict[tuple[str, int], dict[str, Any]]:
+def run_all(
+    jobs: list[tuple[str, int]], workers: int, progress: bool = True
+) -> dict[tuple[str, int], dict[str, Any]]:
     """``run_one`` for every (setting, seed), each in a process of its own with one thread."""
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
         futures = {job: pool.submit(_work, job) for job in jobs}
-        for _ in progress_bar(_until_done(futures, ticks), range(len(jobs) * (len(METHODS) + 1)), "Demo", progress):
+        for _ in progress_bar(
+            _until_done(futures, ticks), range(len(jobs) * (len(METHODS) + 1)), "Demo", progress
+        ):
             pass
         return {job: future.result() for job, future in futures.items()}
 
@@ -187,12 +199,20 @@ def main(out: Path, seeds: tuple[int, ...] = SEEDS) -> Path:
 
 
 DESCRIPTIONS = {
-    "one class": f"scikit-learn digits, small ConvNet; forget every {FORGOTTEN_CLASS}; tested on the other classes",
-    "wrong labels": "scikit-learn digits, small ConvNet; forget the 10 % of the training samples with wrong labels",
+    "one class": (
+        f"scikit-learn digits, small ConvNet; forget every {FORGOTTEN_CLASS}; tested on the other"
+        " classes"
+    ),
+    "wrong labels": (
+        "scikit-learn digits, small ConvNet; forget the 10 % of the training samples with wrong"
+        " labels"
+    ),
 }
 NOTES = [
-    "Settings of every method were chosen on validation data with other seeds (benchmarks/demo_settings.py), never "
-    "on the test set or the retrained model.",
+    (
+        "Settings of every method were chosen on validation data with other seeds"
+        " (benchmarks/demo_settings.py), never on the test set or the retrained model."
+    ),
     "RTE was measured with one thread, as many runs at a time as there are cores.",
 ]
 
@@ -205,12 +225,20 @@ def _figures(runs: dict[tuple[str, int], dict[str, Any]], seed: int) -> dict[str
     for setting in SETTINGS:
         run, name = runs[setting, seed], setting.replace(" ", "_")
         reference = run["metrics"]["Retrain"]
-        made[f"tradeoff_{name}"] = figures.tradeoff(run["curves"], (reference["FA"], reference["RA"]))
+        made[f"tradeoff_{name}"] = figures.tradeoff(
+            run["curves"], (reference["FA"], reference["RA"])
+        )
         shown = ("Original", "SFR-on (paper)", "SFR-on (official)", "Retrain")
         made[f"losses_{name}"] = figures.loss_histograms({m: run["losses"][m] for m in shown})
         made[f"mask_{name}"] = figures.mask_density(*run["density"]["SFR-on (paper)"])
-        times = {m: [r["metrics"][m]["RTE"] for (s, _), r in runs.items() if s == setting] for m in METHODS[1:]}
+        times = {
+            m: [r["metrics"][m]["RTE"] for (s, _), r in runs.items() if s == setting]
+            for m in METHODS[1:]
+        }
         made[f"time_{name}"] = figures.time_per_method(
-            {m: (statistics.mean(t), statistics.stdev(t) if len(t) > 1 else 0.0) for m, t in times.items()}
+            {
+                m: (statistics.mean(t), statistics.stdev(t) if len(t) > 1 else 0.0)
+                for m, t in times.items()
+            }
         )
     return made

@@ -1,6 +1,8 @@
-"""Several processes that share every batch: how many samples each has, and the gradient of them all.
+"""Several processes that share every batch: how many samples each has, and the gradient of them
+all.
 
-torch's own engine moves the data: a plain model's gradients are all-reduced here, FSDP2 reduces those of its own.
+torch's own engine moves the data: a plain model's gradients are all-reduced here, FSDP2 reduces
+those of its own.
 """
 
 import sys
@@ -19,31 +21,53 @@ DDP = nn.parallel.DistributedDataParallel if dist.is_available() else ()
 
 
 def shared(model: nn.Module) -> bool:
-    """Whether other processes have a part in it, by DDP, FSDP or DTensors; also inside torch.compile."""
+    """Whether other processes have a part in it, by DDP, FSDP or DTensors; also inside
+    torch.compile.
+    """
     wrapped = any(isinstance(module, DDP) for module in model.modules()) or _sharded_modules(model)
-    return bool(wrapped) or any(is_sharded(p) or hasattr(p, "_fsdp_flattened") for p in model.parameters())
+    return bool(wrapped) or any(
+        is_sharded(p) or hasattr(p, "_fsdp_flattened") for p in model.parameters()
+    )
 
 
 def _sharded_modules(model: nn.Module) -> list[Any]:
     """Those that ``fully_shard`` was applied to."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody has imported it: nothing is sharded by it
-    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    fsdp = sys.modules.get(
+        "torch.distributed.fsdp"
+    )  # nobody has imported it: nothing is sharded by it
+    return (
+        []
+        if fsdp is None
+        else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    )
 
 
 class Ranks:
-    """A process group with one model; or, with ``group`` None, this process alone, which asks nobody."""
+    """A process group with one model; or, with ``group`` None, this process alone, which asks
+    nobody.
+    """
 
     def __init__(self, model: nn.Module, group: Any) -> None:
         check_whole(list(model.parameters()))
         bare = getattr(model, "_orig_mod", model)  # of torch.compile
-        self.model: Any = bare.module if isinstance(bare, DDP) else model  # DDP has no use for autograd.grad
-        for module in _sharded_modules(model):  # without a backward the root stays gathered, and looks plain
+        self.model: Any = (
+            bare.module if isinstance(bare, DDP) else model
+        )  # DDP has no use for autograd.grad
+        for module in _sharded_modules(
+            model
+        ):  # without a backward the root stays gathered, and looks plain
             module.reshard()
         self.group = group
         self.sharded = any(map(is_sharded, model.parameters()))
         none = "torch.distributed.group.WORLD is all of them"
-        require(group is not None or not shared(model), "group", "the process group that shares the "
-                "batches, for a model of DistributedDataParallel or fully_shard", "None", none)  # fmt: skip
+        require(
+            group is not None or not shared(model),
+            "group",
+            "the process group that shares the "
+            "batches, for a model of DistributedDataParallel or fully_shard",
+            "None",
+            none,
+        )
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self.device = model_device(model)  # where inputs go, and what the ranks tell each other
@@ -54,21 +78,37 @@ class Ranks:
         """FSDP2 averages over its mesh; the loss is weighted for that average."""
         from torch.distributed.fsdp import FSDPModule
 
-        require(isinstance(root, FSDPModule), "model", "one whose root is sharded by fully_shard",
-                "DTensors of another origin", "apply fully_shard to the model itself too")  # fmt: skip
+        require(
+            isinstance(root, FSDPModule),
+            "model",
+            "one whose root is sharded by fully_shard",
+            "DTensors of another origin",
+            "apply fully_shard to the model itself too",
+        )
         meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if is_sharded(p)}
-        self.device = torch.device(next(iter(meshes)).device_type, self.device.index)  # also for offloaded weights
+        self.device = torch.device(
+            next(iter(meshes)).device_type, self.device.index
+        )  # also for offloaded weights
         for mesh in meshes:
-            require(mesh.size() == self.size, "group", f"the {mesh.size()} ranks that the model is sharded over",
-                    self.size)  # fmt: skip
+            require(
+                mesh.size() == self.size,
+                "group",
+                f"the {mesh.size()} ranks that the model is sharded over",
+                self.size,
+            )
 
-    def rounds(self, batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor | None, list[int]]]:
+    def rounds(
+        self, batches: Iterable[tuple[Any, Tensor]]
+    ) -> Iterator[tuple[Any, Tensor | None, list[int]]]:
         """(inputs, targets, samples by rank), as long as any rank has a batch.
 
-        A rank without samples gets (None, None); of a sharded model, which needs every rank to run it, its last ones.
+        A rank without samples gets (None, None); of a sharded model, which needs every rank to run
+        it, its last ones.
         """
         if self.group is None:
-            yield from ((inputs, targets, [len(targets)]) for inputs, targets in batches if len(targets))
+            yield from (
+                (inputs, targets, [len(targets)]) for inputs, targets in batches if len(targets)
+            )
             return
         iterator, before, started = iter(batches), None, [False] * self.size
         while True:
@@ -82,8 +122,17 @@ class Ranks:
                 before = batch
             if sum(counts):
                 ok = all(started) or not self.sharded
-                require(ok, "loader", "a sample on every rank in the first batch, for a sharded model", counts)
-                inputs, targets = before if before is not None and (counts[self.rank] or self.sharded) else (None, None)
+                require(
+                    ok,
+                    "loader",
+                    "a sample on every rank in the first batch, for a sharded model",
+                    counts,
+                )
+                inputs, targets = (
+                    before
+                    if before is not None and (counts[self.rank] or self.sharded)
+                    else (None, None)
+                )
                 yield inputs, targets, counts
 
     def _gather(self, *numbers: int) -> list[list[int]]:
@@ -100,10 +149,15 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.bool().tolist()
 
-    def gradients(self, loss: Tensor | None, share: float, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Of the mean loss over all samples, the same on every rank; without the parameters that none of them reached.
+    def gradients(
+        self, loss: Tensor | None, share: float, params: dict[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """Of the mean loss over all samples, the same on every rank; without the parameters that
+        none
+        of them reached.
 
-        ``loss``: the mean over this rank's samples, which are ``share`` of all; None if it has none.
+        ``loss``: the mean over this rank's samples, which are ``share`` of all; None if it has
+        none.
         """
         if self.sharded:
             return self._sharded_gradients(loss, share, params)
@@ -117,14 +171,20 @@ class Ranks:
 
     def _sum(self, params: list[nn.Parameter], found: Any) -> list[Tensor | None]:
         reached = self.any([g is not None for g in found])
-        whole = [torch.zeros_like(p) if g is None else g.clone(memory_format=torch.contiguous_format)
-                 for g, p in zip(found, params, strict=True)]  # fmt: skip
+        whole = [
+            torch.zeros_like(p) if g is None else g.clone(memory_format=torch.contiguous_format)
+            for g, p in zip(found, params, strict=True)
+        ]
         whole = [g if r else None for g, r in zip(whole, reached, strict=True)]
-        for work in [dist.all_reduce(g, group=self.group, async_op=True) for g in whole if g is not None]:
+        for work in [
+            dist.all_reduce(g, group=self.group, async_op=True) for g in whole if g is not None
+        ]:
             work.wait()
         return whole
 
-    def _sharded_gradients(self, loss: Any, share: float, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    def _sharded_gradients(
+        self, loss: Any, share: float, params: dict[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
         before = {n: p.grad for n, p in params.items()}
         for p in params.values():
             p.grad = None

@@ -1,4 +1,6 @@
-"""DTensors (FSDP2, HSDP, tensor parallelism): kernels work on a rank's own shard; torch's engine moves the rest."""
+"""DTensors (FSDP2, HSDP, tensor parallelism): kernels work on a rank's own shard; torch's engine
+moves the rest.
+"""
 
 from typing import Any
 
@@ -7,7 +9,9 @@ from torch import Tensor
 
 from ..errors import require
 
-Layout = tuple[Any, tuple[int, ...]]  # a device mesh, and those of its dimensions that split the tensor
+Layout = tuple[
+    Any, tuple[int, ...]
+]  # a device mesh, and those of its dimensions that split the tensor
 FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 Place = tuple[torch.device, Layout | None]
@@ -34,7 +38,9 @@ def whole(tensor: Any) -> Tensor:
 
 
 def place(tensor: Any) -> Place:
-    """What the tensors of one call have in common: the device, and for DTensors the mesh and how it splits them."""
+    """What the tensors of one call have in common: the device, and for DTensors the mesh and how it
+    splits them.
+    """
     if not is_sharded(tensor):
         return tensor.device, None
     split = tuple(i for i, p in enumerate(tensor.placements) if not p.is_replicate())
@@ -44,11 +50,17 @@ def place(tensor: Any) -> Place:
 def sharded_places(params: list[Tensor]) -> dict[Place, None]:
     """The places of the DTensors among them, in order, the same on every rank."""
     ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return {} if not ranks or plain(params) else dict.fromkeys(place(p) for p in params if is_sharded(p))
+    return (
+        {}
+        if not ranks or plain(params)
+        else dict.fromkeys(place(p) for p in params if is_sharded(p))
+    )
 
 
 def placed_gradient(param: Any) -> Tensor | None:
-    """A parameter's gradient, placed as it; tensor parallelism may leave one that is yet to be summed over ranks."""
+    """A parameter's gradient, placed as it; tensor parallelism may leave one that is yet to be
+    summed over ranks.
+    """
     grad = param.grad
     if grad is not None and is_sharded(param) and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
@@ -56,9 +68,11 @@ def placed_gradient(param: Any) -> Tensor | None:
 
 
 def whole_norm(norm: Tensor, layout: Layout | None) -> Tensor:
-    """The norm of all shards from that of each; the same bits on every rank. One collective per splitting dimension.
+    """The norm of all shards from that of each; the same bits on every rank. One collective per
+    splitting dimension.
 
-    The squares of fp32 norms are exact in fp64. The mesh's device carries the sum, also for offloaded parameters.
+    The squares of fp32 norms are exact in fp64. The mesh's device carries the sum, also for
+    offloaded parameters.
     """
     if layout is None or not layout[1]:
         return norm

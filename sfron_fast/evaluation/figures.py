@@ -1,4 +1,6 @@
-"""Figures of an unlearning run: functions from data to a matplotlib Figure, without pyplot's global state."""
+"""Figures of an unlearning run: functions from data to a matplotlib Figure, without pyplot's global
+state.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,30 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 INK, SOFT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
-# Okabe and Ito's colours, told apart with any colour vision. Known methods look the same in every figure.
+# Okabe and Ito's colours, told apart with any colour vision. Known methods look the same in every
+# figure.
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
 NAMED = {
-    "Original": "#8a8a8a", "Retrain": "#222222", "SFR-on": "#D55E00", "SFR-on (paper)": "#D55E00",
-    "SFR-on (official)": "#8C3A00", "SFR-on (separate)": "#F0A068", "SA": "#8B8000",
-} | dict(zip(("FT", "GA", "RL", "SalUn", "BT", "SCRUB"), OTHERS, strict=True))  # fmt: skip
+    "Original": "#8a8a8a",
+    "Retrain": "#222222",
+    "SFR-on": "#D55E00",
+    "SFR-on (paper)": "#D55E00",
+    "SFR-on (official)": "#8C3A00",
+    "SFR-on (separate)": "#F0A068",
+    "SA": "#8B8000",
+} | dict(zip(("FT", "GA", "RL", "SalUn", "BT", "SCRUB"), OTHERS, strict=True))
 FORGET, TEST = "#D55E00", "#0072B2"
 LOSS_FLOOR = 1e-8  # smaller losses are drawn here: a logarithmic axis has no zero
 
 
 def tradeoff(
-    curves: Mapping[str, Sequence[tuple[float, float]]], reference: tuple[float, float] | None = None
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    reference: tuple[float, float] | None = None,
 ) -> Figure:
     """Path of each method through (forget accuracy, retain accuracy), in percent, its end marked.
 
-    `reference`: the retrained model, a star. A first point that all paths of two and more points share is the
-    original model. Raises ValueError for a method without points.
+    `reference`: the retrained model, a star. A first point that all paths of two and more points
+    share is the original model. Raises ValueError for a method without points.
     """
     figure, axes = _figure(7.2, 4.6)
     colours = _colours(curves)
@@ -39,10 +48,20 @@ def tradeoff(
     marks: list[tuple[float, float]] = []
     labels: list[tuple[str, float, float, str]] = []
     for method, points in curves.items():
-        require(len(points) > 0, f"curves[{method!r}]", "at least one (forget, retain) point", "none")
+        require(
+            len(points) > 0, f"curves[{method!r}]", "at least one (forget, retain) point", "none"
+        )
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colours[method], linewidth=1.8, marker="o", markersize=3, alpha=0.75)
-        axes.plot(x[-1], y[-1], "o", color=colours[method], markersize=9, markeredgecolor="white", zorder=6)
+        axes.plot(
+            x[-1],
+            y[-1],
+            "o",
+            color=colours[method],
+            markersize=9,
+            markeredgecolor="white",
+            zorder=6,
+        )
         labels.append((method, x[-1], y[-1], colours[method]))
         # Points along the segments too, so that no label is put across a line.
         for (x0, y0), (x1, y1) in pairwise(points):
@@ -51,7 +70,14 @@ def tradeoff(
     if len(starts) == 1:
         x0, y0 = starts.pop()
         axes.plot(
-            x0, y0, "o", color="white", markeredgecolor=SOFT, markeredgewidth=1.8, markersize=9, zorder=5
+            x0,
+            y0,
+            "o",
+            color="white",
+            markeredgecolor=SOFT,
+            markeredgewidth=1.8,
+            markersize=9,
+            zorder=5,
         )
         labels.append(("Original", x0, y0, SOFT))
     if reference is not None:
@@ -67,8 +93,17 @@ def tradeoff(
     if _crowded([(x, y) for _, x, y, _ in labels]):
         from matplotlib.lines import Line2D
 
-        shown = [Line2D([], [], marker="*" if name == "Retrain" else "o", linestyle="none", color=colour, label=name)
-                 for name, _, _, colour in labels]  # fmt: skip
+        shown = [
+            Line2D(
+                [],
+                [],
+                marker="*" if name == "Retrain" else "o",
+                linestyle="none",
+                color=colour,
+                label=name,
+            )
+            for name, _, _, colour in labels
+        ]
         axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     else:
         _place(figure, axes, labels, marks)
@@ -76,20 +111,28 @@ def tradeoff(
 
 
 def _crowded(points: Sequence[tuple[float, float]]) -> bool:
-    """Whether seven of them share a place of a tenth of the extent: then not every label fits beside its point."""
+    """Whether seven of them share a place of a tenth of the extent: then not every label fits
+    beside its point.
+    """
     spans = [max(v) - min(v) or 1.0 for v in zip(*points, strict=True)]
     return any(
-        sum(all(abs(a - b) <= span / 20 for a, b, span in zip(p, q, spans, strict=True)) for q in points) >= 7
+        sum(
+            all(abs(a - b) <= span / 20 for a, b, span in zip(p, q, spans, strict=True))
+            for q in points
+        )
+        >= 7
         for p in points
     )
 
 
 def loss_histograms(models: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """One panel per model: the losses of forget and test samples, log axis, as shares of each set in percent.
+    """One panel per model: the losses of forget and test samples, log axis, as shares of each set
+    in
+    percent.
 
-    `models`: {title: {"forget": losses, "test": losses}}, arrays or tensors in nats >= 0. After good
-    unlearning the two sets differ as they do in the retrained model. Raises ValueError for no model, or for
-    losses that are missing, negative or not finite.
+    `models`: {title: {"forget": losses, "test": losses}}, arrays or tensors in nats >= 0. After
+    good unlearning the two sets differ as they do in the retrained model. Raises ValueError for no
+    model, or for losses that are missing, negative or not finite.
     """
     require(bool(models), "models", "at least one model", "none")
     import numpy as np
@@ -120,9 +163,18 @@ def loss_histograms(models: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set_xscale("log")
         axes.set_title(title, loc="left")
     first.set_ylabel("share of the set (%)")
-    for height, (name, colour) in zip((0.98, 0.89), (("forget", FORGET), ("test", TEST)), strict=True):
+    for height, (name, colour) in zip(
+        (0.98, 0.89), (("forget", FORGET), ("test", TEST)), strict=True
+    ):
         first.text(
-            0.97, height, name, color=colour, weight="bold", ha="right", va="top", transform=first.transAxes
+            0.97,
+            height,
+            name,
+            color=colour,
+            weight="bold",
+            ha="right",
+            va="top",
+            transform=first.transAxes,
         )
     first.set_ylim(0, 1.15 * first.get_ylim()[1])
     figure.supxlabel("loss per sample (nats); dashed: median", fontsize=10)
@@ -132,8 +184,9 @@ def loss_histograms(models: Mapping[str, Mapping[str, Any]]) -> Figure:
 def mask_density(densities: Mapping[str, float], total: float | None = None) -> Figure:
     """Share of salient weights per layer as bars, in percent of the layer.
 
-    `densities`: {layer: share in [0, 1]}, in order from the top. `total`: the share over all weights, a line;
-    without it the line is the plain mean over layers, and says so. Raises ValueError for other shares.
+    `densities`: {layer: share in [0, 1]}, in order from the top. `total`: the share over all
+    weights, a line; without it the line is the plain mean over layers, and says so. Raises
+    ValueError for other shares.
     """
     require(bool(densities), "densities", "at least one layer", "none")
     shares = {**{f"densities[{name!r}]": d for name, d in densities.items()}, "total": total or 0.0}
@@ -146,7 +199,13 @@ def mask_density(densities: Mapping[str, float], total: float | None = None) -> 
     size = 8.5 if count <= 40 else 6.0
     bars = axes.barh(range(count), values, height=0.72, color=OTHERS[0])
     axes.bar_label(
-        bars, [f"{v:.1f}" for v in values], padding=3, fontsize=size, color=SOFT, zorder=3, bbox=blank
+        bars,
+        [f"{v:.1f}" for v in values],
+        padding=3,
+        fontsize=size,
+        color=SOFT,
+        zorder=3,
+        bbox=blank,
     )
     axes.set_yticks(range(count), list(densities), fontsize=size)
     axes.set_ylim(count - 0.4, -0.6)
@@ -171,10 +230,11 @@ def mask_density(densities: Mapping[str, float], total: float | None = None) -> 
 
 
 def time_per_method(times: Mapping[str, tuple[float, float]]) -> Figure:
-    """Wall time of each method, {method: (mean, standard deviation)} in seconds, as bars from the top.
+    """Wall time of each method, {method: (mean, standard deviation)} in seconds, as bars from the
+    top.
 
-    With "Retrain" among them, the labels compare with it. Raises ValueError for no method, or a mean that is
-    not positive.
+    With "Retrain" among them, the labels compare with it. Raises ValueError for no method, or a
+    mean that is not positive.
     """
     require(bool(times), "times", "at least one method", "none")
     for method, (mean, std) in times.items():
@@ -185,13 +245,20 @@ def time_per_method(times: Mapping[str, tuple[float, float]]) -> Figure:
     errors = [std for _, std in times.values()]
     style = {"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3}
     axes.barh(
-        range(len(times)), means, height=0.66, color=[colours[m] for m in times], xerr=errors, error_kw=style
+        range(len(times)),
+        means,
+        height=0.66,
+        color=[colours[m] for m in times],
+        xerr=errors,
+        error_kw=style,
     )
     for row, (method, (mean, std)) in enumerate(times.items()):
         text = f"{_short(mean)} s"
         if "Retrain" in times and method not in ("Retrain", "Original"):
             text += f"   {_short(times['Retrain'][0] / mean)}× as fast as Retrain"  # noqa: RUF001
-        axes.annotate(text, (mean + std, row), (6, 0), textcoords="offset points", va="center", color=INK)
+        axes.annotate(
+            text, (mean + std, row), (6, 0), textcoords="offset points", va="center", color=INK
+        )
     axes.set_yticks(range(len(times)), list(times))
     axes.set_ylim(len(times) - 0.4, -0.6)
     axes.set_xlim(0, 1.2 * max(m + s for m, s in times.values()))
@@ -260,7 +327,9 @@ def _place(
             )
             box = note.get_window_extent().padded(3)
             inside = (
-                axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y1)
+                axes.bbox.containsx(box.x0)
+                and axes.bbox.containsx(box.x1)
+                and axes.bbox.containsy(box.y1)
             )
             cost = (
                 0.02 * (abs(dx) + abs(dy))

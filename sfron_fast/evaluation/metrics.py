@@ -1,8 +1,9 @@
 """Metrics of classification unlearning: FA, RA, TA, MIA, D_KL, Avg.D and RTE.
 
-For FA, RA, TA and MIA the target is the value of a model retrained without the forget set: neither high nor
-low is good by itself. Avg.D is the mean absolute gap to it. Definitions follow SFR-on (Huang et al., NeurIPS
-2024); where the authors' code computes something else than its text, the docstring says so.
+For FA, RA, TA and MIA the target is the value of a model retrained without the forget set: neither
+high nor low is good by itself. Avg.D is the mean absolute gap to it. Definitions follow SFR-on
+(Huang et al., NeurIPS 2024); where the authors' code computes something else than its text, the
+docstring says so.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ METRICS = (*COMPARED, "MIA_m", "D_KL_forget", "D_KL_retain", "D_KL_test", "Avg.D
 class Predictions:
     """What a model says about one data set.
 
-    `logits` float32 on the CPU [n, classes]; `labels` int64 on the CPU [n]; `input_sums` float64 [n] or None:
-    each input's sum (NaN: unknown), by which `kl_divergence` notices that two models saw different samples.
-    Raises ValueError for other shapes or types, non-finite logits, labels outside [0, classes).
+    `logits` float32 on the CPU [n, classes]; `labels` int64 on the CPU [n]; `input_sums` float64
+    [n] or None: each input's sum (NaN: unknown), by which `kl_divergence` notices that two models
+    saw different samples. Raises ValueError for other shapes or types, non-finite logits, labels
+    outside [0, classes).
     """
 
     logits: Tensor
@@ -41,12 +43,21 @@ class Predictions:
         _check(self.logits, self.labels, "Predictions")
         found = [(t.dtype, t.device.type) for t in (self.logits, self.labels)]
         expected = [(torch.float32, "cpu"), (torch.int64, "cpu")]
-        require(found == expected, "Predictions", f"{expected}", found, "use .float(), .long() and .cpu()")
+        require(
+            found == expected,
+            "Predictions",
+            f"{expected}",
+            found,
+            "use .float(), .long() and .cpu()",
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """One model's predictions on the three sets. Keep the reference's: it then runs once for all methods."""
+    """One model's predictions on the three sets.
+
+    Keep the reference's: it then runs once for all methods.
+    """
 
     forget: Predictions
     retain: Predictions
@@ -56,29 +67,55 @@ class Evaluated:
 def _check(logits: Any, labels: Any, where: str) -> None:
     found: object = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     good = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1
-    require(good, where, "logits [batch, classes >= 2]", found, "let the model return one logit per class")
-    require(logits.is_floating_point(), where, "floating-point logits", logits.dtype, "return scores")
+    require(
+        good,
+        where,
+        "logits [batch, classes >= 2]",
+        found,
+        "let the model return one logit per class",
+    )
+    require(
+        logits.is_floating_point(), where, "floating-point logits", logits.dtype, "return scores"
+    )
     good = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in INTEGERS
-    found = (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
-    require(good, where, "integer labels [batch]", found, "turn one-hot labels into indices: .argmax(1)")
+    found = (
+        (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
+    )
+    require(
+        good, where, "integer labels [batch]", found, "turn one-hot labels into indices: .argmax(1)"
+    )
     rows, classes = logits.shape
-    require(len(labels) == rows > 0, where, f"{rows or 'some'} labels", len(labels), "one per row of logits")
+    require(
+        len(labels) == rows > 0,
+        where,
+        f"{rows or 'some'} labels",
+        len(labels),
+        "one per row of logits",
+    )
     found = [label for label in (int(labels.min()), int(labels.max())) if not 0 <= label < classes]
-    require(not found, where, f"labels in [0, {classes})", found, "give the model one output per class")
+    require(
+        not found, where, f"labels in [0, {classes})", found, "give the model one output per class"
+    )
     off = logits == -torch.inf  # a class that is switched off
     bad = int(((~torch.isfinite(logits) & ~off) | off.all(1, keepdim=True)).any(1).sum())
-    found, remedy = f"NaN or inf in {bad} of {rows} rows", "the model diverged: lower the forget weight or lr"
-    require(not bad, where, "finite logits (or -inf for classes that are switched off)", found, remedy)
+    found, remedy = (
+        f"NaN or inf in {bad} of {rows} rows",
+        "the model diverged: lower the forget weight or lr",
+    )
+    require(
+        not bad, where, "finite logits (or -inf for classes that are switched off)", found, remedy
+    )
 
 
 def predict(model: nn.Module, loader: Loader) -> Predictions:
     """Run `model` on its own device, in eval mode without gradients, over batches (inputs, labels).
 
-    Inputs are what `unlearn` takes: tensors or nests of them; a mapping is unpacked, `model(**inputs)`. Batches without
-    samples are skipped. A logit may be -inf: its class is switched off.
+    Inputs are what `unlearn` takes: tensors or nests of them; a mapping is unpacked,
+    `model(**inputs)`. Batches without samples are skipped. A logit may be -inf: its class is
+    switched off.
 
-    Every submodule's training flag is put back, also after an error. Raises ValueError for an empty loader,
-    labels outside [0, classes), and logits that are not finite floats [batch, classes].
+    Every submodule's training flag is put back, also after an error. Raises ValueError for an empty
+    loader, labels outside [0, classes), and logits that are not finite floats [batch, classes].
     """
     return predict_named(model, loader, "loader")
 
@@ -94,21 +131,48 @@ def predict_named(model: nn.Module, loader: Loader, name: str) -> Predictions:
                 continue
             output = call(model, inputs)
             _check(output, target, name)
-            plain = isinstance(inputs, Tensor) and not inputs.is_complex() and len(inputs) == len(target)
-            rows = inputs.reshape(len(target), -1) if plain else torch.full((len(target), 1), torch.nan)
+            plain = (
+                isinstance(inputs, Tensor)
+                and not inputs.is_complex()
+                and len(inputs) == len(target)
+            )
+            rows = (
+                inputs.reshape(len(target), -1)
+                if plain
+                else torch.full((len(target), 1), torch.nan)
+            )
             sums = rows.sum(1, dtype=torch.float64)
             parts.append((output.float().cpu(), target.long().cpu(), sums.cpu()))
-    require(bool(parts), name, "at least one batch", "none", "pass a DataLoader or list, not a generator")
+    require(
+        bool(parts),
+        name,
+        "at least one batch",
+        "none",
+        "pass a DataLoader or list, not a generator",
+    )
     widths = sorted({logits.shape[1] for logits, _, _ in parts})
-    require(len(widths) == 1, name, "the same classes in every batch", widths, "evaluate one head at a time")
+    require(
+        len(widths) == 1,
+        name,
+        "the same classes in every batch",
+        widths,
+        "evaluate one head at a time",
+    )
     return Predictions(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def collect(
     model: nn.Module, *, forget_loader: Loader, retain_loader: Loader, test_loader: Loader
 ) -> Evaluated:
-    """`predict` on the three sets. Use test-time transforms and shuffle=False. Raises as `predict` does."""
-    loaders = {"forget_loader": forget_loader, "retain_loader": retain_loader, "test_loader": test_loader}
+    """`predict` on the three sets. Use test-time transforms and shuffle=False.
+
+    Raises as `predict` does.
+    """
+    loaders = {
+        "forget_loader": forget_loader,
+        "retain_loader": retain_loader,
+        "test_loader": test_loader,
+    }
     return Evaluated(*(predict_named(model, loader, name) for name, loader in loaders.items()))
 
 
@@ -120,8 +184,8 @@ def accuracy(p: Predictions) -> float:
 def per_sample_loss(p: Predictions) -> Tensor:
     """Cross-entropy of each sample in nats, float64 [n].
 
-    log(1 + exp(-margin)), margin over the logsumexp of the other classes: a confident sample has a small
-    loss, where the float32 cross-entropy is 0 from a margin of about 17 on.
+    log(1 + exp(-margin)), margin over the logsumexp of the other classes: a confident sample has a
+    small loss, where the float32 cross-entropy is 0 from a margin of about 17 on.
     """
     logits, at = p.logits.double(), p.labels[:, None]
     others = logits.scatter(1, at, -torch.inf).logsumexp(1)
@@ -132,26 +196,33 @@ def per_sample_loss(p: Predictions) -> Tensor:
 def kl_divergence(reference: Predictions, unlearned: Predictions) -> float:
     """Mean over samples of KL(p_reference || p_unlearned) in nats.
 
-    From float64 log-probabilities; the authors' code adds 1e-20 inside the logarithms, and reports the forget
-    set only. inf where only `unlearned` switches a class off (-inf). Raises ValueError when the two did not see
-    the same samples in the same order.
+    From float64 log-probabilities; the authors' code adds 1e-20 inside the logarithms, and reports
+    the forget set only. inf where only `unlearned` switches a class off (-inf). Raises ValueError
+    when the two did not see the same samples in the same order.
     """
     a, b = reference, unlearned
     same = a.logits.shape == b.logits.shape and torch.equal(a.labels, b.labels)
     if same and a.input_sums is not None and b.input_sums is not None:
-        # The order of summation may differ between batch sizes; different samples differ by far more.
+        # The order of summation may differ between batch sizes; different samples differ by far
+        # more.
         same = torch.allclose(a.input_sums, b.input_sums, rtol=1e-9, atol=1e-6, equal_nan=True)
     expected = "`reference` and `unlearned` on the same samples in the same order"
-    found = f"logits {tuple(a.logits.shape)} and {tuple(b.logits.shape)}, other labels or other inputs"
+    found = (
+        f"logits {tuple(a.logits.shape)} and {tuple(b.logits.shape)}, other labels or other inputs"
+    )
     require(same, "kl_divergence", expected, found, "use shuffle=False and no random augmentation")
     p, q = a.logits.double().log_softmax(1), b.logits.double().log_softmax(1)
-    terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))  # a class that the reference switches off adds nothing
+    terms = torch.where(
+        p == -torch.inf, 0.0, p.exp() * (p - q)
+    )  # a class that the reference switches off adds nothing
     # Rounding can leave a sample a few 1e-17 below zero.
     return float(terms.sum(1).clamp_min(0.0).mean())
 
 
 def _log_probabilities(p: Predictions) -> Tensor:
-    """float64; -1000 for a class that is switched off, whose probability is 0 all the same, so that 0 log 0 is 0."""
+    """float64; -1000 for a class that is switched off, whose probability is 0 all the same, so that
+    0 log 0 is 0.
+    """
     logp = p.logits.double().log_softmax(1)
     return logp.where(logp > -torch.inf, -1000.0)
 
@@ -165,13 +236,16 @@ def entropy(p: Predictions) -> Tensor:
 def modified_entropy(p: Predictions, legacy: bool = False) -> Tensor:
     """Modified prediction entropy in nats, float64 [n], low for a confident correct prediction.
 
-    -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal, USENIX Security 2021); each score
-    depends on its own sample alone. `legacy=True`, only for comparing with old tables, is the formula in the
-    code that SalUn, SFR-on and DualOptim share: log p_i where log(1 - p_i) is meant, and a class counts as
-    "the label" of every row once any row of `p` has it, so a score depends on the whole set.
+    -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal, USENIX Security 2021);
+    each score depends on its own sample alone. `legacy=True`, only for comparing with old tables,
+    is the formula in the code that SalUn, SFR-on and DualOptim share: log p_i where log(1 - p_i) is
+    meant, and a class counts as "the label" of every row once any row of `p` has it, so a score
+    depends on the whole set.
     """
     if legacy:
-        probability = p.logits.softmax(1)  # float32 and the floor of 1e-30 belong to the historical values
+        probability = p.logits.softmax(
+            1
+        )  # float32 and the floor of 1e-30 belong to the historical values
         log = torch.where(probability > 0, probability.log(), torch.tensor(1e-30).log())
         present = torch.zeros(p.logits.shape[1], dtype=torch.bool).index_fill(0, p.labels, True)
         return -(torch.where(present, 1 - probability, probability) * log).sum(1).double()
@@ -188,9 +262,10 @@ def modified_entropy(p: Predictions, legacy: bool = False) -> Tensor:
 def mia_entropy(retain: Predictions, test: Predictions, forget: Predictions) -> float:
     """Forget samples that look like members, in PERCENT (0 to 100).
 
-    The authors' attack: logistic regression with balanced classes on the prediction entropy, fitted to retain
-    = member and test = non-member (in sample: no held-out split), applied to forget. Their code returns the
-    fraction; percent makes the gap comparable with the accuracies in Avg.D. ImportError without scikit-learn.
+    The authors' attack: logistic regression with balanced classes on the prediction entropy, fitted
+    to retain = member and test = non-member (in sample: no held-out split), applied to forget.
+    Their code returns the fraction; percent makes the gap comparable with the accuracies in Avg.D.
+    ImportError without scikit-learn.
     """
     return _membership(entropy(retain), entropy(test), entropy(forget))
 
@@ -198,7 +273,9 @@ def mia_entropy(retain: Predictions, test: Predictions, forget: Predictions) -> 
 def mia_modified_entropy(
     retain: Predictions, test: Predictions, forget: Predictions, legacy: bool = False
 ) -> float:
-    """As `mia_entropy`, in PERCENT, on the modified entropy, which knows the label; `legacy`: see there."""
+    """As `mia_entropy`, in PERCENT, on the modified entropy, which knows the label; `legacy`: see
+    there.
+    """
     return _membership(*(modified_entropy(p, legacy) for p in (retain, test, forget)))
 
 
@@ -206,10 +283,12 @@ def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
     try:
         from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise ImportError("the membership attacks need scikit-learn: pip install sfron-fast[eval]") from error
-    # No multi_class: recent scikit-learn removed it. With tiny entropies the default tolerance is met at
-    # coefficients of zero, which calls everybody a non-member. Centring helps the solver and changes no
-    # optimum: the intercept is not penalised.
+        raise ImportError(
+            "the membership attacks need scikit-learn: pip install sfron-fast[eval]"
+        ) from error
+    # No multi_class: recent scikit-learn removed it. With tiny entropies the default tolerance is
+    # met at coefficients of zero, which calls everybody a non-member. Centring helps the solver and
+    # changes no optimum: the intercept is not penalised.
     centre = (retain.mean() + test.mean()) / 2
     attack = LogisticRegression(class_weight="balanced", solver="lbfgs", tol=1e-10, max_iter=1000)
     member = torch.cat([torch.ones(len(retain)), torch.zeros(len(test))])
@@ -220,14 +299,21 @@ def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
 def score(
     evaluated: Evaluated, reference: Evaluated | None = None, rte: float | None = None
 ) -> dict[str, float]:
-    """`evaluate` for predictions made before. Raises ValueError when `reference` saw other samples."""
+    """`evaluate` for predictions made before.
+
+    Raises ValueError when `reference` saw other samples.
+    """
     metrics = _compared(evaluated)
     metrics["MIA_m"] = mia_modified_entropy(evaluated.retain, evaluated.test, evaluated.forget)
     if reference is not None:
         for name in ("forget", "retain", "test"):
-            metrics[f"D_KL_{name}"] = kl_divergence(getattr(reference, name), getattr(evaluated, name))
+            metrics[f"D_KL_{name}"] = kl_divergence(
+                getattr(reference, name), getattr(evaluated, name)
+            )
         target = _compared(reference)
-        metrics["Avg.D"] = sum(abs(metrics[name] - target[name]) for name in COMPARED) / len(COMPARED)
+        metrics["Avg.D"] = sum(abs(metrics[name] - target[name]) for name in COMPARED) / len(
+            COMPARED
+        )
     if rte is not None:
         metrics["RTE"] = float(rte)
     return metrics
@@ -250,17 +336,28 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of an unlearned classifier.
 
-    FA, RA, TA (accuracy on forget, retain, test), MIA and MIA_m in percent. With `reference`, the retrained
-    model or what `collect` returned for it, also D_KL_forget, D_KL_retain, D_KL_test in nats and Avg.D, the
-    mean absolute gap over FA, RA, TA and MIA in percentage points; absent otherwise. RTE is `rte` in seconds,
-    absent when not given: everything the method needs, its Fisher passes included, validation excluded (see
-    `stopwatch.Stopwatch`). A reference that was chosen by test accuracy makes D_KL and Avg.D depend on the test
-    set.
-    Raises as `collect` and `kl_divergence` do; ImportError without scikit-learn.
+    FA, RA, TA (accuracy on forget, retain, test), MIA and MIA_m in percent. With `reference`, the
+    retrained model or what `collect` returned for it, also D_KL_forget, D_KL_retain, D_KL_test in
+    nats and Avg.D, the mean absolute gap over FA, RA, TA and MIA in percentage points; absent
+    otherwise. RTE is `rte` in seconds,
+    absent when not given: everything the method needs, its Fisher passes included, validation
+    excluded (see `stopwatch.Stopwatch`). A reference that was chosen by test accuracy makes D_KL
+    and Avg.D depend on the test set. Raises as `collect` and `kl_divergence` do; ImportError
+    without scikit-learn.
     """
     good = reference is None or isinstance(reference, (nn.Module, Evaluated))
-    require(good, "reference", "a model, an Evaluated or None", type(reference).__name__, "see `collect`")
-    loaders = {"forget_loader": forget_loader, "retain_loader": retain_loader, "test_loader": test_loader}
+    require(
+        good,
+        "reference",
+        "a model, an Evaluated or None",
+        type(reference).__name__,
+        "see `collect`",
+    )
+    loaders = {
+        "forget_loader": forget_loader,
+        "retain_loader": retain_loader,
+        "test_loader": test_loader,
+    }
     if isinstance(reference, nn.Module):
         reference = collect(reference, **loaders)
     return score(collect(model, **loaders), reference, rte)

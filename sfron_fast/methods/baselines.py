@@ -9,8 +9,9 @@
     SCRUB   -                   away from the original           descent, the original as teacher
     SA      -                   towards uniform predictions      descent, penalty by a Fisher estimated once
 
-All change the model in place and return it. Defaults are those of the authors' code for CIFAR-10 and ResNet-18;
-SA has none there. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).
+All change the model in place and return it. Defaults are those of the authors' code for CIFAR-10
+and ResNet-18; SA has none there. Further keywords go to ``descend`` (momentum, weight_decay,
+max_norm, on_epoch).
 """
 
 import copy
@@ -36,13 +37,24 @@ def finetune(
     model: nn.Module, retain_loader: Loader, *, epochs: int = 10, lr: float = 0.01, **settings: Any
 ) -> nn.Module:
     """FT: go on training on the retain set."""
-    return descend(model, _cross_entropies(model, retain_loader, "retain_loader"), epochs=epochs, lr=lr, **settings)
+    return descend(
+        model,
+        _cross_entropies(model, retain_loader, "retain_loader"),
+        epochs=epochs,
+        lr=lr,
+        **settings,
+    )
 
 
 def gradient_ascent(
-    model: nn.Module, forget_loader: Loader, *, epochs: int = 9, lr: float = 1e-4, max_norm: float = 0.1,
+    model: nn.Module,
+    forget_loader: Loader,
+    *,
+    epochs: int = 9,
+    lr: float = 1e-4,
+    max_norm: float = 0.1,
     **settings: Any,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """GA: clipped ascent on the forget set, BatchNorm in eval mode, lr constant."""
     losses = _cross_entropies(model, forget_loader, "forget_loader", sign=-1.0)
     settings = {"cosine": False, "training": False, "max_norm": max_norm, **settings}
@@ -52,21 +64,34 @@ def gradient_ascent(
 def random_label(
     model: nn.Module, mixed_loader: Loader, *, epochs: int = 10, lr: float = 0.003, **settings: Any
 ) -> nn.Module:
-    """RL: train on the retain set and the forget set under one fixed wrong label each (``wrong_labels``).
+    """RL: train on the retain set and the forget set under one fixed wrong label each
+    (``wrong_labels``).
 
     ``mixed_loader``: batches of both, shuffled together.
     """
-    return descend(model, _cross_entropies(model, mixed_loader, "mixed_loader"), epochs=epochs, lr=lr, **settings)
+    return descend(
+        model,
+        _cross_entropies(model, mixed_loader, "mixed_loader"),
+        epochs=epochs,
+        lr=lr,
+        **settings,
+    )
 
 
 def salun(
-    model: nn.Module, mixed_loader: Loader, forget_loader: Loader, *, fraction: float = 0.2, epochs: int = 10,
-    lr: float = 0.007, **settings: Any,
-) -> nn.Module:  # fmt: skip
+    model: nn.Module,
+    mixed_loader: Loader,
+    forget_loader: Loader,
+    *,
+    fraction: float = 0.2,
+    epochs: int = 10,
+    lr: float = 0.007,
+    **settings: Any,
+) -> nn.Module:
     """SalUn: RL in which only the ``fraction`` of weights of ``gradient_saliency`` move.
 
-    The others keep their bits, as in the authors' code since they made the mask a hard constraint; before, it masked
-    gradients only, and weight decay moved all weights.
+    The others keep their bits, as in the authors' code since they made the mask a hard constraint;
+    before, it masked gradients only, and weight decay moved all weights.
 
     ``mixed_loader`` as for ``random_label``; ``forget_loader`` has the true labels.
     """
@@ -75,40 +100,68 @@ def salun(
 
 
 def bad_teacher(
-    model: nn.Module, mixed_loader: Loader, incompetent: nn.Module, *, temperature: float = 1.0, epochs: int = 10,
-    lr: float = 0.02, **settings: Any,
-) -> nn.Module:  # fmt: skip
-    """BT: match the ``incompetent`` (untrained) model on the forget set and the original on the retain set.
+    model: nn.Module,
+    mixed_loader: Loader,
+    incompetent: nn.Module,
+    *,
+    temperature: float = 1.0,
+    epochs: int = 10,
+    lr: float = 0.02,
+    **settings: Any,
+) -> nn.Module:
+    """BT: match the ``incompetent`` (untrained) model on the forget set and the original on the
+    retain
+    set.
 
     The loss is the mean of p log(p / q) over samples and classes, as the authors' code takes it.
 
-    ``mixed_loader``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is bool [samples].
+    ``mixed_loader``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is
+    bool [samples].
     """
     competent = copy.deepcopy(model)
 
     def losses(_: int) -> Any:
         for inputs, forgotten in batches(model, mixed_loader, "mixed_loader"):
-            require(forgotten.dtype == torch.bool, "mixed_loader", "bool targets: forgotten or not", forgotten.dtype)
+            require(
+                forgotten.dtype == torch.bool,
+                "mixed_loader",
+                "bool targets: forgotten or not",
+                forgotten.dtype,
+            )
             good, bad = _teach(competent, inputs), _teach(incompetent, inputs)
             logits = call(model, inputs)
             weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
-            yield soft_target_kl(logits, torch.where(forgotten[:, None], bad, good), weights, temperature)
+            yield soft_target_kl(
+                logits, torch.where(forgotten[:, None], bad, good), weights, temperature
+            )
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
 def scrub(
-    model: nn.Module, retain_loader: Loader, forget_loader: Loader, *, ascent_epochs: int = 2,
-    temperature: float = 4.0, label_weight: float = 0.99, teacher_weight: float = 0.001, epochs: int = 6,
-    lr: float = 8e-5, **settings: Any,
-) -> nn.Module:  # fmt: skip
-    """SCRUB: in the first epochs away from the original on the forget set; in each, near it on the retain set."""
+    model: nn.Module,
+    retain_loader: Loader,
+    forget_loader: Loader,
+    *,
+    ascent_epochs: int = 2,
+    temperature: float = 4.0,
+    label_weight: float = 0.99,
+    teacher_weight: float = 0.001,
+    epochs: int = 6,
+    lr: float = 8e-5,
+    **settings: Any,
+) -> nn.Module:
+    """SCRUB: in the first epochs away from the original on the forget set; in each, near it on the
+    retain set.
+    """
     original = copy.deepcopy(model)
 
     def losses(epoch: int) -> Any:
         if epoch < ascent_epochs:
             for inputs, _ in batches(model, forget_loader, "forget_loader"):
-                yield -soft_target_kl(call(model, inputs), _teach(original, inputs), temperature=temperature)
+                yield -soft_target_kl(
+                    call(model, inputs), _teach(original, inputs), temperature=temperature
+                )
         for inputs, labels in batches(model, retain_loader, "retain_loader"):
             logits = call(model, inputs)
             near = soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
@@ -118,14 +171,24 @@ def scrub(
 
 
 def selective_amnesia(
-    model: nn.Module, retain_loader: Loader, forget_loader: Loader, *, penalty: float = 10.0,
-    estimator: Estimator = "sample", epochs: int = 10, lr: float = 0.01, **settings: Any,
-) -> nn.Module:  # fmt: skip
-    """SA, for classifiers: uniform predictions on the forget set, the retain set replayed, and elastic weights.
+    model: nn.Module,
+    retain_loader: Loader,
+    forget_loader: Loader,
+    *,
+    penalty: float = 10.0,
+    estimator: Estimator = "sample",
+    epochs: int = 10,
+    lr: float = 0.01,
+    **settings: Any,
+) -> nn.Module:
+    """SA, for classifiers: uniform predictions on the forget set, the retain set replayed, and
+    elastic
+    weights.
 
-    The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal Fisher at the start, which
-    is never estimated again. Each step takes a retain and a forget batch. Published for generative models (Heng and
-    Soh, NeurIPS 2023), where a sample of noise is what the uniform prediction is here.
+    The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal Fisher at
+    the start, which is never estimated again. Each step takes a retain and a forget batch.
+    Published for generative models (Heng and Soh, NeurIPS 2023), where a sample of noise is what
+    the uniform prediction is here.
     """
     number("penalty", penalty, 0.0)
     fisher = estimate_fisher(model, retain_loader, estimator=estimator)
@@ -138,21 +201,29 @@ def selective_amnesia(
             logits = call(model, forget.pair(device)[0])
             gone = soft_target_kl(logits, torch.zeros_like(logits))
             named = dict(model.named_parameters())
-            anchor = torch.stack([(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]).sum()
+            anchor = torch.stack(
+                [(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]
+            ).sum()
             yield kept + gone + 0.5 * penalty * anchor
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
 def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:
-    """One label of the other ``classes - 1`` for each of int64 [samples], evenly drawn, on the labels' device."""
+    """One label of the other ``classes - 1`` for each of int64 [samples], evenly drawn, on the
+    labels' device.
+    """
     require(classes > 1, "classes", "an integer > 1", classes)
     shift = torch.randint(1, classes, labels.shape, generator=generator)
     return (labels + shift.to(labels.device)) % classes
 
 
-def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float = 0.5) -> SaliencyMask:
-    """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in eval mode."""
+def gradient_saliency(
+    model: nn.Module, forget_loader: Loader, fraction: float = 0.5
+) -> SaliencyMask:
+    """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in
+    eval mode.
+    """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with evaluating(model), recording(model):
         sums = {n: torch.zeros_like(p) for n, p in named.items()}
@@ -164,7 +235,9 @@ def gradient_saliency(model: nn.Module, forget_loader: Loader, fraction: float =
 
 
 def _cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:
-    return lambda _: (sign * cross_entropy(call(model, x), y) for x, y in batches(model, loader, name))
+    return lambda _: (
+        sign * cross_entropy(call(model, x), y) for x, y in batches(model, loader, name)
+    )
 
 
 def _teach(teacher: nn.Module, inputs: Any) -> Tensor:

@@ -30,9 +30,8 @@ def descend(
 ) -> nn.Module:
     """SGD on ``losses``, in place; every module's own training flag is restored after.
 
-    Args:
-        cosine: lr falls to 0 on a cosine over the epochs, else it stays.
-        training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put to eval() stays
+    Args: cosine: lr falls to 0 on a cosine over the epochs, else it stays. training: whether its
+        steps run in training mode, as those of ``unlearn`` (a submodule put to eval() stays
             so), or in eval mode as a whole.
         max_norm: clip of each step's gradient, None = none.
         mask: weights outside it keep their bits; a clip sees the gradients inside.
@@ -82,11 +81,15 @@ def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Te
 
 
 def batches(model: nn.Module, loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Tensor]]:
-    """(inputs, targets) on the model's device, of batches with samples; raises ValueError if there are none."""
+    """(inputs, targets) on the model's device, of batches with samples; raises ValueError if there
+    are none.
+    """
     device, empty = model_device(model), True
     for batch in loader:
         inputs, targets = move(batch, device, name)
         if len(targets):
             yield inputs, targets
             empty = False
-    require(not empty, name, "at least one batch", "an empty loader", "check the split and drop_last")
+    require(
+        not empty, name, "at least one batch", "an empty loader", "check the split and drop_last"
+    )

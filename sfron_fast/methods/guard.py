@@ -1,4 +1,6 @@
-"""The watch over a run: forget and validation accuracy along it, and what to do about over-forgetting."""
+"""The watch over a run: forget and validation accuracy along it, and what to do about
+over-forgetting.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,12 +14,28 @@ class Guard:
     """Evaluates along the run; warns or stops when the forget accuracy falls below the floor."""
 
     def __init__(
-        self, run: Any, val_loader: Iterable[Any] | None, every: int, floor: float | None, action: str
+        self,
+        run: Any,
+        val_loader: Iterable[Any] | None,
+        every: int,
+        floor: float | None,
+        action: str,
     ) -> None:
         again = not every or not isinstance(val_loader, Iterator)
-        require(again, "val_loader", "batches that can be read again and again",
-                f"a {type(val_loader).__name__}, which can be read once", "pass a DataLoader or a list")  # fmt: skip
-        self.run, self.val_loader, self.every, self.action, self.warned = run, val_loader, every, action, False
+        require(
+            again,
+            "val_loader",
+            "batches that can be read again and again",
+            f"a {type(val_loader).__name__}, which can be read once",
+            "pass a DataLoader or a list",
+        )
+        self.run, self.val_loader, self.every, self.action, self.warned = (
+            run,
+            val_loader,
+            every,
+            action,
+            False,
+        )
         if every and floor is None and val_loader is not None:
             floor = run.result.history[0].get("val_accuracy") if run.result.history else None
         self.floor = floor
@@ -27,11 +45,21 @@ class Guard:
 
     def _measure(self, cycle: int) -> dict[str, float]:
         loaders = (self.run.forget, self.run.retain)  # val_loader may share a generator with either
-        state, own = random_state(), [loader.own_state() for loader in loaders]  # looking must not change the run
-        entry: dict[str, float] = {"cycle": cycle, "skipped_steps": self.run.optimizer.skipped_steps}
-        entry["forget_accuracy"] = accuracy(predict_named(self.run.model, self.run.forget.aside(), "forget_loader"))
+        state, own = (
+            random_state(),
+            [loader.own_state() for loader in loaders],
+        )  # looking must not change the run
+        entry: dict[str, float] = {
+            "cycle": cycle,
+            "skipped_steps": self.run.optimizer.skipped_steps,
+        }
+        entry["forget_accuracy"] = accuracy(
+            predict_named(self.run.model, self.run.forget.aside(), "forget_loader")
+        )
         if self.val_loader is not None:
-            entry["val_accuracy"] = accuracy(predict_named(self.run.model, self.val_loader, "val_loader"))
+            entry["val_accuracy"] = accuracy(
+                predict_named(self.run.model, self.val_loader, "val_loader")
+            )
         set_random_state(state)
         for loader, generators in zip(loaders, own, strict=True):
             loader.set_own_state(generators)
@@ -54,7 +82,7 @@ class Guard:
         if not self.warned:
             self.warned = True
             warn(
-                f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below {self.floor:.1f} % in "
-                f"cycle {cycle}; lower forget_weight or cycles, or pass over_forgetting='stop' (forget_floor=0 if a "
-                "whole class is to go)"
+                f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below"
+                f" {self.floor:.1f} % in cycle {cycle}; lower forget_weight or cycles, or pass"
+                " over_forgetting='stop' (forget_floor=0 if a whole class is to go)"
             )

@@ -1,4 +1,6 @@
-"""What a run of ``unlearn`` says about itself: a warning where it did nothing; counting waits for no device."""
+"""What a run of ``unlearn`` says about itself: a warning where it did nothing; counting waits for
+no device.
+"""
 
 from typing import Any
 
@@ -7,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import warn
 
-NATS = 0.01  # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
+# a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
+NATS = 0.01
 SHARE = 0.01  # the same for a loss of the caller's, in units of itself
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -15,12 +18,21 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fingerprint(model: nn.Module) -> Tensor:
     """Sums over the bits of each parameter, int64; another one means other weights."""
     with torch.no_grad():
-        words = [p.detach().view(WORDS.get(p.element_size(), torch.uint8)) for p in model.parameters()]
-        return torch.stack([w.sum(dtype=torch.int64).cpu() for w in words]) if words else torch.zeros(0)
+        words = [
+            p.detach().view(WORDS.get(p.element_size(), torch.uint8)) for p in model.parameters()
+        ]
+        return (
+            torch.stack([w.sum(dtype=torch.int64).cpu() for w in words])
+            if words
+            else torch.zeros(0)
+        )
 
 
 class Outcome:
-    """Along a run: the forget losses, and which steps were finite. At its end: what it did not do."""
+    """Along a run: the forget losses, and which steps were finite.
+
+    At its end: what it did not do.
+    """
 
     def __init__(self, model: nn.Module, recipe: Any, plain_loss: bool) -> None:
         self.model, self.recipe, self.plain_loss = model, recipe, plain_loss
@@ -51,20 +63,33 @@ class Outcome:
         norms, retained = _numbers(self.norms), _numbers(self.retained)
         remedy = "look for NaN or inf in the data, and for a diverged model"
         if len(norms) and not norms.isfinite().any():
-            return f"nothing was forgotten: all {len(norms)} forget steps had gradients that are not finite; {remedy}"
+            return (
+                f"nothing was forgotten: all {len(norms)} forget steps had gradients that are not"
+                f" finite; {remedy}"
+            )
         if len(retained) and not retained.any():
-            return f"nothing was retained: all {len(retained)} retain steps had losses that are not finite; {remedy}"
+            return (
+                f"nothing was retained: all {len(retained)} retain steps had losses that are not"
+                f" finite; {remedy}"
+            )
         if len(norms) and not norms.nan_to_num(1.0).any():
-            return (f"nothing was forgotten: in all {len(norms)} forget steps the gradient of the selected weights was "
-                    "zero; look at forget_weight, at the mask (result.mask.summary()), and whether the loss depends on "
-                    "these weights")  # fmt: skip
+            return (
+                f"nothing was forgotten: in all {len(norms)} forget steps the gradient of the"
+                " selected weights was zero; look at forget_weight, at the mask"
+                " (result.mask.summary()), and whether the loss depends on these weights"
+            )
         if torch.equal(self.before, fingerprint(self.model)):
-            return ("the run changed no weight: its updates round to nothing; raise lr and forget_lr "
-                    f"(lr {self.recipe.lr}, forget_lr {self.recipe.forget_lr})")  # fmt: skip
+            return (
+                "the run changed no weight: its updates round to nothing; raise lr and forget_lr "
+                f"(lr {self.recipe.lr}, forget_lr {self.recipe.forget_lr})"
+            )
         return ""
 
     def _forgot_nothing(self, history: list[dict[str, float]], floor: float | None) -> str:
-        remedy = "raise forget_weight or forget_lr (choose them on validation data), or lower retain_steps"
+        remedy = (
+            "raise forget_weight or forget_lr (choose them on validation data), or lower"
+            " retain_steps"
+        )
         if len(history) > 1 and history[0]["forget_accuracy"] > (floor or 0.0):  # it could fall
             first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
             fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
@@ -73,8 +98,10 @@ class Outcome:
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
             if last - first < (NATS if self.plain_loss else SHARE * abs(first)):
-                return (f"nothing was forgotten: the loss of the forget batches was {first:.4g} at first and "
-                        f"{last:.4g} at the end; {remedy}")  # fmt: skip
+                return (
+                    f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
+                    f" first and {last:.4g} at the end; {remedy}"
+                )
         return ""
 
 

@@ -1,4 +1,6 @@
-"""One run of ``unlearn``: its state, a forget or retain step at a time, and how it is saved and restored."""
+"""One run of ``unlearn``: its state, a forget or retain step at a time, and how it is saved and
+restored.
+"""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -14,7 +16,13 @@ from .. import losses
 from ..data.batches import call, check_classes, check_labels, model_device
 from ..data.endless import EndlessLoader, random_state, set_random_state
 from ..errors import require, warn
-from ..models.buffers import fit_buffers, keep_buffers, put_back, set_unsaved_buffers, unsaved_buffers
+from ..models.buffers import (
+    fit_buffers,
+    keep_buffers,
+    put_back,
+    set_unsaved_buffers,
+    unsaved_buffers,
+)
 from ..models.modes import set_modes, training_modes
 from ..models.names import model_digest
 from ..optim.rounding import rounding_check
@@ -44,20 +52,34 @@ class Run:
     """The state of one run; ``position`` counts forget and retain steps done."""
 
     def __init__(
-        self, model: nn.Module, retain: Iterable[Any], forget: Iterable[Any], recipe: Recipe,
-        loss_fn: SampleLoss | None, folder: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        retain: Iterable[Any],
+        forget: Iterable[Any],
+        recipe: Recipe,
+        loss_fn: SampleLoss | None,
+        folder: Path | None,
+    ) -> None:
         self.model, self.recipe, self.loss_fn = model, recipe, loss_fn
         self.folder = None if folder is None else RunFolder(folder)
         self.device = model_device(model)
-        self.retain, self.forget = EndlessLoader(retain, "retain_loader"), EndlessLoader(forget, "forget_loader")
+        self.retain, self.forget = (
+            EndlessLoader(retain, "retain_loader"),
+            EndlessLoader(forget, "forget_loader"),
+        )
         if self.folder is not None:
             self.retain.check_resumable()
             self.forget.check_resumable()
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         require(bool(trainable), "model", "at least one parameter that requires grad", "none")
         bad = [name for name, p in trainable.items() if not bool(torch.isfinite(p.detach()).all())]
-        require(not bad, "model", "finite weights", f"NaN or inf in {', '.join(bad[:3])}", "load a sound checkpoint")
+        require(
+            not bad,
+            "model",
+            "finite weights",
+            f"NaN or inf in {', '.join(bad[:3])}",
+            "load a sound checkpoint",
+        )
         self.position, self.earlier_seconds = 0, 0.0
         self.watch = Stopwatch()
         self.start = model_digest(model)
@@ -66,11 +88,18 @@ class Run:
 
     def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
         """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
-        saved = None if self.folder is None else self.folder.read(self.recipe, self.start, self.device)
+        saved = (
+            None if self.folder is None else self.folder.read(self.recipe, self.start, self.device)
+        )
         if saved is not None:
             assert self.folder is not None
             given, mask = mask, SaliencyMask.load(self.folder.mask)
-            require(given is None or given == mask, "mask", "the mask the checkpointed run began with", "another")
+            require(
+                given is None or given == mask,
+                "mask",
+                "the mask the checkpointed run began with",
+                "another",
+            )
         elif mask is None:
             mask = self._select(progress)
         self.result = UnlearnResult(self.model, mask)
@@ -86,22 +115,34 @@ class Run:
         """The recipe's mask: from both Fishers, or everything."""
         if self.recipe.threshold is None:
             named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            return SaliencyMask.from_bool({n: torch.ones_like(p, dtype=torch.bool) for n, p in named})
+            return SaliencyMask.from_bool(
+                {n: torch.ones_like(p, dtype=torch.bool) for n, p in named}
+            )
 
         def mean_loss(output: Any, targets: Tensor) -> Tensor:
             return self._losses(output, targets).mean()
 
         return estimate_mask(
-            self.model, self.forget.loader, self.retain.loader, mean_loss,
-            threshold=self.recipe.threshold, estimator=self.recipe.estimator, progress=progress,
-        )  # fmt: skip
+            self.model,
+            self.forget.loader,
+            self.retain.loader,
+            mean_loss,
+            threshold=self.recipe.threshold,
+            estimator=self.recipe.estimator,
+            progress=progress,
+        )
 
     def _check_mask(self, mask: SaliencyMask) -> None:
         """One that selects nothing is found before anything moves."""
         names = mask.coverage(self.model.named_parameters())["matched"]
         selects = any(bool(mask[name].any()) for name in names)
-        require(selects, "mask", "at least one selected weight", f"none of {sum(map(mask.size, mask))}",
-                "lower the recipe's threshold, or give another mask")  # fmt: skip
+        require(
+            selects,
+            "mask",
+            "at least one selected weight",
+            f"none of {sum(map(mask.size, mask))}",
+            "lower the recipe's threshold, or give another mask",
+        )
 
     def _check_sizes(self, mask: SaliencyMask) -> None:
         """Sets in the wrong order look like this."""
@@ -110,8 +151,11 @@ class Run:
             for side, loader in (("forget", self.forget), ("retain", self.retain))
         )
         if forget and retain and forget > retain:
-            warn(f"the forget set is larger than the retain set: {forget} samples in forget_loader, {retain} in "
-                 "retain_loader; are they swapped? unlearn(model, retain_loader, forget_loader)")  # fmt: skip
+            warn(
+                f"the forget set is larger than the retain set: {forget} samples in forget_loader,"
+                f" {retain} in retain_loader; are they swapped? unlearn(model, retain_loader,"
+                " forget_loader)"
+            )
 
     @property
     def cycle(self) -> int:
@@ -123,7 +167,12 @@ class Run:
             check_classes(output, targets)
             return F.cross_entropy(output, targets, reduction="none")
         values = self.loss_fn(output, targets)
-        require(values.shape == (len(targets),), "loss_fn", f"per-sample losses [{len(targets)}]", list(values.shape))
+        require(
+            values.shape == (len(targets),),
+            "loss_fn",
+            f"per-sample losses [{len(targets)}]",
+            list(values.shape),
+        )
         return values
 
     def advance(self) -> None:
@@ -166,7 +215,9 @@ class Run:
         if self.loss_fn is None:
             check_classes(output, targets)
             check_labels(output, targets)
-            return losses.adaptive_cross_entropy_parts(output, targets, temperature, floor=floor)[:2]
+            return losses.adaptive_cross_entropy_parts(output, targets, temperature, floor=floor)[
+                :2
+            ]
         values = self._losses(output, targets)
         return (losses.adaptive_weights(values, temperature, floor) * values).sum(), values
 
@@ -192,7 +243,7 @@ class Run:
         self.outcome.retained.append(finite)
         self.schedule.step()
 
-    # --- checkpoints --------------------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def open_folder(self) -> None:
         """Make the checkpoint folder, once it is known that what goes there can be read again."""
@@ -207,16 +258,27 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "format": FORMAT, "recipe": asdict(self.recipe), "start": self.start, "position": self.position,
-            "model": self.model.state_dict(), "buffers": unsaved_buffers(self.model),
-            "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-            "retain": self.retain.state_dict(), "forget": self.forget.state_dict(), "random": random_state(),
-            "history": self.result.history, "outcome": self.outcome.state_dict(),
-            "stopped_early": self.result.stopped_early, "seconds": self.earlier_seconds + self.watch.seconds,
-        }  # fmt: skip
+            "format": FORMAT,
+            "recipe": asdict(self.recipe),
+            "start": self.start,
+            "position": self.position,
+            "model": self.model.state_dict(),
+            "buffers": unsaved_buffers(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "retain": self.retain.state_dict(),
+            "forget": self.forget.state_dict(),
+            "random": random_state(),
+            "history": self.result.history,
+            "outcome": self.outcome.state_dict(),
+            "stopped_early": self.result.stopped_early,
+            "seconds": self.earlier_seconds + self.watch.seconds,
+        }
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved["optimizer"])  # may refuse, so before anything of the caller's changes
+        self.optimizer.load_state_dict(
+            saved["optimizer"]
+        )  # may refuse, so before anything of the caller's changes
         self.schedule.load_state_dict(saved["schedule"])
         self.retain.load_state_dict(saved["retain"])
         self.forget.load_state_dict(saved["forget"])
@@ -231,7 +293,9 @@ class Run:
 
 
 def _check_depends(loss: Tensor) -> None:
-    require(loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant")
+    require(
+        loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant"
+    )
 
 
 def _samples(loader: Any) -> int | None:

@@ -19,7 +19,9 @@ FORMAT = 2  # of the checkpoint; 1 had no number
 
 
 class RunFolder:
-    """Where one run is saved; reading it refuses what another run, or an older version, has written."""
+    """Where one run is saved; reading it refuses what another run, or an older version, has
+    written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.checkpoint, self.mask = path, path / CHECKPOINT, path / MASK
@@ -31,35 +33,62 @@ class RunFolder:
         if self.checkpoint.exists():
             return
         theirs = self.mask.exists() and SaliencyMask.load(self.mask) != mask
-        require(not theirs, "checkpoint", f"no other mask at {self.mask}", "one", "use another folder, or remove it")
+        require(
+            not theirs,
+            "checkpoint",
+            f"no other mask at {self.mask}",
+            "one",
+            "use another folder, or remove it",
+        )
         self.path.mkdir(parents=True, exist_ok=True)
         mask.save(self.mask)
 
     def read(self, recipe: Recipe, start: str, device: torch.device) -> dict[str, Any] | None:
-        """The checkpoint, or None if there is none; ``start`` is the digest of the weights that it began with."""
+        """The checkpoint, or None if there is none; ``start`` is the digest of the weights that it
+        began with.
+        """
         if not self.checkpoint.exists():
             return None
         try:
             saved = torch.load(self.checkpoint, weights_only=True, map_location=device)
             theirs, version = saved["recipe"], saved.get("format", 1)
         except Exception as error:
-            raise ValueError(f"checkpoint: expected a checkpoint of unlearn, found {self.checkpoint}: {error!r}; "
-                             "remove it to start again") from error  # fmt: skip
-        require(version == FORMAT, "checkpoint", f"format {FORMAT}", version,
-                "finish the run with the version that began it, or start again in another folder")  # fmt: skip
+            raise ValueError(
+                f"checkpoint: expected a checkpoint of unlearn, found {self.checkpoint}: {error!r};"
+                " remove it to start again"
+            ) from error
+        require(
+            version == FORMAT,
+            "checkpoint",
+            f"format {FORMAT}",
+            version,
+            "finish the run with the version that began it, or start again in another folder",
+        )
         same = theirs == asdict(recipe)
-        require(same, "checkpoint", f"a run with this recipe ({recipe.name})", "another recipe's",
-                "use another folder, or the recipe the run began with")  # fmt: skip
-        require(saved["start"] == start, "model", "the weights the checkpointed run started from", "other weights",
-                "load the original model first")  # fmt: skip
+        require(
+            same,
+            "checkpoint",
+            f"a run with this recipe ({recipe.name})",
+            "another recipe's",
+            "use another folder, or the recipe the run began with",
+        )
+        require(
+            saved["start"] == start,
+            "model",
+            "the weights the checkpointed run started from",
+            "other weights",
+            "load the original model first",
+        )
         return saved
 
 
 def save_whole(state: dict[str, Any], path: Path) -> None:
-    """torch.save that leaves the previous file whole if the process dies while writing, or if nobody could read it.
+    """torch.save that leaves the previous file whole if the process dies while writing, or if
+    nobody
+    could read it.
 
-    Raises:
-        ValueError: a value that ``torch.load(weights_only=True)`` refuses; found before anything is written.
+    Raises: ValueError: a value that ``torch.load(weights_only=True)`` refuses; found before
+        anything is written.
     """
     check_readable(state)
 
@@ -71,12 +100,19 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
 
 
 def check_readable(state: dict[str, Any]) -> None:
-    """Raise ValueError, with the place and the type, if ``state`` holds what a checkpoint cannot give back."""
+    """Raise ValueError, with the place and the type, if ``state`` holds what a checkpoint cannot
+    give back.
+    """
     if not _reads(_outline(state)):
         place, value = _culprit(state)
-        require(False, "checkpoint", "values that torch.load(weights_only=True) reads (tensors, numbers, text, lists, "
-                "dicts)", f"{type(value).__module__}.{type(value).__qualname__} at {place}",
-                "turn it into one of those, for example in get_extra_state of the module")  # fmt: skip
+        require(
+            False,
+            "checkpoint",
+            "values that torch.load(weights_only=True) reads (tensors, numbers, text, lists, "
+            "dicts)",
+            f"{type(value).__module__}.{type(value).__qualname__} at {place}",
+            "turn it into one of those, for example in get_extra_state of the module",
+        )
 
 
 def _outline(value: Any) -> Any:

@@ -1,4 +1,6 @@
-"""unlearn(): a saliency mask, then cycles of one forget step and T_in retain steps; schedule, guards, checkpoints."""
+"""unlearn(): a saliency mask, then cycles of one forget step and T_in retain steps; schedule,
+guards, checkpoints.
+"""
 
 import os
 from collections.abc import Callable, Iterable
@@ -36,52 +38,82 @@ def unlearn(
     on_cycle: Callable[[int, nn.Module], None] | None = None,
     progress: bool = False,
 ) -> UnlearnResult:
-    """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of ``retain_loader``.
+    """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of
+    ``retain_loader``.
 
-    Args:
-        model: a trained model of this process alone, changed in place; training flags are restored. One that comes in
-            eval mode is put to train() as a whole for its steps; one that comes in training mode keeps each
-            submodule's mode, so a BatchNorm put to eval() keeps its statistics.
-        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again: every ``iter()`` begins a
-            new pass. Inputs as for ``estimate_fisher``; batches without samples are skipped.
+    Args: model: a trained model of this process alone, changed in place; training flags are
+        restored. One that comes in
+            eval mode is put to train() as a whole for its steps; one that comes in training mode
+            keeps each submodule's mode, so a BatchNorm put to eval() keeps its statistics.
+        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again: every
+            ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches without samples
+            are skipped.
         val_loader: held-out batches for the evaluations.
         recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
-        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy of outputs [samples, classes].
-        eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in percent.
-        forget_floor: forget accuracy in percent below which the model has forgotten too much, for example
-            what a model that never saw the samples reaches; None = validation accuracy before the run; 0 switches
-            the guard off (right when a whole class goes). It acts at evaluations, so it wants ``eval_every``.
+        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy of outputs
+        [samples, classes].
+        eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
+        percent.
+        forget_floor: forget accuracy in percent below which the model has forgotten too much, for
+            example what a model that never saw the samples reaches; None = validation accuracy
+            before the run; 0 switches the guard off (right when a whole class goes). It acts at
+            evaluations, so it wants ``eval_every``.
         over_forgetting: what the guard does: "warn" once, or "stop" the run.
-        checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A resumed run ends
-            with the bits of one never stopped, on the same machine. Give the model it started from, and loaders whose
-            order comes from torch's, numpy's or Python's generators, global or their own; others are refused when their
-            batches differ, persistent workers at once.
+        checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A
+            resumed run ends with the bits of one never stopped, on the same machine. Give the model
+            it started from, and loaders whose order comes from torch's, numpy's or Python's
+            generators, global or their own; others are refused when their batches differ,
+            persistent workers at once.
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
         progress: show tqdm bars.
-    Raises:
-        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of another run. Found
-            before the model changes; only without a Fisher pass is a label first seen when its batch comes. Also a
-            model with weights that are not finite, and a mask that selects nothing.
-    Warns:
-        RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no weight changed,
-            forget accuracy or loss where it was), the sets look swapped, or their batches differ in size under an
-            estimator that depends on it.
+    Raises: ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of
+        another run. Found
+            before the model changes; only without a Fisher pass is a label first seen when its
+            batch comes. Also a model with weights that are not finite, and a mask that selects
+            nothing.
+    Warns: RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient,
+        no weight changed,
+            forget accuracy or loss where it was), the sets look swapped, or their batches differ in
+            size under an estimator that depends on it.
     """
-    require(not shared(model), "model", "one of this process alone", "one of DistributedDataParallel or FSDP",
-            "write the loop with the optimizer: README, 'Many GPUs'")  # fmt: skip
+    require(
+        not shared(model),
+        "model",
+        "one of this process alone",
+        "one of DistributedDataParallel or FSDP",
+        "write the loop with the optimizer: README, 'Many GPUs'",
+    )
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    require(isinstance(eval_every, int) and eval_every >= 0, "eval_every", "an integer >= 0", repr(eval_every))
-    require(isinstance(checkpoint_every, int) and checkpoint_every > 0, "checkpoint_every", "an integer > 0",
-            repr(checkpoint_every))  # fmt: skip
-    require(over_forgetting in ("warn", "stop"), "over_forgetting", "'warn' or 'stop'", repr(over_forgetting))
+    require(
+        isinstance(eval_every, int) and eval_every >= 0,
+        "eval_every",
+        "an integer >= 0",
+        repr(eval_every),
+    )
+    require(
+        isinstance(checkpoint_every, int) and checkpoint_every > 0,
+        "checkpoint_every",
+        "an integer > 0",
+        repr(checkpoint_every),
+    )
+    require(
+        over_forgetting in ("warn", "stop"),
+        "over_forgetting",
+        "'warn' or 'stop'",
+        repr(over_forgetting),
+    )
     if forget_floor is not None:
         number("forget_floor", forget_floor, 0.0, 100.0)
     armed = eval_every > 0 and (forget_floor is not None or val_loader is not None)
-    require(armed or over_forgetting == "warn", "over_forgetting", "eval_every > 0 and a val_loader or forget_floor "
-            "with 'stop'", "no evaluation to stop at")  # fmt: skip
+    require(
+        armed or over_forgetting == "warn",
+        "over_forgetting",
+        "eval_every > 0 and a val_loader or forget_floor with 'stop'",
+        "no evaluation to stop at",
+    )
     folder = None if checkpoint is None else Path(checkpoint)
     run = Run(model, retain_loader, forget_loader, recipe, loss_fn, folder)
     with keeping_modes(model), recording(model), run.watch:
@@ -90,7 +122,9 @@ def unlearn(
             guard = Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
             run.open_folder()
         total = recipe.cycles * (1 + recipe.retain_steps)
-        for position in progress_bar(range(run.position, total), range(run.position, total), "Unlearn", progress):
+        for position in progress_bar(
+            range(run.position, total), range(run.position, total), "Unlearn", progress
+        ):
             if run.result.stopped_early:
                 break
             run.advance()
@@ -100,7 +134,9 @@ def unlearn(
                     guard.look(cycle)
                     if on_cycle is not None:
                         on_cycle(cycle, model)
-            if folder is not None and ((position + 1) % checkpoint_every == 0 or position + 1 == total):
+            if folder is not None and (
+                (position + 1) % checkpoint_every == 0 or position + 1 == total
+            ):
                 with run.watch.pause():
                     run.save()
     run.result.seconds = run.earlier_seconds + run.watch.seconds

@@ -1,4 +1,6 @@
-"""Buffers, such as BatchNorm's statistics, kept before a step and put back after it: also ones that the step made."""
+"""Buffers, such as BatchNorm's statistics, kept before a step and put back after it: also ones that
+the step made.
+"""
 
 from typing import Any
 
@@ -10,15 +12,24 @@ Kept = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 def keep_buffers(model: nn.Module) -> Kept:
     """A copy of every buffer."""
-    return [(module, {name: None if b is None else b.detach().clone() for name, b in module._buffers.items()})
-            for module in model.modules()]  # fmt: skip
+    return [
+        (
+            module,
+            {
+                name: None if b is None else b.detach().clone()
+                for name, b in module._buffers.items()
+            },
+        )
+        for module in model.modules()
+    ]
 
 
 @torch.no_grad()
 def put_back(kept: Kept, unless: Tensor | None = None) -> None:
     """Every buffer as it was kept, or as it is where the bool tensor ``unless`` is true.
 
-    ``unless`` is read on the device. Only for buffers that were made, replaced by another shape or removed since does
+    ``unless`` is read on the device. Only for buffers that were made, replaced by another shape or
+    removed since does
     the host wait for it: those are made or removed again.
     """
     for module, before in kept:
@@ -51,7 +62,9 @@ def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fit_buffers(model: nn.Module, saved: dict[str, Any], *, persistent: bool) -> None:
-    """Make buffers of the shapes saved, where a forward pass of the saved model had made or enlarged them.
+    """Make buffers of the shapes saved, where a forward pass of the saved model had made or
+    enlarged
+    them.
 
     ``saved``: name -> value, among them buffers; parameters and what is no tensor are left alone.
     """
@@ -59,7 +72,12 @@ def fit_buffers(model: nn.Module, saved: dict[str, Any], *, persistent: bool) ->
     modules = dict(model.named_modules())
     for name, value in saved.items():
         path, _, leaf = name.rpartition(".")
-        if name in parameters or path not in modules or leaf == "_extra_state" or not isinstance(value, Tensor):
+        if (
+            name in parameters
+            or path not in modules
+            or leaf == "_extra_state"
+            or not isinstance(value, Tensor)
+        ):
             continue
         module = modules[path]
         now = module._buffers.get(leaf)

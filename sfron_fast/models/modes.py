@@ -44,8 +44,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def training_modes(model: nn.Module) -> Modes:
     """The flags that training steps run with: the one policy of ``unlearn`` and the baselines.
 
-    A model that comes in training mode keeps each submodule's mode as found, so a BatchNorm or Dropout put to eval()
-    stays so. One that comes in eval mode, as evaluation leaves it, is put to train() as a whole, as the authors do.
+    A model that comes in training mode keeps each submodule's mode as found, so a BatchNorm or
+    Dropout put to eval() stays so. One that comes in eval mode, as evaluation leaves it, is put to
+    train() as a whole, as the authors do.
     """
     if model.training:
         return modes_of(model)
@@ -56,14 +57,19 @@ def training_modes(model: nn.Module) -> Modes:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[None]:
-    """Autograd records inside, also for a caller under ``torch.no_grad`` or ``torch.inference_mode``.
+    """Autograd records inside, also for a caller under ``torch.no_grad`` or
+    ``torch.inference_mode``.
 
-    Raises:
-        ValueError: the model was made under ``torch.inference_mode``; autograd can never record for it.
+    Raises: ValueError: the model was made under ``torch.inference_mode``; autograd can never record
+        for it.
     """
     never = [name for name, parameter in model.named_parameters() if parameter.is_inference()]
-    require(not never, "model", "parameters that autograd can record for",
-            f"inference tensors ({', '.join(never[:3])})",
-            "make or load the model outside torch.inference_mode")  # fmt: skip
+    require(
+        not never,
+        "model",
+        "parameters that autograd can record for",
+        f"inference tensors ({', '.join(never[:3])})",
+        "make or load the model outside torch.inference_mode",
+    )
     with torch.inference_mode(False), torch.enable_grad():
         yield

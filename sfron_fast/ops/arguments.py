@@ -1,4 +1,5 @@
-"""What the reference kernels demand of their arguments; ``csrc/common/check.h`` demands the same natively.
+"""What the reference kernels demand of their arguments; ``csrc/common/check.h`` demands the same
+natively.
 
 Every message names the argument, what was expected and what was found. A check never writes.
 """
@@ -35,8 +36,20 @@ def dense(where: str, t: Any, written: bool) -> None:
     require(isinstance(t, Tensor), where, "a tensor", type(t).__name__)
     require(t.layout == torch.strided, where, "a dense tensor", t.layout)
     repeats = any(step == 0 and size > 1 for size, step in zip(t.shape, t.stride(), strict=True))
-    require(not (written and repeats and t.numel()), where, "a tensor to write to", "an expanded one", "clone it")
-    require(not (written and torch._is_zerotensor(t)), where, "a tensor to write to", "a zero tensor", "clone it")
+    require(
+        not (written and repeats and t.numel()),
+        where,
+        "a tensor to write to",
+        "an expanded one",
+        "clone it",
+    )
+    require(
+        not (written and torch._is_zerotensor(t)),
+        where,
+        "a tensor to write to",
+        "a zero tensor",
+        "clone it",
+    )
 
 
 def one_device(*lists: Any) -> None:
@@ -47,9 +60,16 @@ def one_device(*lists: Any) -> None:
 
 
 def _aligned(
-    name: str, tensors: Sequence[Tensor], like: Sequence[Tensor], *, state: bool = False, optional: bool = False
+    name: str,
+    tensors: Sequence[Tensor],
+    like: Sequence[Tensor],
+    *,
+    state: bool = False,
+    optional: bool = False,
 ) -> None:
-    """``tensors[i]`` has the shape, device and dtype of ``like[i]``; a ``state`` may be fp32, or bf16 beside fp32."""
+    """``tensors[i]`` has the shape, device and dtype of ``like[i]``; a ``state`` may be fp32, or
+    bf16 beside fp32.
+    """
     if optional and not tensors:
         return
     if is_flat(tensors, like):
@@ -58,7 +78,9 @@ def _aligned(
     require(len(tensors) == len(like), name, f"{len(like)} tensors", len(tensors))
     for i, (tensor, model) in enumerate(zip(tensors, like, strict=True)):
         where = f"{name}[{i}]"
-        require(tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape))
+        require(
+            tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape)
+        )
         require(tensor.device == model.device, where, f"device {model.device}", tensor.device)
         allowed = state_dtypes(model.dtype) if state else {model.dtype}
         names = " or ".join(sorted(str(d) for d in allowed))
@@ -75,8 +97,12 @@ def _flat(name: str, flat: Tensor, like: Sequence[Tensor], size: int) -> None:
 def _floats(name: str, tensors: Sequence[Tensor]) -> None:
     for i, tensor in enumerate(tensors):
         where = f"{name}[{i}]"
-        require(tensor.dtype in FLOATS, where, "float32, bfloat16, float16 or float64", tensor.dtype)
-        require(tensor.device == tensors[0].device, where, f"device {tensors[0].device}", tensor.device)
+        require(
+            tensor.dtype in FLOATS, where, "float32, bfloat16, float16 or float64", tensor.dtype
+        )
+        require(
+            tensor.device == tensors[0].device, where, f"device {tensors[0].device}", tensor.device
+        )
 
 
 def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
@@ -92,41 +118,62 @@ def _masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         require(mask.dtype == torch.uint8, f"masks[{i}]", "packed bits in uint8", mask.dtype)
         require(
             mask.dim() == 1 and mask.numel() in (0, size),
-            f"masks[{i}]", f"{size} bytes for {tensor.numel()} weights (or 0 bytes: no mask)", tuple(mask.shape),
+            f"masks[{i}]",
+            f"{size} bytes for {tensor.numel()} weights (or 0 bytes: no mask)",
+            tuple(mask.shape),
         )
         require(mask.device == tensor.device, f"masks[{i}]", f"device {tensor.device}", mask.device)
 
 
-def _scalar_tensors(like: Sequence[Tensor], dtype: torch.dtype = torch.float32, /, **scalars: Tensor | None) -> None:
+def _scalar_tensors(
+    like: Sequence[Tensor], dtype: torch.dtype = torch.float32, /, **scalars: Tensor | None
+) -> None:
     for name, scalar in scalars.items():
         if scalar is not None:
             require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
             require(scalar.dtype == dtype, name, str(dtype).removeprefix("torch."), scalar.dtype)
-            require(not like or scalar.device == like[0].device, name, f"device {like[0].device}", scalar.device)
+            require(
+                not like or scalar.device == like[0].device,
+                name,
+                f"device {like[0].device}",
+                scalar.device,
+            )
 
 
-def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> None:
+def masked_grad_norm(
+    grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None
+) -> None:
     _floats("grads", grads)
     _masks(masks, grads)
     _scalar_tensors(grads, grad_scale=grad_scale)
 
 
 def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor]) -> tuple[Any, ...]:
-    """The numbers ``given``, or those of the tensor where it can be read without waiting for a device."""
+    """The numbers ``given``, or those of the tensor where it can be read without waiting for a
+    device.
+    """
     if hyper is not None:
         shape = (len(given),)
         require(hyper.shape == shape, "hyper", f"shape {shape}", tuple(hyper.shape))
         require(hyper.dtype == torch.float64, "hyper", "dtype torch.float64", hyper.dtype)
         if like:
-            require(hyper.device == like[0].device, "hyper", f"device {like[0].device}", hyper.device)
+            require(
+                hyper.device == like[0].device, "hyper", f"device {like[0].device}", hyper.device
+            )
         if hyper.device.type == "cpu":
             return tuple(hyper.tolist())
     return given
 
 
 def _step(
-    params: Sequence[Tensor], grads: Sequence[Tensor], slow_out: Sequence[Tensor], slow_in: Sequence[Tensor],
-    masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
     scalars: dict[str, Any],
 ) -> None:
     _floats("params", params)
@@ -146,9 +193,16 @@ def _step(
 
 
 def sgd_step_(
-    params: Sequence[Tensor], grads: Sequence[Tensor], momentum_buffers: Sequence[Tensor],
-    slow_out: Sequence[Tensor], slow_in: Sequence[Tensor], masks: Sequence[Tensor], norm: Tensor | None,
-    grad_scale: Tensor | None, found_inf: Tensor | None, **scalars: Any,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    **scalars: Any,
 ) -> None:
     _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
     _aligned("momentum_buffers", momentum_buffers, params, state=True, optional=True)
@@ -157,18 +211,34 @@ def sgd_step_(
 
 
 def adamw_step_(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    max_exp_avg_sqs: Sequence[Tensor], steps: Sequence[Tensor], slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor], masks: Sequence[Tensor], norm: Tensor | None, grad_scale: Tensor | None,
-    found_inf: Tensor | None, **scalars: Any,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
+    slow_in: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    **scalars: Any,
 ) -> None:
     _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
     for name, state in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
         _aligned(name, state, params, state=True)
     _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, state=True, optional=True)
     for name, state in (("exp_avg_sqs", exp_avg_sqs), ("max_exp_avg_sqs", max_exp_avg_sqs)):
-        for i, (average, square) in enumerate(zip(spread(exp_avgs, params), spread(state, params), strict=False)):
-            require(square.dtype == average.dtype, f"{name}[{i}]", f"{average.dtype}, as its exp_avg", square.dtype)
+        for i, (average, square) in enumerate(
+            zip(spread(exp_avgs, params), spread(state, params), strict=False)
+        ):
+            require(
+                square.dtype == average.dtype,
+                f"{name}[{i}]",
+                f"{average.dtype}, as its exp_avg",
+                square.dtype,
+            )
     if is_flat(steps, params):
         _flat("steps", steps[0], params, len(params))
         require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)
@@ -181,7 +251,9 @@ def adamw_step_(
     number("eps", scalars["eps"], 0.0)
 
 
-def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
+def interpolate_(
+    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None
+) -> None:
     _floats("slow", slow)
     _aligned("fast", fast, slow)
     (slow_lr,) = _hyper(hyper, (slow_lr,), slow)
@@ -210,7 +282,9 @@ def fisher_accumulate_(
     number("weight", weight, 0.0)
 
 
-def saliency_mask(forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float) -> None:
+def saliency_mask(
+    forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float
+) -> None:
     for i, f in enumerate(forget):
         ok = f.dtype in (torch.float32, torch.float64)
         require(ok, f"forget[{i}]", "float32 or float64", f.dtype)
@@ -220,8 +294,15 @@ def saliency_mask(forget: Sequence[Tensor], retain: Sequence[Tensor], threshold:
 
 
 def fisher_saliency_mask_(
-    retain: Sequence[Tensor], grads: Sequence[Tensor], forget: Sequence[Tensor], masks: Sequence[Tensor],
-    counts: Tensor, weight: float, total: float, threshold: float, eps: float,
+    retain: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    forget: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    counts: Tensor,
+    weight: float,
+    total: float,
+    threshold: float,
+    eps: float,
 ) -> None:
     _floats("grads", grads)
     _fisher("retain", retain, grads)
@@ -235,7 +316,9 @@ def fisher_saliency_mask_(
     require(counts.dtype == torch.int64, "counts", "dtype torch.int64", counts.dtype)
     require(counts.shape == (len(grads),), "counts", f"shape ({len(grads)},)", tuple(counts.shape))
     if grads:
-        require(counts.device == grads[0].device, "counts", f"device {grads[0].device}", counts.device)
+        require(
+            counts.device == grads[0].device, "counts", f"device {grads[0].device}", counts.device
+        )
     number("threshold", threshold, 0.0, open_low=True)
     number("eps", eps, 0.0)
     number("weight", weight, 0.0)

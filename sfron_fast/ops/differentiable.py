@@ -1,8 +1,9 @@
-"""The losses in operations that torch differentiates: first derivatives come from the kernels, the rest from here.
+"""The losses in operations that torch differentiates: first derivatives come from the kernels, the
+rest from here.
 
-For fp64, which has no other kernels; for second derivatives of any dtype (``create_graph=True``); and inside
-``torch.func`` and forward mode, which look into every operation. The weights are constants in all of them. Arguments
-and outputs are those of the op of the same name.
+For fp64, which has no other kernels; for second derivatives of any dtype (``create_graph=True``);
+and inside ``torch.func`` and forward mode, which look into every operation. The weights are
+constants in all of them. Arguments and outputs are those of the op of the same name.
 """
 
 from typing import Any
@@ -15,7 +16,9 @@ from . import reference, row_checks
 
 
 def wanted() -> bool:
-    """True where torch differentiates by rules of its own: inside ``torch.func``, and where dual numbers may occur."""
+    """True where torch differentiates by rules of its own: inside ``torch.func``, and where dual
+    numbers may occur.
+    """
     return row_checks.transformed() or forward_ad._current_level >= 0
 
 
@@ -26,7 +29,12 @@ def adaptive_cross_entropy(logits: Tensor, labels: Tensor, *numbers: Any) -> tup
 
 
 def adaptive_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    log_sums: Tensor,
+    ignore_index: int,
 ) -> Tensor:
     """The gradient, itself a function of ``grad`` and ``logits``."""
     losses = _cross_entropy(logits, labels, 0.0, 1.0, ignore_index)[1]
@@ -50,10 +58,17 @@ def soft_target_kl(logits: Tensor, *constants: Any) -> tuple[Tensor, ...]:
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
+    grad: Tensor,
+    logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor | None,
+    log_sums: Tensor,
+    temperature: float,
 ) -> Tensor:
     """The gradient, itself a function of ``grad`` and ``logits``."""
-    return _gradient(reference.soft_target_kl(logits, teacher_logits, weights, temperature)[0], logits, grad)
+    return _gradient(
+        reference.soft_target_kl(logits, teacher_logits, weights, temperature)[0], logits, grad
+    )
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
@@ -61,8 +76,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, *numbers: Any) -> tuple[Tenso
     label = torch.where(counted, labels.unsqueeze(2), 0)
     # torch multiplies by 0 where the formula selects, and 0 times an ignored inf is NaN
     wide = logits.to(reference.accumulate_dtype(logits.dtype)).where(counted, 0.0)
-    # a loss is a function of the others less the label's logit: then the label's gradient is -(sum of the others'),
-    # which keeps its digits where softmax - 1 loses them
+    # a loss is a function of the others less the label's logit: then the label's gradient is -(sum
+    # of the others'), which keeps its digits where softmax - 1 loses them
     picked = wide.gather(2, label)
     moved = torch.where(picked.isfinite(), picked - picked.detach(), 0.0)  # of value 0
     wide = (wide - moved).scatter(2, label, picked.detach())

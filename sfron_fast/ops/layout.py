@@ -1,7 +1,9 @@
-"""Weights that are dense but not row-major, as ``to(memory_format=torch.channels_last)`` makes them.
+"""Weights that are dense but not row-major, as ``to(memory_format=torch.channels_last)`` makes
+them.
 
-An update does not ask which dimension is which: with the dimensions in the order of memory, slowest first, such a
-weight is an ordinary contiguous tensor, and so are its gradient and its state. Only a packed mask is packed anew.
+An update does not ask which dimension is which: with the dimensions in the order of memory, slowest
+first, such a weight is an ordinary contiguous tensor, and so are its gradient and its state. Only a
+packed mask is packed anew.
 """
 
 from functools import lru_cache
@@ -17,12 +19,18 @@ Orders = tuple[Order, ...]  # of a list of tensors; empty = all as they are
 def orders_of(tensors: list[Tensor]) -> Orders:
     """The order of each; empty if all stay as they are.
 
-    What has gaps stays (the ops copy it), a DTensor, and what has no strides: a lazy weight, or a sparse one.
+    What has gaps stays (the ops copy it), a DTensor, and what has no strides: a lazy weight, or a
+    sparse one.
     """
     if torch.compiler.is_compiling():
         return ()
-    kept = (is_lazy(t) or t.layout != torch.strided or t.is_contiguous() or hasattr(t, "placements") for t in tensors)
-    orders = tuple(None if keep else _order(t.shape, t.stride()) for t, keep in zip(tensors, kept, strict=True))
+    kept = (
+        is_lazy(t) or t.layout != torch.strided or t.is_contiguous() or hasattr(t, "placements")
+        for t in tensors
+    )
+    orders = tuple(
+        None if keep else _order(t.shape, t.stride()) for t, keep in zip(tensors, kept, strict=True)
+    )
     return orders if any(orders) else ()
 
 
@@ -39,11 +47,17 @@ def _order(shape: torch.Size, strides: tuple[int, ...]) -> Order:
 
 def ordered(tensors: list[Tensor], orders: Orders) -> list[Tensor]:
     """Views in the order of memory; the list itself without orders."""
-    return [t if o is None else t.permute(o) for t, o in zip(tensors, orders, strict=True)] if orders else tensors
+    return (
+        [t if o is None else t.permute(o) for t, o in zip(tensors, orders, strict=True)]
+        if orders
+        else tensors
+    )
 
 
 def dense(tensors: list[Tensor], orders: Orders) -> list[Tensor]:
-    """As ``ordered``, but what is laid out otherwise is copied: for gradients, which nothing is written to."""
+    """As ``ordered``, but what is laid out otherwise is copied: for gradients, which nothing is
+    written to.
+    """
     return [t.contiguous() for t in ordered(tensors, orders)] if orders else tensors
 
 
@@ -58,8 +72,8 @@ def unordered(tensor: Tensor, shape: torch.Size, order: Order) -> Tensor:
 def in_memory(tensor: Tensor) -> Tensor:
     """The tensor with its values in memory, row after row: itself or a copy.
 
-    A zero tensor of torch's, as forward-mode derivatives are made of, has no memory; a negated view holds its values
-    with the other sign. The compiler is left to see to both.
+    A zero tensor of torch's, as forward-mode derivatives are made of, has no memory; a negated view
+    holds its values with the other sign. The compiler is left to see to both.
     """
     if torch.compiler.is_compiling():
         return tensor.contiguous()

@@ -1,7 +1,8 @@
-"""Flat lists: one tensor that stands for many, one after another, each from a multiple of 64 elements.
+"""Flat lists: one tensor that stands for many, one after another, each from a multiple of 64
+elements.
 
-The optimizers keep their state so. A call then passes one handle in place of thousands, which is what small
-tensors cost; and a mask's bits start at a whole word.
+The optimizers keep their state so. A call then passes one handle in place of thousands, which is
+what small tensors cost; and a mask's bits start at a whole word.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,9 @@ def spread_masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Te
     if not is_flat(masks, like):
         return masks
     starts = _starts(like)
-    return [masks[0][s // 8 : s // 8 + (t.numel() + 7) // 8] for s, t in zip(starts, like, strict=True)]
+    return [
+        masks[0][s // 8 : s // 8 + (t.numel() + 7) // 8] for s, t in zip(starts, like, strict=True)
+    ]
 
 
 def spread_scalars(scalars: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -67,13 +70,12 @@ def views(flat: Tensor, like: Sequence[Tensor], orders: Orders = ()) -> Iterator
 
 
 def zeroed(tensor: Tensor) -> Tensor:
-    """``tensor``, just allocated, filled with zero; on Linux a large one on the CPU is given huge pages, if there are.
+    """``tensor``, just allocated, filled with zero; on Linux a large one on the CPU is given huge
+    pages, if there are.
 
-    Steps stream through it, and with pages of 4 KB the look-up of addresses holds them up. Torch's own allocations ask
-    for huge pages only under ``THP_MEM_ALLOC_ENABLE=1``.
+    Steps stream through it, and with pages of 4 KB the look-up of addresses holds them up. Torch's
+    own allocations ask for huge pages only under ``THP_MEM_ALLOC_ENABLE=1``.
     """
     if not torch.compiler.is_compiling():
         native.ask_huge_pages(tensor)
     return tensor.zero_()
-
-

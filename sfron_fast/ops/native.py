@@ -1,7 +1,8 @@
 """Finds and loads the compiled kernels (`sfron_fast._C`); remembers why it could not.
 
-Without them every op still runs, on ``reference.py``: slower, same results. ``SFRON_FAST_NATIVE`` decides:
-unset = use the kernels if they load, ``0`` = never, ``1`` or ``require`` = raise ImportError if they do not load.
+Without them every op still runs, on ``reference.py``: slower, same results. ``SFRON_FAST_NATIVE``
+decides: unset = use the kernels if they load, ``0`` = never, ``1`` or ``require`` = raise
+ImportError if they do not load.
 """
 
 import importlib
@@ -17,11 +18,17 @@ _told = False
 
 
 def load() -> None:
-    """Import ``_C``, which registers the native kernels with the dispatcher. Called once, by ``ops``."""
+    """Import ``_C``, which registers the native kernels with the dispatcher.
+
+    Called once, by ``ops``.
+    """
     global _reason, _module
     wish = os.environ.get("SFRON_FAST_NATIVE", "")
     if wish not in ("", "0", "1", "require"):
-        raise ImportError(f"SFRON_FAST_NATIVE: expected 0, 1 or require, found {wish!r}; unset it or use one of those")
+        raise ImportError(
+            f"SFRON_FAST_NATIVE: expected 0, 1 or require, found {wish!r}; unset it or use one of"
+            " those"
+        )
     if wish == "0":
         _reason = "switched off by SFRON_FAST_NATIVE=0"
         return
@@ -29,15 +36,24 @@ def load() -> None:
         _module = importlib.import_module("sfron_fast._C")
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "sfron_fast._C"
-        _reason = "the package was installed without its compiled kernels" if missing else f"loading failed: {error}"
+        _reason = (
+            "the package was installed without its compiled kernels"
+            if missing
+            else f"loading failed: {error}"
+        )
         if wish:
-            raise ImportError(f"SFRON_FAST_NATIVE={wish} but {_reason}; rebuild with `{REMEDY}`") from error
+            raise ImportError(
+                f"SFRON_FAST_NATIVE={wish} but {_reason}; rebuild with `{REMEDY}`"
+            ) from error
 
 
 def learn_keys(plain: Any, keys: int, negated: Any, negated_keys: int) -> None:
-    """Show ``_C`` where a tensor keeps the bit that turns the sign of its values; it asks each tensor otherwise.
+    """Show ``_C`` where a tensor keeps the bit that turns the sign of its values; it asks each
+    tensor
+    otherwise.
 
-    ``plain`` and ``negated`` are two tensors of one dimension, beside the words that hold their dispatch keys.
+    ``plain`` and ``negated`` are two tensors of one dimension, beside the words that hold their
+    dispatch keys.
     """
     if _module is not None:
         _module.learn_keys(plain, keys, negated, negated_keys)
@@ -69,7 +85,7 @@ def warn_once() -> None:
         )
 
 
-# --- looks at lists of thousands of objects, which Python alone would take one by one ---------------------------------
+# --- looks at lists of thousands of objects, which Python alone would take one by one -------------
 
 RECORD_WORDS = 6  # int64 per tensor (csrc/common/records.h)
 
@@ -86,9 +102,11 @@ class Described(list[Any]):
 
 
 def describe(table: Any, lists: tuple[list[Any], ...]) -> bool:
-    """Write pointer, shape, dtype and device of every tensor into ``table``, int64 [table_words(lists)] on the CPU.
+    """Write pointer, shape, dtype and device of every tensor into ``table``, int64
+    [table_words(lists)] on the CPU.
 
-    False if one of them is not a plain tensor or parameter on a device with native kernels: then call the op itself.
+    False if one of them is not a plain tensor or parameter on a device with native kernels: then
+    call the op itself.
     """
     if _module is None:
         return False
@@ -98,8 +116,9 @@ def describe(table: Any, lists: tuple[list[Any], ...]) -> bool:
 def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Described] | None:
     """Parameters and their gradients, described, in one pass.
 
-    ``tables`` are two int64 [RECORD_WORDS * len] on the CPU; what they hold of an earlier call is a prefetching hint.
-    None if a gradient is missing, or if one of them all is not what ``describe`` describes, or not contiguous.
+    ``tables`` are two int64 [RECORD_WORDS * len] on the CPU; what they hold of an earlier call is a
+    prefetching hint. None if a gradient is missing, or if one of them all is not what ``describe``
+    describes, or not contiguous.
     """
     grads = None if _module is None else _module.gather(params, *tables)
     if grads is None:
@@ -123,7 +142,11 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 def same_values(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
     """Whether the values of all dicts, in order, are the very objects of the list."""
-    return _module.same_values(dicts, values) if _module is not None else same(list(all_values(dicts)), values)
+    return (
+        _module.same_values(dicts, values)
+        if _module is not None
+        else same(list(all_values(dicts)), values)
+    )
 
 
 def all_values(dicts: list[dict[Any, Any]]) -> chain[Any]:

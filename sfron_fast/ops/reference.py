@@ -1,12 +1,14 @@
-"""Every formula of the package in plain PyTorch: the truth the tests use and the kernel of last resort.
+"""Every formula of the package in plain PyTorch: the truth the tests use and the kernel of last
+resort.
 
 Each function takes the arguments of the op of the same name in ``ops.py``. Only single operations
-(mul, add, sub, div, sqrt, maximum) are used, in the order the native kernels use, so that in fp32 the
-elementwise results are the same bits everywhere. Low-precision tensors are computed in fp32 and rounded
-once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "absent"), or flat (``flat.py``).
+(mul, add, sub, div, sqrt, maximum) are used, in the order the native kernels use, so that in fp32
+the elementwise results are the same bits everywhere. Low-precision tensors are computed in fp32 and
+rounded once, on the store; fp64 stays fp64. Lists may be empty where the schema says so (=
+"absent"), or flat (``flat.py``).
 
-``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n / 8) bytes.
-Equation numbers are those of the README.
+``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n /
+8) bytes. Equation numbers are those of the README.
 """
 
 import math
@@ -30,7 +32,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulate_dtype(x.dtype))
 
 
-# --- masks: element i of the flattened tensor is bit i % 8 of byte i // 8 -----------------------------------
+# --- masks: element i of the flattened tensor is bit i % 8 of byte i // 8 -------------------------
 
 
 def pack_bits(selected: Tensor) -> Tensor:
@@ -56,10 +58,12 @@ def _selected(masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor | None:
     return unpack_bits(masks[i], like.shape)
 
 
-# --- the masked gradient: equation 6 ---------------------------------------------------------------------
+# --- the masked gradient: equation 6 --------------------------------------------------------------
 
 
-def masked_grad_norm(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
+def masked_grad_norm(
+    grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None
+) -> Tensor:
     """L2 norm [] of the selected, unscaled gradients; inf or NaN if one of them is not finite."""
     device = grads[0].device if grads else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -80,20 +84,30 @@ def _scalar(value: Tensor, like: Tensor) -> Tensor:
 
 
 def grad_multiplier(
-    norm: Tensor | None, grad_scale: Tensor | None, max_norm: float, device: torch.device, dtype: torch.dtype
+    norm: Tensor | None,
+    grad_scale: Tensor | None,
+    max_norm: float,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     """[]: unscale and clip in one factor, min(1, max_norm / (norm + 1e-6)) / grad_scale."""
     factor = torch.ones((), dtype=dtype, device=device)
     if grad_scale is not None:
         factor = factor / grad_scale.reshape(()).to(device=device, dtype=dtype)
     if norm is not None:
-        limit = torch.full((), max_norm, dtype=torch.float64, device=device).to(dtype)  # beyond its range: inf
-        factor = factor * (limit / (norm.reshape(()).to(device=device, dtype=dtype) + CLIP_EPS)).clamp(max=1.0)
+        limit = torch.full((), max_norm, dtype=torch.float64, device=device).to(
+            dtype
+        )  # beyond its range: inf
+        factor = factor * (
+            limit / (norm.reshape(()).to(device=device, dtype=dtype) + CLIP_EPS)
+        ).clamp(max=1.0)
     return factor
 
 
 def skip_step(norm: Tensor | None, found_inf: Tensor | None, skipped: Tensor | None) -> bool:
-    """True, and counted in ``skipped``, if this step must not be applied: a non-finite norm, or an overflow found."""
+    """True, and counted in ``skipped``, if this step must not be applied: a non-finite norm, or an
+    overflow found.
+    """
     overflow = found_inf is not None and bool(found_inf != 0)
     skip = overflow or (norm is not None and not bool(torch.isfinite(norm)))
     if skipped is not None:
@@ -109,22 +123,33 @@ def _masked_grad(grad: Tensor, selected: Tensor | None, factor: Tensor, maximize
 
 
 def _store(target: Tensor, value: Tensor, frozen: Tensor | None) -> None:
-    """Write ``value``; where ``frozen`` (a mask of selected weights) is given, only the selected elements."""
+    """Write ``value``; where ``frozen`` (a mask of selected weights) is given, only the selected
+    elements.
+    """
     value = value.to(target.dtype)
     target.copy_(value if frozen is None else torch.where(frozen, value, target))
 
 
 def dithered(x: Tensor, step: int) -> Tensor:
-    """x, fp32, in bf16 and of the same shape: rounded up where what is cut off reaches a threshold in place of a half.
+    """x, fp32, in bf16 and of the same shape: rounded up where what is cut off reaches a threshold
+    in
+    place of a half.
 
-    For an average that moves by less than half a unit a step: rounded to nearest it would stand still. An element's
-    thresholds are spread evenly over the steps (by the golden ratio), so what single steps lose adds up to nothing.
-    They depend on where it lies in x: of a shard, or of a weight in another layout, the bits differ.
+    For an average that moves by less than half a unit a step: rounded to nearest it would stand
+    still. An element's thresholds are spread evenly over the steps (by the golden ratio), so what
+    single steps lose adds up to nothing.
+    They depend on where it lies in x: of a shard, or of a weight in another layout, the bits
+    differ.
     """
     index = torch.arange(x.numel(), device=x.device)
     threshold = ((index * 0x85EBCA77 + (step & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF) >> 16
     bits = (x.flatten().view(torch.int32).to(torch.int64) & 0xFFFFFFFF) + threshold >> 16
-    half = torch.where(bits < 1 << 15, bits, bits - (1 << 16)).to(torch.int16).view(torch.bfloat16).view(x.shape)
+    half = (
+        torch.where(bits < 1 << 15, bits, bits - (1 << 16))
+        .to(torch.int16)
+        .view(torch.bfloat16)
+        .view(x.shape)
+    )
     return torch.where(x.isnan(), torch.full_like(half, math.nan), half)
 
 
@@ -141,16 +166,25 @@ def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> 
 
 
 def _each(
-    params: Sequence[Tensor], grads: Sequence[Tensor], masks: Sequence[Tensor], slow_out: Sequence[Tensor]
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    slow_out: Sequence[Tensor],
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-    grads, slow_out, masks = spread(grads, params), spread(slow_out, params), spread_masks(masks, params)
+    grads, slow_out, masks = (
+        spread(grads, params),
+        spread(slow_out, params),
+        spread_masks(masks, params),
+    )
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if slow_out:
-            slow_out[i].copy_(param)  # lazily: the weights a cycle starts from, stored by its forget step
+            slow_out[i].copy_(
+                param
+            )  # lazily: the weights a cycle starts from, stored by its forget step
         yield i, param, grad, _selected(masks, i, param)
 
 
-# --- optimizer steps -------------------------------------------------------------------------------------------
+# --- optimizer steps ------------------------------------------------------------------------------
 
 
 def sgd_step_(
@@ -177,7 +211,9 @@ def sgd_step_(
     hyper: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
-    """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are uninitialised."""
+    """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are
+    uninitialised.
+    """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf, skipped)
     momentum_buffers, slow_in = spread(momentum_buffers, params), spread(slow_in, params)
@@ -192,8 +228,11 @@ def sgd_step_(
             if momentum_buffers:
                 m = g if first else _wide(momentum_buffers[i]) * momentum + g * (1.0 - dampening)
                 # frozen weights of an uninitialised buffer still need a defined value
-                _store(momentum_buffers[i], torch.where(frozen, m, 0.0) if first and frozen is not None else m,
-                       None if first else frozen)
+                _store(
+                    momentum_buffers[i],
+                    torch.where(frozen, m, 0.0) if first and frozen is not None else m,
+                    None if first else frozen,
+                )
                 g = g + m * momentum if nesterov else m
             new = p - g * lr
             p = new if frozen is None else torch.where(frozen, new, p)
@@ -231,8 +270,8 @@ def adamw_step_(
 ) -> None:
     """torch.optim.AdamW (decoupled) or Adam (L2) on the masked, clipped gradient.
 
-    ``steps`` are fp32 scalars [] beside their parameters; each counts the updates applied, so a skipped step
-    leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
+    ``steps`` are fp32 scalars [] beside their parameters; each counts the updates applied, so a
+    skipped step leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
     """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf, skipped)
@@ -265,11 +304,15 @@ def adamw_step_(
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """IEEE sqrt: torch's fp32 one may be MKL's, an ulp off; fp64, even an ulp off, rounds to the right fp32."""
+    """IEEE sqrt: torch's fp32 one may be MKL's, an ulp off; fp64, even an ulp off, rounds to the
+    right fp32.
+    """
     return x.to(torch.float64).sqrt().to(x.dtype)
 
 
-def adam_corrections(lr: float, beta1: float, beta2: float, eps: float, step: int) -> tuple[float, float]:
+def adam_corrections(
+    lr: float, beta1: float, beta2: float, eps: float, step: int
+) -> tuple[float, float]:
     """Adam's bias corrections, moved into lr and eps (Kingma and Ba, end of section 2), in double."""
     bias, root = 1.0 - int_power(beta1, step), math.sqrt(1.0 - int_power(beta2, step))
     return lr * root / bias if bias != 0.0 else lr * root * math.inf, eps * root
@@ -286,7 +329,9 @@ def int_power(base: float, exponent: int) -> float:
     return result
 
 
-def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None) -> None:
+def interpolate_(
+    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None
+) -> None:
     """slow += alpha (fast - slow); fast = slow (equation 9)."""
     slow_lr = slow_lr if hyper is None else hyper.item()
     for s, f in zip(slow, spread(fast, slow), strict=True):
@@ -294,7 +339,7 @@ def interpolate_(slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float,
         f.copy_(s)
 
 
-# --- saliency: equation 3 ------------------------------------------------------------------------------------------
+# --- saliency: equation 3 -------------------------------------------------------------------------
 
 
 def fisher_accumulate_(
@@ -310,7 +355,9 @@ def fisher_accumulate_(
 def saliency_mask(
     forget: Sequence[Tensor], retain: Sequence[Tensor], threshold: float, eps: float
 ) -> tuple[list[Tensor], Tensor]:
-    """F_forget + eps >= gamma (F_retain + eps), packed; and how many weights each tensor selects, int64 [tensors]."""
+    """F_forget + eps >= gamma (F_retain + eps), packed; and how many weights each tensor selects,
+    int64 [tensors].
+    """
     retain = spread(retain, forget)
     selected = [f + eps >= (r + eps) * threshold for f, r in zip(forget, retain, strict=True)]
     device = forget[0].device if forget else torch.device("cpu")
@@ -321,34 +368,45 @@ def saliency_mask(
 
 
 def fisher_saliency_mask_(
-    retain: Sequence[Tensor], grads: Sequence[Tensor], forget: Sequence[Tensor], masks: Sequence[Tensor],
-    counts: Tensor, weight: float, total: float, threshold: float, eps: float,
+    retain: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    forget: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    counts: Tensor,
+    weight: float,
+    total: float,
+    threshold: float,
+    eps: float,
 ) -> None:
-    """The retain Fisher gets its last gradient, F = (F + weight * g^2) / total, and is compared: ``saliency_mask``.
+    """The retain Fisher gets its last gradient, F = (F + weight * g^2) / total, and is compared:
+    ``saliency_mask``.
 
     masks [bytes] and counts [tensors] are written.
     """
     retain, forget = spread(retain, grads), spread(forget, grads)
     fisher_accumulate_(retain, grads, weight)
     for f in retain:
-        f.div_(torch.full((), total, dtype=torch.float64, device=f.device).to(f.dtype))  # a tensor: see adamw_step_
+        f.div_(
+            torch.full((), total, dtype=torch.float64, device=f.device).to(f.dtype)
+        )  # a tensor: see adamw_step_
     packed, selected = saliency_mask(forget, retain, threshold, eps)
     for mask, bits in zip(masks, packed, strict=True):
         mask.copy_(bits)
     counts.copy_(selected)
 
 
-# --- adaptive losses: equations 4 and 5 ------------------------------------------------------------------------
+# --- adaptive losses: equations 4 and 5 -----------------------------------------------------------
 
 
 def adaptive_weights(
     losses: Tensor, temperature: float, floor: float, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """losses [samples] -> weights b_i^-lambda / sum_j b_j^-lambda [samples], b = max(l, floor), and that sum's log.
+    """losses [samples] -> weights b_i^-lambda / sum_j b_j^-lambda [samples], b = max(l, floor), and
+    that sum's log.
 
-    In fp64, and relative to the least b, so that no power overflows and the largest is 1; the logarithm [] stays fp64.
-    Samples that are not ``counted`` (bool [samples]) weigh 0, and if none is, the logarithm is -inf. One NaN among the
-    others makes them all NaN.
+    In fp64, and relative to the least b, so that no power overflows and the largest is 1; the
+    logarithm [] stays fp64. Samples that are not ``counted`` (bool [samples]) weigh 0, and if none
+    is, the logarithm is -inf. One NaN among the others makes them all NaN.
     """
     base = losses.to(torch.float64).clamp_min(floor)
     if counted is not None:
@@ -364,31 +422,38 @@ def adaptive_weights(
 
 
 def row_shift(x: Tensor) -> Tensor:
-    """The maximum over the last dimension, which log-sum-exps subtract; 0 where it is infinite, as inf - inf is NaN."""
+    """The maximum over the last dimension, which log-sum-exps subtract; 0 where it is infinite, as
+    inf - inf is NaN.
+    """
     maximum = x.detach().amax(dim=-1)
     return torch.where(maximum.isinf(), 0.0, maximum)
 
 
 def cross_entropy_log_sums(wide: Tensor, labels: Tensor) -> Tensor:
-    """wide [samples, tokens, classes], labels [samples, tokens] -> [2, samples, tokens]: shift, log sum e^(x - shift).
+    """wide [samples, tokens, classes], labels [samples, tokens] -> [2, samples, tokens]: shift, log
+    sum e^(x - shift).
 
-    The classes beside the label are added apart: what is small beside the e^0 of a label that is the maximum, the loss
-    of a remembered sample, keeps its digits.
+    The classes beside the label are added apart: what is small beside the e^0 of a label that is
+    the maximum, the loss of a remembered sample, keeps its digits.
     """
     shift = row_shift(wide)
     relative, label = wide - shift.unsqueeze(2), labels.unsqueeze(2)
     rest = relative.exp().scatter(2, label, 0.0).sum(dim=2)
-    return torch.stack([shift, torch.log1p(rest + torch.expm1(relative.gather(2, label).squeeze(2)))])
+    return torch.stack(
+        [shift, torch.log1p(rest + torch.expm1(relative.gather(2, label).squeeze(2)))]
+    )
 
 
 def adaptive_cross_entropy(
     logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """logits [samples, tokens, classes], labels [samples, tokens] -> loss, losses, weights, log_normaliser, log_sums.
+    """logits [samples, tokens, classes], labels [samples, tokens] -> loss, losses, weights,
+    log_normaliser, log_sums.
 
-    A sample's loss is the mean over its tokens with a label; a sample without one has loss and weight 0.
-    losses, weights [samples], log_sums [2, samples, tokens] (a row's maximum, or 0 where that is infinite, and
-    log sum e^(x - maximum)) in fp32 (fp64 for fp64); log_normaliser [] as ``adaptive_weights``, fp64.
+    A sample's loss is the mean over its tokens with a label; a sample without one has loss and
+    weight 0. losses, weights [samples], log_sums [2, samples, tokens] (a row's maximum, or 0 where
+    that is infinite, and log sum e^(x - maximum)) in fp32 (fp64 for fp64); log_normaliser [] as
+    ``adaptive_weights``, fp64.
     """
     wide = _wide(logits)
     counted = labels != ignore_index
@@ -402,7 +467,12 @@ def adaptive_cross_entropy(
 
 
 def adaptive_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    log_sums: Tensor,
+    ignore_index: int,
 ) -> Tensor:
     """d loss / d logits = grad * w_i / tokens_i * (softmax - onehot); weights are constants.
 
@@ -410,7 +480,12 @@ def adaptive_cross_entropy_backward(
     """
     counted = (labels != ignore_index).unsqueeze(2)
     label = torch.where(counted, labels.unsqueeze(2), 0)
-    row = torch.where(counted, (weights / counted.sum(dim=1).clamp_min(1).squeeze(1)).view(-1, 1, 1), 0.0) * grad
+    row = (
+        torch.where(
+            counted, (weights / counted.sum(dim=1).clamp_min(1).squeeze(1)).view(-1, 1, 1), 0.0
+        )
+        * grad
+    )
     shift, log_sum = log_sums.unsqueeze(3)
     log_softmax = (_wide(logits) - shift) - log_sum
     delta = log_softmax.exp().scatter(2, label, log_softmax.gather(2, label).expm1())
@@ -418,17 +493,30 @@ def adaptive_cross_entropy_backward(
 
 
 def adaptive_cross_entropy_backward_(
-    grad: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, log_sums: Tensor, ignore_index: int
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    log_sums: Tensor,
+    ignore_index: int,
 ) -> None:
     """As above, written over the logits."""
-    logits.copy_(adaptive_cross_entropy_backward(grad, logits, labels, weights, log_sums, ignore_index))
+    logits.copy_(
+        adaptive_cross_entropy_backward(grad, logits, labels, weights, log_sums, ignore_index)
+    )
 
 
 def adaptive_cross_entropy_sum_(
-    logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int, scale: float
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    floor: float,
+    ignore_index: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One token a sample: total = scale * sum_i raw_i l_i with raw_i = max(l_i, floor)^-lambda -> total, losses,
-    weights, normaliser = sum_i raw_i. Writes d total / d logits over the logits, the raw_i constant.
+    """One token a sample: total = scale * sum_i raw_i l_i with raw_i = max(l_i, floor)^-lambda ->
+    total, losses, weights, normaliser = sum_i raw_i. Writes d total / d logits over the logits, the
+    raw_i constant.
     """
     outputs = adaptive_cross_entropy(logits, labels, temperature, floor, ignore_index)
     loss, losses, weights, log_normaliser, log_sums = outputs
@@ -447,7 +535,9 @@ def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
 def adaptive_mse(
     prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples], log_normaliser."""
+    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples],
+    log_normaliser.
+    """
     difference = _wide(prediction) - _wide(target)
     losses = (difference * difference).sum(dim=1)
     if mean:
@@ -456,25 +546,29 @@ def adaptive_mse(
     return (weights * losses).sum(), losses, weights, log_normaliser
 
 
-def adaptive_mse_backward(grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool) -> Tensor:
+def adaptive_mse_backward(
+    grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool
+) -> Tensor:
     """d loss / d prediction = grad * w_i * 2 (prediction - target) [/ elements]."""
     scale = 2.0 / max(prediction.shape[1], 1) if mean else 2.0
     difference = _wide(prediction) - _wide(target)
     return (difference * (weights * scale * grad).unsqueeze(1)).to(prediction.dtype)
 
 
-# --- soft targets: teachers of BT and SCRUB -------------------------------------------------------------------------
+# --- soft targets: teachers of BT and SCRUB -------------------------------------------------------
 
 
 def soft_target_kl(
     logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_i w_i l_i, l_i = T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) -> loss, losses, log_sums.
+    """sum_i w_i l_i, l_i = T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) -> loss, losses,
+    log_sums.
 
-    logits, teacher_logits [samples, classes]; weights [samples] of any sign, None = 1 / samples. losses [samples] and
-    log_sums [4, samples] are 0 where the weight is; the latter are the logits' maximum (0 where that is infinite) and
-    log sum e^((x - maximum) / T), then the teacher's. All in fp32 (fp64 for fp64). A class without probability for the
-    teacher adds nothing, whatever its logit.
+    logits, teacher_logits [samples, classes]; weights [samples] of any sign, None = 1 / samples.
+    losses [samples] and log_sums [4, samples] are 0 where the weight is; the latter are the logits'
+    maximum (0 where that is infinite) and log sum e^((x - maximum) / T), then the teacher's. All in
+    fp32 (fp64 for fp64). A class without probability for the teacher adds nothing, whatever its
+    logit.
     """
     weights = _row_weights(weights, logits)
     counted = (weights != 0).unsqueeze(1)
@@ -489,9 +583,16 @@ def soft_target_kl(
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
+    grad: Tensor,
+    logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor | None,
+    log_sums: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """d loss / d logits = grad * w_i * T * (softmax(logits / T) - softmax(teacher / T)); 0 where the weight is 0."""
+    """d loss / d logits = grad * w_i * T * (softmax(logits / T) - softmax(teacher / T)); 0 where
+    the weight is 0.
+    """
     weights = _row_weights(weights, logits)
     row = (weights * temperature * grad).unsqueeze(1)
     q, p = (

@@ -1,9 +1,10 @@
 """Every op once: schema, fake kernel, default kernel (= ``reference.py``), autograd.
 
-Importing this module also loads the native kernels, which register themselves for their device in front of
-the defaults; the dispatcher, not this package, chooses. Lists: an empty list means "absent"; a flat one
-(``flat.py``) stands for many tensors; a mask of zero bytes means "every weight of this tensor is selected". Ops
-that end in ``_`` write their (x!) arguments in place and return none of them. Bad input raises before any write.
+Importing this module also loads the native kernels, which register themselves for their device in
+front of the defaults; the dispatcher, not this package, chooses. Lists: an empty list means
+"absent"; a flat one (``flat.py``) stands for many tensors; a mask of zero bytes means "every weight
+of this tensor is selected". Ops that end in ``_`` write their (x!) arguments in place and return
+none of them. Bad input raises before any write.
 """
 
 import inspect
@@ -31,36 +32,64 @@ _library = torch.library.Library("sfron_fast", "DEF")
 
 SCHEMAS = {
     "masked_grad_norm": "(Tensor[] grads, Tensor[] masks, Tensor? grad_scale) -> Tensor",
-    "sgd_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_out,
+    "sgd_step_": (
+        """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_out,
         Tensor[] slow_in, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
         float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first,
-        bool freeze_masked, float max_norm, float slow_lr, Tensor? hyper=None, Tensor(d!)? skipped=None) -> ()""",
-    "adamw_step_": """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
+        bool freeze_masked, float max_norm, float slow_lr, Tensor? hyper=None, Tensor(d!)? skipped=None) -> ()"""
+    ),
+    "adamw_step_": (
+        """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
         Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_out, Tensor[] slow_in,
         Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
         float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
-        float max_norm, float slow_lr, Tensor? hyper=None, Tensor(g!)? skipped=None) -> ()""",
-    "interpolate_": "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? hyper=None) -> ()",
-    "fisher_accumulate_": "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? hyper=None) -> ()",
-    "saliency_mask": "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)",
-    "fisher_saliency_mask_": """(Tensor(a!)[] retain, Tensor[] grads, Tensor[] forget, Tensor(b!)[] masks,
-        Tensor(c!) counts, float weight, float total, float threshold, float eps) -> ()""",
-    "adaptive_cross_entropy": """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
-        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser, Tensor log_sums)""",
-    "adaptive_cross_entropy_backward": """(Tensor grad, Tensor logits, Tensor labels, Tensor weights,
-        Tensor log_sums, int ignore_index) -> Tensor""",
-    "adaptive_cross_entropy_backward_": """(Tensor grad, Tensor(a!) logits, Tensor labels, Tensor weights,
-        Tensor log_sums, int ignore_index) -> ()""",
-    "adaptive_cross_entropy_sum_": """(Tensor(a!) logits, Tensor labels, float temperature, float floor,
-        int ignore_index, float scale) -> (Tensor total, Tensor losses, Tensor weights, Tensor normaliser)""",
+        float max_norm, float slow_lr, Tensor? hyper=None, Tensor(g!)? skipped=None) -> ()"""
+    ),
+    "interpolate_": (
+        "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? hyper=None) -> ()"
+    ),
+    "fisher_accumulate_": (
+        "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? hyper=None) -> ()"
+    ),
+    "saliency_mask": (
+        "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)"
+    ),
+    "fisher_saliency_mask_": (
+        """(Tensor(a!)[] retain, Tensor[] grads, Tensor[] forget, Tensor(b!)[] masks,
+        Tensor(c!) counts, float weight, float total, float threshold, float eps) -> ()"""
+    ),
+    "adaptive_cross_entropy": (
+        """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser, Tensor log_sums)"""
+    ),
+    "adaptive_cross_entropy_backward": (
+        """(Tensor grad, Tensor logits, Tensor labels, Tensor weights,
+        Tensor log_sums, int ignore_index) -> Tensor"""
+    ),
+    "adaptive_cross_entropy_backward_": (
+        """(Tensor grad, Tensor(a!) logits, Tensor labels, Tensor weights,
+        Tensor log_sums, int ignore_index) -> ()"""
+    ),
+    "adaptive_cross_entropy_sum_": (
+        """(Tensor(a!) logits, Tensor labels, float temperature, float floor,
+        int ignore_index, float scale) -> (Tensor total, Tensor losses, Tensor weights, Tensor normaliser)"""
+    ),
     "adaptive_cross_entropy_scale_": "(Tensor(a!) gradient, Tensor factor) -> ()",
-    "adaptive_mse": """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
-        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)""",
-    "adaptive_mse_backward": "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor",
-    "soft_target_kl": """(Tensor logits, Tensor teacher_logits, Tensor? weights, float temperature)
-        -> (Tensor loss, Tensor losses, Tensor log_sums)""",
-    "soft_target_kl_backward": """(Tensor grad, Tensor logits, Tensor teacher_logits, Tensor? weights,
-        Tensor log_sums, float temperature) -> Tensor""",
+    "adaptive_mse": (
+        """(Tensor prediction, Tensor target, float temperature, float floor, bool mean)
+        -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)"""
+    ),
+    "adaptive_mse_backward": (
+        "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor"
+    ),
+    "soft_target_kl": (
+        """(Tensor logits, Tensor teacher_logits, Tensor? weights, float temperature)
+        -> (Tensor loss, Tensor losses, Tensor log_sums)"""
+    ),
+    "soft_target_kl_backward": (
+        """(Tensor grad, Tensor logits, Tensor teacher_logits, Tensor? weights,
+        Tensor log_sums, float temperature) -> Tensor"""
+    ),
 }
 
 
@@ -89,10 +118,12 @@ def _dense(arguments: dict[str, Any]) -> None:
         for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(tensor, Tensor):
                 where = f"{name}[{i}]" if tensor is not value else name
-                arguments.require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
+                arguments.require(
+                    tensor.layout == torch.strided, where, "a dense tensor", tensor.layout
+                )
 
 
-# --- fakes: shapes and dtypes for torch.compile -------------------------------------------------------------------
+# --- fakes: shapes and dtypes for torch.compile ---------------------------------------------------
 
 
 def _writes_in_place(*args: Any, **kwargs: Any) -> None:
@@ -110,7 +141,9 @@ def fake_kernel(name: str) -> Callable[..., Any]:
     return kernel
 
 
-def _norm_fake(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
+def _norm_fake(
+    grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None
+) -> Tensor:
     device = grads[0].device if grads else torch.device("cpu")
     return torch.empty((), dtype=torch.float32, device=device)
 
@@ -128,13 +161,20 @@ def _sample_outputs(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = reference.accumulate_dtype(source.dtype)
     per_sample = source.new_empty(source.shape[0], dtype=dtype)
     log_normaliser = source.new_empty((), dtype=torch.float64)
-    return source.new_empty((), dtype=dtype), per_sample, torch.empty_like(per_sample), log_normaliser
+    return (
+        source.new_empty((), dtype=dtype),
+        per_sample,
+        torch.empty_like(per_sample),
+        log_normaliser,
+    )
 
 
 def _cross_entropy_fake(
     logits: Tensor, labels: Tensor, temperature: float, floor: float, ignore_index: int
 ) -> tuple[Tensor, ...]:
-    log_sums = logits.new_empty((2, *logits.shape[:2]), dtype=reference.accumulate_dtype(logits.dtype))
+    log_sums = logits.new_empty(
+        (2, *logits.shape[:2]), dtype=reference.accumulate_dtype(logits.dtype)
+    )
     return *_sample_outputs(logits), log_sums
 
 
@@ -143,7 +183,9 @@ def _cross_entropy_sum_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return total, losses, weights, torch.empty_like(total)
 
 
-def _mse_fake(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> tuple[Tensor, ...]:
+def _mse_fake(
+    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+) -> tuple[Tensor, ...]:
     return _sample_outputs(prediction)
 
 
@@ -169,12 +211,14 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-# --- autograd: only the first output, the loss, has a gradient; the weights are detached (equations 4 and 5) ---------
+# --- autograd: only the first output, the loss, has a gradient; the weights are detached (equations 4 and 5) ---
 
 
 def _backward(name: str) -> Callable[..., Tensor]:
     """The op's gradient; with ``create_graph`` as operations that can be differentiated again."""
-    return getattr(differentiable if torch.is_grad_enabled() else torch.ops.sfron_fast, f"{name}_backward")
+    return getattr(
+        differentiable if torch.is_grad_enabled() else torch.ops.sfron_fast, f"{name}_backward"
+    )
 
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -217,13 +261,17 @@ for _name, _schema in SCHEMAS.items():
     _library.define(f"{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, default_kernel(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sfron_fast::{_name}", fake_kernel(_name), lib=_library)
-    # the same with a table in place of its lists, native only: functional.py writes it, csrc/common/records.h says why
+    # the same with a table in place of its lists, native only: functional.py writes it,
+    # csrc/common/records.h says why
     _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor records, ", _schema)
     if _table != _schema:
         _library.define(f"{_name}.records{_table}")
         RECORDS[_name] = getattr(torch.ops.sfron_fast, _name).records
 torch.library.register_autograd(
-    "sfron_fast::adaptive_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_context, lib=_library
+    "sfron_fast::adaptive_cross_entropy",
+    _cross_entropy_backward,
+    setup_context=_cross_entropy_context,
+    lib=_library,
 )
 torch.library.register_autograd(
     "sfron_fast::adaptive_mse", _mse_backward, setup_context=_mse_context, lib=_library
@@ -231,7 +279,9 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "sfron_fast::soft_target_kl", _kl_backward, setup_context=_kl_context, lib=_library
 )
-for _name in triton.MODULES:  # row ops: Triton itself is imported when the first CUDA tensor arrives
+for (
+    _name
+) in triton.MODULES:  # row ops: Triton itself is imported when the first CUDA tensor arrives
     _library.impl(_name, triton.op_kernel(_name, check_of(_name), default_kernel(_name)), "CUDA")
 
 masked_grad_norm = torch.ops.sfron_fast.masked_grad_norm.default
@@ -250,9 +300,12 @@ soft_target_kl = torch.ops.sfron_fast.soft_target_kl.default
 
 
 def kernel_for(name: str, device: str) -> str:
-    """Which kernel serves an op on a device type: "native", "triton", "reference"; "none" where torch lacks the device.
+    """Which kernel serves an op on a device type: "native", "triton", "reference"; "none" where
+    torch
+    lacks the device.
 
-    A wheel holds its CUDA kernels also for a torch that is built without CUDA, and then none of them can ever run.
+    A wheel holds its CUDA kernels also for a torch that is built without CUDA, and then none of
+    them can ever run.
     """
     key = {"cpu": "CPU", "cuda": "CUDA"}[device]
     if device == "cuda" and not torch.backends.cuda.is_built():

@@ -1,4 +1,6 @@
-"""Lists of tensors as tables of numbers, for the ``records`` overloads of the ops (csrc/common/records.h says why)."""
+"""Lists of tensors as tables of numbers, for the ``records`` overloads of the ops
+(csrc/common/records.h says why).
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,13 +11,18 @@ from torch._C._functorch import peek_interpreter_stack
 
 from . import native
 
-spare: list[Tensor] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
+spare: list[
+    Tensor
+] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
 
 
 def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
-    """The lists as one table, a tenth of the time that handles take; it goes to ``spare`` when the op has read it.
+    """The lists as one table, a tenth of the time that handles take; it goes to ``spare`` when the
+    op
+    has read it.
 
-    None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for subclasses.
+    None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for
+    subclasses.
     """
     if _watched():
         return None
@@ -27,11 +34,15 @@ def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
     return table if native.describe(table, whole) else None
 
 
-def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple[list[Tensor], list[Any], bool]:
-    """Parameters and their gradients, for the ops of one step: looked at once, if all are there, plain and contiguous.
+def gather(
+    params: list[Tensor], tables: dict[int, Tensor], index: int
+) -> tuple[list[Tensor], list[Any], bool]:
+    """Parameters and their gradients, for the ops of one step: looked at once, if all are there,
+    plain
+    and contiguous.
 
-    The bool says whether they were. The lists are then good until other code may run, which could resize a tensor.
-    ``tables[index]`` is kept for the next step.
+    The bool says whether they were. The lists are then good until other code may run, which could
+    resize a tensor. ``tables[index]`` is kept for the next step.
     """
     if not _watched():
         table, words = tables.get(index), native.RECORD_WORDS * len(params)
@@ -44,6 +55,8 @@ def gather(params: list[Tensor], tables: dict[int, Tensor], index: int) -> tuple
 
 
 def _watched() -> bool:
-    """Whether torch.compile, a mode or a transform looks at every call, and at what it is called with."""
+    """Whether torch.compile, a mode or a transform looks at every call, and at what it is called
+    with.
+    """
     modes = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return modes or peek_interpreter_stack() is not None

@@ -10,10 +10,11 @@ from ..errors import require
 
 
 class ForgetStep:
-    """An optimizer seen through its forget phase: ``scaler.step(optimizer.forget)`` calls ``forget_step``.
+    """An optimizer seen through its forget phase: ``scaler.step(optimizer.forget)`` calls
+    ``forget_step``.
 
-    GradScaler knows one method, ``step``, and keeps what it found about an optimizer under its identity, so there is
-    one such object per optimizer. All but ``step`` is the optimizer's own.
+    GradScaler knows one method, ``step``, and keeps what it found about an optimizer under its
+    identity, so there is one such object per optimizer. All but ``step`` is the optimizer's own.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -34,10 +35,14 @@ class ForgetStep:
 
 
 def amp_scalar(optimizer: Any, name: str, device: torch.device) -> Tensor | None:
-    """``grad_scale`` or ``found_inf``, if set: GradScaler sets them for a fused step and deletes them after it."""
+    """``grad_scale`` or ``found_inf``, if set: GradScaler sets them for a fused step and deletes
+    them after it.
+    """
     scalar = getattr(optimizer, name, None)
     if scalar is None:
         return None
     if not (isinstance(scalar, Tensor) and scalar.dtype == torch.float32 and scalar.numel() == 1):
-        require(False, name, "a float32 tensor of one element, or None", repr(scalar))  # repr waits for the device
+        require(
+            False, name, "a float32 tensor of one element, or None", repr(scalar)
+        )  # repr waits for the device
     return scalar.to(device)

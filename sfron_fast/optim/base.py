@@ -23,13 +23,22 @@ from .scalars import as_hyper, is_zero, moves_slowly
 from .skips import Skips
 from .state import Resumable, zero_state
 from .step_checks import check_batch, check_step
-from .validation import COUNTS, check_names, check_settings, check_state_dtype, own_group, plain_numbers
+from .validation import (
+    COUNTS,
+    check_names,
+    check_settings,
+    check_state_dtype,
+    own_group,
+    plain_numbers,
+)
 
 
 class SFRonOptimizer(Resumable):
     """Phases, masks and clipping; a subclass adds its update rule."""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], saliency: SaliencyMask | None) -> None:
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], saliency: SaliencyMask | None
+    ) -> None:
         check_saliency(saliency)
         self._saliency, self._skips = saliency, Skips()
         self._masks, self._flat, self._tables = {}, {}, {}
@@ -39,12 +48,15 @@ class SFRonOptimizer(Resumable):
         self._check_group(defaults, given=True)
         super().__init__(params, {**defaults, "masked": saliency is not None, **COUNTS})
         if defaults["fused"]:
-            self._step_supports_amp_scaling = True  # as torch's: GradScaler leaves scale and overflow to the step
+            # as torch's: GradScaler leaves scale and overflow to the step
+            self._step_supports_amp_scaling = True
 
-    # --- groups and masks ------------------------------------------------------------------------------------
+    # --- groups and masks -------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; a masked optimizer wants named parameters its mask covers, or ``masked=False``."""
+        """As torch's; a masked optimizer wants named parameters its mask covers, or
+        ``masked=False``.
+        """
         super().add_param_group(own_group(param_group))
         group = self.param_groups[-1]
         try:
@@ -56,7 +68,12 @@ class SFRonOptimizer(Resumable):
             require(once, "params", "each parameter once", "one of them twice")
             for name in ("retain_steps", "max_norm", "clip_retain"):
                 ours = self.param_groups[0][name]
-                require(group[name] == ours, name, f"the same in every group ({ours!r})", repr(group[name]))
+                require(
+                    group[name] == ours,
+                    name,
+                    f"the same in every group ({ours!r})",
+                    repr(group[name]),
+                )
             if group["masked"]:
                 mask = GroupMask.of(group, self.saliency, orders_of(group["params"]))
                 self._masks[len(self.param_groups) - 1] = mask
@@ -68,11 +85,14 @@ class SFRonOptimizer(Resumable):
     def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
         """Raise ValueError or RuntimeError unless the settings are good; a subclass adds its own.
 
-        ``given``: by the user, as torch's constructor looks at them; a schedule may then move them on.
+        ``given``: by the user, as torch's constructor looks at them; a schedule may then move them
+        on.
         """
         check_settings(group)
 
-    def _group_masks(self, index: int, group: dict[str, Any], orders: Orders) -> tuple[list[Tensor], Tensor | None]:
+    def _group_masks(
+        self, index: int, group: dict[str, Any], orders: Orders
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Per-parameter masks, and the same as one flat list."""
         if not group["masked"] or not group["params"]:
             return [], None
@@ -106,18 +126,23 @@ class SFRonOptimizer(Resumable):
         return batches
 
     def _flat_states(self, index: int, params: list[Tensor], orders: Orders) -> FlatStates | None:
-        """The group's states as flat lists, if it is of several plain parameters of one dtype and device."""
+        """The group's states as flat lists, if it is of several plain parameters of one dtype and
+        device.
+        """
         known = self._flat.get(index)
         if known is not None and known.serves(params, self.state, orders):
             return known
         self._flat.pop(index, None)
-        kinds = {(type(p) in (Tensor, torch.nn.Parameter) and p.dtype in FLOATS, p.dtype, p.device) for p in params}
+        kinds = {
+            (type(p) in (Tensor, torch.nn.Parameter) and p.dtype in FLOATS, p.dtype, p.device)
+            for p in params
+        }
         if len(params) < 2 or len(kinds) != 1 or not next(iter(kinds))[0]:
             return None
         self._flat[index] = FlatStates(params, self.state, orders)
         return self._flat[index]
 
-    # --- phases ------------------------------------------------------------------------------------------------
+    # --- phases -----------------------------------------------------------------------------------
 
     @property
     def mid_cycle(self) -> bool:
@@ -129,20 +154,26 @@ class SFRonOptimizer(Resumable):
     def forget_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Fast-weight step on the gradients of the (negated, weighted) forget loss; opens a cycle.
 
-        The gradient is masked, clipped to ``max_norm`` and applied with ``forget_lr`` (default ``lr``). A
-        non-finite gradient skips the update on the device and is counted in ``skipped_steps``.
+        The gradient is masked, clipped to ``max_norm`` and applied with ``forget_lr`` (default
+        ``lr``). A non-finite gradient skips the update on the device and is counted in
+        ``skipped_steps``.
 
         Raises:
             RuntimeError: the previous cycle still has retain steps to do.
         """
         if self._in_backward:
-            raise RuntimeError("forget_step: expected step() after step_in_backward, found none; call it to close the "
-                               "retain step")  # fmt: skip
+            raise RuntimeError(
+                "forget_step: expected step() after step_in_backward, found none; call it to close"
+                " the retain step"
+            )
         if self.mid_cycle:
             pending = self.param_groups[0]["retain_pending"]
-            raise RuntimeError(f"forget_step: expected a finished cycle, found {pending} retain step(s) pending; "
-                               "call step() that often first")  # fmt: skip
-        self._noted["called"] = True  # a schedule after it is not too early (torch notices its own ``step`` only)
+            raise RuntimeError(
+                f"forget_step: expected a finished cycle, found {pending} retain step(s) pending; "
+                "call step() that often first"
+            )
+        # a schedule after it is not too early (torch notices its own ``step`` only)
+        self._noted["called"] = True
         loss = self._run(closure)
         batches = self._batches(masked=True)
         idle = self._idle_slow(batches)
@@ -151,7 +182,10 @@ class SFRonOptimizer(Resumable):
         for batch in batches:
             group = batch.group
             slow = self._slow(batch) if moves_slowly(group) else None
-            rule = {"lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"], "slow_out": slow}
+            rule = {
+                "lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"],
+                "slow_out": slow,
+            }
             self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
         for batch in idle:  # their cycle starts here too: they may still move in its retain steps
             for param, start in zip(batch.params, self._slow(batch), strict=True):
@@ -168,7 +202,10 @@ class SFRonOptimizer(Resumable):
             self.init_state()
             return loss
         if any(p.grad is not None for p in self._in_backward):
-            raise RuntimeError("step: expected no gradients after step_in_backward, found some; one backward is a step")
+            raise RuntimeError(
+                "step: expected no gradients after step_in_backward, found some; one backward is a"
+                " step"
+            )
         batches = self._batches(masked=False)
         last = self.param_groups[0]["retain_pending"] == 1
         idle = self._idle_slow(batches) if last else []
@@ -176,7 +213,9 @@ class SFRonOptimizer(Resumable):
         norms = self._norms(batches) if self.param_groups[0]["clip_retain"] else {}
         for batch in batches:
             self._retain(batch, norms, counts=batch is batches[0])
-        for batch in idle:  # without a gradient in the last retain step, but maybe moved by an earlier one
+        for (
+            batch
+        ) in idle:  # without a gradient in the last retain step, but maybe moved by an earlier one
             alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, batch.params[0].device)
             functional.interpolate_(self._slow(batch), batch.params, **alpha)
         self._in_backward.clear()
@@ -185,15 +224,22 @@ class SFRonOptimizer(Resumable):
         return loss
 
     def _retain(self, batch: Batch, norms: dict[torch.device, Tensor], *, counts: bool) -> None:
-        """Update one batch in a retain step; what moves for the first time in its cycle starts from there."""
+        """Update one batch in a retain step; what moves for the first time in its cycle starts from
+        there.
+        """
         pending = batch.group["retain_pending"]
         slow = self._slow(batch) if pending and moves_slowly(batch.group) else None
         rule = {"lr": batch.group["lr"], "slow_in": slow if pending == 1 else None}
         self._apply(batch, norms, rule, forget=False, counts=counts)
 
     def _idle(self) -> bool:
-        """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state. No step of a cycle."""
-        if torch.compiler.is_compiling() or not all(is_zero(group["lr"]) for group in self.param_groups):
+        """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state.
+
+        No step of a cycle.
+        """
+        if torch.compiler.is_compiling() or not all(
+            is_zero(group["lr"]) for group in self.param_groups
+        ):
             return False
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [local(p.grad) for p in params if p.grad is not None]
@@ -208,14 +254,24 @@ class SFRonOptimizer(Resumable):
             return closure()
 
     def _norms(self, batches: list[Batch]) -> dict[torch.device, Tensor]:
-        """The global norm of the (masked) gradients, beside the parameters of every device; counts overflows."""
+        """The global norm of the (masked) gradients, beside the parameters of every device; counts
+        overflows.
+        """
         everything = [p for group in self.param_groups for p in group["params"]]
-        norms = global_norms(batches, everything, lambda device: amp_scalar(self, "grad_scale", device))
+        norms = global_norms(
+            batches, everything, lambda device: amp_scalar(self, "grad_scale", device)
+        )
         self._noted["grad_norm"] = next(iter(norms.values()), None)
         return norms
 
     def _apply(
-        self, batch: Batch, norms: dict[torch.device, Tensor], rule: dict[str, Any], *, forget: bool, counts: bool
+        self,
+        batch: Batch,
+        norms: dict[torch.device, Tensor],
+        rule: dict[str, Any],
+        *,
+        forget: bool,
+        counts: bool,
     ) -> None:
         """Update one batch; a step that is skipped is counted by one of its batches."""
         norm = norms.get(batch.params[0].device)
@@ -228,13 +284,20 @@ class SFRonOptimizer(Resumable):
         rule["skipped"] = self._skips.counter(device) if counts else None
         may_skip = norm is not None or rule["found_inf"] is not None
         if forget:
-            rule |= {"masks": batch.mask_argument(), "freeze_masked": batch.group["mask_semantics"] == "update"}
+            rule |= {
+                "masks": batch.mask_argument(),
+                "freeze_masked": batch.group["mask_semantics"] == "update",
+            }
         moments = batch.group["moments"]
         plain = forget and moments == "none"
-        rule = as_hyper({**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device)
+        rule = as_hyper(
+            {**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device
+        )
         try:
             if plain:
-                functional.sgd_step_(*batch.arguments(), **rule)  # theta - beta g, no decay: equation 7
+                functional.sgd_step_(
+                    *batch.arguments(), **rule
+                )  # theta - beta g, no decay: equation 7
             else:
                 self._update(batch, rule, "forget_" if forget and moments == "separate" else "")
         except (ValueError, RuntimeError):
@@ -247,12 +310,13 @@ class SFRonOptimizer(Resumable):
         """Apply the optimizer's own rule with the state under ``prefix``."""
         raise NotImplementedError
 
-    # --- state ---------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def _state(
         self, batch: Batch, key: str, dtype: torch.dtype | None, fill: list[Tensor] | None = None
     ) -> list[Tensor]:
-        """An entry of each parameter's state, as a flat list where possible; new ones start as ``fill``, or zero.
+        """An entry of each parameter's state, as a flat list where possible; new ones start as
+        ``fill``, or zero.
 
         ``dtype`` None = the parameter's.
         """
@@ -278,12 +342,16 @@ class SFRonOptimizer(Resumable):
         return self._state(batch, "slow", None, fill=batch.params)
 
     def _idle_slow(self, batches: list[Batch]) -> list[Batch]:
-        """Of every group with a slow step, the parameters outside ``batches`` that have slow weights."""
+        """Of every group with a slow step, the parameters outside ``batches`` that have slow
+        weights.
+        """
         whole = [batch.group for batch in batches if batch.flat is not None]
         found: list[Batch] = []
         for group in self.param_groups:
             if moves_slowly(group) and not any(group is g for g in whole):
-                none = [p for p in group["params"] if p.grad is None and "slow" in self.state.get(p, ())]
+                none = [
+                    p for p in group["params"] if p.grad is None and "slow" in self.state.get(p, ())
+                ]
                 none = [p for p in none if p not in self._in_backward]
                 found += Batch(group, none, [], []).split() if none else []
         return found

@@ -16,24 +16,35 @@ _FLOATS = set(FLOATS)
 
 
 class Batch(NamedTuple):
-    """The parameters of one group, on one device and mesh, that have a gradient; lists run in parallel."""
+    """The parameters of one group, on one device and mesh, that have a gradient; lists run in
+    parallel.
+    """
 
     group: dict[str, Any]
     params: list[Tensor]
     grads: list[Tensor]
     masks: list[Tensor]
-    flat: FlatStates | None = None  # for whole groups: one handle per kind of state instead of one per parameter
+    # for whole groups: one handle per kind of state instead of one per parameter
+    flat: FlatStates | None = None
     flat_mask: Tensor | None = None
-    orders: Orders = ()  # of parameters that are dense but not row-major; the masks follow them already
+    # of parameters that are dense but not row-major; the masks follow them already
+    orders: Orders = ()
 
     def check(self) -> list[tuple[torch.dtype, torch.Size]]:
-        """What the parameters are. Raises unless they are floats, and gradients, if there are any, dense and alike."""
+        """What the parameters are.
+
+        Raises unless they are floats, and gradients, if there are any, dense and alike.
+        """
         kinds = [(p.dtype, p.shape) for p in self.params]
-        known = _FLOATS.issuperset(kind[0] for kind in kinds) and {g.layout for g in self.grads} <= {torch.strided}
+        known = _FLOATS.issuperset(kind[0] for kind in kinds) and {
+            g.layout for g in self.grads
+        } <= {torch.strided}
         if known and (not self.grads or kinds == [(g.dtype, g.shape) for g in self.grads]):
             return kinds
         for i, p in enumerate(self.params):
-            require(p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype)
+            require(
+                p.dtype in _FLOATS, f"params[{i}]", "float32, bfloat16, float16 or float64", p.dtype
+            )
         for i, (p, g) in enumerate(zip(self.params, self.grads, strict=True)):
             require(g.layout == torch.strided, f"grads[{i}]", "a dense tensor", g.layout)
             require(g.dtype == p.dtype, f"grads[{i}]", f"dtype {p.dtype}", g.dtype)
@@ -50,10 +61,18 @@ class Batch(NamedTuple):
     def part(self, chosen: list[int]) -> "Batch":
         """Some of its parameters."""
         params, grads, masks = ([t[i] for i in chosen] if t else [] for t in self[1:4])
-        return Batch(self.group, params, grads, masks, orders=tuple(self.orders[i] for i in chosen if self.orders))
+        return Batch(
+            self.group,
+            params,
+            grads,
+            masks,
+            orders=tuple(self.orders[i] for i in chosen if self.orders),
+        )
 
     def arguments(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters and gradients as the ops take them; a gradient laid out unlike its parameter is copied."""
+        """Parameters and gradients as the ops take them; a gradient laid out unlike its parameter
+        is copied.
+        """
         return ordered(self.params, self.orders), self.grad_argument()
 
     def grad_argument(self) -> list[Tensor]:
@@ -69,5 +88,11 @@ def repacked(masks: list[Tensor], tensors: list[Tensor], orders: Orders) -> list
     """Packed masks whose bits follow memory; one of zero bytes selects all, in any order."""
     if not orders:
         return masks
-    return [m if o is None or m.numel() == 0 else reference.pack_bits(reference.unpack_bits(m, t.shape).permute(o))
-            for m, t, o in zip(masks, tensors, orders, strict=True)]  # fmt: skip
+    return [
+        (
+            m
+            if o is None or m.numel() == 0
+            else reference.pack_bits(reference.unpack_bits(m, t.shape).permute(o))
+        )
+        for m, t, o in zip(masks, tensors, orders, strict=True)
+    ]

@@ -14,23 +14,39 @@ from ..ops.lists import flat_size, views, zeroed
 
 def same(a: list[Any], b: list[Any]) -> bool:
     """As ``_native``'s, which torch.compile cannot see through."""
-    return native.same(a, b) if not torch.compiler.is_compiling() else len(a) == len(b) and all(map(is_, a, b))
+    return (
+        native.same(a, b)
+        if not torch.compiler.is_compiling()
+        else len(a) == len(b) and all(map(is_, a, b))
+    )
 
 
 def _same_values(dicts: list[dict[str, Any]], values: list[Any]) -> bool:
     plain = torch.compiler.is_compiling()
-    return same(list(native.all_values(dicts)), values) if plain else native.same_values(dicts, values)
+    return (
+        same(list(native.all_values(dicts)), values) if plain else native.same_values(dicts, values)
+    )
 
 
 class FlatStates:
-    """The states of one list of parameters, every key a flat list; the entries of the states are its views.
+    """The states of one list of parameters, every key a flat list; the entries of the states are
+    its
+    views.
 
-    An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of them.
+    An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of
+    them.
     """
 
     def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> None:
-        self.params, self.state, self.device, self.orders = list(params), state, params[0].device, orders
-        self.states: list[dict[str, Any]] = []  # looked up when the first is needed: no need, no entry
+        self.params, self.state, self.device, self.orders = (
+            list(params),
+            state,
+            params[0].device,
+            orders,
+        )
+        self.states: list[
+            dict[str, Any]
+        ] = []  # looked up when the first is needed: no need, no entry
         self.flats: dict[str, Tensor] = {}
         self._entries: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []  # every entry of every state, in order
@@ -38,21 +54,33 @@ class FlatStates:
         self._kinds = [(p.dtype, p.shape) for p in params]
 
     def serves(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> bool:
-        """Whether parameters and states are those it was made for; forgets flat lists whose entries were replaced."""
-        if state is not self.state or not params or params[0].device != self.device or orders != self.orders:
+        """Whether parameters and states are those it was made for; forgets flat lists whose entries
+        were replaced.
+        """
+        if (
+            state is not self.state
+            or not params
+            or params[0].device != self.device
+            or orders != self.orders
+        ):
             return False
         if not same(params, self.params) or (self.states and not self._same_states(state)):
             return False
         if not _same_values(self.states, self._seen):
             for key, entries in self._entries.items():
-                if not all(state.get(key) is entry for state, entry in zip(self.states, entries, strict=True)):
+                if not all(
+                    state.get(key) is entry
+                    for state, entry in zip(self.states, entries, strict=True)
+                ):
                     del self.flats[key]
             self._entries = {key: self._entries[key] for key in self.flats}
             self._remember()
         return True
 
     def _same_states(self, state: Mapping[Tensor, Any]) -> bool:
-        """Whether no parameter was given another dict; without a look-up per parameter, which hashes it."""
+        """Whether no parameter was given another dict; without a look-up per parameter, which
+        hashes it.
+        """
         states = list(state.values())
         if same(states, self._all):
             return True
@@ -60,15 +88,19 @@ class FlatStates:
         return all(map(is_, map(state.get, self.params), self.states))
 
     def made(self, used: Iterable[str], kinds: list[tuple[torch.dtype, torch.Size]]) -> bool:
-        """Whether the states ``used`` are all flat, moments of one dtype, and the parameters those they were made for.
+        """Whether the states ``used`` are all flat, moments of one dtype, and the parameters those
+        they were made for.
 
-        Parameters are then of the same ``kinds``: nothing about these states needs to be looked at again.
+        Parameters are then of the same ``kinds``: nothing about these states needs to be looked at
+        again.
         """
         if kinds != self._kinds or not all(key in self.flats for key in used):
             return False
         return len({self.flats[key].dtype for key in used if "exp_avg" in key}) <= 1
 
-    def get(self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None) -> Tensor | None:
+    def get(
+        self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None
+    ) -> Tensor | None:
         """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.
 
         None if it cannot be flat: an entry of another kind, dtype, shape or device than expected.
@@ -82,7 +114,11 @@ class FlatStates:
             shape = torch.Size() if scalar else param.shape
             if entry is None:
                 continue
-            if type(entry) is not Tensor or (entry.dtype, entry.shape, entry.device) != (dtype, shape, self.device):
+            if type(entry) is not Tensor or (entry.dtype, entry.shape, entry.device) != (
+                dtype,
+                shape,
+                self.device,
+            ):
                 return None
         size = len(self.params) if scalar else flat_size(self.params)
         flat = zeroed(torch.empty(size, dtype=dtype, device=self.device))

@@ -12,15 +12,22 @@ from .batch import Batch
 Scale = Callable[[torch.device], Tensor | None]
 
 
-def global_norms(batches: list[Batch], params: list[Tensor], scale: Scale) -> dict[torch.device, Tensor]:
-    """Norm of the batches' masked gradients divided by ``scale``, fp32 [], beside the parameters of every device.
+def global_norms(
+    batches: list[Batch], params: list[Tensor], scale: Scale
+) -> dict[torch.device, Tensor]:
+    """Norm of the batches' masked gradients divided by ``scale``, fp32 [], beside the parameters of
+    every device.
 
-    ``params`` are all of the optimizer: a rank without gradient on a mesh still takes part in that mesh's sum.
+    ``params`` are all of the optimizer: a rank without gradient on a mesh still takes part in that
+    mesh's sum.
     """
     places: dict[Place, list[Batch]] = {p: [] for p in sharded_places(params)}
     for batch in batches:
         places.setdefault(place(batch.params[0]), []).append(batch)
-    parts = [whole_norm(_norm(there, device, scale), layout) for (device, layout), there in places.items()]
+    parts = [
+        whole_norm(_norm(there, device, scale), layout)
+        for (device, layout), there in places.items()
+    ]
     devices = dict.fromkeys(device for device, _ in places)
     if len(parts) == 1:
         return dict.fromkeys(devices, parts[0])

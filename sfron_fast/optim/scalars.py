@@ -1,4 +1,6 @@
-"""Settings that are tensors: the device reads them, so no step waits for them or is compiled or captured anew."""
+"""Settings that are tensors: the device reads them, so no step waits for them or is compiled or
+captured anew.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +13,12 @@ NAMES = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0}
 
 
 def as_hyper(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """``rule``; if one of its numbers (``NAMES``) is a tensor, all of them in one, fp64 [numbers] on ``device``.
+    """``rule``; if one of its numbers (``NAMES``) is a tensor, all of them in one, fp64 [numbers]
+    on
+    ``device``.
 
-    Raises:
-        RuntimeError: under graph capture, a tensor on another device, which a replay could not follow.
+    Raises: RuntimeError: under graph capture, a tensor on another device, which a replay could not
+        follow.
     """
     names = [name for name in NAMES if name in rule]
     if not any(isinstance(rule[name], Tensor) for name in names):
@@ -27,8 +31,10 @@ def _scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=torch.float64, device=device)
     if value.device != device and capturing(device):
-        raise RuntimeError(f"{name}: expected a tensor on {device} while a graph is captured, found one on "
-                           f"{value.device}; make it there")  # fmt: skip
+        raise RuntimeError(
+            f"{name}: expected a tensor on {device} while a graph is captured, found one on "
+            f"{value.device}; make it there"
+        )
     return value.detach().reshape(()).to(device, torch.float64, non_blocking=True)
 
 
@@ -44,7 +50,11 @@ def is_zero(value: float | Tensor) -> bool:
 
 def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured there."""
-    return device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+    return (
+        device.type == "cuda"
+        and not torch.compiler.is_compiling()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 def check_capture(groups: list[dict[str, Any]], devices: Iterable[torch.device]) -> None:
@@ -54,5 +64,7 @@ def check_capture(groups: list[dict[str, Any]], devices: Iterable[torch.device])
         RuntimeError: one that was not.
     """
     if not all(group["capturable"] for group in groups) and any(map(capturing, devices)):
-        raise RuntimeError("capturable: expected True in every group while a graph is captured, found False; set it, "
-                           "and give what changes between replays as tensors on the device")  # fmt: skip
+        raise RuntimeError(
+            "capturable: expected True in every group while a graph is captured, found False; set"
+            " it, and give what changes between replays as tensors on the device"
+        )

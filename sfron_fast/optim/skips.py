@@ -1,4 +1,6 @@
-"""Steps that changed nothing, as a gradient was not finite: counted on the device; told of where all are so."""
+"""Steps that changed nothing, as a gradient was not finite: counted on the device; told of where
+all are so.
+"""
 
 import warnings
 
@@ -33,9 +35,12 @@ class Skips:
         return sum(count - before.get(device, 0) for device, count in now.items())
 
     def watch(self, device: torch.device) -> None:
-        """To be called in every step that may be skipped; warns (RuntimeWarning), once, if ``ENOUGH`` in a row were.
+        """To be called in every step that may be skipped; warns (RuntimeWarning), once, if
+        ``ENOUGH``
+        in a row were.
 
-        On a GPU it looks at a copy that has arrived, so the word comes later. Not within torch.compile or a graph.
+        On a GPU it looks at a copy that has arrived, so the word comes later. Not within
+        torch.compile or a graph.
         """
         if self._told or torch.compiler.is_compiling() or capturing(device):
             return
@@ -51,8 +56,9 @@ class Skips:
         if len(there) > 1 and there[-1] - there[-2] == ENOUGH:
             self._told = True
             warnings.warn(
-                f"the last {ENOUGH} steps changed nothing: their gradients were not finite, or found_inf was set; look "
-                "for inf and NaN in the weights, the data and the loss (optimizer.skipped_steps counts such steps)",
+                f"the last {ENOUGH} steps changed nothing: their gradients were not finite, or"
+                " found_inf was set; look for inf and NaN in the weights, the data and the loss"
+                " (optimizer.skipped_steps counts such steps)",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -21,19 +21,30 @@ from .validation import check_phase, check_state_dtype, loaded_group, plain_numb
 
 
 def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
-    """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None = its own."""
+    """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None
+    = its own.
+    """
     if key.endswith("step"):
         return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
-    return zeroed(torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format))
+    return zeroed(
+        torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
+    )
 
 
 def _check_placement(state: dict[str, Any], param: Tensor) -> None:
-    """Raise unless a saved state is in shards where its parameter is, on the same mesh, and nowhere else."""
+    """Raise unless a saved state is in shards where its parameter is, on the same mesh, and nowhere
+    else.
+    """
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() > 0:
-            require(place(value)[1] == place(param)[1] and getattr(value, "placements", None) == getattr(
-                    param, "placements", None), "state_dict", f"{key!r} placed as its parameter", "another placement",
-                    "use set_optimizer_state_dict of torch.distributed.checkpoint.state_dict")  # fmt: skip
+            require(
+                place(value)[1] == place(param)[1]
+                and getattr(value, "placements", None) == getattr(param, "placements", None),
+                "state_dict",
+                f"{key!r} placed as its parameter",
+                "another placement",
+                "use set_optimizer_state_dict of torch.distributed.checkpoint.state_dict",
+            )
 
 
 class Resumable(Optimizer):
@@ -49,7 +60,8 @@ class Resumable(Optimizer):
     _flat: dict[int, FlatStates]
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     _checked: list[list[Any]]  # every group's settings, when they were last found good
-    # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the optimizer's attributes.
+    # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the
+    # optimizer's attributes.
     _in_backward: set[Tensor]  # whose next step ``step_in_backward`` has done
     _noted: dict[str, Any]
 
@@ -69,20 +81,34 @@ class Resumable(Optimizer):
 
     @property
     def saliency(self) -> SaliencyMask | None:
-        """Which weights a forget step changes; another mask, and an edit of this one, count from the next one on."""
+        """Which weights a forget step changes; another mask, and an edit of this one, count from
+        the next one on.
+        """
         return self._saliency
 
     @saliency.setter
     def saliency(self, mask: SaliencyMask | None) -> None:
         check_saliency(mask)
-        heeded = mask is None or self._saliency is not None or any(group["masked"] for group in self.param_groups)
-        require(heeded, "saliency", "None: no group of this optimizer is masked", "a SaliencyMask",
-                "make an optimizer with saliency=mask, or set masked=True in the groups it is for")  # fmt: skip
+        heeded = (
+            mask is None
+            or self._saliency is not None
+            or any(group["masked"] for group in self.param_groups)
+        )
+        require(
+            heeded,
+            "saliency",
+            "None: no group of this optimizer is masked",
+            "a SaliencyMask",
+            "make an optimizer with saliency=mask, or set masked=True in the groups it is for",
+        )
         self._saliency = mask
 
     @property
     def skipped_steps(self) -> int:
-        """Updates skipped so far: a measured norm was not finite, or ``found_inf`` said so. Reads the device."""
+        """Updates skipped so far: a measured norm was not finite, or ``found_inf`` said so.
+
+        Reads the device.
+        """
         self.param_groups[0]["skipped"] += self._skips.take()
         return self.param_groups[0]["skipped"]
 
@@ -91,11 +117,16 @@ class Resumable(Optimizer):
         raise NotImplementedError
 
     def _used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, torch.dtype | None]:
-        """The states that a forget or a retain step reads or writes, and the dtypes they are made in."""
+        """The states that a forget or a retain step reads or writes, and the dtypes they are made
+        in.
+        """
         kinds = {} if forget and group["moments"] == "none" else self._kinds(group)
         prefix = "forget_" if forget and group["moments"] == "separate" else ""
         slow = moves_slowly(group) and (forget or group["retain_pending"])
-        return {**{f"{prefix}{key}": dtype for key, dtype in kinds.items()}, **({"slow": None} if slow else {})}
+        return {
+            **{f"{prefix}{key}": dtype for key, dtype in kinds.items()},
+            **({"slow": None} if slow else {}),
+        }
 
     def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
         """Raise ValueError or RuntimeError unless the settings are good."""
@@ -105,8 +136,9 @@ class Resumable(Optimizer):
     def init_state(self) -> None:
         """Make all state now, for every parameter that requires grad; what exists stays.
 
-        Otherwise a step makes what its gradients need, and the constructor nothing. For a CUDA graph, and where all
-        ranks must hold the same keys. SGD's momentum then starts from 0, with ``dampening`` from its first update on.
+        Otherwise a step makes what its gradients need, and the constructor nothing. For a CUDA
+        graph, and where all ranks must hold the same keys. SGD's momentum then starts from 0, with
+        ``dampening`` from its first update on.
         """
         for group in self.param_groups:
             check_state_dtype(group, group["params"])
@@ -115,8 +147,11 @@ class Resumable(Optimizer):
             if group["moments"] == "separate":
                 kinds = {**kinds, **{f"forget_{key}": dtype for key, dtype in kinds.items()}}
             for param in (p for p in group["params"] if p.requires_grad):
-                new = {key: zero_state(param, key, dtype) for key, dtype in kinds.items()
-                       if self.state.get(param, {}).get(key) is None}  # fmt: skip
+                new = {
+                    key: zero_state(param, key, dtype)
+                    for key, dtype in kinds.items()
+                    if self.state.get(param, {}).get(key) is None
+                }
                 if moves_slowly(group) and "slow" not in self.state.get(param, {}):
                     new["slow"] = zero_state(param, "slow", None).copy_(param)
                 if new:
@@ -129,8 +164,10 @@ class Resumable(Optimizer):
             RuntimeError: between ``step_in_backward`` and the ``step()`` that closes it.
         """
         if self._in_backward:
-            raise RuntimeError("state_dict: expected step() after step_in_backward, found none; call it to close the "
-                               "step, or after an error go on from a checkpoint")  # fmt: skip
+            raise RuntimeError(
+                "state_dict: expected step() after step_in_backward, found none; call it to close"
+                " the step, or after an error go on from a checkpoint"
+            )
         self.param_groups[0]["skipped"] = self.skipped_steps
         state = super().state_dict()
         state["param_groups"] = [plain_numbers(group) for group in state["param_groups"]]
@@ -141,17 +178,23 @@ class Resumable(Optimizer):
         return state
 
     def stock_state_dict(self) -> dict[str, Any]:
-        """What ``torch.optim``'s SGD, or AdamW / Adam, would save here: load it there to go on without forgetting.
+        """What ``torch.optim``'s SGD, or AdamW / Adam, would save here: load it there to go on
+        without
+        forgetting.
 
         Raises:
             RuntimeError: inside a cycle, whose end the other optimizer would not know.
         """
         if any(group["retain_pending"] for group in self.param_groups):
-            raise RuntimeError("stock_state_dict: expected a finished cycle, found retain steps pending; "
-                               "call step() for them first")  # fmt: skip
+            raise RuntimeError(
+                "stock_state_dict: expected a finished cycle, found retain steps pending; "
+                "call step() for them first"
+            )
         saved = self.state_dict()
         ours = set(self.defaults) - set(self.stock([torch.zeros(())]).defaults)
-        groups = [{k: v for k, v in group.items() if k not in ours} for group in saved["param_groups"]]
+        groups = [
+            {k: v for k, v in group.items() if k not in ours} for group in saved["param_groups"]
+        ]
         on_device = {i for g in groups if g.get("capturable") or g["fused"] for i in g["params"]}
         states: dict[int, dict[str, Any]] = {}
         for i, state in saved["state"].items():
@@ -164,30 +207,49 @@ class Resumable(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but moments keep to ``state_dtype``; torch.optim's own state dicts load too.
 
-        A run that has done forget steps goes on where it was, also inside a cycle, with its own ``forget_lr`` and
-        ``slow_lr``, as with its own ``lr``; its other forget settings must be this optimizer's. The state of a
-        training run, torch.optim's or of one of these optimizers that has done no forget step, leaves all of them as
-        they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr, moments,
-        mask_semantics, state_dtype.
+        A run that has done forget steps goes on where it was, also inside a cycle, with its own
+        ``forget_lr`` and ``slow_lr``, as with its own ``lr``; its other forget settings must be
+        this optimizer's. The state of a training run, torch.optim's or of one of these optimizers
+        that has done no forget step, leaves all of them as
+        they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr,
+        moments, mask_semantics, state_dtype.
 
-        Raises:
-            ValueError: the state was saved under another mask, a masked group with other names or in another order,
+        Raises: ValueError: the state was saved under another mask, a masked group with other names
+            or in another order,
                 of a run that forgets with other settings, or with settings that cannot be.
         """
         ours = self.saliency.digest() if self.saliency is not None else None
         for group in state_dict["param_groups"]:
             theirs = group.get("mask_digest") or ours
-            require(theirs == ours, "state_dict", f"mask digest {ours}", theirs, "pass the mask the run began with")
+            require(
+                theirs == ours,
+                "state_dict",
+                f"mask digest {ours}",
+                theirs,
+                "pass the mask the run began with",
+            )
         for mine, group in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            names, theirs = ([canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group))
+            names, theirs = (
+                [canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group)
+            )
             same = not mine["masked"] or not theirs or names == theirs
-            require(same, "state_dict", f"parameters {names}", theirs, "pass them in the order of the saved run")
+            require(
+                same,
+                "state_dict",
+                f"parameters {names}",
+                theirs,
+                "pass them in the order of the saved run",
+            )
             for index, param in zip(group["params"], mine["params"], strict=False):
                 _check_placement(state_dict["state"].get(index, {}), param)
         # hooks of our own, next to torch's work: the user's see, and may change, what is loaded
         final: dict[str, Any] = {}
-        before = self.register_load_state_dict_pre_hook(lambda _, state: final.update(self._with_knobs(state)) or final)
-        after = self.register_load_state_dict_post_hook(lambda _: self._keep_dtypes(final), prepend=True)
+        before = self.register_load_state_dict_pre_hook(
+            lambda _, state: final.update(self._with_knobs(state)) or final
+        )
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._keep_dtypes(final), prepend=True
+        )
         try:
             super().load_state_dict(state_dict)
             self._in_backward.clear()  # a step that an error left half done is gone
@@ -201,7 +263,10 @@ class Resumable(Optimizer):
         if len(saved) != len(self.param_groups):
             return state_dict  # torch objects
         begun = any(group.get("has_forgotten", "retain_pending" in group) for group in saved)
-        groups = [loaded_group(mine, theirs, begun) for mine, theirs in zip(self.param_groups, saved, strict=True)]
+        groups = [
+            loaded_group(mine, theirs, begun)
+            for mine, theirs in zip(self.param_groups, saved, strict=True)
+        ]
         for group, mine in zip(groups, self.param_groups, strict=True):
             self._check_group(group)
             check_state_dtype(group, mine["params"])
@@ -209,13 +274,17 @@ class Resumable(Optimizer):
         return {**state_dict, "param_groups": groups}
 
     def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """State in the dtype this optimizer would have made it in, from the saved values: torch has cast them."""
+        """State in the dtype this optimizer would have made it in, from the saved values: torch has
+        cast them.
+        """
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group["mask_digest"] = None  # only saved ones have it: it takes reading the masks
             kinds = {**self._kinds(group), "slow": None}
             for index, param in zip(saved["params"], group["params"], strict=True):
                 for key, value in state_dict["state"].get(index, {}).items():
-                    if key.endswith("step"):  # torch may count in fp64, and once did without a tensor
+                    if key.endswith(
+                        "step"
+                    ):  # torch may count in fp64, and once did without a tensor
                         value = torch.as_tensor(value, dtype=torch.float32)
                     if isinstance(value, Tensor):
                         kind = key.removeprefix("forget_")
@@ -228,7 +297,9 @@ class Resumable(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        self._saliency = state.pop("saliency", self.__dict__.get("_saliency"))  # torch loads a state dict this way too
+        self._saliency = state.pop(
+            "saliency", self.__dict__.get("_saliency")
+        )  # torch loads a state dict this way too
         super().__setstate__(state)
         for kind in type(self).__mro__:  # settings newer than the pickle
             known = inspect.signature(vars(kind).get("__init__", lambda: None)).parameters.values()

@@ -1,7 +1,9 @@
-"""What a step is given, looked at before its first write: a step that is refused leaves everything as it was.
+"""What a step is given, looked at before its first write: a step that is refused leaves everything
+as
+it was.
 
-An op looks at all it is given before it writes. A step is an op for each group, device and mesh, so what the second
-would refuse must be found before the first.
+An op looks at all it is given before it writes. A step is an op for each group, device and mesh, so
+what the second would refuse must be found before the first.
 """
 
 from typing import Any
@@ -18,15 +20,20 @@ from .batch import Batch
 from .scalars import NAMES, check_capture
 from .validation import COUNTS, check_state_dtype, check_tensor_settings
 
-CONVERT = "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been converted"
+CONVERT = (
+    "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been"
+    " converted"
+)
 
 
-def check_step(optimizer: Any, batches: list[Batch], idle: list[Batch], *, forget: bool, single: bool = False) -> None:
+def check_step(
+    optimizer: Any, batches: list[Batch], idle: list[Batch], *, forget: bool, single: bool = False
+) -> None:
     """Raise what any op of this step would raise; then have state follow a new ``state_dtype``.
 
-    Settings are looked at when they have changed; gradients and state where there is more than one op, as for each
-    parameter a ``single`` one. ``idle`` are parameters without gradient whose slow weights are set. Warns
-    (RuntimeWarning) of a step of a cycle without any gradient.
+    Settings are looked at when they have changed; gradients and state where there is more than one
+    op, as for each parameter a ``single`` one. ``idle`` are parameters without gradient whose slow
+    weights are set. Warns (RuntimeWarning) of a step of a cycle without any gradient.
     """
     groups = optimizer.param_groups
     check_capture(groups, [batch.params[0].device for batch in batches])
@@ -34,8 +41,11 @@ def check_step(optimizer: Any, batches: list[Batch], idle: list[Batch], *, forge
         return
     if not (batches or single) and (forget or (optimizer.mid_cycle and not optimizer._in_backward)):
         name, phase = ("forget_step", "forget") if forget else ("step", "retain")
-        warn(f"{name} found no gradients, so this {phase} step of the cycle changed no fast weights; call backward() "
-             f"on the {phase} loss first, and zero_grad() before that or after the step")  # fmt: skip
+        warn(
+            f"{name} found no gradients, so this {phase} step of the cycle changed no fast weights;"
+            f" call backward() on the {phase} loss first, and zero_grad() before that or after the"
+            " step"
+        )
     known = [[_value(g[k]) for k in optimizer.defaults if k not in COUNTS] for g in groups]
     changed = known != optimizer._checked
     for group in groups if changed else ():
@@ -54,7 +64,9 @@ def check_step(optimizer: Any, batches: list[Batch], idle: list[Batch], *, forge
         _convert_state(optimizer)
         for batch in batches:
             if batch.flat is not None:
-                batch.flat.serves(batch.flat.params, optimizer.state, batch.orders)  # takes over what is new
+                batch.flat.serves(
+                    batch.flat.params, optimizer.state, batch.orders
+                )  # takes over what is new
         optimizer._checked = known
 
 
@@ -90,9 +102,17 @@ def _check_state(optimizer: Any, batch: Batch, used: dict[str, torch.dtype | Non
         for key in used:
             if state.get(key) is not None:
                 _check_entry(key, f"{key}[{i}]", state[key], param)
-        found = [used[k] or param.dtype if state.get(k) is None else state[k].dtype for k in averages]
+        found = [
+            used[k] or param.dtype if state.get(k) is None else state[k].dtype for k in averages
+        ]
         for key, dtype in zip(averages, found, strict=True):
-            require(dtype == found[0], f"{key}[{i}]", f"dtype {found[0]}, as {averages[0]}", dtype, CONVERT)
+            require(
+                dtype == found[0],
+                f"{key}[{i}]",
+                f"dtype {found[0]}, as {averages[0]}",
+                dtype,
+                CONVERT,
+            )
 
 
 def _check_entry(key: str, where: str, value: Any, param: Tensor) -> None:
@@ -109,7 +129,9 @@ def _check_entry(key: str, where: str, value: Any, param: Tensor) -> None:
         allowed = {param.dtype if key == "slow" else torch.float32}
     if value.dtype not in allowed:
         names = " or ".join(sorted(map(str, allowed)))
-        require(False, where, f"dtype {names} beside a parameter of {param.dtype}", value.dtype, CONVERT)
+        require(
+            False, where, f"dtype {names} beside a parameter of {param.dtype}", value.dtype, CONVERT
+        )
 
 
 def _convert_state(optimizer: Any) -> None:

@@ -23,27 +23,43 @@ _log = logging.getLogger(__name__)
 
 
 class SaliencyMask(Mapping[str, Tensor]):
-    """Parameter name -> packed bits, uint8 [ceil(n / 8)]; bit i % 8 of byte i // 8 is element i, flattened.
+    """Parameter name -> packed bits, uint8 [ceil(n / 8)]; bit i % 8 of byte i // 8 is element i,
+    flattened.
 
-    ``shapes`` holds the parameters' shapes, ``metadata`` how the mask was made (JSON values). The bits are copied; to
-    edit them in place (``mask[name].zero_()``) or to give an optimizer another mask (``optimizer.saliency = mask``)
-    counts from its next forget step on. A step that torch.compile has compiled sees another mask, but no edits.
+    ``shapes`` holds the parameters' shapes, ``metadata`` how the mask was made (JSON values). The
+    bits are copied; to edit them in place (``mask[name].zero_()``) or to give an optimizer another
+    mask (``optimizer.saliency = mask``) counts from its next forget step on. A step that
+    torch.compile has compiled sees another mask, but no edits.
     """
 
     def __init__(
-        self, bits: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], metadata: dict[str, Any] | None = None
+        self,
+        bits: dict[str, Tensor],
+        shapes: dict[str, tuple[int, ...]],
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self.shapes = dict(zip(canonical_names(shapes), map(tuple, shapes.values()), strict=True))
         given = dict(zip(canonical_names(bits), bits.values(), strict=True))
         self.metadata = dict(metadata or {})
-        require(given.keys() == self.shapes.keys(), "shapes", "a shape for every mask", sorted(shapes))
-        require(len(given) == len(bits), "bits", "names that differ also without wrappers' prefixes", sorted(bits))
+        require(
+            given.keys() == self.shapes.keys(), "shapes", "a shape for every mask", sorted(shapes)
+        )
+        require(
+            len(given) == len(bits),
+            "bits",
+            "names that differ also without wrappers' prefixes",
+            sorted(bits),
+        )
         for name, packed in given.items():
-            whole_numbers = all(type(size) is int and 0 <= size < 2**63 for size in self.shapes[name])
+            whole_numbers = all(
+                type(size) is int and 0 <= size < 2**63 for size in self.shapes[name]
+            )
             require(whole_numbers, f"shapes[{name!r}]", "integers >= 0", self.shapes[name])
             size = (math.prod(self.shapes[name]) + 7) // 8
             ok = packed.dtype == torch.uint8 and packed.shape == (size,)
-            require(ok, f"bits[{name!r}]", f"uint8 [{size}]", f"{packed.dtype} {list(packed.shape)}")
+            require(
+                ok, f"bits[{name!r}]", f"uint8 [{size}]", f"{packed.dtype} {list(packed.shape)}"
+            )
         self._stores, self._bits = _stored(given)
         self._check_spare_bits()
 
@@ -56,7 +72,9 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     @property
     def version(self) -> int:
-        """Another number after every edit in place, as a tensor's own; does not wait for the device."""
+        """Another number after every edit in place, as a tensor's own; does not wait for the
+        device.
+        """
         return sum(store._version for store in self._stores)
 
     def _key(self, name: str) -> str:
@@ -70,9 +88,14 @@ class SaliencyMask(Mapping[str, Tensor]):
         return self._bits[self._key(name)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Each entry with memory of its own: pickled as they lie, each would bring all the others along."""
-        return {"_bits": {n: b.clone() for n, b in self._bits.items()}, "shapes": self.shapes,
-                "metadata": self.metadata}  # fmt: skip
+        """Each entry with memory of its own: pickled as they lie, each would bring all the others
+        along.
+        """
+        return {
+            "_bits": {n: b.clone() for n, b in self._bits.items()},
+            "shapes": self.shapes,
+            "metadata": self.metadata,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_bits"], state["shapes"], state["metadata"])  # type: ignore[misc]
@@ -88,7 +111,7 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    # --- making one ---------------------------------------------------------------------------------------------
+    # --- making one -------------------------------------------------------------------------------
 
     @classmethod
     def from_fisher(
@@ -96,25 +119,31 @@ class SaliencyMask(Mapping[str, Tensor]):
     ) -> "SaliencyMask":
         """1[F_forget + 1e-15 >= threshold (F_retain + 1e-15)], elementwise.
 
-        Weights no gradient reached are never selected; where both Fishers are exactly 0 although a gradient
-        exists (dead weights) the ratio is 1, as in the authors' code.
+        Weights no gradient reached are never selected; where both Fishers are exactly 0 although a
+        gradient exists (dead weights) the ratio is 1, as in the authors' code.
 
-        Args:
-            forget, retain: name -> fp32 Fisher of the parameter's shape (``estimate_fisher``, or any mapping).
-            threshold: gamma > 0.
-        Raises:
-            ValueError: different names, shapes or estimators, a threshold out of range, a non-finite Fisher.
+        Args: forget, retain: name -> fp32 Fisher of the parameter's shape (``estimate_fisher``, or
+            any mapping). threshold: gamma > 0.
+        Raises: ValueError: different names, shapes or estimators, a threshold out of range, a
+            non-finite Fisher.
         """
         threshold = number("threshold", threshold, 0.0, open_low=True)
         names = checked_fishers(forget, retain)
-        packed, _ = functional.saliency_mask([forget[n] for n in names], [retain[n] for n in names], threshold)
+        packed, _ = functional.saliency_mask(
+            [forget[n] for n in names], [retain[n] for n in names], threshold
+        )
         return cls.from_packed(packed, forget, retain, threshold)
 
     @classmethod
     def from_packed(
-        cls, packed: list[Tensor], forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float
+        cls,
+        packed: list[Tensor],
+        forget: Mapping[str, Tensor],
+        retain: Mapping[str, Tensor],
+        threshold: float,
     ) -> "SaliencyMask":
-        """From the bits that ``functional`` selected of two Fishers, in their order; see ``from_fisher``.
+        """From the bits that ``functional`` selected of two Fishers, in their order; see
+        ``from_fisher``.
 
         Of DTensors they are the shards' bits; the mask is whole on every rank.
         """
@@ -125,9 +154,16 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     @classmethod
     def top_k(
-        cls, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], fraction: float, *, per_layer: bool = False
+        cls,
+        forget: Mapping[str, Tensor],
+        retain: Mapping[str, Tensor],
+        fraction: float,
+        *,
+        per_layer: bool = False,
     ) -> "SaliencyMask":
-        """The ``fraction`` of weights with the largest ratio F_forget / F_retain, over all or in each tensor.
+        """The ``fraction`` of weights with the largest ratio F_forget / F_retain, over all or in
+        each
+        tensor.
 
         Exactly round(fraction n) weights are selected; ties go to the lower index.
         """
@@ -143,12 +179,16 @@ class SaliencyMask(Mapping[str, Tensor]):
             everything = largest(torch.cat(list(ratios.values())), fraction)
             parts = everything.split([r.numel() for r in ratios.values()])
             chosen = dict(zip(names, parts, strict=True))
-        bits = without_gradient({n: reference.pack_bits(c) for n, c in chosen.items()}, forget, retain)
+        bits = without_gradient(
+            {n: reference.pack_bits(c) for n, c in chosen.items()}, forget, retain
+        )
         made = {"top_k": fraction, "per_layer": per_layer, **provenance(forget, retain)}
         return cls(bits, {n: forget[n].shape for n in names}, made)
 
     @classmethod
-    def from_bool(cls, masks: Mapping[str, Tensor], metadata: dict[str, Any] | None = None) -> "SaliencyMask":
+    def from_bool(
+        cls, masks: Mapping[str, Tensor], metadata: dict[str, Any] | None = None
+    ) -> "SaliencyMask":
         """From name -> bool (or 0/1) tensors of the parameters' shapes.
 
         SalUn's files: ``from_bool(torch.load(path, weights_only=True))``.
@@ -159,10 +199,12 @@ class SaliencyMask(Mapping[str, Tensor]):
         bits = {n: reference.pack_bits(m.to(torch.bool)) for n, m in masks.items()}
         return cls(bits, {n: tuple(m.shape) for n, m in masks.items()}, metadata)
 
-    # --- using it -------------------------------------------------------------------------------------------------
+    # --- using it ---------------------------------------------------------------------------------
 
     def _entries(self, names: list[str]) -> dict[str, str]:
-        """The entry for each parameter that has one; where two would share one, it is the nearer name's."""
+        """The entry for each parameter that has one; where two would share one, it is the nearer
+        name's.
+        """
         found: dict[str, tuple[int, str]] = {}
         for name in names:
             for distance, possible in enumerate(possible_names(name)):
@@ -171,44 +213,64 @@ class SaliencyMask(Mapping[str, Tensor]):
                     break
         return {name: entry for entry, (_, name) in found.items()}
 
-    def coverage(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:
-        """Names of the parameters that are "matched" or "unmatched", and of the masks that are "unused"."""
+    def coverage(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]]
+    ) -> dict[str, list[str]]:
+        """Names of the parameters that are "matched" or "unmatched", and of the masks that are
+        "unused".
+        """
         names = [n for n, _ in named_parameters]
         entries = self._entries(names)
         used = set(entries.values())
-        return {"matched": [n for n in names if n in entries], "unmatched": [n for n in names if n not in entries],
-                "unused": [n for n in self._bits if n not in used]}  # fmt: skip
+        return {
+            "matched": [n for n in names if n in entries],
+            "unmatched": [n for n in names if n not in entries],
+            "unused": [n for n in self._bits if n not in used],
+        }
 
     def resolve(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
-        """Packed masks on each parameter's device, in order. Logs (INFO) how many were matched, unmatched, unused.
+        """Packed masks on each parameter's device, in order. Logs (INFO) how many were matched,
+        unmatched, unused.
 
         Of a DTensor the mask of the local shard.
 
-        Raises:
-            ValueError: a parameter without mask, or a mask of another shape; both mean another model's mask. An edit
+        Raises: ValueError: a parameter without mask, or a mask of another shape; both mean another
+            model's mask. An edit
                 that has set bits of no weight.
         """
         if self.version != self._sound:
             self._check_spare_bits()
         named = list(named_parameters)
         coverage = self.coverage(named)
-        _log.info("saliency: %s", ", ".join(f"{len(names)} {kind}" for kind, names in coverage.items()))
+        _log.info(
+            "saliency: %s", ", ".join(f"{len(names)} {kind}" for kind, names in coverage.items())
+        )
         missing = coverage["unmatched"]
         if missing:
             frozen = not any(p.requires_grad for n, p in named if n in missing)
-            remedy = "they are frozen: pass only parameters with requires_grad" if frozen else (
-                "build it on this model as it is trained, adapters included, or put unmasked parameters in a group "
-                "with masked=False"
+            remedy = (
+                "they are frozen: pass only parameters with requires_grad"
+                if frozen
+                else (
+                    "build it on this model as it is trained, adapters included, or put unmasked"
+                    " parameters in a group with masked=False"
+                )
             )
             raise ValueError(
-                f"saliency: expected a mask for each of {len(named)} parameters, found none for {len(missing)} "
-                f"({_some(missing)}); the mask is for {len(self)} ({_some(list(self))}); {remedy}"
+                f"saliency: expected a mask for each of {len(named)} parameters, found none for"
+                f" {len(missing)} ({_some(missing)}); the mask is for {len(self)}"
+                f" ({_some(list(self))}); {remedy}"
             )
         entries = self._entries([n for n, _ in named])
         for name, parameter in named:
             shape = self.shapes[entries[name]]
-            require(tuple(parameter.shape) == shape, f"saliency[{name!r}]", f"shape {tuple(parameter.shape)}", shape,
-                    "this mask belongs to another model")  # fmt: skip
+            require(
+                tuple(parameter.shape) == shape,
+                f"saliency[{name!r}]",
+                f"shape {tuple(parameter.shape)}",
+                shape,
+                "this mask belongs to another model",
+            )
         return [local_bits(self._bits[entries[n]], p) for n, p in named]
 
     def to_bool(self, name: str) -> Tensor:
@@ -234,11 +296,16 @@ class SaliencyMask(Mapping[str, Tensor]):
         width = max([len(n) for n in counts] + [5])
         rows = [f"{'':{width}}  {'weights':>12}  {'selected':>12}  {'density':>8}"]
         total = (sum(map(self.size, counts)), sum(counts.values()))
-        for name, size, count in [*((n, self.size(n), c) for n, c in counts.items()), ("total", *total)]:
-            rows.append(f"{name:{width}}  {size:12,}  {count:12,}  {100 * count / max(size, 1):7.2f}%")
+        for name, size, count in [
+            *((n, self.size(n), c) for n, c in counts.items()),
+            ("total", *total),
+        ]:
+            rows.append(
+                f"{name:{width}}  {size:12,}  {count:12,}  {100 * count / max(size, 1):7.2f}%"
+            )
         return "\n".join(rows)
 
-    # --- on disk --------------------------------------------------------------------------------------------------
+    # --- on disk ----------------------------------------------------------------------------------
 
     def digest(self) -> str:
         """sha256 over names, shapes and bits."""
@@ -271,13 +338,22 @@ def _some(names: list[str]) -> str:
 
 
 def _stored(bits: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The bits copied into one tensor per device, and each entry's part of it: an edit of one shows in one version."""
+    """The bits copied into one tensor per device, and each entry's part of it: an edit of one shows
+    in one version.
+    """
     total: dict[torch.device, int] = {}
     places = {}
     for name, packed in bits.items():
-        places[name] = start = -(-total.get(packed.device, 0) // 16) * 16  # so that kernels may load 16 bytes
+        places[name] = start = (
+            -(-total.get(packed.device, 0) // 16) * 16
+        )  # so that kernels may load 16 bytes
         total[packed.device] = start + packed.numel()
     with torch.inference_mode(False), torch.no_grad():
-        stores = {device: torch.zeros(size, dtype=torch.uint8, device=device) for device, size in total.items()}
-        parts = {n: stores[b.device][places[n] : places[n] + b.numel()].copy_(b) for n, b in bits.items()}
+        stores = {
+            device: torch.zeros(size, dtype=torch.uint8, device=device)
+            for device, size in total.items()
+        }
+        parts = {
+            n: stores[b.device][places[n] : places[n] + b.numel()].copy_(b) for n, b in bits.items()
+        }
     return list(stores.values()), parts

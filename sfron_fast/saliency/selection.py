@@ -11,26 +11,45 @@ from .cuts import check_cuts
 
 
 def checked_fishers(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> list[str]:
-    """The names, in order, of two Fishers that can be compared; see ``SaliencyMask.from_fisher`` for the errors."""
+    """The names, in order, of two Fishers that can be compared; see ``SaliencyMask.from_fisher``
+    for the errors.
+    """
     require(bool(forget), "forget", "at least one tensor", "an empty mapping")
-    require(forget.keys() == retain.keys(), "retain", f"the names of forget ({len(forget)})",
-            f"{len(retain)} names, {len(forget.keys() ^ retain.keys())} of them different")  # fmt: skip
+    require(
+        forget.keys() == retain.keys(),
+        "retain",
+        f"the names of forget ({len(forget)})",
+        f"{len(retain)} names, {len(forget.keys() ^ retain.keys())} of them different",
+    )
     for side, fisher in (("forget", forget), ("retain", retain)):
         for name, f in fisher.items():
             sound = bool(torch.isfinite(f).all()) and bool((f >= 0).all())
-            require(sound, f"{side}[{name!r}]", "finite values >= 0", "others", "check the loss and the data")
+            require(
+                sound,
+                f"{side}[{name!r}]",
+                "finite values >= 0",
+                "others",
+                "check the loss and the data",
+            )
             shape = tuple(forget[name].shape)
             require(tuple(f.shape) == shape, f"{side}[{name!r}]", f"shape {shape}", tuple(f.shape))
     estimators = [getattr(f, "metadata", {}).get("estimator") for f in (forget, retain)]
-    require(estimators[0] == estimators[1], "retain", f"estimator {estimators[0]!r} as forget", repr(estimators[1]),
-            "a threshold compares like with like")  # fmt: skip
+    require(
+        estimators[0] == estimators[1],
+        "retain",
+        f"estimator {estimators[0]!r} as forget",
+        repr(estimators[1]),
+        "a threshold compares like with like",
+    )
     check_cuts(getattr(forget, "metadata", {}), getattr(retain, "metadata", {}))
     return list(forget)
 
 
 def no_gradient(*fishers: Mapping[str, Tensor]) -> set[str]:
     """Parameters without gradient in every one of the Fishers."""
-    return set.intersection(*(set(getattr(f, "metadata", {}).get("no_gradient", ())) for f in fishers))
+    return set.intersection(
+        *(set(getattr(f, "metadata", {}).get("no_gradient", ())) for f in fishers)
+    )
 
 
 def without_gradient(bits: dict[str, Tensor], *fishers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +62,9 @@ def provenance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> di
     """How two Fishers were made, and by which versions."""
     from ..version import __version__
 
-    sides = {side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))}
+    sides = {
+        side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))
+    }
     return {**sides, "versions": {"sfron_fast": __version__, "torch": torch.__version__}}
 
 

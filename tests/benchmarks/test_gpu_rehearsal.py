@@ -1,4 +1,6 @@
-"""`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's clock."""
+"""`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's
+clock.
+"""
 
 import gc
 import json
@@ -40,23 +42,33 @@ ROWS = [
 
 
 def test_model_shapes():
-    counts = [(len(shapes), sum(torch.Size(s).numel() for s in shapes)) for shapes in (dit_xl2(), resnet18())]
+    counts = [
+        (len(shapes), sum(torch.Size(s).numel() for s in shapes))
+        for shapes in (dit_xl2(), resnet18())
+    ]
     assert counts == [(291, 674_834_720), (62, 11_173_962)]
 
 
 @pytest.mark.parametrize("kind", [long("cpu"), "cuda"])
 def test_every_case_runs_and_its_arms_agree(kind, tmp_path, capsys):
-    status = bench.main(["--device", kind, "--rehearse", "--no-plots", "--out", str(tmp_path / "x")])
+    status = bench.main(
+        ["--device", kind, "--rehearse", "--no-plots", "--out", str(tmp_path / "x")]
+    )
     assert status == 0, capsys.readouterr().out
     result = json.loads((tmp_path / "x.json").read_text())
     last = {row["case"]: row["arm"] for row in result["rows"]}
     assert last.keys() >= {case.name for case in bench.chosen_cases(kind, "cpu", tiny=True)}
     for model in bench.MODELS:
-        assert {row["arm"] for row in result["rows"] if row["case"].startswith(f"{model} cycle: backward")} == {
-            "authors' style", "stock, fused", "sfron_fast"
-        }  # fmt: skip
+        assert {
+            row["arm"]
+            for row in result["rows"]
+            if row["case"].startswith(f"{model} cycle: backward")
+        } == {"authors' style", "stock, fused", "sfron_fast"}
     assert all(arm.startswith("sfron_fast") for case, arm in last.items() if ": " not in case)
-    assert all(m["arm"] == "liger_arm" or m["arm"].removeprefix("peer ") in PEERS for m in result["messages"])
+    assert all(
+        m["arm"] == "liger_arm" or m["arm"].removeprefix("peer ") in PEERS
+        for m in result["messages"]
+    )
     assert result["provenance"]["rehearsal"]
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + len(result["rows"])
 
@@ -71,11 +83,17 @@ def test_an_arm_that_fails_or_disagrees_is_not_timed():
     def fail():
         raise RuntimeError("broken")
 
-    arms = [Arm(name, lambda: None, check) for name, check in (
-        ("first", lambda: [torch.ones(3)]), ("broken", fail), ("wrong", lambda: [torch.tensor([1.0, 1.0, 1.1])]),
-        ("nan", lambda: [torch.full((3,), torch.nan)]), ("shape", lambda: [torch.ones(2)]),
-        ("same", lambda: [torch.ones(3) + 1e-5]),
-    )]  # fmt: skip
+    arms = [
+        Arm(name, lambda: None, check)
+        for name, check in (
+            ("first", lambda: [torch.ones(3)]),
+            ("broken", fail),
+            ("wrong", lambda: [torch.tensor([1.0, 1.0, 1.1])]),
+            ("nan", lambda: [torch.full((3,), torch.nan)]),
+            ("shape", lambda: [torch.ones(2)]),
+            ("same", lambda: [torch.ones(3) + 1e-5]),
+        )
+    ]
     notes = {}
     contest = Contest("case", 0, Clock("cpu"), notes.__setitem__)
     contest.time(contest.agreeing(arms), 0.0)
@@ -89,32 +107,55 @@ def test_a_failing_case_does_not_stop_the_others_and_fails_the_run(tmp_path, mon
         raise ValueError("no such arm")
 
     good = Arm("sfron_fast", lambda: None)
-    chosen = [bench.Case("bad", [lambda: Arm("x", lambda: 1 / 0)]), bench.Case("good", [broken, lambda: good]),
-              bench.Case("late", [lambda: good], needs=1e9)]  # fmt: skip
+    chosen = [
+        bench.Case("bad", [lambda: Arm("x", lambda: 1 / 0)]),
+        bench.Case("good", [broken, lambda: good]),
+        bench.Case("late", [lambda: good], needs=1e9),
+    ]
     monkeypatch.setattr(bench, "chosen_cases", lambda kind, device, tiny: chosen)
     monkeypatch.setattr(bench, "MODELS", ())
     assert bench.main(["--rehearse", "--no-plots", "--out", str(tmp_path / "gpu")]) == 1
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert [row["case"] for row in result["rows"]] == ["good"]
     assert [m["message"].split(":")[0] for m in result["messages"]] == [
-        "failed", "cannot be made", "skipped"
-    ]  # fmt: skip
+        "failed",
+        "cannot be made",
+        "skipped",
+    ]
 
 
-HELD = [("authors' style, masks on CPU", {"cpu_masks": True}), ("authors' style", {}), *((how, {}) for how in STOCK),
-        ("ours", {})]  # fmt: skip
+HELD = [
+    ("authors' style, masks on CPU", {"cpu_masks": True}),
+    ("authors' style", {}),
+    *((how, {}) for how in STOCK),
+    ("ours", {}),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "work"), [("adamw", "plain"), *product(("adamw", "sgd"), ("forget", "pair"))])
+@pytest.mark.parametrize(
+    ("kind", "work"), [("adamw", "plain"), *product(("adamw", "sgd"), ("forget", "pair"))]
+)
 def test_arms_hold_what_their_groups_are_planned_by(kind, work, dtype):
     """On a GPU; here masks on the CPU lie beside the rest."""
     shapes = [(64, 1024), (32768,)]
-    about = {"shapes": shapes, "kind": kind, "work": work, "dtype": dtype, "slow_lr": 0.5 if work == "pair" else 1.0}
+    about = {
+        "shapes": shapes,
+        "kind": kind,
+        "work": work,
+        "dtype": dtype,
+        "slow_lr": 0.5 if work == "pair" else 1.0,
+    }
     alive = []
     gc.collect()
     for who, more in HELD if work != "plain" else [(STOCK[0], {}), HELD[-1]]:
-        make = bench_arms.ours if who == "ours" else bench_arms.best_stock if who in STOCK else bench_arms.authors_style
+        make = (
+            bench_arms.ours
+            if who == "ours"
+            else bench_arms.best_stock
+            if who in STOCK
+            else bench_arms.authors_style
+        )
         options = {"how": who} if who in STOCK else more
 
         def begin(make=make, options=options):
@@ -123,15 +164,21 @@ def test_arms_hold_what_their_groups_are_planned_by(kind, work, dtype):
             alive[-1].run()
 
         found = sum(cpu_allocations(begin)) - (98304 if more else 0)
-        assert found == pytest.approx(bench_arms.held(shapes, who, kind, work, dtype), rel=0.01), who
+        assert found == pytest.approx(bench_arms.held(shapes, who, kind, work, dtype), rel=0.01), (
+            who
+        )
 
 
 def test_a_case_is_timed_in_as_many_groups_as_its_memory_needs(tmp_path):
     def arm(name, value):
         return lambda: Arm(name, lambda: None, lambda: [torch.full((2,), value)])
 
-    makers = [lambda: Arm("probe", lambda: None), *(arm(name, 1.0) for name in "abc"), arm("wrong", 2.0),
-              arm("sfron_fast", 1.0)]  # fmt: skip
+    makers = [
+        lambda: Arm("probe", lambda: None),
+        *(arm(name, 1.0) for name in "abc"),
+        arm("wrong", 2.0),
+        arm("sfron_fast", 1.0),
+    ]
     case = harness.Case("case", makers, 8, 0.0, held=(1, 5, 4, 3, 2, 2), more=1)
     assert case.groups(18) == [[0, 1, 2, 3, 4, 5]]
     assert case.groups(17) == [[0, 1, 2, 3, 5], [0, 4, 5]]
@@ -140,10 +187,17 @@ def test_a_case_is_timed_in_as_many_groups_as_its_memory_needs(tmp_path):
     run = bench.Run(tmp_path / "x", harness.provenance(), Clock("cpu"), "cpu", 0.0, limit=9)
     run.case(case)
     assert [row.arm for row in run.rows] == ["probe", "a", "b", "c", "sfron_fast"]
-    assert {row.arm: row.repetitions for row in run.rows} == {"probe": 6, "a": 2, "b": 2, "c": 2, "sfron_fast": 6}
+    assert {row.arm: row.repetitions for row in run.rows} == {
+        "probe": 6,
+        "a": 2,
+        "b": 2,
+        "c": 2,
+        "sfron_fast": 6,
+    }
     assert [(m["arm"], m["message"].split(":")[0]) for m in run.messages] == [
-        ("memory", "all arms at once would hold 0 GiB of 0"), ("wrong", "differs from a by 1.0e+00")
-    ]  # fmt: skip
+        ("memory", "all arms at once would hold 0 GiB of 0"),
+        ("wrong", "differs from a by 1.0e+00"),
+    ]
     assert not harness.failures(run.messages)
     run.limit = 8
     run.case(case)
@@ -152,7 +206,10 @@ def test_a_case_is_timed_in_as_many_groups_as_its_memory_needs(tmp_path):
 
 def test_every_case_of_the_gpu_fits_in_70_gib():
     """And those that would not at once are told."""
-    cases = [*bench.list_cases.cases("cuda", "cpu", False), *bench.row_cases.cases("cuda", "cpu", False)]
+    cases = [
+        *bench.list_cases.cases("cuda", "cpu", False),
+        *bench.row_cases.cases("cuda", "cpu", False),
+    ]
     groups = {case.name: len(case.groups(bench.ROOM)) for case in cases if case.held}
     assert all(groups.values()), groups
     assert all(len(case.held) in (0, len(case.arms)) for case in cases)
@@ -181,30 +238,51 @@ def test_plots(tmp_path, monkeypatch):
     assert all((tmp_path / f"gpu_{kind}.png").stat().st_size > 1000 for kind in kinds)
 
 
-@pytest.mark.parametrize(("case", "told"), [("step", ["stock b"]), ("step, other packages", ["stock b", "stock a"])])
+@pytest.mark.parametrize(
+    ("case", "told"), [("step", ["stock b"]), ("step, other packages", ["stock b", "stock a"])]
+)
 def test_the_figures_tell_the_fastest(case, told):
-    times = {"probe": 1.0, "authors' style, masks on CPU": 9.0, "authors' style": 8.0, "stock a": 4.0, "stock b": 3.0,
-             "sfron_fast, two ops": 2.5, "sfron_fast": 2.0}  # fmt: skip
+    times = {
+        "probe": 1.0,
+        "authors' style, masks on CPU": 9.0,
+        "authors' style": 8.0,
+        "stock a": 4.0,
+        "stock b": 3.0,
+        "sfron_fast, two ops": 2.5,
+        "sfron_fast": 2.0,
+    }
     rows = [{"case": case, "arm": arm, "p50_ms": ms} for arm, ms in times.items()]
-    assert [r["arm"] for r in plots.telling(rows)] == ["probe", "authors' style", *told, "sfron_fast"]
+    assert [r["arm"] for r in plots.telling(rows)] == [
+        "probe",
+        "authors' style",
+        *told,
+        "sfron_fast",
+    ]
 
 
 def test_what_the_figures_show():
     rows = [vars(row) for row in ROWS]
     assert {row["case"] for row in plots.kernels(rows)} == {"step", "loss"}
-    assert plots.phases(rows) == {"net cycle": {"stock": {"forward": 7.0, "mask": 1.0}, "sfron_fast": {"forward": 6.0}}}
+    assert plots.phases(rows) == {
+        "net cycle": {"stock": {"forward": 7.0, "mask": 1.0}, "sfron_fast": {"forward": 6.0}}
+    }
     assert plots.memory(rows) == {"step": {"stock": 9.0}}
     assert plots.sweep(rows) == {"sfron_fast": [(1000, 2000.0)]}
 
 
 def test_the_tables_of_the_readme():
     authors = Row("step", "authors' style", 8.0, 9.0, 9.0, 7, 8, 1.0)
-    rows = [vars(row) for row in (authors, *ROWS, Row("net cycle (1M)", "sfron_fast", 5.0, 6.0, 7.0, 7, 0, 0.0))]
+    rows = [
+        vars(row)
+        for row in (authors, *ROWS, Row("net cycle (1M)", "sfron_fast", 5.0, 6.0, 7.0, 7, 0, 0.0))
+    ]
     results = {"provenance": harness.provenance(), "rows": rows}
     assert "| step | stock | 4.00 | 2.00 | 2.00x |" in readme.table(results)
     found = readme.headline(results)
     assert "| step | 2.00 | 0.50 | 2.00x (stock) | 4.50x |" in found
-    cycle = "| net cycle (1M) | stock | 8.0 | 7.0 to 9.0 | 1.0 (12 %) |"  # measured whole, not a sum of phases
+    cycle = (  # measured whole, not a sum of phases
+        "| net cycle (1M) | stock | 8.0 | 7.0 to 9.0 | 1.0 (12 %) |"
+    )
     assert cycle in found
     assert cycle in readme.table(results)
     assert "Slower than another arm: nowhere." in found
@@ -213,7 +291,9 @@ def test_the_tables_of_the_readme():
     assert "Slower than another arm: step (0.80 of stock)." in found
     with pytest.raises(ValueError, match="step: expected this package's arm last, found 'stock'"):
         readme.table({**results, "rows": slow[:1]})
-    assert "x" not in harness.show(ROWS[:2]).replace("x86", "")  # no arm is called ours where ours did not run
+    assert "x" not in harness.show(ROWS[:2]).replace(
+        "x86", ""
+    )  # no arm is called ours where ours did not run
 
 
 def test_what_stands_for_a_backward_pass_is_not_counted():
@@ -236,7 +316,9 @@ def test_no_arm_of_a_round_follows_itself():
 def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
     """Beyond the first step, which every case checks: what one run leaves must not ease the next."""
     for kind, work in product(("adamw", "sgd"), ("forget", "pair")):
-        made = [bench_arms.best_stock([(64, 9), (7,)], kind, work, 0.5, how) for how in bench_arms.STOCK]
+        made = [
+            bench_arms.best_stock([(64, 9), (7,)], kind, work, 0.5, how) for how in bench_arms.STOCK
+        ]
         for arm in made:
             arm.run()
         changes = [arm.check() for arm in made]
@@ -273,7 +355,13 @@ def test_steps_are_independent_and_limited(tmp_path):
     again = Summary(tmp_path, keep=True)  # of steps chosen by name: the others' results stay
     run_all([shell("fails", "echo better")], again, "a GPU", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
-    assert [line[2:9].split()[0] for line in lines] == ["hangs", "lacks", "absent", "works", "fails"]
+    assert [line[2:9].split()[0] for line in lines] == [
+        "hangs",
+        "lacks",
+        "absent",
+        "works",
+        "fails",
+    ]
     assert lines[-1][17:19] == "ok"
     assert "hello" in (log := (tmp_path / "log-1.txt").read_text())
     assert "better" in log
@@ -284,11 +372,17 @@ def test_steps_are_independent_and_limited(tmp_path):
 def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
     for part in gpu_run.PARTS:
         (tmp_path / str(part)).mkdir()
-    every = {part: gpu_run.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part) for part in gpu_run.PARTS}
+    every = {
+        part: gpu_run.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part)
+        for part in gpu_run.PARTS
+    }
     names = {part: [s.name for s in chosen] for part, chosen in every.items()}
     first = ["env", "build", "precompile"]
-    assert names == {1: [*first, "tests/gpu", "wheel"], 2: [*first, "benchmark"],
-                     3: [*first, "memcheck", "racecheck", "per-op tests"]}  # fmt: skip
+    assert names == {
+        1: [*first, "tests/gpu", "wheel"],
+        2: [*first, "benchmark"],
+        3: [*first, "memcheck", "racecheck", "per-op tests"],
+    }
     rehearsed = {s.name for chosen in every.values() for s in chosen if s.rehearsal}
     assert rehearsed == {"benchmark", "memcheck", "racecheck"}
     for part, chosen in every.items():
@@ -296,31 +390,56 @@ def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
         run_all([*kept, Step("build", 1.0, ["false"])], Summary(tmp_path, part), "", 100.0)
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert [line[:17].split()[0] for line in lines] == ["1", "1", "2", "3", "3", "3"]
-    assert [line[17:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"] + ["skipped"] * 2
+    assert [line[17:].split("  ")[0] for line in lines] == ["skipped"] * 3 + ["rehearsed"] + [
+        "skipped"
+    ] * 2
     assert all("no CUDA device" in line for line in lines)
     files = [path.name for path in tmp_path.iterdir() if path.is_file()]
-    assert sorted(files) == ["log-1.txt", "log-2.txt", "log-3.txt", "summary.txt"]  # beside gpu.json and gpu.csv
+    assert sorted(files) == [
+        "log-1.txt",
+        "log-2.txt",
+        "log-3.txt",
+        "summary.txt",
+    ]  # beside gpu.json and gpu.csv
 
 
 def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monkeypatch):
-    """Failures are told when they are known; a step is asked to end before it is killed; the longest log is cut."""
+    """Failures are told when they are known; a step is asked to end before it is killed; the
+    longest log is cut.
+    """
     monkeypatch.setattr(gpu_run, "MOST_LOG", 4000)
     (tmp_path / "test_two.py").write_text(
-        "import os\ndef test_bad():\n    assert 1 + 1 == 3, 'wrong sum'\ndef test_dies():\n    os._exit(3)\n"
+        "import os\ndef test_bad():\n    assert 1 + 1 == 3, 'wrong sum'\ndef test_dies():\n   "
+        " os._exit(3)\n"
     )
-    command = [*gpu_run.pytest_command(sys.executable), "-c", str(gpu_run.ROOT / "pyproject.toml"), "--rootdir",
-               str(tmp_path), "test_two.py"]  # fmt: skip
+    command = [
+        *gpu_run.pytest_command(sys.executable),
+        "-c",
+        str(gpu_run.ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        "test_two.py",
+    ]
     asked = ["sh", "-c", "trap 'echo asked to end; exit 1' INT; sleep 60 & wait"]
-    chosen = [Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_run.ROOT)}, cwd=tmp_path),
-              Step("waits", 1.0, asked), Step("talks", 9.0, ["seq", "100000"])]  # fmt: skip
+    chosen = [
+        Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_run.ROOT)}, cwd=tmp_path),
+        Step("waits", 1.0, asked),
+        Step("talks", 9.0, ["seq", "100000"]),
+    ]
     run_all(chosen, Summary(tmp_path, 3), "a GPU", 999.0)
     log = (tmp_path / "log-3.txt").read_text()
-    assert log.index("test_two.py::test_bad FAILED") < log.index("AssertionError: wrong sum") < log.index("::test_dies")
+    assert (
+        log.index("test_two.py::test_bad FAILED")
+        < log.index("AssertionError: wrong sum")
+        < log.index("::test_dies")
+    )
     assert "asked to end" in log
     assert "bytes left out" in log
     assert log.endswith("\n100000\n")
     assert len(log) < 20_000
-    states = [line[17:].split("  ")[0] for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    states = [
+        line[17:].split("  ")[0] for line in (tmp_path / "summary.txt").read_text().splitlines()
+    ]
     assert states == ["FAILED", "TIMED OUT", "ok"]
 
 
@@ -342,7 +461,10 @@ def test_triton_kernels_are_compiled_before_they_are_launched(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(code)]
     result = subprocess.run(command, cwd=gpu_run.ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert eval(result.stdout) == ["_adaptive_mse_bwd_kernel.cubin", "_adaptive_mse_fwd_kernel.cubin"]
+    assert eval(result.stdout) == [
+        "_adaptive_mse_bwd_kernel.cubin",
+        "_adaptive_mse_fwd_kernel.cubin",
+    ]
 
 
 STAND_INS = """
@@ -377,8 +499,16 @@ torch.cuda.stream = lambda stream: contextlib.nullcontext()
 torch.cuda.CUDAGraph, torch.cuda.graph = Graph, graph
 torch.set_num_threads(1)
 """
-LEFT_OUT = ("never_wait", "allocated", "launches", "2_31", "copy_nothing", "runs_ahead", "under_capture",
-            "(cuda_steps and (dtype1 or dtype2))")  # fmt: skip
+LEFT_OUT = (
+    "never_wait",
+    "allocated",
+    "launches",
+    "2_31",
+    "copy_nothing",
+    "runs_ahead",
+    "under_capture",
+    "(cuda_steps and (dtype1 or dtype2))",
+)
 
 
 @pytest.mark.skipif(not list(PACKAGE.glob("_C*.so")), reason="the kernels are not built")
@@ -391,8 +521,20 @@ def test_the_gpu_tests_pass_on_the_cpu(tmp_path):
     assert '"cuda"' in text
     (tmp_path / "test_rehearsed.py").write_text(text.replace('"cuda"', '"cpu"'))
     (tmp_path / "conftest.py").write_text(STAND_INS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(gpu_run.ROOT / "pyproject.toml"),
-               "--rootdir", str(tmp_path), "-k", f"not ({' or '.join(LEFT_OUT)})", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(gpu_run.ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        "-k",
+        f"not ({' or '.join(LEFT_OUT)})",
+        str(tmp_path),
+    ]
     result = subprocess.run(command, cwd=gpu_run.ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
@@ -408,4 +550,6 @@ def test_a_wheel_is_loaded_from_its_own_folder(tmp_path):
             archive.write(file, file.relative_to(PACKAGE.parent))
     summary = Summary(tmp_path)
     run_all([gpu_run.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
-    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (tmp_path / "log-1.txt").read_text()
+    assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (
+        tmp_path / "log-1.txt"
+    ).read_text()

@@ -11,8 +11,13 @@ def row(case, arm, ms):
     return {"case": case, "arm": arm, "p50_ms": ms}
 
 
-OLD = [row("step", "probe: scale", 9.0), row("step", "stock", 30.0), row("step", "sfron_fast", 10.0),
-       row("mask", "stock", 8.0), row("mask", "sfron_fast", 2.0)]  # fmt: skip
+OLD = [
+    row("step", "probe: scale", 9.0),
+    row("step", "stock", 30.0),
+    row("step", "sfron_fast", 10.0),
+    row("mask", "stock", 8.0),
+    row("mask", "sfron_fast", 2.0),
+]
 
 
 def changed(**times):
@@ -20,7 +25,11 @@ def changed(**times):
 
 
 def test_ratios_by_hand():
-    assert guard.ratios(OLD) == {("step", "stock"): 3.0, ("step", "probe / sfron_fast"): 0.9, ("mask", "stock"): 4.0}
+    assert guard.ratios(OLD) == {
+        ("step", "stock"): 3.0,
+        ("step", "probe / sfron_fast"): 0.9,
+        ("mask", "stock"): 4.0,
+    }
 
 
 def test_a_machine_of_half_the_speed_is_no_regression():
@@ -35,7 +44,11 @@ def test_what_fell_is_named():
 
 
 def test_what_computes_is_not_held_against_the_probe():
-    slow = [row("loss", "probe: scale", 1.0), row("loss", "eager", 9.0), row("loss", "sfron_fast", 3.0)]
+    slow = [
+        row("loss", "probe: scale", 1.0),
+        row("loss", "eager", 9.0),
+        row("loss", "sfron_fast", 3.0),
+    ]
     assert guard.compare([{**slow[0], "p50_ms": 0.5}, *slow[1:]], slow, 0.15)[0] == []
 
 
@@ -67,18 +80,25 @@ def test_what_is_missing_is_said():
 def test_an_arm_of_ours_that_is_gone_fell():
     new = [r for r in OLD if (r["case"], r["arm"]) != ("step", "sfron_fast")]
     assert guard.compare(new, OLD, 0.15)[0] == ["step: sfron_fast is gone"]
-    assert guard.compare([r for r in OLD if r["case"] != "step"], OLD, 0.15)[0] == []  # not run at all
+    assert (
+        guard.compare([r for r in OLD if r["case"] != "step"], OLD, 0.15)[0] == []
+    )  # not run at all
 
 
 def test_not_a_number_fell():
-    assert guard.compare(changed(mask_sfron_fast=float("nan")), OLD, 0.15)[0] == ["mask, against stock: 4.00 -> nan"]
+    assert guard.compare(changed(mask_sfron_fast=float("nan")), OLD, 0.15)[0] == [
+        "mask, against stock: 4.00 -> nan"
+    ]
 
 
 @pytest.mark.parametrize(
     ("new", "said"),
     [
         ({"rows": []}, "0 of 3 ratios compared"),
-        ({"rows": OLD, "messages": [{"case": "loss", "arm": "", "message": "failed: x"}]}, "loss: : failed: x"),
+        (
+            {"rows": OLD, "messages": [{"case": "loss", "arm": "", "message": "failed: x"}]},
+            "loss: : failed: x",
+        ),
         ({"rows": OLD, "provenance": {"commit": "abc", "rehearsal": True}}, "rehearsal"),
     ],
 )

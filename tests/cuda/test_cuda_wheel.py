@@ -1,4 +1,6 @@
-"""A CUDA wheel can be built where neither a GPU nor a CUDA build of torch is, and loads there for its CPU kernels."""
+"""A CUDA wheel can be built where neither a GPU nor a CUDA build of torch is, and loads there for
+its CPU kernels.
+"""
 
 import os
 import shutil
@@ -33,9 +35,29 @@ def test_builds_links_and_loads(tmp_path):
     for part in filter(lambda part: (ROOT / part).exists(), PARTS):
         path = ROOT / part
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(path, source / part, ignore=ignored) if path.is_dir() else shutil.copy(path, source)
-    settings = {**os.environ, "USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", tmp_path, source]
+        (
+            shutil.copytree(path, source / part, ignore=ignored)
+            if path.is_dir()
+            else shutil.copy(path, source)
+        )
+    settings = {
+        **os.environ,
+        "USE_CUDA": "1",
+        "SFRON_FAST_NATIVE": "require",
+        "TORCH_CUDA_ARCH_LIST": "9.0",
+    }
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        tmp_path,
+        source,
+    ]
     subprocess.run(pip, env=settings, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"

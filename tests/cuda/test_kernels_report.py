@@ -14,8 +14,15 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
     assert kernels_report.main(["--arch", "90"]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
-    for op in ("interpolate", "masked_grad_norm", "sgd_step", "adamw_step", "fisher_accumulate", "saliency_mask",
-               "fisher_saliency_mask"):  # fmt: skip
+    for op in (
+        "interpolate",
+        "masked_grad_norm",
+        "sgd_step",
+        "adamw_step",
+        "fisher_accumulate",
+        "saliency_mask",
+        "fisher_saliency_mask",
+    ):
         assert f"\n{op}_kernel" in out
 
 
@@ -29,7 +36,11 @@ def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
           x[threadIdx.x] = local[n % 64];
         }""")
     report = kernels_report.compile_one(
-        shutil.which("nvcc"), kernels_report.find_cuobjdump(shutil.which("nvcc")), source, ("90",), str(tmp_path)
+        shutil.which("nvcc"),
+        kernels_report.find_cuobjdump(shutil.which("nvcc")),
+        source,
+        ("90",),
+        str(tmp_path),
     )
     problems = "; ".join(report[0].problems())
     assert report[0].name == "bad_kernel"
@@ -76,10 +87,20 @@ def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
 def test_a_slow_triton_launch_is_judged_if_it_fills_the_card(monkeypatch):
     monkeypatch.setattr(kernels_table.triton_report, "complaints", lambda launch, found: [])
     name = next(iter(kernels_table.triton_report.STREAMS))
-    found = {"kernel": name, "for": "V=9", "dtype": "float32", "registers": 8, "spills": 0, "issue_load": 0.81,
-             "mufu_load": 0.1, "bytes_in_flight": 29_999}  # fmt: skip
-    rows = [kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
-            for n in (1_000, 10_000_000)]  # fmt: skip
+    found = {
+        "kernel": name,
+        "for": "V=9",
+        "dtype": "float32",
+        "registers": 8,
+        "spills": 0,
+        "issue_load": 0.81,
+        "mufu_load": 0.1,
+        "bytes_in_flight": 29_999,
+    }
+    rows = [
+        kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
+        for n in (1_000, 10_000_000)
+    ]
     assert [kernels_table.judge([row]) for row in rows] == [0, 1]
     assert rows[1]["misses"] == ["issue load 0.81, above 0.8", "30.0 KB in flight, below 30"]
     assert sass.slow(0.8, 30_000) == []

@@ -58,15 +58,21 @@ def test_every_nest_is_taken_everywhere(form):
         model = Nested(x.shape[1], 4)
         fishers = [sf.estimate_fisher(model, batches, estimator=e) for e in ("batch", "sample")]
         predictions = predict(model, batches).logits
-        sf.unlearn(model, batches, batches, recipe=sf.Recipe.paper(cycles=2, retain_steps=1, lr=0.1))
+        sf.unlearn(
+            model, batches, batches, recipe=sf.Recipe.paper(cycles=2, retain_steps=1, lr=0.1)
+        )
         sf.recipes.finetune(model, batches, epochs=1)
-        results.append([*fishers[0].values(), *fishers[1].values(), predictions, *model.parameters()])
+        results.append(
+            [*fishers[0].values(), *fishers[1].values(), predictions, *model.parameters()]
+        )
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_copy_is_moved():
-    """On the meta device, the only other one there always is; the caller's own containers keep their tensors."""
+    """On the meta device, the only other one there always is; the caller's own containers keep
+    their tensors.
+    """
     x = torch.ones(3, 2)
     given = {"a": [x, None, "text"], "b": UserDict(c=Pair(x, 2.5)), "d": Record(x, (x,))}
     moved, targets = move((given, torch.zeros(3)), torch.device("meta"))
@@ -99,10 +105,14 @@ def test_tokens_want_a_loss_of_their_own(words):
     batches = [(ids, ids.flip(1))]
     model = Tokens(words)
     before = bits(model)
-    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
+    everything = sf.SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in model.named_parameters()}
+    )
     calls = [
         lambda: sf.unlearn(model, batches, batches, recipe=sf.Recipe.paper(cycles=1)),
-        lambda: sf.unlearn(model, batches, batches, recipe=sf.Recipe.paper(cycles=1), mask=everything),
+        lambda: sf.unlearn(
+            model, batches, batches, recipe=sf.Recipe.paper(cycles=1), mask=everything
+        ),
         lambda: sf.estimate_fisher(model, batches),
         lambda: sf.estimate_fisher(model, batches, estimator="sample"),
         lambda: sf.recipes.finetune(model, batches),

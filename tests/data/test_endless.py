@@ -1,4 +1,6 @@
-"""EndlessLoader: passes nobody else can disturb, places found again by whatever a sampler keeps, empty batches."""
+"""EndlessLoader: passes nobody else can disturb, places found again by whatever a sampler keeps,
+empty batches.
+"""
 
 import random
 
@@ -67,7 +69,9 @@ class Epochs(Keeping):
 
 
 class InPlace(Keeping):
-    """The same list is shuffled again for every pass, also for an evaluation while another pass is open."""
+    """The same list is shuffled again for every pass, also for an evaluation while another pass is
+    open.
+    """
 
     def kept(self):
         return list(range(SAMPLES))
@@ -78,7 +82,9 @@ class InPlace(Keeping):
 
 
 def endless(sampler):
-    return EndlessLoader(DataLoader(TensorDataset(torch.arange(SAMPLES)), 2, sampler=sampler), "retain_loader")
+    return EndlessLoader(
+        DataLoader(TensorDataset(torch.arange(SAMPLES)), 2, sampler=sampler), "retain_loader"
+    )
 
 
 def drawn(loader, count):
@@ -100,7 +106,9 @@ def test_a_place_is_found_by_what_the_sampler_keeps(kind, tmp_path):
     states.append((run.state_dict(), random_state()))
     whole += drawn(run, 6)
     torch.save(states, tmp_path / "states.pt")
-    for at, (place, generators) in zip((0, 5), torch.load(tmp_path / "states.pt", weights_only=True), strict=True):
+    for at, (place, generators) in zip(
+        (0, 5), torch.load(tmp_path / "states.pt", weights_only=True), strict=True
+    ):
         resumed = endless(kind())
         resumed.load_state_dict(place)
         set_random_state(generators)
@@ -119,14 +127,19 @@ def test_an_order_that_nothing_saves_is_refused():
 
     run = endless(Hidden())
     drawn(run, 3)
-    with pytest.raises(ValueError, match="retain_loader: expected the batches of the checkpointed run, found others"):
+    with pytest.raises(
+        ValueError,
+        match="retain_loader: expected the batches of the checkpointed run, found others",
+    ):
         endless(Hidden()).load_state_dict(run.state_dict())
 
 
 def test_another_kind_of_sampler_is_refused():
     run = endless(Torchs())
     drawn(run, 1)
-    with pytest.raises(ValueError, match="retain_loader: expected the generators the run began with"):
+    with pytest.raises(
+        ValueError, match="retain_loader: expected the generators the run began with"
+    ):
         endless(None).load_state_dict(run.state_dict())
 
 
@@ -141,21 +154,40 @@ class Seen(torch.nn.Linear):
 
 def test_evaluations_and_callbacks_do_not_end_a_pass_of_persistent_workers():
     """Such a loader has one iterator, which begins anew for whoever asks."""
-    model, x, y = Seen(2, 2), torch.stack([torch.arange(6.0), torch.ones(6)], 1), torch.arange(6) % 2
+    model, x, y = (
+        Seen(2, 2),
+        torch.stack([torch.arange(6.0), torch.ones(6)], 1),
+        torch.arange(6) % 2,
+    )
     model.seen = []
-    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
+    everything = sf.SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in model.named_parameters()}
+    )
     forget = DataLoader(TensorDataset(x, y), 2, num_workers=1, persistent_workers=True)
     recipe = sf.Recipe.paper(cycles=3, retain_steps=1, lr=0.01)
-    sf.unlearn(model, [(x + 100, y)], forget, recipe=recipe, mask=everything, eval_every=1, forget_floor=0,
-               on_cycle=lambda *_: next(iter(forget)))  # fmt: skip
+    sf.unlearn(
+        model,
+        [(x + 100, y)],
+        forget,
+        recipe=recipe,
+        mask=everything,
+        eval_every=1,
+        forget_floor=0,
+        on_cycle=lambda *_: next(iter(forget)),
+    )
     assert [i for i in model.seen if i < 100] == list(range(6))
 
 
 def test_persistent_workers_are_refused_with_checkpoints(tmp_path):
     x, y = data(8)
     persistent = DataLoader(TensorDataset(x, y), 4, num_workers=1, persistent_workers=True)
-    for name, loaders in (("retain_loader", (persistent, [(x, y)])), ("forget_loader", ([(x, y)], persistent))):
-        with pytest.raises(ValueError, match=f"{name}: expected persistent_workers=False in a run with checkpoints"):
+    for name, loaders in (
+        ("retain_loader", (persistent, [(x, y)])),
+        ("forget_loader", ([(x, y)], persistent)),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected persistent_workers=False in a run with checkpoints"
+        ):
             sf.unlearn(build(), *loaders, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="persistent_workers=False"):
         EndlessLoader(persistent, "retain_loader").state_dict()
@@ -186,7 +218,9 @@ def test_a_shared_iterator_is_refused_before_anything_moves():
     model = build()
     before = model[0].weight.clone()
     settings = {"recipe": sf.Recipe.paper(cycles=2), "mask": random_mask(model), "forget_floor": 0}
-    with pytest.raises(ValueError, match=r"forget_loader: expected a new iterator at every iter\(\)"):
+    with pytest.raises(
+        ValueError, match=r"forget_loader: expected a new iterator at every iter\(\)"
+    ):
         sf.unlearn(model, [(x, y)], OneIterator([(x, y)] * 2), eval_every=1, **settings)
     assert torch.equal(model[0].weight, before)
 
@@ -194,8 +228,12 @@ def test_a_shared_iterator_is_refused_before_anything_moves():
 @pytest.mark.parametrize("name", ["retain_loader", "forget_loader", "val_loader"])
 def test_generators_are_refused_by_name(name):
     x, y = data(8)
-    loaders = {n: [(x, y)] for n in ("retain_loader", "forget_loader", "val_loader")} | {name: (b for b in [(x, y)])}
-    with pytest.raises(ValueError, match=f"{name}: expected batches that can be read again.*, found a generator"):
+    loaders = {n: [(x, y)] for n in ("retain_loader", "forget_loader", "val_loader")} | {
+        name: (b for b in [(x, y)])
+    }
+    with pytest.raises(
+        ValueError, match=f"{name}: expected batches that can be read again.*, found a generator"
+    ):
         sf.unlearn(build(), **loaders, eval_every=1, recipe=sf.Recipe.paper(cycles=1))
 
 
@@ -205,10 +243,20 @@ def test_empty_batches_are_skipped_everywhere():
     ends = []
     for batches in ([whole], [empty, whole, empty]):
         model = build()
-        sf.unlearn(model, batches, batches, recipe=sf.Recipe.paper(cycles=3, retain_steps=2, lr=0.1))
-        ends.append(torch.cat([p.flatten() for p in sf.recipes.finetune(model, batches, epochs=2).parameters()]))
+        sf.unlearn(
+            model, batches, batches, recipe=sf.Recipe.paper(cycles=3, retain_steps=2, lr=0.1)
+        )
+        ends.append(
+            torch.cat(
+                [p.flatten() for p in sf.recipes.finetune(model, batches, epochs=2).parameters()]
+            )
+        )
         assert len(evaluation.predict(model, batches).labels) == 8
     assert torch.equal(*ends)
     for loaders in (([whole], [empty]), ([empty], [whole])):
-        with pytest.raises(ValueError, match=r"(retain|forget)_loader: expected at least one sample"):
-            sf.unlearn(build(), *loaders, recipe=sf.Recipe.paper(cycles=1), mask=random_mask(build()))
+        with pytest.raises(
+            ValueError, match=r"(retain|forget)_loader: expected at least one sample"
+        ):
+            sf.unlearn(
+                build(), *loaders, recipe=sf.Recipe.paper(cycles=1), mask=random_mask(build())
+            )

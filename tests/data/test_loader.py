@@ -24,8 +24,15 @@ class Counting(TensorDataset):
 
 
 def made(rank=0, ranks=1, forget=20, retain=50, batch=BATCH, steps=STEPS, **settings):
-    return PairedLoader(Counting(forget, 0), Counting(retain, 1000), batch_size=batch, retain_steps=steps, rank=rank,
-                        world_size=ranks, **settings)  # fmt: skip
+    return PairedLoader(
+        Counting(forget, 0),
+        Counting(retain, 1000),
+        batch_size=batch,
+        retain_steps=steps,
+        rank=rank,
+        world_size=ranks,
+        **settings,
+    )
 
 
 def drawn(loader, epochs=1):
@@ -34,7 +41,9 @@ def drawn(loader, epochs=1):
 
 def together(ranks, epochs=1, **settings):
     """Every step's phase, and the samples of all ranks as one process would have them in its batch."""
-    steps = zip(*(drawn(made(rank, ranks, **settings), epochs) for rank in range(ranks)), strict=True)
+    steps = zip(
+        *(drawn(made(rank, ranks, **settings), epochs) for rank in range(ranks)), strict=True
+    )
     whole = []
     for shares in steps:
         assert len({phase for phase, _ in shares}) == 1
@@ -63,11 +72,15 @@ def test_ranks_draw_different_samples_and_together_those_of_one_process(ranks, f
 
 @pytest.mark.checklist("F2")
 def test_a_forget_set_smaller_than_the_batch_is_one_batch():
-    assert [sorted(batch) for phase, batch in drawn(made(forget=5), 3) if phase == "forget"] == [list(range(5))] * 3
+    assert [sorted(batch) for phase, batch in drawn(made(forget=5), 3) if phase == "forget"] == [
+        list(range(5))
+    ] * 3
     assert together(2, forget=5) == drawn(made(forget=5))
     sizes = [len(drawn(made(rank, 2, forget=5))[0][1]) for rank in range(2)]
     assert sizes == [3, 2]
-    with pytest.raises(ValueError, match=r"forget_set: expected a sample for each of 6 ranks, found 5 samples"):
+    with pytest.raises(
+        ValueError, match=r"forget_set: expected a sample for each of 6 ranks, found 5 samples"
+    ):
         made(0, 6, forget=5)
 
 
@@ -81,7 +94,9 @@ def test_passes_cover_each_set_and_are_shuffled_anew():
         assert len(passes) == len(samples) // size > 3
         assert all(len(set(p)) == size for p in passes)
         assert len(set(passes)) == len(passes)
-    first, second = ([set(b) for phase, b in drawn(made(seed=s), 2) if phase == "forget"] for s in (0, 1))
+    first, second = (
+        [set(b) for phase, b in drawn(made(seed=s), 2) if phase == "forget"] for s in (0, 1)
+    )
     assert not any(b in first for b in second)  # no seed goes on with its neighbour's next epoch
 
 
@@ -170,11 +185,19 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("name", "settings"), [
-    ("batch_size", {"batch": 7, "ranks": 2}), ("batch_size", {"batch": 0}), ("retain_steps", {"steps": 0}),
-    ("rank", {"rank": 2, "ranks": 2}), ("world_size", {"ranks": 0}), ("seed", {"seed": -1}),
-    ("retain_set", {"retain": 5}), ("loading", {"shuffle": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("batch_size", {"batch": 7, "ranks": 2}),
+        ("batch_size", {"batch": 0}),
+        ("retain_steps", {"steps": 0}),
+        ("rank", {"rank": 2, "ranks": 2}),
+        ("world_size", {"ranks": 0}),
+        ("seed", {"seed": -1}),
+        ("retain_set", {"retain": 5}),
+        ("loading", {"shuffle": True}),
+    ],
+)
 def test_rejects(name, settings):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         made(**settings)
@@ -183,7 +206,9 @@ def test_rejects(name, settings):
 def test_rejects_streams_and_places_in_other_data():
     with pytest.raises(ValueError, match="forget_set: expected a data set with a length"):
         PairedLoader(iter([1]), Counting(9, 0), batch_size=2, retain_steps=1)
-    with pytest.raises(ValueError, match=r"retain_set: expected a data set with a length, .* found Stream"):
+    with pytest.raises(
+        ValueError, match=r"retain_set: expected a data set with a length, .* found Stream"
+    ):
         PairedLoader(Counting(9, 0), Stream(), batch_size=2, retain_steps=1)
     for other in ({"seed": 4}, {"batch": 3}, {"steps": 2}, {"forget": 19}, {"retain": 51}):
         with pytest.raises(ValueError, match=r"^state: expected"):

@@ -1,4 +1,6 @@
-"""The example of the README: launched, stopped inside a cycle, resumed: the losses of a run that was never stopped."""
+"""The example of the README: launched, stopped inside a cycle, resumed: the losses of a run that
+was never stopped.
+"""
 
 import os
 import re
@@ -12,7 +14,20 @@ from ranks import on_ranks
 from benchmarks.examples import forget_topic
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--epochs", "1", "--cycles", "6", "--retain-steps", "1", "--every", "4", "--length", "32", "--batch", "128"]
+TINY = [
+    "--epochs",
+    "1",
+    "--cycles",
+    "6",
+    "--retain-steps",
+    "1",
+    "--every",
+    "4",
+    "--length",
+    "32",
+    "--batch",
+    "128",
+]
 
 
 def resumed_and_whole(folder, other):
@@ -22,16 +37,37 @@ def resumed_and_whole(folder, other):
 def test_launched_stopped_and_resumed(tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-         "benchmarks.examples.forget_topic", "--folder", str(folder), *TINY, "--stop", "5"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "benchmarks.examples.forget_topic",
+            "--folder",
+            str(folder),
+            *TINY,
+            "--stop",
+            "5",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
         timeout=900,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "after step 5 of 12" in done.stdout
     printed = re.findall(r"(?:import|topics|seen): ([\d.]+) -> ([\d.]+)", done.stdout)
     assert len(printed) == 3
-    assert sorted(p.name for p in folder.iterdir()) == ["mask.safetensors", "step-4", "step-5", "trained"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "mask.safetensors",
+        "step-4",
+        "step-5",
+        "trained",
+    ]
     (folder / "step-8").mkdir()  # a checkpoint without its metadata, as a kill leaves it
     other.mkdir()
     shutil.copytree(folder / "trained", other / "trained")

@@ -1,4 +1,5 @@
-"""The drop-in checklist: every line has a test, marked with ``@pytest.mark.checklist("A1")``. This file only counts.
+"""The drop-in checklist: every line has a test, marked with ``@pytest.mark.checklist("A1")``. This
+file only counts.
 
 Tiers: M must hold, S should (or NOTES says why not), L may fail, with a clear message.
 """
@@ -62,7 +63,10 @@ LINES = {
     "E6": ("S", "masks find the names of a compiled model"),
     # many processes
     "F1": ("M", "DDP ranks equal one process"),
-    "F2": ("M", "a paired loader: ranks draw different samples, together those of one process; resumable"),
+    "F2": (
+        "M",
+        "a paired loader: ranks draw different samples, together those of one process; resumable",
+    ),
     "F3": ("M", "Fisher and mask do not depend on the number of ranks"),
     "F4": ("M", "FSDP2: even, uneven and empty shards equal one process"),
     "F5": ("S", "one mask for every wrapper, and back"),
@@ -86,28 +90,52 @@ LINES = {
     "I6": ("S", "a switch for the backend; asking for an absent one is an error"),
 }
 NOTES = {  # where a line holds in another form than its first wording
-    "A4": "within 2 ulp a step: torch contracts a * b + c on some devices, we never do; SGD is bit-equal where "
-          "contraction cannot matter (factors that are powers of two)",
+    "A4": (
+        "within 2 ulp a step: torch contracts a * b + c on some devices, we never do; SGD is"
+        " bit-equal where contraction cannot matter (factors that are powers of two)"
+    ),
     "A9": "betas are numbers, never tensors",
-    "A13": "the tests' bodies are not in torch's wheel and written anew; complex, sparse and repeated parameters are "
-           "refused, several devices and peak memory of foreach do not apply",
-    "B1": "AdamW's bias corrections lie in lr and eps (Kingma and Ba, end of section 2): a division less than torch's",
+    "A13": (
+        "the tests' bodies are not in torch's wheel and written anew; complex, sparse and repeated"
+        " parameters are refused, several devices and peak memory of foreach do not apply"
+    ),
+    "B1": (
+        "AdamW's bias corrections lie in lr and eps (Kingma and Ba, end of section 2): a division"
+        " less than torch's"
+    ),
     "B6": "a slow step of 0 would undo every cycle and is refused",
-    "B7": "on one backend; a clip's norm is an fp64 sum in the order of the parameters: another order could change its "
-          "last fp32 bit, once in some 10^8 steps",
-    "B8": "elementwise results are bit-equal, the norm within 1 ulp; CUDA in tests/gpu, Triton in its interpreter",
+    "B7": (
+        "on one backend; a clip's norm is an fp64 sum in the order of the parameters: another order"
+        " could change its last fp32 bit, once in some 10^8 steps"
+    ),
+    "B8": (
+        "elementwise results are bit-equal, the norm within 1 ulp; CUDA in tests/gpu, Triton in its"
+        " interpreter"
+    ),
     "B9": "no stochastic rounding: rounding_check warns instead, and unlearn calls it",
     "B10": "retain gradients are measured with clip_retain only; unlearn looks at the retain loss",
     "C5": "on the same machine",
     "C6": "SGD with dampening starts from momentum 0 after init_state",
-    "C10": "with init_state, where a gradient is on some ranks only, which DDP and FSDP2 do not let happen",
-    "D2": "opt-in by fused=True; the host does not see a skip, so the cycle counts the step (README)",
-    "E1": "lr as a tensor; as a number torch compiles for each value, 8 times, and then runs eagerly",
+    "C10": (
+        "with init_state, where a gradient is on some ranks only, which DDP and FSDP2 do not let"
+        " happen"
+    ),
+    "D2": (
+        "opt-in by fused=True; the host does not see a skip, so the cycle counts the step (README)"
+    ),
+    "E1": (
+        "lr as a tensor; as a number torch compiles for each value, 8 times, and then runs eagerly"
+    ),
     "E3": "in tests/gpu; on the CPU the same ops read the same tensors",
     "E4": "in tests/gpu; on the CPU no step reads a value",
-    "F1": "the same bits where fp32 sums are exact; else within the bound of two orders of the same sums "
-          "(tests/distributed/test_ddp.py); gloo on CPUs",
-    "F3": "estimators \"rank\" and \"sample\"; a sharded model has neither: FSDP2 reduces before anybody can square",
+    "F1": (
+        "the same bits where fp32 sums are exact; else within the bound of two orders of the same"
+        " sums (tests/distributed/test_ddp.py); gloo on CPUs"
+    ),
+    "F3": (
+        'estimators "rank" and "sample"; a sharded model has neither: FSDP2 reduces before anybody'
+        " can square"
+    ),
     "F4": "gloo on CPUs; the norm is one all-reduce per mesh dimension that splits",
     "F6": "CPUOffloadPolicy on a mesh of CPUs; not yet run beside a GPU",
     "F7": "ZeRO by its marks: DeepSpeed is not among the test dependencies",
@@ -116,11 +144,13 @@ NOTES = {  # where a line holds in another form than its first wording
     "I3": "torch 2.11, the first whose stable ABI has what the kernels use",
     "I5": "python -m sfron_fast env",
     "I6": "SFRON_FAST_NATIVE=0|1|require",
-}  # fmt: skip
+}
 
 
 def marks(tree):
-    """(ids, what carries them) of every checklist mark in a module: on tests, classes, or the module."""
+    """(ids, what carries them) of every checklist mark in a module: on tests, classes, or the
+    module.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.checklist":
             yield [ast.literal_eval(a) for a in node.args], node
@@ -145,8 +175,12 @@ def test_marks_sit_on_tests():
     """A mark on a helper would prove nothing."""
     for path in sorted(TESTS.rglob("*.py")):
         tree = ast.parse(path.read_text())
-        proper = [d for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)
-                  and n.name.lower().startswith("test") for d in n.decorator_list]  # fmt: skip
+        proper = [
+            d
+            for n in ast.walk(tree)
+            if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name.lower().startswith("test")
+            for d in n.decorator_list
+        ]
         assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
         proper += [n.value for n in assigned if ast.unparse(n.targets[0]) == "pytestmark"]
         inside = {id(child) for node in proper for child in ast.walk(node)}
@@ -154,9 +188,13 @@ def test_marks_sit_on_tests():
             assert id(node) in inside, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize(("source", "ids"), [
-    ('@pytest.mark.checklist("A1", "B2")\ndef test_x(): ...', ["A1", "B2"]),
-    ('pytestmark = [pytest.mark.long, pytest.mark.checklist("C3")]', ["C3"]), ("x = 'checklist(\"A1\")'", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "ids"),
+    [
+        ('@pytest.mark.checklist("A1", "B2")\ndef test_x(): ...', ["A1", "B2"]),
+        ('pytestmark = [pytest.mark.long, pytest.mark.checklist("C3")]', ["C3"]),
+        ("x = 'checklist(\"A1\")'", []),
+    ],
+)
 def test_marks_are_found(source, ids):
     assert [i for found, _ in marks(ast.parse(source)) for i in found] == ids

@@ -1,4 +1,6 @@
-"""The drop-in checklist, section D: torch.amp.GradScaler around forget and retain steps, on the CPU."""
+"""The drop-in checklist, section D: torch.amp.GradScaler around forget and retain steps, on the
+CPU.
+"""
 
 import copy
 import re
@@ -38,8 +40,11 @@ def weights(params):
 
 def everything(optimizer, params):
     """Copies of what a step may change."""
-    return weights(params), {n: copy.deepcopy(dict(optimizer.state.get(p, {}))) for n, p in params.items()}, [
-        (g["retain_pending"], g["skipped"]) for g in optimizer.param_groups]  # fmt: skip
+    return (
+        weights(params),
+        {n: copy.deepcopy(dict(optimizer.state.get(p, {}))) for n, p in params.items()},
+        [(g["retain_pending"], g["skipped"]) for g in optimizer.param_groups],
+    )
 
 
 def same_everything(a, b):
@@ -52,7 +57,12 @@ def test_unscale_clip_step_equals_the_unscaled_run(kind):
     """Also with the user's own clip between ``unscale_`` and ``step``, which frameworks do."""
     assert not hasattr(make(kind, parameters(torch.float32)), "_step_supports_amp_scaling")
     scaled, plain = parameters(torch.float32), parameters(torch.float32)
-    settings = {"saliency": SaliencyMask.from_bool(masks()), "max_norm": 1.5, "retain_steps": 2, "slow_lr": 0.5}
+    settings = {
+        "saliency": SaliencyMask.from_bool(masks()),
+        "max_norm": 1.5,
+        "retain_steps": 2,
+        "slow_lr": 0.5,
+    }
     a, b, scaler = make(kind, scaled, **settings), make(kind, plain, **settings), scaler_of()
     for i, grads in enumerate(gradients(9, torch.float32)):
         put(scaled, grads, SCALE)
@@ -60,7 +70,9 @@ def test_unscale_clip_step_equals_the_unscaled_run(kind):
         phase = a if i % 3 else a.forget
         if i > 3:
             scaler.unscale_(phase)
-            assert same({n: p.grad for n, p in scaled.items()}, {n: p.grad for n, p in plain.items()})
+            assert same(
+                {n: p.grad for n, p in scaled.items()}, {n: p.grad for n, p in plain.items()}
+            )
             for params in (scaled, plain):
                 torch.nn.utils.clip_grad_norm_(params.values(), 3.0)
         scaler.step(phase)
@@ -77,7 +89,9 @@ def test_unscale_clip_step_equals_the_unscaled_run(kind):
 def test_an_overflow_skips_everything(kind, phase, bad):
     """Parameters, moments, slow weights, the phase and the counters; and the scale backs off."""
     params = parameters(torch.float32)
-    optimizer = make(kind, params, saliency=SaliencyMask.from_bool(masks()), retain_steps=2, slow_lr=0.5)
+    optimizer = make(
+        kind, params, saliency=SaliencyMask.from_bool(masks()), retain_steps=2, slow_lr=0.5
+    )
     scaler = scaler_of()
     for i, grads in enumerate(gradients(4 if phase == "retain" else 3, torch.float32)):
         put(params, grads, SCALE)
@@ -94,7 +108,9 @@ def test_an_overflow_skips_everything(kind, phase, bad):
     assert optimizer.skipped_steps == 0  # the scaler never called it
 
 
-def unlearn_in_mixed_precision(model, optimizer, scaler, forget_batches, retain_batches, forget_weight=0.5):
+def unlearn_in_mixed_precision(
+    model, optimizer, scaler, forget_batches, retain_batches, forget_weight=0.5
+):
     """The recipe of the README."""
     for xf, yf in forget_batches:
         optimizer.zero_grad()
@@ -125,8 +141,14 @@ def test_two_phases_with_one_scaler(kind):
     results = []
     for enabled in (True, False):
         model = build("bn")
-        optimizer = kind(model.named_parameters(), lr=0.05, saliency=random_mask(model), max_norm=1.0, retain_steps=2,
-                         slow_lr=0.5)  # fmt: skip
+        optimizer = kind(
+            model.named_parameters(),
+            lr=0.05,
+            saliency=random_mask(model),
+            max_norm=1.0,
+            retain_steps=2,
+            slow_lr=0.5,
+        )
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=4, enabled=enabled)
         retain = batches_of(8, 8, seed=2)
         unlearn_in_mixed_precision(model, optimizer, scaler, batches_of(8, 4, seed=1), iter(retain))
@@ -140,7 +162,9 @@ def test_two_phases_with_one_scaler(kind):
 
 @pytest.mark.checklist("D5")
 def test_a_skipped_step_is_made_up_for():
-    """A skipped retain step is done again with the next batch; after a skipped forget step no cycle is open."""
+    """A skipped retain step is done again with the next batch; after a skipped forget step no cycle
+    is open.
+    """
     model = build()
     optimizer = SFRonSGD(model.named_parameters(), lr=0.05, retain_steps=2)
     scaler = scaler_of(scale=64.0)
@@ -161,7 +185,12 @@ def test_a_skipped_step_is_made_up_for():
 def test_the_readme_shows_the_recipe_and_what_the_fused_path_hides():
     text = (ROOT / "README.md").read_text()
     section = text.split("## Mixed precision")[1].split("\n## ")[0]
-    for line in ("scaler.step(opt.forget)", "scaler.step(opt)", "while opt.mid_cycle", "scaler.update()"):
+    for line in (
+        "scaler.step(opt.forget)",
+        "scaler.step(opt)",
+        "while opt.mid_cycle",
+        "scaler.update()",
+    ):
         assert line in section, line
     assert section.count("scaler.update()") == 2
     assert re.search(r"`fused=True`[\s\S]*scheduler goes on \(also Accelerate's", section)
@@ -188,7 +217,9 @@ def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, pre
         kept = {n: p.grad.clone() for n, p in params.items()}
         scaler.step(phase)
         scaler.update()
-        assert same({n: p.grad for n, p in params.items()}, kept)  # the step itself writes no gradient
+        assert same(
+            {n: p.grad for n, p in params.items()}, kept
+        )  # the step itself writes no gradient
         (twin.step if method == "step" else twin.forget_step)()
         assert same(weights(params), weights(plain))
         for each in (optimizer, twin):

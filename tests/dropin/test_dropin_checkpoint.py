@@ -1,11 +1,24 @@
-"""Checklist C: torch.distributed.checkpoint with one process, and the step by which it makes an optimizer's state."""
+"""Checklist C: torch.distributed.checkpoint with one process, and the step by which it makes an
+optimizer's state.
+"""
 
 import copy
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from models import EVERYTHING, build, data, gradients, parameters, random_mask, run, same, states, values
+from models import (
+    EVERYTHING,
+    build,
+    data,
+    gradients,
+    parameters,
+    random_mask,
+    run,
+    same,
+    states,
+    values,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,7 +37,9 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 @pytest.mark.parametrize("phase", [0, 1, 2])
 @pytest.mark.parametrize("stateless", [True, False])
 def test_the_step_of_a_checkpoint_consumes_nothing(kind, tensor, phase, stateless):
-    """torch.distributed.checkpoint asks an optimizer without state for it by step() with zero gradients and lr 0."""
+    """torch.distributed.checkpoint asks an optimizer without state for it by step() with zero
+    gradients and lr 0.
+    """
     settings = {"retain_steps": 2, "moments": "none"} if stateless else EVERYTHING[kind]
     params = parameters(torch.float32)
     optimizer = kind(params.items(), lr=torch.tensor(0.1) if tensor else 0.1, **settings)
@@ -48,11 +63,11 @@ def test_the_step_of_a_checkpoint_consumes_nothing(kind, tensor, phase, stateles
     assert optimizer.param_groups[0]["retain_pending"] == max(0, pending - 1)
 
 
-
-
 def made(kind, steps, seed=0):
     model = build("bn", seed=seed)
-    optimizer = kind(model.named_parameters(), lr=0.1, saliency=random_mask(model), **EVERYTHING[kind])
+    optimizer = kind(
+        model.named_parameters(), lr=0.1, saliency=random_mask(model), **EVERYTHING[kind]
+    )
     train(model, optimizer, steps)
     return model, optimizer
 
@@ -66,8 +81,12 @@ def train(model, optimizer, steps):
     optimizer.zero_grad()
 
 
-OPTIONS = {"plain": {}, "full": {"full_state_dict": True}, "offload": {"full_state_dict": True, "cpu_offload": True},
-           "flat": {"flatten_optimizer_state_dict": True}}  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "full": {"full_state_dict": True},
+    "offload": {"full_state_dict": True, "cpu_offload": True},
+    "flat": {"flatten_optimizer_state_dict": True},
+}
 
 
 @pytest.mark.checklist("C7")
@@ -76,10 +95,16 @@ OPTIONS = {"plain": {}, "full": {"full_state_dict": True}, "offload": {"full_sta
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("stop", [0, 3, 4, 5])
 def test_distributed_checkpoint_round_trip(kind, options, stop, tmp_path):
-    """Stopped before anything, between cycles and inside one; on from a file, in another model, with the same bits."""
+    """Stopped before anything, between cycles and inside one; on from a file, in another model,
+    with the same bits.
+    """
     options = StateDictOptions(**options)
     whole, part = made(kind, 9), made(kind, stop)
-    dcp.save({"optimizer": get_optimizer_state_dict(*part, options=options)}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(
+        {"optimizer": get_optimizer_state_dict(*part, options=options)},
+        checkpoint_id=tmp_path,
+        no_dist=True,
+    )
     model, optimizer = made(kind, 0, seed=1)
     model.load_state_dict(part[0].state_dict())
     saved = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}

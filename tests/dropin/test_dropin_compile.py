@@ -1,4 +1,6 @@
-"""The drop-in checklist, section E, as far as a CPU can prove it: a compiled step, no waiting, no autotuning."""
+"""The drop-in checklist, section E, as far as a CPU can prove it: a compiled step, no waiting, no
+autotuning.
+"""
 
 import ast
 
@@ -57,8 +59,15 @@ def test_a_compiled_step_follows_a_tensor_lr_without_compiling_again(kind):
 @pytest.mark.checklist("E1")
 @BOTH
 def test_compiled_cycles_have_the_eager_bits_and_settle(kind):
-    """Forget step, retain step and closing step are compiled; nothing new comes after the second cycle."""
-    settings = {"retain_steps": 2, "slow_lr": 0.5, "max_norm": 1.0, "saliency": SaliencyMask.from_bool(masks())}
+    """Forget step, retain step and closing step are compiled; nothing new comes after the second
+    cycle.
+    """
+    settings = {
+        "retain_steps": 2,
+        "slow_lr": 0.5,
+        "max_norm": 1.0,
+        "saliency": SaliencyMask.from_bool(masks()),
+    }
     counts = compiled(kind, torch.tensor(0.1), 18, cycle=2, **settings)
     assert counts[5] == counts[-1] <= 10, counts
 
@@ -77,8 +86,12 @@ class NoHostRead(TorchDispatchMode):
     """Refuses what makes the host wait for a device: reading a value."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default,
-                                torch.ops.aten.equal.default, torch.ops.aten.nonzero.default), function  # fmt: skip
+        assert function not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.is_nonzero.default,
+            torch.ops.aten.equal.default,
+            torch.ops.aten.nonzero.default,
+        ), function
         return function(*args, **(kwargs or {}))
 
 
@@ -86,12 +99,21 @@ class NoHostRead(TorchDispatchMode):
 @BOTH
 @pytest.mark.parametrize("tensors", [False, True])
 def test_no_step_reads_a_value(kind, tensors):
-    """On the CPU nothing shows but the reads themselves (there a tensor lr is read); tests/gpu asks the device."""
+    """On the CPU nothing shows but the reads themselves (there a tensor lr is read); tests/gpu asks
+    the device.
+    """
     params = parameters(torch.float32)
     settings = {n: torch.tensor(0.1) if tensors else 0.1 for n in ("forget_lr", "weight_decay")}
     settings |= {"momentum": 0.9} if kind is SFRonSGD else {}
-    optimizer = kind(params.items(), slow_lr=0.5, max_norm=1.0, clip_retain=True, moments="separate",
-                     saliency=SaliencyMask.from_bool(masks()), **settings)  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        slow_lr=0.5,
+        max_norm=1.0,
+        clip_retain=True,
+        moments="separate",
+        saliency=SaliencyMask.from_bool(masks()),
+        **settings,
+    )
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     for i, grads in enumerate(gradients(6, torch.float32)):
         for name, param in params.items():
@@ -135,7 +157,9 @@ def test_a_compiled_model_finds_its_masks(kind):
 def test_a_compiled_step_sees_another_mask():
     """Not an edit of the one it has: that is in the mask's documentation."""
     weights = [("a", torch.nn.Parameter(torch.zeros(8))), ("b", torch.nn.Parameter(torch.zeros(8)))]
-    even, odd = (SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n, _ in weights}) for i in (0, 1))
+    even, odd = (
+        SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n, _ in weights}) for i in (0, 1)
+    )
     optimizer = SFRonSGD(weights, lr=torch.tensor(1.0), saliency=even)
     forget_step = torch.compile(optimizer.forget_step, backend="eager")
     for mask in (even, odd):
@@ -145,5 +169,8 @@ def test_a_compiled_step_sees_another_mask():
         for _, p in weights:
             p.grad = torch.ones(8)
         forget_step()
-        assert all(torch.equal(p != old, mask.to_bool(n)) for (n, p), old in zip(weights, before, strict=True))
+        assert all(
+            torch.equal(p != old, mask.to_bool(n))
+            for (n, p), old in zip(weights, before, strict=True)
+        )
     torch._dynamo.reset()

@@ -1,4 +1,6 @@
-"""Checklist A: what code written for torch.optim expects of SFRonSGD and SFRonAdamW, beyond the stock step."""
+"""Checklist A: what code written for torch.optim expects of SFRonSGD and SFRonAdamW, beyond the
+stock step.
+"""
 
 import copy
 import inspect
@@ -8,7 +10,11 @@ import pytest
 import torch
 from models import SHAPES, build, gradients, masks, parameters, run, same, values
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 from sfron_fast.optim import base as cycle
@@ -19,22 +25,43 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 @pytest.mark.checklist("A2")
 @BOTH
 def test_overridden_methods_have_torchs_parameters(kind):
-    overridden = [n for n, v in vars(Optimizer).items()
-                  if callable(v) and getattr(kind, n) is not v and n != "__init__"]  # fmt: skip
-    assert {"step", "add_param_group", "state_dict", "load_state_dict", "__getstate__", "__setstate__"} <= {*overridden}
+    overridden = [
+        n
+        for n, v in vars(Optimizer).items()
+        if callable(v) and getattr(kind, n) is not v and n != "__init__"
+    ]
+    assert {
+        "step",
+        "add_param_group",
+        "state_dict",
+        "load_state_dict",
+        "__getstate__",
+        "__setstate__",
+    } <= {*overridden}
     for name in overridden:
-        ours, base = (inspect.signature(getattr(c, name)).parameters.values() for c in (kind, Optimizer))
+        ours, base = (
+            inspect.signature(getattr(c, name)).parameters.values() for c in (kind, Optimizer)
+        )
         assert [(p.name, p.kind) for p in ours] == [(p.name, p.kind) for p in base], name
 
 
 @pytest.mark.checklist("A4")
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("flags", [
-    {}, {"momentum": 0.5}, {"momentum": 0.5, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5},
-    {"weight_decay": 0.125}, {"momentum": 0.5, "weight_decay": 0.125, "maximize": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"momentum": 0.5},
+        {"momentum": 0.5, "nesterov": True},
+        {"momentum": 0.5, "dampening": 0.5},
+        {"weight_decay": 0.125},
+        {"momentum": 0.5, "weight_decay": 0.125, "maximize": True},
+    ],
+)
 def test_stock_sgd_to_the_bit_where_contraction_changes_nothing(flags, foreach):
-    """torch may contract a * b + c, we never do; with powers of two as factors the product is exact either way."""
+    """torch may contract a * b + c, we never do; with powers of two as factors the product is exact
+    either way.
+    """
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     a = SFRonSGD(ours.items(), lr=0.0625, **flags)
     b = torch.optim.SGD(theirs.values(), lr=0.0625, foreach=foreach, **flags)
@@ -52,8 +79,10 @@ def test_stock_sgd_to_the_bit_where_contraction_changes_nothing(flags, foreach):
 def test_every_hook_fires_once_per_public_step(kind, method):
     params, seen = parameters(torch.float32), []
     optimizer = kind(params.items(), slow_lr=0.5, max_norm=1.0, clip_retain=True)
-    handles = [register_optimizer_step_pre_hook(lambda *a: seen.append("global pre")),
-               register_optimizer_step_post_hook(lambda *a: seen.append("global post"))]  # fmt: skip
+    handles = [
+        register_optimizer_step_pre_hook(lambda *a: seen.append("global pre")),
+        register_optimizer_step_post_hook(lambda *a: seen.append("global post")),
+    ]
     optimizer.register_step_pre_hook(lambda *a: seen.append("pre"))
     optimizer.register_step_post_hook(lambda *a: seen.append("post"))
     try:
@@ -73,9 +102,18 @@ def test_every_hook_fires_once_per_public_step(kind, method):
 @BOTH
 def test_a_group_added_later_gets_the_defaults(kind):
     params = parameters(torch.float32)
-    optimizer = kind([("a", params["a"])], lr=0.25, weight_decay=0.5, slow_lr=0.5, moments="separate", fused=False)
+    optimizer = kind(
+        [("a", params["a"])],
+        lr=0.25,
+        weight_decay=0.5,
+        slow_lr=0.5,
+        moments="separate",
+        fused=False,
+    )
     optimizer.add_param_group({"params": [("b", params["b"])], "lr": 0.125})
-    first, second = ({k: v for k, v in g.items() if not k.startswith("param")} for g in optimizer.param_groups)
+    first, second = (
+        {k: v for k, v in g.items() if not k.startswith("param")} for g in optimizer.param_groups
+    )
     assert second == {**first, "lr": 0.125}
 
 
@@ -85,9 +123,16 @@ def test_parameters_without_gradient_are_skipped(kind):
     params = parameters(torch.float32)
     params["e"].requires_grad_(False)
     extra = {"momentum": 0.9} if kind is SFRonSGD else {}
-    optimizer = kind(params.items(), lr=0.1, weight_decay=0.1, saliency=SaliencyMask.from_bool(masks()), **extra)
+    optimizer = kind(
+        params.items(), lr=0.1, weight_decay=0.1, saliency=SaliencyMask.from_bool(masks()), **extra
+    )
     before = values(params)
-    run(optimizer, params, gradients(6, torch.float32, without=[(i, n) for i in range(6) for n in "be"]), 1)
+    run(
+        optimizer,
+        params,
+        gradients(6, torch.float32, without=[(i, n) for i in range(6) for n in "be"]),
+        1,
+    )
     for name in "be":
         assert params[name] not in optimizer.state
         assert torch.equal(params[name], before[name])
@@ -123,7 +168,12 @@ def test_implementation_flags_are_carried_and_change_no_bit(kind):
     expected = parameters(torch.float32)
     run(kind(expected.items(), lr=0.1), expected, gradients(4, torch.float32), 1)
     flags = [{name: value} for name in ("foreach", "fused") for value in (None, False, True)]
-    for given in (*flags, {"capturable": True}, {"foreach": True, "capturable": True}, {"differentiable": False}):
+    for given in (
+        *flags,
+        {"capturable": True},
+        {"foreach": True, "capturable": True},
+        {"differentiable": False},
+    ):
         params = parameters(torch.float32)
         optimizer = kind(params.items(), lr=0.1, **given)
         assert given.items() <= optimizer.param_groups[0].items()
@@ -146,7 +196,9 @@ def test_flags_that_exclude_each_other_raise_torchs_type(kind):
         assert errors[0] is errors[1]
     optimizer = kind(params.items())
     with pytest.raises(RuntimeError, match="differentiable: expected False"):
-        optimizer.add_param_group({"params": [("x", nn.Parameter(torch.ones(2)))], "differentiable": True})
+        optimizer.add_param_group(
+            {"params": [("x", nn.Parameter(torch.ones(2)))], "differentiable": True}
+        )
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="foreach: expected None or True or False, found 'yes'"):
         kind(params.values(), foreach="yes")
@@ -167,7 +219,9 @@ def test_a_graph_is_captured_only_where_it_was_announced(kind, method, monkeypat
             getattr(optimizer, method)()
             assert not same(values(params), before)
         else:
-            with pytest.raises(RuntimeError, match="capturable: expected True in every group while a graph"):
+            with pytest.raises(
+                RuntimeError, match="capturable: expected True in every group while a graph"
+            ):
                 getattr(optimizer, method)()
             assert same(values(params), before)
             assert not optimizer.mid_cycle
@@ -187,7 +241,9 @@ def test_settings_as_tensors_are_the_numbers_and_are_not_read(kind, moments, mon
     monkeypatch.setattr(torch.Tensor, "__float__", lambda t: read.append(t) or t.item())
     monkeypatch.setattr(cycle, "is_zero", lambda value: False)  # which may read a tensor on the CPU
     for i in range(4):
-        for n, value in zip(names, (0.1 / (i + 1), 0.3 - 0.05 * i, 0.01 * i, 1.0 - 0.2 * i), strict=True):
+        for n, value in zip(
+            names, (0.1 / (i + 1), 0.3 - 0.05 * i, 0.01 * i, 1.0 - 0.2 * i), strict=True
+        ):
             a.param_groups[0][n] = value
             b.param_groups[0][n].fill_(value)
         for each, params in ((a, numbers), (b, tensors)):
@@ -204,9 +260,12 @@ def test_made_from_parameters_groups_or_names(kind):
     for form in ("parameters", "groups", "named", "named groups"):
         model = build()
         named = list(model.named_parameters())
-        params = {"parameters": model.parameters(), "named": model.named_parameters(),
-                  "groups": [{"params": [p]} for _, p in named],
-                  "named groups": [{"params": named[:1]}, {"params": dict(named[1:]).items()}]}[form]  # fmt: skip
+        params = {
+            "parameters": model.parameters(),
+            "named": model.named_parameters(),
+            "groups": [{"params": [p]} for _, p in named],
+            "named groups": [{"params": named[:1]}, {"params": dict(named[1:]).items()}],
+        }[form]
         optimizer = kind(params, lr=0.1)
         names = [n for g in optimizer.param_groups for n in g.get("param_names", ())]
         assert names == ([n for n, _ in named] if "named" in form else [])
@@ -223,10 +282,14 @@ def test_a_mask_of_another_shape_names_the_parameter(kind):
     model = build()
     wrong = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in model.named_parameters()}
     wrong["2.weight"] = wrong["2.weight"].t()
-    with pytest.raises(ValueError, match=r"saliency\['2.weight'\]: expected shape \(4, 10\), found \(10, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"saliency\['2.weight'\]: expected shape \(4, 10\), found \(10, 4\)"
+    ):
         kind(model.named_parameters(), saliency=SaliencyMask.from_bool(wrong))
     for name in ("lr", "forget_lr", "weight_decay", "slow_lr"):
-        with pytest.raises(ValueError, match=f"{name}: expected a number or a tensor of one element"):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected a number or a tensor of one element"
+        ):
             kind(model.named_parameters(), **{name: torch.tensor([0.1, 0.2])})
         with pytest.raises(ValueError, match=f"{name}: expected a number"):
             kind(model.named_parameters(), **{name: "0.1"})

@@ -1,4 +1,6 @@
-"""What a step may allocate: state once, in its first cycle; after that nothing that grows with the parameters."""
+"""What a step may allocate: state once, in its first cycle; after that nothing that grows with the
+parameters.
+"""
 
 import re
 import subprocess
@@ -18,12 +20,22 @@ SMALL = 4096  # bytes: scalars, and tables of a few dozen numbers for each of te
 
 
 def training(kind, sizes=(100_003, 50_000, 3), dtype=torch.float32, **settings):
-    """A masked, clipped optimizer over tensors of these sizes, with gradients, before its first step."""
+    """A masked, clipped optimizer over tensors of these sizes, with gradients, before its first
+    step.
+    """
     params = {f"p{i}": torch.nn.Parameter(torch.ones(n, dtype=dtype)) for i, n in enumerate(sizes)}
     chosen = {n: torch.arange(p.numel()) % 2 == 0 for n, p in params.items()}
     own = {"momentum": 0.9} if kind is SFRonSGD else {"amsgrad": True}
-    optimizer = kind(params.items(), lr=0.1, weight_decay=0.1, saliency=SaliencyMask.from_bool(chosen), max_norm=1.0,
-                     clip_retain=True, **own, **settings)  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        lr=0.1,
+        weight_decay=0.1,
+        saliency=SaliencyMask.from_bool(chosen),
+        max_norm=1.0,
+        clip_retain=True,
+        **own,
+        **settings,
+    )
     for p in params.values():
         p.grad = torch.ones_like(p)
     return optimizer, params
@@ -38,7 +50,9 @@ def allocated(call):
     """Sizes in bytes of what torch allocated meanwhile."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
-    memory = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    memory = [
+        event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     return sorted((event.nbytes() for event in memory if event.nbytes() > 0), reverse=True)
 
 
@@ -47,9 +61,17 @@ def test_the_count_sees_an_allocation():
 
 
 @BOTH
-@pytest.mark.parametrize("settings", [
-    {}, {"slow_lr": 0.5}, {"moments": "separate", "slow_lr": 0.5}, {"moments": "none"}, {"mask_semantics": "update"},
-], ids=["defaults", "slow", "separate", "none", "update"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"slow_lr": 0.5},
+        {"moments": "separate", "slow_lr": 0.5},
+        {"moments": "none"},
+        {"mask_semantics": "update"},
+    ],
+    ids=["defaults", "slow", "separate", "none", "update"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_of_the_parameters_size_is_allocated_after_the_first_cycle(kind, settings, dtype):
     optimizer, _ = training(kind, dtype=dtype, **settings)
@@ -63,14 +85,22 @@ def test_nothing_of_the_parameters_size_is_allocated_after_the_first_cycle(kind,
 def test_state_is_what_the_knobs_ask_for(kind):
     """Bytes a parameter: each moment 4, the slow copy 4 or none, packed masks 1/8."""
     moments = 1 if kind is SFRonSGD else 3
-    for settings, states in (({}, moments), ({"slow_lr": 0.5}, moments + 1),
-                             ({"moments": "separate", "slow_lr": 0.5}, 2 * moments + 1)):  # fmt: skip
+    for settings, states in (
+        ({}, moments),
+        ({"slow_lr": 0.5}, moments + 1),
+        ({"moments": "separate", "slow_lr": 0.5}, 2 * moments + 1),
+    ):
         optimizer, params = training(kind, sizes=(6400, 640), **settings)
         first = sum(allocated(lambda o=optimizer: cycle(o)))
         weights = sum(p.numel() for p in params.values())
         masks_bytes = 2 * weights // 8  # resolved for the device, and as one flat list
         assert states * 4 * weights <= first <= states * 4 * weights + masks_bytes + SMALL
-        held = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if v.dim())
+        held = sum(
+            v.numel() * v.element_size()
+            for s in optimizer.state.values()
+            for v in s.values()
+            if v.dim()
+        )
         assert held == states * 4 * weights
 
 
@@ -117,11 +147,17 @@ print(before, status("VmHWM"))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 @pytest.mark.parametrize("kind", [long("SFRonSGD"), "SFRonAdamW"])
 def test_the_process_does_not_grow_during_steps(kind):
-    """Also past torch's allocator: 12 million weights are 46 MiB, the peak of three cycles stays within 1 MiB."""
+    """Also past torch's allocator: 12 million weights are 46 MiB, the peak of three cycles stays
+    within 1 MiB.
+    """
     grown = {}
     for what in ("steps", "copy"):
-        out = subprocess.run([sys.executable, "-c", RESIDENT, kind, what, str(SUPPORT), str(TESTS / "dropin")],
-                             capture_output=True, text=True, check=True)  # fmt: skip
+        out = subprocess.run(
+            [sys.executable, "-c", RESIDENT, kind, what, str(SUPPORT), str(TESTS / "dropin")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         before, peak = map(int, re.findall(r"\d+", out.stdout)[-2:])
         grown[what] = peak - before
     # KiB; a copy of all weights shows, though some of it may go where memory was freed

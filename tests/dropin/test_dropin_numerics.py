@@ -5,7 +5,18 @@ import warnings
 import pytest
 import torch
 from cases import assert_matches_reference, assert_same_bits, shifted
-from models import SHAPES, build, gradients, loader, masks, parameters, random_mask, run, same, values
+from models import (
+    SHAPES,
+    build,
+    gradients,
+    loader,
+    masks,
+    parameters,
+    random_mask,
+    run,
+    same,
+    values,
+)
 from paths import ROOT
 from test_adamw_step import make as adamw_case
 from test_sgd_step import make as sgd_case
@@ -19,11 +30,13 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 OWN = {SFRonSGD: {"momentum": 0.9}, SFRonAdamW: {}}
 
 
-# --- B1: the authors' update, written out with single torch operations ---------------------------------------------
+# --- B1: the authors' update, written out with single torch operations ----------------------------
 
 
 def authors_sgd(weights, grads, memory, selected, lr, max_norm):
-    """mask, clip_grad_norm_, torch.optim.SGD(momentum=0.9, weight_decay=0.1): one optimizer serves both phases."""
+    """mask, clip_grad_norm_, torch.optim.SGD(momentum=0.9, weight_decay=0.1): one optimizer serves
+    both phases.
+    """
     grads = clipped({n: torch.where(selected[n], g, 0.0) for n, g in grads.items()}, max_norm)
     for name, w in weights.items():
         g = grads[name] + w * 0.1
@@ -32,7 +45,9 @@ def authors_sgd(weights, grads, memory, selected, lr, max_norm):
 
 
 def authors_adamw(weights, grads, memory, selected, lr, max_norm):
-    """mask, clip_grad_norm_, torch.optim.AdamW(weight_decay=0.1) with the bias corrections in lr and eps."""
+    """mask, clip_grad_norm_, torch.optim.AdamW(weight_decay=0.1) with the bias corrections in lr
+    and eps.
+    """
     grads = clipped({n: torch.where(selected[n], g, 0.0) for n, g in grads.items()}, max_norm)
     for name, w in weights.items():
         g = grads[name]
@@ -40,7 +55,9 @@ def authors_adamw(weights, grads, memory, selected, lr, max_norm):
         m, v, t = m + (g - m) * (1.0 - 0.9), v * 0.999 + (g * (1.0 - 0.999)) * g, t + 1
         memory[name] = m, v, t
         root = (1.0 - power(0.999, t)) ** 0.5
-        update = (m * (lr * root / (1.0 - power(0.9, t)))) / (v.double().sqrt().float() + 1e-8 * root)
+        update = (m * (lr * root / (1.0 - power(0.9, t)))) / (
+            v.double().sqrt().float() + 1e-8 * root
+        )
         weights[name] = w * (1.0 - lr * 0.1) - update
 
 
@@ -57,13 +74,23 @@ def clipped(grads, max_norm):
 
 
 @pytest.mark.checklist("B1")
-@pytest.mark.parametrize(("kind", "authors"), [(SFRonSGD, authors_sgd), (SFRonAdamW, authors_adamw)])
+@pytest.mark.parametrize(
+    ("kind", "authors"), [(SFRonSGD, authors_sgd), (SFRonAdamW, authors_adamw)]
+)
 def test_gradient_semantics_have_the_bits_of_the_authors_update(kind, authors):
     params, selected, memory = parameters(torch.float32), masks(), {}
     every = {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
     weights = values(params)
-    optimizer = kind(params.items(), lr=0.05, weight_decay=0.1, max_norm=0.5, retain_steps=3, clip_retain=True,
-                     saliency=SaliencyMask.from_bool(selected), **OWN[kind])  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        lr=0.05,
+        weight_decay=0.1,
+        max_norm=0.5,
+        retain_steps=3,
+        clip_retain=True,
+        saliency=SaliencyMask.from_bool(selected),
+        **OWN[kind],
+    )
     for i, grads in enumerate(gradients(24, torch.float32)):
         forget = i % 4 == 0
         for name, param in params.items():
@@ -74,7 +101,7 @@ def test_gradient_semantics_have_the_bits_of_the_authors_update(kind, authors):
             assert_same_bits(param.detach(), weights[name], f"{name} after step {i}")
 
 
-# --- B2, B3 --------------------------------------------------------------------------------------------------------
+# --- B2, B3 ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("B2")
@@ -84,8 +111,16 @@ def test_forget_steps_alone_never_move_masked_weights(kind, moments):
     """With decay and momentum, from the first of twenty forget steps to the last."""
     params, selected = parameters(torch.float32), masks()
     start = values(params)
-    optimizer = kind(params.items(), lr=0.1, weight_decay=0.1, mask_semantics="update", moments=moments, max_norm=1.0,
-                     saliency=SaliencyMask.from_bool(selected), **OWN[kind])  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        lr=0.1,
+        weight_decay=0.1,
+        mask_semantics="update",
+        moments=moments,
+        max_norm=1.0,
+        saliency=SaliencyMask.from_bool(selected),
+        **OWN[kind],
+    )
     for grads in gradients(20, torch.float32):
         for name, param in params.items():
             param.grad = grads[name]
@@ -94,7 +129,9 @@ def test_forget_steps_alone_never_move_masked_weights(kind, moments):
     for name, param in params.items():
         kept = ~selected[name]
         assert_same_bits(param.detach()[kept], start[name][kept], name)
-        assert param[selected[name]].numel() == 0 or not (param == start[name])[selected[name]].any()
+        assert (
+            param[selected[name]].numel() == 0 or not (param == start[name])[selected[name]].any()
+        )
 
 
 @pytest.mark.checklist("B3")
@@ -103,20 +140,22 @@ def test_moments_are_shared_unless_told_and_the_readme_says_why(kind):
     assert kind(parameters().items()).param_groups[0]["moments"] == "shared"
     text = (ROOT / "README.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `moments`"))
-    assert '"shared"` (the optimizers\' default, authors\' code)' in row
+    assert "\"shared\"` (the optimizers' default, authors' code)" in row
     assert '"separate"` (DualOptim)' in row
     with pytest.raises(ValueError, match="moments"):
         kind(parameters().items(), moments="dual")
 
 
-# --- B6 ------------------------------------------------------------------------------------------------------------
+# --- B6 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("B6")
 @BOTH
 @pytest.mark.parametrize("slow_lr", [1.0, 0.5])
 def test_calls_of_a_cycle(kind, slow_lr, monkeypatch):
-    """One norm and one update for the forget step, one update for each retain step; a slow step rides in the last."""
+    """One norm and one update for the forget step, one update for each retain step; a slow step
+    rides in the last.
+    """
     called = []
 
     def counted(name, function):
@@ -133,8 +172,13 @@ def test_calls_of_a_cycle(kind, slow_lr, monkeypatch):
     run(optimizer, params, gradients(3, torch.float32), 2)
     update = "sgd_step_" if kind is SFRonSGD else "adamw_step_"
     assert [name for name, _ in called] == ["masked_grad_norm", update, update, update]
-    slow = [(bool(k["slow_out"]) if "slow_out" in k else False, bool(k.get("slow_in"))) for _, k in called[1:]]
-    assert slow == ([(False, False)] * 3 if slow_lr == 1.0 else [(True, False), (False, False), (False, True)])
+    slow = [
+        (bool(k["slow_out"]) if "slow_out" in k else False, bool(k.get("slow_in")))
+        for _, k in called[1:]
+    ]
+    assert slow == (
+        [(False, False)] * 3 if slow_lr == 1.0 else [(True, False), (False, False), (False, True)]
+    )
     assert ("slow" in optimizer.state[params["a"]]) == (slow_lr < 1.0)
 
 
@@ -145,7 +189,7 @@ def test_a_slow_step_of_zero_is_refused():
         SFRonSGD(parameters().items(), slow_lr=0.0)
 
 
-# --- B7 ------------------------------------------------------------------------------------------------------------
+# --- B7 -------------------------------------------------------------------------------------------
 
 
 def large(tensor):
@@ -157,12 +201,24 @@ def large(tensor):
 def test_order_groups_and_threads_do_not_change_bits(kind, set_threads):
     """With a clip too: its norm is an fp64 sum that is rounded once."""
     results = []
-    for groups, threads in ((["abcde"], 1), (["abcde"], 1), (["abcde"], 2), (["edcba"], 1), (["ab", "c", "de"], 2)):
+    for groups, threads in (
+        (["abcde"], 1),
+        (["abcde"], 1),
+        (["abcde"], 2),
+        (["edcba"], 1),
+        (["ab", "c", "de"], 2),
+    ):
         set_threads(threads)
         params = {n: nn.Parameter(large(p.detach())) for n, p in parameters(torch.float32).items()}
         chosen = {n: torch.arange(p.numel()) % 3 > 0 for n, p in params.items()}
-        optimizer = kind([{"params": [(n, params[n]) for n in names]} for names in groups], lr=0.1, slow_lr=0.5,
-                         saliency=SaliencyMask.from_bool(chosen), max_norm=0.1, **OWN[kind])  # fmt: skip
+        optimizer = kind(
+            [{"params": [(n, params[n]) for n in names]} for names in groups],
+            lr=0.1,
+            slow_lr=0.5,
+            saliency=SaliencyMask.from_bool(chosen),
+            max_norm=0.1,
+            **OWN[kind],
+        )
         for i, grads in enumerate(gradients(6, torch.float32)):
             for name, param in params.items():
                 param.grad = large(grads[name])
@@ -171,14 +227,21 @@ def test_order_groups_and_threads_do_not_change_bits(kind, set_threads):
     assert all(same(results[0], other) for other in results[1:])
 
 
-# --- B8 ------------------------------------------------------------------------------------------------------------
+# --- B8 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("B8")
 @pytest.mark.parametrize("numel", [1, 2, 3, 127, 4097, 65_537, 1_000_003])
 @pytest.mark.parametrize("misaligned", [False, True])
 def test_kernels_have_the_references_bits_from_one_to_a_million_elements(numel, misaligned):
-    flags = {"masked": True, "weight_decay": 0.1, "freeze_masked": True, "norm": 5.0, "max_norm": 1.0, "slow_out": True}
+    flags = {
+        "masked": True,
+        "weight_decay": 0.1,
+        "freeze_masked": True,
+        "norm": 5.0,
+        "max_norm": 1.0,
+        "slow_out": True,
+    }
     for name, make in (("sgd_step_", sgd_case), ("adamw_step_", adamw_case)):
         more = {"momentum": 0.9, "nesterov": True} if make is sgd_case else {}
         case = make([(numel,)], torch.float32, special=True, **flags, **more)
@@ -186,12 +249,14 @@ def test_kernels_have_the_references_bits_from_one_to_a_million_elements(numel, 
         assert_matches_reference(name, case, getattr(functional, name))
 
 
-# --- B9 ------------------------------------------------------------------------------------------------------------
+# --- B9 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("B9")
 def test_low_precision_updates_are_computed_in_fp32_and_rounded_once():
-    """Momentum, gradient and decay of half a bf16 step below 1 each: one by one they vanish, together they move it."""
+    """Momentum, gradient and decay of half a bf16 step below 1 each: one by one they vanish,
+    together they move it.
+    """
     p, g, m = (torch.full((64,), x, dtype=torch.bfloat16) for x in (1.0, 2.0**-9, 2.0**-8))
     functional.sgd_step_([p], [g], [m], lr=1.0, momentum=0.5, weight_decay=2.0**-9)
     assert p.tolist() == [torch.tensor(1.0 - 3 * 2.0**-9).bfloat16().item()] * 64
@@ -202,7 +267,9 @@ def test_low_precision_updates_are_computed_in_fp32_and_rounded_once():
 def low(lr, dtype=torch.bfloat16, kind=SFRonAdamW, **settings):
     params = {n: p for n, p in parameters(dtype).items() if p.numel() > 1}
     chosen = {n: masks()[n] for n in params}
-    optimizer = kind(params.items(), lr=lr, weight_decay=0.0, saliency=SaliencyMask.from_bool(chosen), **settings)
+    optimizer = kind(
+        params.items(), lr=lr, weight_decay=0.0, saliency=SaliencyMask.from_bool(chosen), **settings
+    )
     for n, grad in gradients(1, dtype)[0].items():
         if n in params:
             params[n].grad = grad
@@ -212,8 +279,12 @@ def low(lr, dtype=torch.bfloat16, kind=SFRonAdamW, **settings):
 @pytest.mark.checklist("B9")
 @pytest.mark.parametrize("phase", ["forget", "retain"])
 def test_updates_that_round_to_nothing_are_told(phase):
-    for lr, dtype, told in ((1e-6, torch.bfloat16, True), (1e-2, torch.bfloat16, False), (1e-6, torch.float32, False),
-                            (1e-6, torch.float16, True)):  # fmt: skip
+    for lr, dtype, told in (
+        (1e-6, torch.bfloat16, True),
+        (1e-2, torch.bfloat16, False),
+        (1e-6, torch.float32, False),
+        (1e-6, torch.float16, True),
+    ):
         optimizer = low(lr, dtype)
         step = optimizer.forget_step if phase == "forget" else optimizer.step
         with warnings.catch_warnings(record=True) as caught:
@@ -240,5 +311,7 @@ def test_unlearn_tells_of_updates_that_round_to_nothing():
     model = build(dtype=torch.bfloat16)
     batches = [(x.bfloat16(), y) for x, y in loader(8, 4)]
     recipe = Recipe.paper(cycles=2, retain_steps=1, lr=1e-7, forget_lr=1e-7)
-    with pytest.warns(RuntimeWarning, match="updates round to nothing: of .* moved in a forget step"):
+    with pytest.warns(
+        RuntimeWarning, match="updates round to nothing: of .* moved in a forget step"
+    ):
         sf.unlearn(model, batches, batches, recipe=recipe, mask=random_mask(model))

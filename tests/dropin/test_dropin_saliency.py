@@ -1,4 +1,7 @@
-"""The drop-in checklist, section H: masks and Fishers. (Attacks and reports have their lines in their own tests.)"""
+"""The drop-in checklist, section H: masks and Fishers.
+
+(Attacks and reports have their lines in their own tests.)
+"""
 
 import copy
 import logging
@@ -15,7 +18,7 @@ from sfron_fast.ops.reference import pack_bits
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
-# --- H1 ------------------------------------------------------------------------------------------------------------
+# --- H1 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H1")
@@ -23,10 +26,16 @@ def test_coverage_names_what_matches_and_what_does_not():
     mask = random_mask(build())
     named = [*list(build().named_parameters())[1:], ("head.weight", nn.Parameter(torch.ones(2)))]
     assert mask.coverage(named) == {
-        "matched": ["0.bias", "2.weight", "2.bias"], "unmatched": ["head.weight"], "unused": ["0.weight"],
-    }  # fmt: skip
+        "matched": ["0.bias", "2.weight", "2.bias"],
+        "unmatched": ["head.weight"],
+        "unused": ["0.weight"],
+    }
     wrapped = [(f"module._orig_mod.{n}", p) for n, p in build().named_parameters()]
-    assert mask.coverage(wrapped) == {"matched": [n for n, _ in wrapped], "unmatched": [], "unused": []}
+    assert mask.coverage(wrapped) == {
+        "matched": [n for n, _ in wrapped],
+        "unmatched": [],
+        "unused": [],
+    }
 
 
 @pytest.mark.checklist("H1")
@@ -38,17 +47,23 @@ def test_an_optimizer_reports_the_coverage_and_refuses_a_hole(kind, caplog):
         kind(named[:3], saliency=mask)
     assert "saliency: 3 matched, 0 unmatched, 1 unused" in caplog.text
     for foreign in (("head.weight", nn.Parameter(torch.ones(2))), ("0.weights", named[0][1])):
-        with pytest.raises(ValueError, match=rf"saliency: expected a mask for each of 2 .*{foreign[0]}"):
+        with pytest.raises(
+            ValueError, match=rf"saliency: expected a mask for each of 2 .*{foreign[0]}"
+        ):
             kind([named[1], foreign], saliency=mask)
 
 
 @pytest.mark.checklist("H1")
 @BOTH
 def test_names_are_looked_up_and_not_tensors(kind):
-    """The authors' diffusion script asks for a name in a list of tensors, finds none, and applies no mask at all."""
+    """The authors' diffusion script asks for a name in a list of tensors, finds none, and applies
+    no mask at all.
+    """
     model = build()
     before = bits(model)
-    optimizer = kind(model.named_parameters(), lr=0.1, weight_decay=0.0, saliency=random_mask(model))
+    optimizer = kind(
+        model.named_parameters(), lr=0.1, weight_decay=0.0, saliency=random_mask(model)
+    )
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.forget_step()
@@ -62,7 +77,9 @@ def test_names_are_looked_up_and_not_tensors(kind):
 def test_a_mask_that_is_replaced_or_edited_counts_from_the_next_forget_step(count, edited):
     """And it is the one that a state dict is signed with."""
     params = {f"w{i}": nn.Parameter(torch.zeros(8)) for i in range(count)}
-    even, odd = (SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n in params}) for i in (0, 1))
+    even, odd = (
+        SaliencyMask.from_bool({n: torch.arange(8) % 2 == i for n in params}) for i in (0, 1)
+    )
     optimizer = SFRonSGD(params.items(), lr=1.0, saliency=copy.deepcopy(even))
     for mask in (even, odd, even):
         if edited:
@@ -86,7 +103,9 @@ def test_a_mask_that_would_be_ignored_is_refused():
     model = build()
     mask, weight = random_mask(model), nn.Parameter(torch.ones(2))
     optimizer = SFRonSGD(model.named_parameters())
-    with pytest.raises(ValueError, match="saliency: expected None: no group of this optimizer is masked"):
+    with pytest.raises(
+        ValueError, match="saliency: expected None: no group of this optimizer is masked"
+    ):
         optimizer.saliency = mask
     optimizer.param_groups[0]["masked"] = True
     optimizer.saliency = mask
@@ -95,7 +114,10 @@ def test_a_mask_that_would_be_ignored_is_refused():
     with pytest.raises(ValueError, match="saliency: expected a SaliencyMask"):
         optimizer.saliency = {}
     other = SaliencyMask.from_bool({"head": torch.ones(2)})
-    for wrong, message in ((None, "masked: expected masked=False"), (other, "saliency: expected a mask for each")):
+    for wrong, message in (
+        (None, "masked: expected masked=False"),
+        (other, "saliency: expected a mask for each"),
+    ):
         before = bits(model)
         optimizer.saliency = wrong
         with pytest.raises(ValueError, match=message):
@@ -106,7 +128,7 @@ def test_a_mask_that_would_be_ignored_is_refused():
         optimizer.add_param_group({"params": [("head", weight)], "masked": "no"})
 
 
-# --- H2, H3 --------------------------------------------------------------------------------------------------------
+# --- H2, H3 ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H2")
@@ -121,8 +143,10 @@ def test_bytes_are_the_eighth_rounded_up(numel):
 def test_saluns_files_load(tmp_path):
     """A dictionary of int64 zeros and ones by name, from a model in DataParallel."""
     model = build()
-    chosen = {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-              for n, p in model.named_parameters()}  # fmt: skip
+    chosen = {
+        n: torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+        for n, p in model.named_parameters()
+    }
     torch.save({f"module.{n}": c.long() for n, c in chosen.items()}, tmp_path / "with_0.5.pt")
     mask = SaliencyMask.from_bool(torch.load(tmp_path / "with_0.5.pt", weights_only=True))
     assert mask == SaliencyMask.from_bool(chosen)
@@ -138,12 +162,14 @@ def test_top_k_sorts_nothing(per_layer, monkeypatch):
     for name in ("sort", "argsort", "topk", "unique"):
         monkeypatch.setattr(torch, name, None)
         monkeypatch.setattr(torch.Tensor, name, None)
-    mask = SaliencyMask.top_k(*random_fishers({"a": (40, 5), "b": (100,)}), 0.3, per_layer=per_layer)
+    mask = SaliencyMask.top_k(
+        *random_fishers({"a": (40, 5), "b": (100,)}), 0.3, per_layer=per_layer
+    )
     assert sum(mask.counts().values()) == 90
     assert not per_layer or mask.counts() == {"a": 60, "b": 30}
 
 
-# --- H4 ------------------------------------------------------------------------------------------------------------
+# --- H4 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H4")
@@ -152,11 +178,15 @@ def test_a_batch_costs_one_accumulation_and_no_host_read(estimator, monkeypatch)
     """Values are read after the pass: as often for nine batches as for three."""
     reads, calls = {}, []
     real = functional.fisher_accumulate_
-    monkeypatch.setattr(functional, "fisher_accumulate_", lambda f, g, w: (calls.append(len(g)), real(f, g, w))[1])
+    monkeypatch.setattr(
+        functional, "fisher_accumulate_", lambda f, g, w: (calls.append(len(g)), real(f, g, w))[1]
+    )
 
     class Count(NoHostRead):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.seen = getattr(self, "seen", 0) + (function is torch.ops.aten._local_scalar_dense.default)
+            self.seen = getattr(self, "seen", 0) + (
+                function is torch.ops.aten._local_scalar_dense.default
+            )
             return function(*args, **(kwargs or {}))
 
     for samples in (12, 36):
@@ -191,8 +221,12 @@ def test_an_estimate_goes_on_from_an_earlier_one(estimator, tmp_path):
 def test_an_estimate_of_something_else_is_no_start():
     model, batches = build(), list(loader(8, 4))
     start = estimate_fisher(model, batches)
-    for wrong in (estimate_fisher(model, batches, estimator="sample"), estimate_fisher(build(seed=1), batches),
-                  Fisher(dict(start), {}), Fisher({"0.weight": start["0.weight"]}, start.metadata)):  # fmt: skip
+    for wrong in (
+        estimate_fisher(model, batches, estimator="sample"),
+        estimate_fisher(build(seed=1), batches),
+        Fisher(dict(start), {}),
+        Fisher({"0.weight": start["0.weight"]}, start.metadata),
+    ):
         with pytest.raises(ValueError, match="start: expected"):
             estimate_fisher(model, batches, start=wrong)
 
@@ -206,7 +240,7 @@ def test_progress_is_shown_where_wanted(capsys):
     assert "Fisher" in capsys.readouterr().err
 
 
-# --- H5 ------------------------------------------------------------------------------------------------------------
+# --- H5 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H5")
@@ -217,7 +251,9 @@ def test_the_first_batch_counts_like_the_others(estimator):
     one = [estimate_fisher(model, [b], estimator=estimator) for b in batches]
     all_of_them = estimate_fisher(model, batches, estimator=estimator)
     for name in all_of_them:
-        torch.testing.assert_close(all_of_them[name], sum(f[name] for f in one) / 3, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            all_of_them[name], sum(f[name] for f in one) / 3, rtol=1e-12, atol=0
+        )
 
 
 @pytest.mark.checklist("H5")

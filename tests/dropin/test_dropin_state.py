@@ -1,4 +1,6 @@
-"""Checklist C: state in and out of torch.optim and Accelerate, all of it made at once, and what files say."""
+"""Checklist C: state in and out of torch.optim and Accelerate, all of it made at once, and what
+files say.
+"""
 
 import copy
 import io
@@ -6,7 +8,20 @@ import json
 
 import pytest
 import torch
-from models import EVERYTHING, SHAPES, build, gradients, loader, masks, near, parameters, run, same, states, values
+from models import (
+    EVERYTHING,
+    SHAPES,
+    build,
+    gradients,
+    loader,
+    masks,
+    near,
+    parameters,
+    run,
+    same,
+    states,
+    values,
+)
 from safetensors import safe_open
 from torch import nn
 
@@ -16,7 +31,7 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
-# --- C2: Accelerate casts state on prepare -------------------------------------------------------------------------
+# --- C2: Accelerate casts state on prepare --------------------------------------------------------
 
 
 @pytest.mark.checklist("C2")
@@ -25,15 +40,21 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 @pytest.mark.parametrize("real", [True, False], ids=["accelerate", "what it does"])
 def test_state_survives_accelerate(kind, dtype, real):
     params = parameters(dtype)
-    optimizer = kind(params.items(), state_dtype=torch.float32, saliency=SaliencyMask.from_bool(masks()),
-                     **EVERYTHING[kind])  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        state_dtype=torch.float32,
+        saliency=SaliencyMask.from_bool(masks()),
+        **EVERYTHING[kind],
+    )
     run(optimizer, params, gradients(4, dtype), 2)
     before, groups = states(optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
     if real:
         accelerate = pytest.importorskip("accelerate")
         optimizer = accelerate.Accelerator(cpu=True).prepare(optimizer).optimizer
     else:  # its AcceleratedOptimizer begins so
-        moved = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("cpu"), optimizer.state_dict())
+        moved = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to("cpu"), optimizer.state_dict()
+        )
         optimizer.load_state_dict(moved)
     assert same(states(optimizer), before)
     assert {v.dtype for v in before.values()} == {torch.float32, dtype}
@@ -41,7 +62,7 @@ def test_state_survives_accelerate(kind, dtype, real):
     assert optimizer.state_dict()["param_groups"] == groups
 
 
-# --- C3, C4, C9 ----------------------------------------------------------------------------------------------------
+# --- C3, C4, C9 -----------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("C3", "C4")
@@ -69,12 +90,18 @@ def test_a_mask_is_not_carried_over_to_other_names():
     for names in ("ba", "ab"):
         optimizer = SFRonSGD([(n, params[n]) for n in names], saliency=mask, lr=0.5)
         if names == "ba":
-            with pytest.raises(ValueError, match=r"state_dict: expected parameters \['b', 'a'\], found \['a', 'b'\]"):
+            with pytest.raises(
+                ValueError,
+                match=r"state_dict: expected parameters \['b', 'a'\], found \['a', 'b'\]",
+            ):
                 optimizer.load_state_dict(saved)
             assert optimizer.param_groups[0]["lr"] == 0.5
         else:
             optimizer.load_state_dict(saved)
-    saved["param_groups"][0]["param_names"] = ["module.a", "module.b"]  # a wrapper's prefix is no other name
+    saved["param_groups"][0]["param_names"] = [
+        "module.a",
+        "module.b",
+    ]  # a wrapper's prefix is no other name
     optimizer.load_state_dict(saved)
 
 
@@ -106,7 +133,7 @@ def test_files_load_with_weights_only_and_masks_say_how_they_were_made(kind, tmp
     assert SaliencyMask.load(tmp_path / "mask.safetensors").metadata == made
 
 
-# --- C6, C10: state made at once -----------------------------------------------------------------------------------
+# --- C6, C10: state made at once ------------------------------------------------------------------
 
 
 @pytest.mark.checklist("C6", "C10")
@@ -127,29 +154,47 @@ def test_init_state_makes_all_of_it_and_changes_nothing_else(kind, state_dtype):
     for each, weights in ((optimizer, params), (other, plain)):
         grads = gradients(6, torch.bfloat16, without=[(i, "b") for i in range(3)])
         run(each, weights, grads, 2)
-        ranks.append({n: {k: (v.shape, v.dtype) for k, v in each.state[p].items()} for n, p in weights.items()})
+        ranks.append(
+            {
+                n: {k: (v.shape, v.dtype) for k, v in each.state[p].items()}
+                for n, p in weights.items()
+            }
+        )
     assert ranks[0] == ranks[1]
-    assert same(values(params), values(plain))  # bit by bit, though all state was there from the start
+    assert same(
+        values(params), values(plain)
+    )  # bit by bit, though all state was there from the start
     keys = {frozenset(state) for state in ranks[0].values()}
     assert len(keys) == 1
-    moments = {"momentum_buffer"} if kind is SFRonSGD else {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}
+    moments = (
+        {"momentum_buffer"}
+        if kind is SFRonSGD
+        else {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}
+    )
     assert keys.pop() == moments | {f"forget_{k}" for k in moments} | {"slow"}
 
 
-# --- C8: in and out of torch.optim -----------------------------------------------------------------------------------
+# --- C8: in and out of torch.optim ----------------------------------------------------------------
 
 
 @pytest.mark.checklist("C8")
-@pytest.mark.parametrize(("kind", "stock", "flags"), [
-    (SFRonSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}), (SFRonSGD, torch.optim.SGD, {}),
-    (SFRonAdamW, torch.optim.AdamW, {"amsgrad": True}), (SFRonAdamW, torch.optim.AdamW, {}),
-    (SFRonAdamW, torch.optim.Adam, {"weight_decay": 0.1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "stock", "flags"),
+    [
+        (SFRonSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (SFRonSGD, torch.optim.SGD, {}),
+        (SFRonAdamW, torch.optim.AdamW, {"amsgrad": True}),
+        (SFRonAdamW, torch.optim.AdamW, {}),
+        (SFRonAdamW, torch.optim.Adam, {"weight_decay": 0.1}),
+    ],
+)
 @pytest.mark.parametrize("own", ["shared", "separate"])
 def test_stock_state_dict_goes_on_in_torch_optim(kind, stock, flags, own):
     ours = parameters(torch.float32)
     also = {"decoupled_weight_decay": False} if stock is torch.optim.Adam else {}
-    optimizer = kind(ours.items(), lr=0.01, moments=own, slow_lr=0.5, retain_steps=2, **flags, **also)
+    optimizer = kind(
+        ours.items(), lr=0.01, moments=own, slow_lr=0.5, retain_steps=2, **flags, **also
+    )
     run(optimizer, ours, gradients(3, torch.float32), 2)
     theirs = {n: nn.Parameter(p.detach().clone()) for n, p in ours.items()}
     other = stock(theirs.items(), lr=7.0)

@@ -44,7 +44,9 @@ def literal_modified_entropy(p):
 
 
 def literal_legacy(p):
-    """The historical formula: log p for log(1 - p), and the columns of all labels for each row's own."""
+    """The historical formula: log p for log(1 - p), and the columns of all labels for each row's
+    own.
+    """
     scores = []
     for row in p.logits.tolist():
         q = softmax(row)
@@ -58,7 +60,9 @@ def literal_legacy(p):
 def literal_attack(retain, test, forget):
     """Balanced logistic regression on one feature, C = 1, by Newton: % of `forget` called members."""
     half = (len(retain) + len(test)) / 2
-    data = [(x, 1.0, half / len(retain)) for x in retain] + [(x, 0.0, half / len(test)) for x in test]
+    data = [(x, 1.0, half / len(retain)) for x in retain] + [
+        (x, 0.0, half / len(test)) for x in test
+    ]
     w = b = 0.0
     for _ in range(100):
         gw, gb, hww, hwb, hbb = w, 0.0, 1.0, 0.0, 0.0
@@ -79,7 +83,9 @@ def test_accuracy():
 
 def test_per_sample_loss():
     p = random_predictions(40, 0)
-    literal = [-math.log(softmax(r)[y]) for r, y in zip(p.logits.tolist(), p.labels.tolist(), strict=True)]
+    literal = [
+        -math.log(softmax(r)[y]) for r, y in zip(p.logits.tolist(), p.labels.tolist(), strict=True)
+    ]
     assert ev.per_sample_loss(p).tolist() == pytest.approx(literal, rel=1e-12)
 
 
@@ -157,7 +163,8 @@ def test_modified_entropy():
 
 
 def test_modified_entropy_worked_example():
-    # p = (3/4, 1/4). Right label 0: -(1/4) ln(3/4) - (1/4) ln(3/4). Wrong label 1: -(3/4) ln(1/4) twice.
+    # p = (3/4, 1/4). Right label 0: -(1/4) ln(3/4) - (1/4) ln(3/4). Wrong label 1: -(3/4) ln(1/4)
+    # twice.
     p = make([[math.log(3), 0.0]] * 2, [0, 1])
     right, wrong = -0.5 * math.log(0.75), -1.5 * math.log(0.25)
     assert ev.modified_entropy(p).tolist() == pytest.approx([right, wrong], rel=1e-6)
@@ -188,8 +195,12 @@ def test_modified_entropy_does_not_depend_on_the_batch_and_the_legacy_one_does()
 def test_modified_entropy_legacy():
     p = random_predictions(30, 6)
     p = ev.Predictions(p.logits, p.labels % 3)  # classes 3 and 4 stay unlabelled
-    assert ev.modified_entropy(p, legacy=True).tolist() == pytest.approx(literal_legacy(p), rel=1e-4)
-    assert ev.modified_entropy(p, legacy=True).tolist() != pytest.approx(literal_modified_entropy(p), rel=0.1)
+    assert ev.modified_entropy(p, legacy=True).tolist() == pytest.approx(
+        literal_legacy(p), rel=1e-4
+    )
+    assert ev.modified_entropy(p, legacy=True).tolist() != pytest.approx(
+        literal_modified_entropy(p), rel=0.1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +218,9 @@ def test_mia_entropy(sets):
 
 
 @pytest.mark.checklist("H6")
-@pytest.mark.parametrize(("legacy", "literal"), [(False, literal_modified_entropy), (True, literal_legacy)])
+@pytest.mark.parametrize(
+    ("legacy", "literal"), [(False, literal_modified_entropy), (True, literal_legacy)]
+)
 def test_mia_modified_entropy(sets, legacy, literal):
     expected = literal_attack(*(literal(p) for p in sets))
     assert ev.mia_modified_entropy(*sets, legacy=legacy) == pytest.approx(expected)

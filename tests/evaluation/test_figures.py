@@ -18,8 +18,12 @@ LOSSES = {"forget": torch.tensor([0.0, 1e-12, 0.3, 2.0]), "test": [0.1, 0.5, 4.0
 DRAWN = {
     "tradeoff": lambda: figures.tradeoff(CURVES, (91.0, 99.0)),
     "tradeoff without reference": lambda: figures.tradeoff({"GA": [(1.0, 2.0)]}),
-    "losses": lambda: figures.loss_histograms({"Original": LOSSES, "SFR-on": LOSSES, "Retrain": LOSSES}),
-    "losses of one value": lambda: figures.loss_histograms({"Original": {"forget": [0.5], "test": [0.5]}}),
+    "losses": lambda: figures.loss_histograms(
+        {"Original": LOSSES, "SFR-on": LOSSES, "Retrain": LOSSES}
+    ),
+    "losses of one value": lambda: figures.loss_histograms(
+        {"Original": {"forget": [0.5], "test": [0.5]}}
+    ),
     "mask": lambda: figures.mask_density({"conv.weight": 0.0, "fc.weight": 1.0}, total=0.4),
     "time": lambda: figures.time_per_method({"Retrain": (400.0, 8.0), "SFR-on": (2.0, 0.1)}),
 }
@@ -90,7 +94,9 @@ def test_mask_density_is_in_percent_with_its_total():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first layer on top
     assert "all weights: 30.0 %" in texts(axes)
-    assert "mean of the layers: 37.5 %" in texts(figures.mask_density({"a": 0.25, "b": 0.5}).axes[0])
+    assert "mean of the layers: 37.5 %" in texts(
+        figures.mask_density({"a": 0.25, "b": 0.5}).axes[0]
+    )
 
 
 def test_time_per_method_compares_with_retraining():
@@ -107,10 +113,19 @@ def test_time_per_method_compares_with_retraining():
     [
         (lambda: figures.tradeoff({"A": []}, (1.0, 1.0)), r"curves\['A'\]"),
         (lambda: figures.loss_histograms({}), "models"),
-        (lambda: figures.loss_histograms({"A": {"forget": [1.0], "test": []}}), r"models\['A'\]\['test'\]"),
+        (
+            lambda: figures.loss_histograms({"A": {"forget": [1.0], "test": []}}),
+            r"models\['A'\]\['test'\]",
+        ),
         (lambda: figures.loss_histograms({"A": {"forget": [1.0]}}), r"models\['A'\]\['test'\]"),
-        (lambda: figures.loss_histograms({"A": {"forget": [math.nan], "test": [1.0]}}), r"\['forget'\]"),
-        (lambda: figures.loss_histograms({"A": {"forget": [-1.0], "test": [1.0]}}), r"\['forget'\]"),
+        (
+            lambda: figures.loss_histograms({"A": {"forget": [math.nan], "test": [1.0]}}),
+            r"\['forget'\]",
+        ),
+        (
+            lambda: figures.loss_histograms({"A": {"forget": [-1.0], "test": [1.0]}}),
+            r"\['forget'\]",
+        ),
         (lambda: figures.mask_density({}), "densities"),
         (lambda: figures.mask_density({"a": 25.0}), r"densities\['a'\]: expected a share"),
         (lambda: figures.mask_density({"a": 0.5}, total=30.0), "total: expected a share"),

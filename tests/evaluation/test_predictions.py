@@ -83,14 +83,26 @@ class Constant(nn.Module):
 
 NAN = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
 REFUSED = {
-    "integer logits": (torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 1]), "floating-point logits"),
+    "integer logits": (
+        torch.zeros(2, 3, dtype=torch.long),
+        torch.tensor([0, 1]),
+        "floating-point logits",
+    ),
     "one logit": (torch.zeros(2, 1), torch.tensor([0, 0]), r"classes >= 2.*\(2, 1\)"),
     "not a tensor": ({"logits": torch.zeros(2, 3)}, torch.tensor([0, 1]), "logits.*dict"),
     "NaN": (NAN, torch.tensor([0, 1]), "finite logits.*1 of 2 rows.*diverged"),
     "all off": (torch.full((2, 3), -math.inf), torch.tensor([0, 1]), "finite logits.*2 of 2"),
     "inf": (torch.full((2, 3), math.inf), torch.tensor([0, 1]), "finite logits.*2 of 2"),
-    "label too large": (torch.zeros(2, 3), torch.tensor([0, 3]), r"labels in \[0, 3\), found \[3\]"),
-    "label negative": (torch.zeros(2, 3), torch.tensor([-1, 2]), r"labels in \[0, 3\), found \[-1\]"),
+    "label too large": (
+        torch.zeros(2, 3),
+        torch.tensor([0, 3]),
+        r"labels in \[0, 3\), found \[3\]",
+    ),
+    "label negative": (
+        torch.zeros(2, 3),
+        torch.tensor([-1, 2]),
+        r"labels in \[0, 3\), found \[-1\]",
+    ),
     "one-hot labels": (torch.zeros(2, 3), torch.eye(2), "integer labels.*argmax"),
     "label count": (torch.zeros(2, 3), torch.tensor([0, 1, 2]), "2 labels, found 3"),
 }
@@ -142,7 +154,11 @@ def test_predictions_refuse_other_types():
 
 
 def loaders():
-    return {"forget_loader": batches(20, 1), "retain_loader": batches(60, 2), "test_loader": batches(40, 3)}
+    return {
+        "forget_loader": batches(20, 1),
+        "retain_loader": batches(60, 2),
+        "test_loader": batches(40, 3),
+    }
 
 
 @pytest.mark.parametrize("name", ["forget_loader", "retain_loader", "test_loader"])
@@ -171,7 +187,11 @@ def test_evaluate_with_reference():
     assert metrics["MIA"] == ev.mia_entropy(mine.retain, mine.test, mine.forget)
     assert metrics["MIA_m"] == ev.mia_modified_entropy(mine.retain, mine.test, mine.forget)
     for name in ("forget", "retain", "test"):
-        assert metrics[f"D_KL_{name}"] == ev.kl_divergence(getattr(target, name), getattr(mine, name)) > 0
+        assert (
+            metrics[f"D_KL_{name}"]
+            == ev.kl_divergence(getattr(target, name), getattr(mine, name))
+            > 0
+        )
     other = ev.evaluate(reference, **loaders())
     gaps = [abs(metrics[name] - other[name]) for name in ("FA", "RA", "TA", "MIA")]
     assert metrics["Avg.D"] == pytest.approx(sum(gaps) / 4)
@@ -195,7 +215,9 @@ def test_score_equals_evaluate_and_a_collected_reference_is_not_run_again():
 
 
 def test_evaluate_refuses_another_kind_of_reference():
-    with pytest.raises(ValueError, match="reference: expected a model, an Evaluated or None, found dict"):
+    with pytest.raises(
+        ValueError, match="reference: expected a model, an Evaluated or None, found dict"
+    ):
         ev.evaluate(network(), **loaders(), reference={"FA": 1.0})
 
 

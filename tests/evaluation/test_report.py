@@ -49,7 +49,9 @@ def test_to_dict_mean_and_sample_deviation():
 
 def test_to_dict_keeps_every_run_and_says_where_it_comes_from():
     result = filled().to_dict()
-    assert {"setting": "digits", "method": "Original", "seed": 1, "metrics": ORIGINAL} in result["runs"]
+    assert {"setting": "digits", "method": "Original", "seed": 1, "metrics": ORIGINAL} in result[
+        "runs"
+    ]
     assert len(result["runs"]) == 7
     assert result["descriptions"] == {"digits": "100 of 1,437 digits"}
     provenance = result["provenance"]
@@ -128,10 +130,14 @@ def test_table_is_aligned_and_complete():
         assert part in text
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "1", True, torch.tensor(1.0)])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, None, "1", True, torch.tensor(1.0)]
+)
 def test_add_refuses_a_value_that_is_not_a_finite_number(value):
     report = Report()
-    with pytest.raises(ValueError, match=r"metrics\['TA'\]: expected a finite number.*s / m / seed 3"):
+    with pytest.raises(
+        ValueError, match=r"metrics\['TA'\]: expected a finite number.*s / m / seed 3"
+    ):
         report.add("s", "m", 3, {"FA": 1.0, "TA": value})
     assert report.to_dict()["settings"] == {}  # nothing recorded
 
@@ -159,7 +165,9 @@ def test_add_refuses_what_would_spoil_a_mean():
 
 def test_save(tmp_path):
     report = filled()
-    folder = report.save(tmp_path / "new" / "report", {"time": figures.time_per_method({"FT": (1.0, 0.0)})})
+    folder = report.save(
+        tmp_path / "new" / "report", {"time": figures.time_per_method({"FT": (1.0, 0.0)})}
+    )
     assert folder == tmp_path / "new" / "report"
     assert sorted(p.name for p in folder.iterdir()) == ["report.json", "report.md", "time.png"]
     assert (folder / "time.png").read_bytes().startswith(b"\x89PNG\r\n")

@@ -1,4 +1,6 @@
-"""Every baseline against a loop written out from its paper or the authors' code, without the package's pieces."""
+"""Every baseline against a loop written out from its paper or the authors' code, without the
+package's pieces.
+"""
 
 import copy
 
@@ -36,7 +38,9 @@ def marked(forget, retain):
 
 
 def literal(model, epochs, losses, lr=0.05, mask=None):
-    """SGD on what ``losses(epoch)`` yields, cosine per epoch; what is outside the mask is put back after each step."""
+    """SGD on what ``losses(epoch)`` yields, cosine per epoch; what is outside the mask is put back
+    after each step.
+    """
     start = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
@@ -77,10 +81,16 @@ def test_wrong_labels():
     labels = torch.arange(CLASSES).repeat(1000)
     wrong = recipes.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
     assert not (wrong == labels).any()
-    counts = torch.zeros(CLASSES, CLASSES).index_put_((labels, wrong), torch.ones(len(labels)), accumulate=True)
+    counts = torch.zeros(CLASSES, CLASSES).index_put_(
+        (labels, wrong), torch.ones(len(labels)), accumulate=True
+    )
     assert counts.sum(1).eq(1000).all()
-    assert (counts + 1000 * torch.eye(CLASSES) > 1000 / (CLASSES - 1) - 100).all()  # evenly over the others
-    assert torch.equal(wrong, recipes.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0)))
+    assert (
+        counts + 1000 * torch.eye(CLASSES) > 1000 / (CLASSES - 1) - 100
+    ).all()  # evenly over the others
+    assert torch.equal(
+        wrong, recipes.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
+    )
 
 
 def test_random_label(forget, retain):
@@ -112,14 +122,23 @@ def test_salun(forget, retain):
 
 
 def test_bad_teacher(forget, retain):
-    ours, theirs, fresh, mixed = build("bn"), build("bn"), build("bn", seed=9), marked(forget, retain)
+    ours, theirs, fresh, mixed = (
+        build("bn"),
+        build("bn"),
+        build("bn", seed=9),
+        marked(forget, retain),
+    )
     recipes.bad_teacher(ours, mixed, fresh, epochs=3, lr=0.2)
     original = copy.deepcopy(theirs)
 
     def losses(_):
         for x, forgotten in mixed:
-            teacher = torch.where(forgotten[:, None], taught(fresh, x), taught(original, x)).softmax(1)
-            yield F.kl_div(theirs(x).log_softmax(1), teacher)  # the default mean: over samples and classes
+            teacher = torch.where(
+                forgotten[:, None], taught(fresh, x), taught(original, x)
+            ).softmax(1)
+            yield F.kl_div(
+                theirs(x).log_softmax(1), teacher
+            )  # the default mean: over samples and classes
 
     with pytest.warns(UserWarning, match="batchmean"):
         literal(theirs, 3, losses, lr=0.2)
@@ -137,7 +156,10 @@ def test_scrub(forget, retain):
                 yield -(16 * kl(taught(original, x), theirs(x), 4.0)).mean()
         for x, y in retain:
             logits = theirs(x)
-            yield 0.99 * F.cross_entropy(logits, y) + 0.001 * 16 * kl(taught(original, x), logits, 4.0).mean()
+            yield (
+                0.99 * F.cross_entropy(logits, y)
+                + 0.001 * 16 * kl(taught(original, x), logits, 4.0).mean()
+            )
 
     literal(theirs, 4, losses, lr=0.02)
     agree(ours, theirs)
@@ -174,7 +196,9 @@ def test_amnesia_stays_where_the_fisher_is_large(forget, retain):
     for penalty in (0.0, 100.0):
         model = build()
         before = bits(model)
-        recipes.selective_amnesia(model, retain, forget, penalty=penalty, epochs=4, lr=0.05, momentum=0.0)
+        recipes.selective_amnesia(
+            model, retain, forget, penalty=penalty, epochs=4, lr=0.05, momentum=0.0
+        )
         moved.append(sum((v - before[n]).square().sum().item() for n, v in bits(model).items()))
     assert moved[1] < 0.7 * moved[0]
 
@@ -187,11 +211,19 @@ def test_gradient_saliency_selects_the_share_asked_for(forget):
 
 
 def test_modes_and_epochs(forget, retain):
-    """Training flags are put back, and every epoch is reported, also by the baseline that trains in eval mode."""
-    for name, args in {"finetune": (retain,), "gradient_ascent": (forget,), "scrub": (retain, forget)}.items():
+    """Training flags are put back, and every epoch is reported, also by the baseline that trains in
+    eval mode.
+    """
+    for name, args in {
+        "finetune": (retain,),
+        "gradient_ascent": (forget,),
+        "scrub": (retain, forget),
+    }.items():
         model, seen = build("bn"), []
         model[1].eval()
-        getattr(recipes, name)(model, *args, epochs=2, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch))
+        getattr(recipes, name)(
+            model, *args, epochs=2, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch)
+        )
         assert seen == [1, 2]
         assert [m.training for m in model] == [True, False, True, True]
 
@@ -202,19 +234,23 @@ def test_a_foreign_mask_is_refused(retain):
         recipes.finetune(model, retain, mask=SaliencyMask.from_bool({"other": torch.ones(3)}))
 
 
-# --- SFR-on without one of its parts ----------------------------------------------------------------------------------
+# --- SFR-on without one of its parts --------------------------------------------------------------
 
 
 def test_without_saliency(forget, retain):
     recipe = Recipe.paper(cycles=3, retain_steps=2, lr=0.05, forget_lr=0.3)
     ours, theirs = build("bn"), build("bn")
     result = unlearn(ours, retain, forget, recipe=recipe.without("saliency"))
-    everything = SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in theirs.named_parameters()})
+    everything = SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in theirs.named_parameters()}
+    )
     assert result.mask == everything
     unlearn(theirs, retain, forget, recipe=recipe, mask=everything)
     agree(ours, theirs, bound=0.0)
     unlearn(masked := build("bn"), retain, forget, recipe=recipe)
-    assert any(not torch.equal(a, b) for a, b in zip(masked.parameters(), ours.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(masked.parameters(), ours.parameters(), strict=True)
+    )
 
 
 def test_without_adaptive_coefficients():
@@ -225,8 +261,17 @@ def test_without_adaptive_coefficients():
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_without_fast_slow_moves_as_far_for_a_constant_gradient(clip):
-    """Where gradients are constant the order of steps cannot matter: both forms must arrive at the same weights."""
-    settings = {"cycles": 3, "retain_steps": 4, "lr": 0.2, "forget_lr": 0.3, "slow_lr": 0.5, "forget_weight": 2.0}
+    """Where gradients are constant the order of steps cannot matter: both forms must arrive at the
+    same weights.
+    """
+    settings = {
+        "cycles": 3,
+        "retain_steps": 4,
+        "lr": 0.2,
+        "forget_lr": 0.3,
+        "slow_lr": 0.5,
+        "forget_weight": 2.0,
+    }
     recipe = Recipe.paper(**settings, max_norm=clip)
     joint = recipe.without("fast_slow")
     assert (joint.cycles, joint.retain_steps, joint.slow_lr) == (12, 1, 1.0)

@@ -1,4 +1,6 @@
-"""Checklist C5: SIGKILL at random moments, on in a new process: the bits of a run that was never stopped."""
+"""Checklist C5: SIGKILL at random moments, on in a new process: the bits of a run that was never
+stopped.
+"""
 
 import os
 import subprocess
@@ -26,12 +28,17 @@ def equal(a, b):
 
 
 def run(job, folder, kills):
-    """How many lives were killed, how many of them inside a write, and what the last one ended with."""
+    """How many lives were killed, how many of them inside a write, and what the last one ended
+    with.
+    """
     paths = os.pathsep.join(map(str, (SUPPORT, ROOT)))
     done = subprocess.run(
-        [sys.executable, str(SUPPORT / "killed.py"), job, str(folder), str(kills)], capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+        [sys.executable, str(SUPPORT / "killed.py"), job, str(folder), str(kills)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     assert done.returncode == 0, done.stderr
     count, inside = map(int, done.stdout.split())
     return count, inside, torch.load(folder / "result.pt", weights_only=True)
@@ -40,10 +47,16 @@ def run(job, folder, kills):
 @pytest.mark.parametrize("job", [long("sgd"), "adamw", long("official"), "paper"])
 def test_killed_again_and_again_ends_with_the_same_bits(job, tmp_path):
     killed_lives, _, result = run(job, tmp_path, 25)
-    assert killed_lives >= (14 if job in ("sgd", "adamw") else 2)  # a life makes four checkpoints at most
+    assert killed_lives >= (
+        14 if job in ("sgd", "adamw") else 2
+    )  # a life makes four checkpoints at most
     assert equal(result, killed.JOBS[job]())
     if job in ("official", "paper"):
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "mask.safetensors", "result.pt"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "checkpoint.pt",
+            "mask.safetensors",
+            "result.pt",
+        ]
 
 
 def test_a_file_is_whole_whenever_its_writer_dies(tmp_path):

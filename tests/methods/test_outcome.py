@@ -34,16 +34,28 @@ def run(retain=((X, Y),), forget=((X, Y),), model=None, recipe=None, **settings)
     return sf.unlearn(model, list(retain), list(forget), recipe=recipe, **settings)
 
 
-@pytest.mark.parametrize(("said", "settings"), [
-    ("all 4 forget steps had gradients that are not finite", {"forget": [(BAD, Y)]}),
-    ("all 4 retain steps had losses that are not finite", {"retain": [(BAD, Y)]}),
-    ("in all 4 forget steps the gradient of the selected weights was zero", {"recipe": {"forget_weight": 0.0}}),
-    ("the run changed no weight", {"recipe": {"lr": 0.0, "forget_lr": 0.0}}),
-    ("the run changed no weight", {"recipe": {"lr": 1e-30, "forget_lr": 1e-30}}),
-    ("the loss of the forget batches was", {"recipe": {"forget_lr": 1e-9}}),
-    ("the loss of the forget batches was", {"recipe": {"forget_lr": 1e-9}, "loss_fn": lambda o, t: o.square().mean(1)}),
-    ("the forget accuracy was", {"model": "by heart", "recipe": {"forget_lr": 1e-9}, "eval_every": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "settings"),
+    [
+        ("all 4 forget steps had gradients that are not finite", {"forget": [(BAD, Y)]}),
+        ("all 4 retain steps had losses that are not finite", {"retain": [(BAD, Y)]}),
+        (
+            "in all 4 forget steps the gradient of the selected weights was zero",
+            {"recipe": {"forget_weight": 0.0}},
+        ),
+        ("the run changed no weight", {"recipe": {"lr": 0.0, "forget_lr": 0.0}}),
+        ("the run changed no weight", {"recipe": {"lr": 1e-30, "forget_lr": 1e-30}}),
+        ("the loss of the forget batches was", {"recipe": {"forget_lr": 1e-9}}),
+        (
+            "the loss of the forget batches was",
+            {"recipe": {"forget_lr": 1e-9}, "loss_fn": lambda o, t: o.square().mean(1)},
+        ),
+        (
+            "the forget accuracy was",
+            {"model": "by heart", "recipe": {"forget_lr": 1e-9}, "eval_every": 4},
+        ),
+    ],
+)
 def test_a_run_that_does_nothing_says_so(said, settings):
     with pytest.warns(RuntimeWarning, match=said) as caught:
         run(**settings)
@@ -53,7 +65,9 @@ def test_a_run_that_does_nothing_says_so(said, settings):
 
 @pytest.mark.parametrize("every", [0, 1])
 def test_a_run_that_forgets_says_nothing(every):
-    settings = {"recipe": {"forget_lr": 3000.0, "lr": 1e-4, "cycles": 8, "forget_decay": "constant"}}
+    settings = {
+        "recipe": {"forget_lr": 3000.0, "lr": 1e-4, "cycles": 8, "forget_decay": "constant"}
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run([data(8, seed=1)], model="by heart", eval_every=every, forget_floor=0, **settings)
@@ -76,30 +90,46 @@ def test_a_resumed_run_is_judged_as_a_whole(tmp_path):
 
 @pytest.mark.parametrize("estimated", [True, False])
 def test_a_mask_that_selects_nothing_is_refused(estimated):
-    none = sf.SaliencyMask.from_bool({n: torch.zeros(p.shape) for n, p in build().named_parameters()})
+    none = sf.SaliencyMask.from_bool(
+        {n: torch.zeros(p.shape) for n, p in build().named_parameters()}
+    )
     model = build()
-    with pytest.raises(ValueError, match=r"mask: expected at least one selected weight, found none of \d+"):
+    with pytest.raises(
+        ValueError, match=r"mask: expected at least one selected weight, found none of \d+"
+    ):
         run(model=model, mask=None if estimated else none, recipe={"threshold": 1e30})
     assert same(bits(model), bits(build()))
 
 
 def test_sets_in_the_wrong_order():
     loaders = [DataLoader(TensorDataset(*data(n)), 4) for n in (8, 16)]
-    with pytest.warns(RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"):
+    with pytest.warns(
+        RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"
+    ):
         sf.unlearn(build(), *loaders, recipe=Recipe.paper(**GOOD), mask=random_mask(build()))
-    with pytest.warns(RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"):
-        sf.unlearn(build(), [data(8)], [data(8), data(8)], recipe=Recipe.paper(**GOOD))  # counted by the Fisher
+    with pytest.warns(
+        RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"
+    ):
+        sf.unlearn(
+            build(), [data(8)], [data(8), data(8)], recipe=Recipe.paper(**GOOD)
+        )  # counted by the Fisher
 
 
 def test_models_that_cannot_move_are_refused():
     broken = build()
     with torch.no_grad():
         broken[2].weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"model: expected finite weights, found NaN or inf in 2\.weight"):
+    with pytest.raises(
+        ValueError, match=r"model: expected finite weights, found NaN or inf in 2\.weight"
+    ):
         run(model=broken)
-    with pytest.raises(ValueError, match="model: expected at least one parameter that requires grad"):
+    with pytest.raises(
+        ValueError, match="model: expected at least one parameter that requires grad"
+    ):
         run(model=build().requires_grad_(False))
-    with pytest.raises(ValueError, match="loss_fn: expected a loss that depends on a trainable parameter"):
+    with pytest.raises(
+        ValueError, match="loss_fn: expected a loss that depends on a trainable parameter"
+    ):
         run(loss_fn=lambda o, t: torch.ones(len(t)))
 
 
@@ -107,7 +137,11 @@ def test_models_that_cannot_move_are_refused():
 def test_a_caller_without_autograd(mode):
     """unlearn, the Fisher and the baselines record by themselves; also from inputs made in there."""
     expected, found = build(), build()
-    run(model=sf.recipes.finetune(expected, [(X, Y)], epochs=1), mask=None, recipe={"forget_lr": 5.0})
+    run(
+        model=sf.recipes.finetune(expected, [(X, Y)], epochs=1),
+        mask=None,
+        recipe={"forget_lr": 5.0},
+    )
     with mode():
         inside = [(X.clone(), Y.clone())]
         sf.recipes.finetune(found, inside, epochs=1)
@@ -119,12 +153,16 @@ def test_a_caller_without_autograd(mode):
 def test_inference_tensors_are_refused():
     with torch.inference_mode():
         model = build()
-    with pytest.raises(ValueError, match=r"model: expected parameters that autograd can record for"):
+    with pytest.raises(
+        ValueError, match=r"model: expected parameters that autograd can record for"
+    ):
         run(model=model)
 
 
 def test_submodules_keep_the_mode_they_were_given():
-    """A model in training mode keeps a BatchNorm put to eval(); one in eval mode is trained as a whole."""
+    """A model in training mode keeps a BatchNorm put to eval(); one in eval mode is trained as a
+    whole.
+    """
     for frozen in (True, False):
         for baseline in (True, False):
             model = build("bn")
@@ -136,16 +174,23 @@ def test_submodules_keep_the_mode_they_were_given():
             if baseline:
                 sf.recipes.finetune(model, [(X, Y)], epochs=1)
             else:
-                run(model=model, mask=None, recipe={"forget_lr": 50.0}, on_cycle=lambda _, m: m.train())
+                run(
+                    model=model,
+                    mask=None,
+                    recipe={"forget_lr": 50.0},
+                    on_cycle=lambda _, m: m.train(),
+                )
             assert torch.equal(model[1].running_mean, before) == frozen
             assert [m.training for m in model] == modes
 
 
-# --- buffers that the forward pass makes --------------------------------------------------------------------------
+# --- buffers that the forward pass makes ----------------------------------------------------------
 
 
 class Cached(nn.Module):
-    """A buffer that is enlarged, one that is made, one that is made and saved, and one that counts, unsaved."""
+    """A buffer that is enlarged, one that is made, one that is made and saved, and one that counts,
+    unsaved.
+    """
 
     def __init__(self):
         super().__init__()
@@ -173,11 +218,24 @@ def test_buffers_made_or_enlarged_in_forward(tmp_path):
         torch.manual_seed(0)
         model, everything = Cached(), None
         start = {n: t.clone() for n, t in model.state_dict().items()}
-        everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
-        settings = {"recipe": {"forget_lr": 5.0}, "mask": everything, "checkpoint": tmp_path / str(stops)}
+        everything = sf.SaliencyMask.from_bool(
+            {n: torch.ones(p.shape) for n, p in model.named_parameters()}
+        )
+        settings = {
+            "recipe": {"forget_lr": 5.0},
+            "mask": everything,
+            "checkpoint": tmp_path / str(stops),
+        }
         if stops:
             with pytest.raises(ZeroDivisionError):
-                run(batches, batches, model, **settings, checkpoint_every=1, on_cycle=lambda c, m: c == 2 and 1 / 0)
+                run(
+                    batches,
+                    batches,
+                    model,
+                    **settings,
+                    checkpoint_every=1,
+                    on_cycle=lambda c, m: c == 2 and 1 / 0,
+                )
             model = Cached()
             model.load_state_dict(start)
         run(batches, batches, model, **settings)

@@ -1,4 +1,6 @@
-"""Both recipes against loops written out from the algorithm's text; this file computes nothing with the package."""
+"""Both recipes against loops written out from the algorithm's text; this file computes nothing with
+the package.
+"""
 
 import math
 
@@ -12,7 +14,9 @@ from sfron_fast import Recipe
 from sfron_fast.methods import finetune, gradient_ascent
 
 
-def literal_official(model, forget, retain, cycles, inner, *, lr, alpha, clip, momentum=0.9, decay=5e-4, lambd=0.5):
+def literal_official(
+    model, forget, retain, cycles, inner, *, lr, alpha, clip, momentum=0.9, decay=5e-4, lambd=0.5
+):
     """The authors' classification code: sfron.py."""
     params = dict(model.named_parameters())
     fishers = []
@@ -53,8 +57,13 @@ def literal_official(model, forget, retain, cycles, inner, *, lr, alpha, clip, m
     return mask
 
 
-def literal_paper(model, forget, retain, cycles, inner, *, eta, beta, slow, lambd=0.5, gamma=1.0, mask=None):
-    """The paper's algorithm: equations 6 to 9, line by line. BatchNorm: forget batches leave no trace."""
+def literal_paper(
+    model, forget, retain, cycles, inner, *, eta, beta, slow, lambd=0.5, gamma=1.0, mask=None
+):
+    """The paper's algorithm: equations 6 to 9, line by line.
+
+    BatchNorm: forget batches leave no trace.
+    """
     params = dict(model.named_parameters())
     if mask is None:
         fishers = []
@@ -109,7 +118,9 @@ def distance(a, b):
 
 
 def compare(literal, recipe, kind, dtype, *, fp64_bound):
-    """Same mask and same weights; in fp32 as near to the literal loop as that is to its own fp64 run."""
+    """Same mask and same weights; in fp32 as near to the literal loop as that is to its own fp64
+    run.
+    """
     ours, theirs = build(kind, dtype), build(kind, dtype)
     mask = literal(theirs, *batches(dtype))
     result = sf.unlearn(ours, batches(dtype)[1], batches(dtype)[0], recipe=recipe)
@@ -128,7 +139,9 @@ def compare(literal, recipe, kind, dtype, *, fp64_bound):
 
 # fp64: the clip norm travels in fp32, so an active clip is exact to 2^-24 only
 @pytest.mark.checklist("B1")
-@pytest.mark.parametrize(("clip", "bound"), [(1e6, 1e-12), (0.3, 1e-7)], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize(
+    ("clip", "bound"), [(1e6, 1e-12), (0.3, 1e-7)], ids=["unclipped", "clipped"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["plain", "bn"])
 def test_official_is_the_authors_loop(kind, dtype, clip, bound):
@@ -150,7 +163,12 @@ def test_official_defaults_are_the_authors():
         1,
         0.5,
     )
-    assert (r.moments, r.mask_semantics, r.forget_decay, r.lr_decay) == ("shared", "gradient", "cosine", "cosine")
+    assert (r.moments, r.mask_semantics, r.forget_decay, r.lr_decay) == (
+        "shared",
+        "gradient",
+        "cosine",
+        "cosine",
+    )
     assert r.forget_lr is None
     assert r.forget_updates_buffers
 
@@ -168,15 +186,28 @@ def test_paper_is_the_papers_loop(kind, dtype):
 
 def test_paper_defaults():
     r = Recipe.paper()
-    assert (r.momentum, r.weight_decay, r.max_norm, r.moments, r.estimator) == (0.0, 0.0, None, "none", "sample")
+    assert (r.momentum, r.weight_decay, r.max_norm, r.moments, r.estimator) == (
+        0.0,
+        0.0,
+        None,
+        "none",
+        "sample",
+    )
     assert (r.forget_decay, r.lr_decay, r.forget_updates_buffers) == ("linear", "constant", False)
 
 
 def test_adamw_recipe_is_torchs_adamw():
-    ours, theirs = build("plain", torch.float64), build("plain", torch.float64)  # Adam makes much of a 1e-17 gradient
+    ours, theirs = (
+        build("plain", torch.float64),
+        build("plain", torch.float64),
+    )  # Adam makes much of a 1e-17 gradient
     forget, retain = batches(torch.float64)
-    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in ours.named_parameters()})
-    recipe = Recipe.official(optimizer="adamw", cycles=5, retain_steps=2, lr=0.01, forget_weight=2.0, max_norm=1e6)
+    everything = sf.SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in ours.named_parameters()}
+    )
+    recipe = Recipe.official(
+        optimizer="adamw", cycles=5, retain_steps=2, lr=0.01, forget_weight=2.0, max_norm=1e6
+    )
     sf.unlearn(ours, retain, forget, recipe=recipe, mask=everything)
 
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=5e-4)
@@ -187,7 +218,13 @@ def test_adamw_recipe_is_torchs_adamw():
         theirs.zero_grad()
         per_sample = F.cross_entropy(theirs(x), y, reduction="none")
         weights = per_sample.detach() ** -0.5
-        (-2.0 * 0.5 * (1 + math.cos(math.pi * t / 5)) * (weights * per_sample).sum() / weights.sum()).backward()
+        (
+            -2.0
+            * 0.5
+            * (1 + math.cos(math.pi * t / 5))
+            * (weights * per_sample).sum()
+            / weights.sum()
+        ).backward()
         optimizer.step()
         for _ in range(2):
             x, y = next(retain_batches)
@@ -200,21 +237,31 @@ def test_adamw_recipe_is_torchs_adamw():
 
 @pytest.mark.parametrize("inner", [1, 2, 5, 20])
 def test_cycle_is_the_low_pass_filter_of_remaining_curvature(inner):
-    """Spec 1.5: theta^r - theta = -beta (I - eta H)^T_in grad L^u, and alpha times that after the slow step."""
+    """Spec 1.5: theta^r - theta = -beta (I - eta H)^T_in grad L^u, and alpha times that after the
+    slow step.
+    """
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(7, 7, dtype=torch.float64, generator=generator)
     hessian = root @ root.T / 7
     theta = torch.randn(7, dtype=torch.float64, generator=generator)
     unlearn_gradient = torch.randn(7, dtype=torch.float64, generator=generator)
     beta, eta = 0.3, 0.2
-    moved = -beta * torch.matrix_power(torch.eye(7, dtype=torch.float64) - eta * hessian, inner) @ unlearn_gradient
+    moved = (
+        -beta
+        * torch.matrix_power(torch.eye(7, dtype=torch.float64) - eta * hessian, inner)
+        @ unlearn_gradient
+    )
     for slow_lr in (1.0, 0.75, 0.25):
         weights = torch.nn.Parameter(theta.clone())
-        optimizer = sf.SFRonSGD([weights], lr=eta, forget_lr=beta, retain_steps=inner, slow_lr=slow_lr, moments="none")
+        optimizer = sf.SFRonSGD(
+            [weights], lr=eta, forget_lr=beta, retain_steps=inner, slow_lr=slow_lr, moments="none"
+        )
         weights.grad = unlearn_gradient.clone()
         optimizer.forget_step()
         for _ in range(inner):
-            weights.grad = hessian @ (weights.detach() - theta)  # minimum of the retain loss at theta
+            weights.grad = hessian @ (
+                weights.detach() - theta
+            )  # minimum of the retain loss at theta
             optimizer.step()
         assert (weights.detach() - theta - slow_lr * moved).abs().max() < 1e-14
     assert moved.abs().max() > 1e-2
@@ -227,10 +274,14 @@ def test_overrides_and_replace():
         Recipe.paper(slow_rate=0.5)
 
 
-@pytest.mark.parametrize(("decay", "expected"), [
-    ("linear", [8.0, 6.0, 4.0, 2.0]), ("constant", [8.0] * 4),
-    ("cosine", [8.0, 4 + 2 * math.sqrt(2), 4.0, 4 - 2 * math.sqrt(2)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("linear", [8.0, 6.0, 4.0, 2.0]),
+        ("constant", [8.0] * 4),
+        ("cosine", [8.0, 4 + 2 * math.sqrt(2), 4.0, 4 - 2 * math.sqrt(2)]),
+    ],
+)
 def test_forget_weight_course(decay, expected):
     recipe = Recipe.paper(cycles=4, forget_weight=8.0, forget_decay=decay)
     assert [recipe.forget_weight_at(c) for c in range(4)] == pytest.approx(expected, rel=1e-15)

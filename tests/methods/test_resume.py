@@ -29,7 +29,9 @@ def test_resume_is_bit_identical_from_every_position(name, kind, tmp_path):
         model = build("dropout")
         retain, forget = loaders(kind)
         torch.randn(stop)
-        result = sf.unlearn(model, retain, forget, recipe=RECIPES[name], checkpoint=folder, checkpoint_every=2)
+        result = sf.unlearn(
+            model, retain, forget, recipe=RECIPES[name], checkpoint=folder, checkpoint_every=2
+        )
         assert same(bits(result.model), expected), stop
         assert result.model is model
 
@@ -60,8 +62,14 @@ torch.save(bits(run(RECIPES[{name!r}], {kind!r}, {folder!r}).model), {out!r})
 @pytest.mark.parametrize(("name", "kind", "stop"), [("official", "own", 4), ("paper", "global", 5)])
 def test_resume_in_a_new_process(name, kind, stop, tmp_path):
     run(RECIPES[name], kind, tmp_path / "run", stop)
-    code = CHILD.format(tests=str(SUPPORT), root=str(ROOT), name=name, kind=kind, folder=str(tmp_path / "run"),
-                        out=str(tmp_path / "weights.pt"))  # fmt: skip
+    code = CHILD.format(
+        tests=str(SUPPORT),
+        root=str(ROOT),
+        name=name,
+        kind=kind,
+        folder=str(tmp_path / "run"),
+        out=str(tmp_path / "weights.pt"),
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert same(torch.load(tmp_path / "weights.pt"), whole_run(RECIPES[name], kind))
 
@@ -89,8 +97,16 @@ def refused(folder, match, *, model="dropout", recipe=RECIPES["official"], kind=
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     run(RECIPES["official"], "own", tmp_path, 4)
     refused(tmp_path, "checkpoint: expected a run with this recipe", recipe=RECIPES["paper"])
-    refused(tmp_path, "checkpoint: expected a run with this recipe", recipe=RECIPES["official"].replace(lr=0.06))
-    refused(tmp_path, "model: expected the weights the checkpointed run started from", model=build("dropout", seed=3))
+    refused(
+        tmp_path,
+        "checkpoint: expected a run with this recipe",
+        recipe=RECIPES["official"].replace(lr=0.06),
+    )
+    refused(
+        tmp_path,
+        "model: expected the weights the checkpointed run started from",
+        model=build("dropout", seed=3),
+    )
     refused(tmp_path, "model: expected", model="plain")
     refused(tmp_path, "mask: expected the mask", mask=random_mask(build("dropout")))
     (tmp_path / "mask.safetensors").unlink()
@@ -134,21 +150,34 @@ class Extra(torch.nn.Linear):
         self.extra = state
 
 
-@pytest.mark.parametrize("extra", [np.float64(3.0), {"mode": Mode.ONE}, [io.BytesIO(b"scales")], {Mode.ONE: 1}],
-                         ids=["numpy", "enum", "bytes", "key"])
+@pytest.mark.parametrize(
+    "extra",
+    [np.float64(3.0), {"mode": Mode.ONE}, [io.BytesIO(b"scales")], {Mode.ONE: 1}],
+    ids=["numpy", "enum", "bytes", "key"],
+)
 def test_what_could_never_be_read_is_never_written(extra, tmp_path):
     """Before the run begins; or, where it comes up later, before the file is touched."""
     x, y = data(8)
     model = Extra(x.shape[1], 4)
-    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
+    everything = sf.SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in model.named_parameters()}
+    )
     start = bits(model)
-    settings = {"recipe": sf.Recipe.paper(cycles=4, retain_steps=1), "mask": everything, "checkpoint_every": 1}
+    settings = {
+        "recipe": sf.Recipe.paper(cycles=4, retain_steps=1),
+        "mask": everything,
+        "checkpoint_every": 1,
+    }
 
     def run(folder, **more):
-        return sf.unlearn(model, [(x, y)], [(x, y)], checkpoint=tmp_path / folder, **settings, **more)
+        return sf.unlearn(
+            model, [(x, y)], [(x, y)], checkpoint=tmp_path / folder, **settings, **more
+        )
 
     model.extra = extra
-    with pytest.raises(ValueError, match=r"checkpoint: expected values that .* found .* at .*'_extra_state'"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: expected values that .* found .* at .*'_extra_state'"
+    ):
         run("never")
     assert all(torch.equal(model.state_dict()[n], start[n]) for n in ("weight", "bias"))
     assert not (tmp_path / "never").exists()
@@ -189,7 +218,11 @@ def test_dying_while_writing_leaves_the_previous_checkpoint(module, tmp_path, mo
 
 def test_checkpoint_every_counts_steps(tmp_path, monkeypatch):
     positions = []
-    monkeypatch.setattr(sf.run, "save_whole", lambda state, path: positions.append(state["position"]))
+    monkeypatch.setattr(
+        sf.run, "save_whole", lambda state, path: positions.append(state["position"])
+    )
     retain, forget = loaders("own")
-    sf.unlearn(build(), retain, forget, recipe=RECIPES["paper"], checkpoint=tmp_path, checkpoint_every=4)
+    sf.unlearn(
+        build(), retain, forget, recipe=RECIPES["paper"], checkpoint=tmp_path, checkpoint_every=4
+    )
     assert positions == [4, 8, 9]

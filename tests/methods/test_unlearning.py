@@ -12,7 +12,7 @@ from runs import CYCLES, EACH_RECIPE, RECIPES, Stop, loaders, run, whole_run
 import sfron_fast as sf
 from sfron_fast import Recipe
 
-# --- evaluation, guards, callbacks -------------------------------------------------------------------------------
+# --- evaluation, guards, callbacks ----------------------------------------------------------------
 
 
 @EACH_RECIPE
@@ -20,7 +20,9 @@ from sfron_fast import Recipe
 def test_evaluation_does_not_change_the_run(name, kind):
     expected = whole_run(RECIPES[name], kind)
     for every in (1, 2):
-        result = run(RECIPES[name], kind, eval_every=every, val_loader=loaders(kind)[0], forget_floor=0)
+        result = run(
+            RECIPES[name], kind, eval_every=every, val_loader=loaders(kind)[0], forget_floor=0
+        )
         assert same(bits(result.model), expected)
         assert [e["cycle"] for e in result.history] == [0, *range(every, CYCLES + 1, every)]
 
@@ -37,7 +39,9 @@ def test_history_measures_what_it_says():
         m.train()
 
     recipe, val = RECIPES["paper"], [(x, y)]
-    result = sf.unlearn(model, retain, forget, val, recipe=recipe, eval_every=1, forget_floor=0, on_cycle=look)
+    result = sf.unlearn(
+        model, retain, forget, val, recipe=recipe, eval_every=1, forget_floor=0, on_cycle=look
+    )
     assert [s[0] for s in seen] == [1, 2, 3]
     for entry, (cycle, forgotten, val) in zip(result.history[1:], seen, strict=True):
         assert entry["cycle"] == cycle
@@ -57,8 +61,12 @@ def forgetful(**settings):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    recipe = Recipe.paper(cycles=6, retain_steps=1, lr=1e-4, forget_lr=3000.0, slow_lr=1.0, forget_decay="constant")
-    everything = sf.SaliencyMask.from_bool({n: torch.ones(p.shape) for n, p in model.named_parameters()})
+    recipe = Recipe.paper(
+        cycles=6, retain_steps=1, lr=1e-4, forget_lr=3000.0, slow_lr=1.0, forget_decay="constant"
+    )
+    everything = sf.SaliencyMask.from_bool(
+        {n: torch.ones(p.shape) for n, p in model.named_parameters()}
+    )
     return sf.unlearn(model, loader(8, 4), [(x, y)], recipe=recipe, mask=everything, **settings)
 
 
@@ -86,10 +94,15 @@ def test_guard_takes_the_validation_accuracy_before_the_run():
         forgetful(eval_every=2, val_loader=[(x, y)])
 
 
-@pytest.mark.parametrize("settings", [
-    {"eval_every": 1, "forget_floor": 0}, {"eval_every": 1}, {"forget_floor": 90.0},
-    {"eval_every": 1, "forget_floor": 0, "over_forgetting": "stop"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_every": 1, "forget_floor": 0},
+        {"eval_every": 1},
+        {"forget_floor": 90.0},
+        {"eval_every": 1, "forget_floor": 0, "over_forgetting": "stop"},
+    ],
+)
 def test_guard_off(settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -102,7 +115,10 @@ def test_guard_off(settings):
 
 @pytest.mark.parametrize("settings", [{"forget_floor": 90.0}, {"eval_every": 1}])
 def test_a_stop_that_could_never_come_is_refused(settings):
-    with pytest.raises(ValueError, match="over_forgetting: expected eval_every > 0 and a val_loader or forget_floor"):
+    with pytest.raises(
+        ValueError,
+        match="over_forgetting: expected eval_every > 0 and a val_loader or forget_floor",
+    ):
         forgetful(over_forgetting="stop", **settings)
 
 
@@ -117,7 +133,9 @@ def test_a_skipped_step_leaves_batchnorm_alone(recipe, bad):
     batches[bad] = [(x, y), (broken, y)]
     model = build("bn")
     mask = random_mask(model)
-    result = sf.unlearn(model, batches["retain"], batches["forget"], recipe=recipe(cycles=4), mask=mask)
+    result = sf.unlearn(
+        model, batches["retain"], batches["forget"], recipe=recipe(cycles=4), mask=mask
+    )
     assert result.skipped_steps > 0
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
 
@@ -151,9 +169,19 @@ def test_a_recipe_of_numpy_numbers_can_be_resumed(tmp_path):
 def test_stopped_run_stays_stopped(tmp_path):
     with pytest.warns(RuntimeWarning):
         first = forgetful(
-            eval_every=1, forget_floor=90.0, over_forgetting="stop", checkpoint=tmp_path, checkpoint_every=1
+            eval_every=1,
+            forget_floor=90.0,
+            over_forgetting="stop",
+            checkpoint=tmp_path,
+            checkpoint_every=1,
         )
-    again = forgetful(eval_every=1, forget_floor=90.0, over_forgetting="stop", checkpoint=tmp_path, checkpoint_every=1)
+    again = forgetful(
+        eval_every=1,
+        forget_floor=90.0,
+        over_forgetting="stop",
+        checkpoint=tmp_path,
+        checkpoint_every=1,
+    )
     assert again.stopped_early
     assert again.history == first.history
     assert same(bits(again.model), bits(first.model))
@@ -167,7 +195,7 @@ def test_on_cycle_sees_the_model_after_every_cycle():
     assert not same(seen[0][1], seen[1][1])
 
 
-# --- settings that reach the loop --------------------------------------------------------------------------------
+# --- settings that reach the loop -----------------------------------------------------------------
 
 
 def test_custom_loss_is_used_everywhere():
@@ -177,15 +205,21 @@ def test_custom_loss_is_used_everywhere():
     def near(a, b):
         return max((a[n].double() - b[n].double()).abs().max().item() for n in a)
 
-    custom = whole_run(RECIPES["paper"], "own", loss_fn=lambda o, t: F.cross_entropy(o, t, reduction="none"))
+    custom = whole_run(
+        RECIPES["paper"], "own", loss_fn=lambda o, t: F.cross_entropy(o, t, reduction="none")
+    )
     assert near(custom, expected) < 1e-5
-    doubled = whole_run(RECIPES["paper"], "own", loss_fn=lambda o, t: 2 * F.cross_entropy(o, t, reduction="none"))
+    doubled = whole_run(
+        RECIPES["paper"], "own", loss_fn=lambda o, t: 2 * F.cross_entropy(o, t, reduction="none")
+    )
     assert near(doubled, expected) > 1e-3
 
 
 @pytest.mark.parametrize("updates", [False, True])
 def test_forget_batches_and_running_statistics(updates):
-    recipe = Recipe.paper(cycles=1, retain_steps=1, lr=0.0, forget_lr=0.0, slow_lr=1.0, forget_updates_buffers=updates)
+    recipe = Recipe.paper(
+        cycles=1, retain_steps=1, lr=0.0, forget_lr=0.0, slow_lr=1.0, forget_updates_buffers=updates
+    )
     model, expected = build("bn"), build("bn")
     forget, retain = data(6, seed=6), data(10, seed=5)
     sf.unlearn(model, [retain], [forget], recipe=recipe)

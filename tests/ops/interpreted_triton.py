@@ -2,8 +2,8 @@
 
 `TRITON_INTERPRET=1 pytest tests/ops/interpreted_triton.py`
 
-Not collected by itself: the variable has to be set before Triton is imported and must not reach other tests, so
-test_triton_kernels.py runs this file in processes of its own.
+Not collected by itself: the variable has to be set before Triton is imported and must not reach
+other tests, so test_triton_kernels.py runs this file in processes of its own.
 """
 
 import math
@@ -41,7 +41,9 @@ def _approximate_exp2(data):
     if exact.dtype != numpy.float32:
         return exact
     bits = numpy.ascontiguousarray(exact).view(numpy.int32)
-    off = numpy.where(numpy.ascontiguousarray(data).view(numpy.int32) & 1, 2, -2).astype(numpy.int32)
+    off = numpy.where(numpy.ascontiguousarray(data).view(numpy.int32) & 1, 2, -2).astype(
+        numpy.int32
+    )
     regular = (exact >= 2.0**-125) & (exact < 2.0**126) & (data != numpy.floor(data))
     moved = numpy.where(regular, bits + off, bits).view(numpy.float32)
     return numpy.where(exact < 2.0**-126, numpy.float32(0.0), moved)
@@ -51,7 +53,9 @@ def _approximate_exp2(data):
 interpreter._convert_float = _round_bfloat16
 interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _approximate_exp2)
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy: log(0) in rows that do not count
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning:triton"
+)  # numpy: log(0) in rows that do not count
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
 
 
@@ -69,17 +73,23 @@ LARGE = long((3, 20, 70))  # in small tiles hundreds of programs
 
 def run_mse(case):
     outputs = mse.adaptive_mse(*case.tensors, *case.numbers)
-    return outputs, mse.adaptive_mse_backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
+    return outputs, mse.adaptive_mse_backward(
+        case.upstream(), *case.tensors, outputs[2], case.numbers[2]
+    )
 
 
 def run_kl(case):
     outputs = kl.soft_target_kl(*case.tensors, *case.numbers)
-    return outputs, kl.soft_target_kl_backward(case.upstream(), *case.tensors, outputs[2], *case.numbers)
+    return outputs, kl.soft_target_kl_backward(
+        case.upstream(), *case.tensors, outputs[2], *case.numbers
+    )
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """The paths of large tensors with few elements: long rows, many programs, several parts of a sample."""
+    """The paths of large tensors with few elements: long rows, many programs, several parts of a
+    sample.
+    """
     monkeypatch.setattr(ce, "TILE", 64)
     monkeypatch.setattr(ce, "MAX_TILE_CLASSES", 32)
     monkeypatch.setattr(ce, "SHARE", 8)
@@ -117,7 +127,9 @@ def test_cross_entropy_numbers(shape, temperature, floor):
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", [(13, 1, 10), (3, 1, 33), (5, 1, 257), (2, 3, 70), LARGE], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(13, 1, 10), (3, 1, 33), (5, 1, 257), (2, 3, 70), LARGE], ids=str
+)
 def test_cross_entropy_beyond_one_tile(small_tiles, shape, dtype):
     case = rc.cross_entropy(shape, dtype)
     rc.judge_cross_entropy(case, *run_cross_entropy(case), pieces=1 + shape[2] // 32)
@@ -139,7 +151,9 @@ def test_cross_entropy_special_logits_in_pieces(small_tiles, kind, dtype):
 
 def test_cross_entropy_largest_logits():
     """Ten logits of 1e30: the loss is log 10, though lse itself cannot tell it from 0."""
-    case = rc.Rows((torch.full((2, 1, 10), 1e30), torch.zeros(2, 1, dtype=torch.int64)), (0.5, 1e-6, rc.IGNORE))
+    case = rc.Rows(
+        (torch.full((2, 1, 10), 1e30), torch.zeros(2, 1, dtype=torch.int64)), (0.5, 1e-6, rc.IGNORE)
+    )
     outputs, gradient = run_cross_entropy(case)
     torch.testing.assert_close(outputs[1], torch.full((2,), math.log(10)))
     assert torch.isfinite(gradient).all()
@@ -148,7 +162,9 @@ def test_cross_entropy_largest_logits():
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("fill", [math.inf, -math.inf, math.nan])
 def test_cross_entropy_not_finite(request, fill, long):
-    """A row of -inf, a +inf, a NaN: lse, losses and gradient are not finite where the reference's are not."""
+    """A row of -inf, a +inf, a NaN: lse, losses and gradient are not finite where the reference's
+    are not.
+    """
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.cross_entropy((4, 1, 70), torch.float32)
@@ -163,7 +179,9 @@ def test_cross_entropy_not_finite(request, fill, long):
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", [(7, 1, 1), (13, 1, 10), (2, 3, 70), LARGE, (2, 3, 5000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(7, 1, 1), (13, 1, 10), (2, 3, 70), LARGE, (2, 3, 5000)], ids=str
+)
 def test_cross_entropy_backward_over_the_logits(request, shape, dtype):
     """The bits of the other memory."""
     if shape[2] < 100:
@@ -171,7 +189,9 @@ def test_cross_entropy_backward_over_the_logits(request, shape, dtype):
     case = rc.cross_entropy(shape, dtype)
     outputs, wanted = run_cross_entropy(case)
     logits, labels = case.tensors
-    ce.adaptive_cross_entropy_backward_(case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2])
+    ce.adaptive_cross_entropy_backward_(
+        case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2]
+    )
     assert_same_bits(logits, wanted)
 
 
@@ -179,7 +199,9 @@ def test_cross_entropy_backward_over_the_logits(request, shape, dtype):
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (13, 1, 10), (4, 1, 300)], ids=str)
 def test_cross_entropy_sum(request, shape, long, dtype):
-    """The forward pass's losses to the bit; weights, normaliser, the total, and where the logits were its gradient."""
+    """The forward pass's losses to the bit; weights, normaliser, the total, and where the logits
+    were its gradient.
+    """
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.cross_entropy(shape, dtype)
@@ -189,7 +211,9 @@ def test_cross_entropy_sum(request, shape, long, dtype):
         case.numbers = (temperature, floor, rc.IGNORE)
         overwritten = case.tensors[0].clone()
         wanted = ce.adaptive_cross_entropy(*case.tensors, *case.numbers)
-        outputs = ce.adaptive_cross_entropy_sum_(overwritten, case.tensors[1], *case.numbers, case.grad)
+        outputs = ce.adaptive_cross_entropy_sum_(
+            overwritten, case.tensors[1], *case.numbers, case.grad
+        )
         assert_same_bits(outputs[1], wanted[1])
         rc.judge_cross_entropy(case, outputs, overwritten, pieces=1 + shape[2] // 32, summed=True)
 
@@ -225,7 +249,9 @@ def test_cross_entropy_sum_row_without_a_label(request, fill, long):
 @each_dtype
 @pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
 def test_scale(monkeypatch, elements, dtype):
-    """A factor of 1 touches nothing, also with programs that take several blocks, of which the last ones are empty."""
+    """A factor of 1 touches nothing, also with programs that take several blocks, of which the last
+    ones are empty.
+    """
     monkeypatch.setattr(ce, "SCALE_BLOCK", 64)
     monkeypatch.setattr(ce, "SCALE_PROGRAMS", 5)
     gradient = shifted(torch.randn(elements).to(dtype))
@@ -292,7 +318,9 @@ def test_layout_does_not_matter(layout):
 
 @pytest.fixture
 def order(monkeypatch):
-    """``order(seed)``: programs run in a random order from here on, so that any of them may be the last to arrive."""
+    """``order(seed)``: programs run in a random order from here on, so that any of them may be the
+    last to arrive.
+    """
     set_index = interpreter.InterpreterBuilder.set_grid_idx
 
     def use(seed):
@@ -318,7 +346,9 @@ def order(monkeypatch):
     ],
 )
 def test_repeatable_in_any_order(small_tiles, order, make, run, shape):
-    """The same bits whichever program is the last, and the counter back at 0, or the next call would never finish."""
+    """The same bits whichever program is the last, and the counter back at 0, or the next call
+    would never finish.
+    """
     case = make(shape, torch.float32)
     first = run(case)
     for seed in range(3):
@@ -333,7 +363,9 @@ def test_cross_entropy_sum_in_any_order(small_tiles, order):
     for seed in range(3):
         order(seed)
         logits = case.tensors[0].clone()
-        results.append((*ce.adaptive_cross_entropy_sum_(logits, case.tensors[1], *case.numbers, 1.5), logits))
+        results.append(
+            (*ce.adaptive_cross_entropy_sum_(logits, case.tensors[1], *case.numbers, 1.5), logits)
+        )
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert_same_bits(a, b)
@@ -341,7 +373,8 @@ def test_cross_entropy_sum_in_any_order(small_tiles, order):
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize(
-    ("losses", "temperatures"), [([1e-7, 1.0, 2.0], (7.0, 60.0)), ([30.0, 40.0, 50.0], (40.0, 400.0))]
+    ("losses", "temperatures"),
+    [([1e-7, 1.0, 2.0], (7.0, 60.0)), ([30.0, 40.0, 50.0], (40.0, 400.0))],
 )
 def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temperatures, many):
     if many:
@@ -350,10 +383,16 @@ def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temp
     prediction = torch.tensor(losses).sqrt().unsqueeze(1)
     exact = prediction.double().square().clamp_min(1e-6).log().squeeze(1)
     for temperature in temperatures:
-        loss, _, weights, log_normaliser = mse.adaptive_mse(prediction, torch.zeros(3, 1), temperature, 1e-6, True)
+        loss, _, weights, log_normaliser = mse.adaptive_mse(
+            prediction, torch.zeros(3, 1), temperature, 1e-6, True
+        )
         relative = temperature * 4 * rc.tol.U + 1e-6
-        torch.testing.assert_close(weights.double(), torch.softmax(-temperature * exact, 0), rtol=relative, atol=1e-30)
-        torch.testing.assert_close(log_normaliser, torch.logsumexp(-temperature * exact, 0), rtol=1e-6, atol=relative)
+        torch.testing.assert_close(
+            weights.double(), torch.softmax(-temperature * exact, 0), rtol=relative, atol=1e-30
+        )
+        torch.testing.assert_close(
+            log_normaliser, torch.logsumexp(-temperature * exact, 0), rtol=1e-6, atol=relative
+        )
         assert torch.isfinite(loss)
 
 
@@ -414,17 +453,23 @@ def test_mse_zero_loss_and_huge_loss():
 @pytest.mark.parametrize("shape", rc.CLASSES, ids=str)
 def test_soft_targets_match_truth(shape, weighted, dtype):
     case = rc.soft_targets(shape, dtype, weighted=weighted)
-    rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
+    rc.judge_soft_targets(
+        case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
-@pytest.mark.parametrize(("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, 100.0), (3.0, -1000.0)])
+@pytest.mark.parametrize(
+    ("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, 100.0), (3.0, -1000.0)]
+)
 @pytest.mark.parametrize("long", [False, True])
 def test_soft_targets_numbers(request, scale, offset, temperature, long):
     """Sharp and flat rows, a teacher that is elsewhere altogether."""
     if long:
         request.getfixturevalue("small_tiles")
-    case = rc.soft_targets((9, 65), torch.float32, temperature=temperature, scale=scale, offset=offset)
+    case = rc.soft_targets(
+        (9, 65), torch.float32, temperature=temperature, scale=scale, offset=offset
+    )
     rc.judge_soft_targets(case, *run_kl(case), pieces=6 if long else 0)
 
 
@@ -437,7 +482,9 @@ def test_soft_targets_beyond_one_tile(small_tiles, shape, dtype):
 
 @pytest.mark.parametrize("long", [False, True])
 def test_soft_targets_that_forbid_classes(request, long):
-    """-inf of the teacher counts for nothing, of both or not, whole pieces of it; a row of weight 0 may be anything."""
+    """-inf of the teacher counts for nothing, of both or not, whole pieces of it; a row of weight 0
+    may be anything.
+    """
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.soft_targets((4, 170), torch.float32)
@@ -473,7 +520,9 @@ def test_soft_targets_of_the_teacher_itself(request, long):
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.soft_targets((4, 70), torch.float32, temperature=3.0)
-    outputs, gradient = run_kl(rc.Rows((case.tensors[0], case.tensors[0].clone(), None), case.numbers))
+    outputs, gradient = run_kl(
+        rc.Rows((case.tensors[0], case.tensors[0].clone(), None), case.numbers)
+    )
     assert not outputs[1].any()
     assert not gradient.any()
 
@@ -499,8 +548,12 @@ def test_empty():
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 0.5, 1.0, 2.0, 10.0])
 def test_raw_weight_over_the_whole_range(temperature):
-    """Bases from subnormal to the largest: within the bound that judges weights, or beyond the range of fp32."""
-    base = torch.cat([torch.logspace(-44, 38, 4000), torch.tensor([0.7071067, 1.0, 1.4142136, 2.0])])
+    """Bases from subnormal to the largest: within the bound that judges weights, or beyond the
+    range of fp32.
+    """
+    base = torch.cat(
+        [torch.logspace(-44, 38, 4000), torch.tensor([0.7071067, 1.0, 1.4142136, 2.0])]
+    )
     raw = torch.empty_like(base)
     _raw_weight_kernel[(1,)](base, raw, base.numel(), *common.split(temperature), BLOCK=4096)
     truth = base.double().pow(-temperature)
@@ -520,9 +573,17 @@ def _raw_weight_kernel(base_ptr, raw_ptr, n, high, low, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize(
     ("base", "temperature", "wanted"),
-    [(math.inf, 0.5, 0.0), (math.inf, 0.0, 1.0), (math.nan, 0.5, math.nan), (math.nan, 0.0, 1.0), (2.0, math.inf, 0.0),
-     (0.5, math.inf, math.inf), (1.0, math.inf, 1.0), (0.25, 0.5, 2.0)],
-)  # fmt: skip
+    [
+        (math.inf, 0.5, 0.0),
+        (math.inf, 0.0, 1.0),
+        (math.nan, 0.5, math.nan),
+        (math.nan, 0.0, 1.0),
+        (2.0, math.inf, 0.0),
+        (0.5, math.inf, math.inf),
+        (1.0, math.inf, 1.0),
+        (0.25, 0.5, 2.0),
+    ],
+)
 def test_raw_weight_at_the_edges(base, temperature, wanted):
     base, raw = torch.tensor([base]), torch.empty(1)
     _raw_weight_kernel[(1,)](base, raw, 1, *common.split(temperature), BLOCK=1)

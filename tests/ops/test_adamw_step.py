@@ -45,15 +45,37 @@ from sfron_fast.ops import reference
 from sfron_fast.ops import registry as ops
 
 NUMBERS = {
-    "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled": True, "maximize": False,
-    "freeze_masked": False, "max_norm": math.inf, "slow_lr": 1.0,
-}  # fmt: skip
+    "lr": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "decoupled": True,
+    "maximize": False,
+    "freeze_masked": False,
+    "max_norm": math.inf,
+    "slow_lr": 1.0,
+}
 
 
 def make(
-    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", *, special=False, masked=False, amsgrad=False, state=None,
-    step=None, slow_out=False, slow_in=False, norm=None, grad_scale=None, found_inf=None, hyper=None, **numbers,
-) -> Case:  # fmt: skip
+    shapes=((3,), (65,)),
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    special=False,
+    masked=False,
+    amsgrad=False,
+    state=None,
+    step=None,
+    slow_out=False,
+    slow_in=False,
+    norm=None,
+    grad_scale=None,
+    found_inf=None,
+    hyper=None,
+    **numbers,
+) -> Case:
     """``step``: updates already applied; without it a different number for each tensor."""
 
     def scalar(value):
@@ -72,11 +94,15 @@ def make(
         "steps": [scalar(s) for s in steps],
         "slow_out": value_list(shapes, dtype, device) if slow_out else [],
         "slow_in": value_list(shapes, dtype, device) if slow_in else [],
-        "masks": [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else [],
-        "norm": scalar(norm), "grad_scale": scalar(grad_scale), "found_inf": scalar(found_inf),
+        "masks": (
+            [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else []
+        ),
+        "norm": scalar(norm),
+        "grad_scale": scalar(grad_scale),
+        "found_inf": scalar(found_inf),
         "hyper": None if hyper is None else torch.tensor(hyper, dtype=torch.float64, device=device),
         "skipped": None if norm is None else torch.tensor(3, device=device),
-    }  # fmt: skip
+    }
     return Case(tensors, NUMBERS | numbers)
 
 
@@ -103,15 +129,32 @@ FLAGS = {
     "slow in": {"slow_in": True, "slow_lr": 0.3},
     "slow in, far end": {"slow_in": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
     "everything": {
-        "masked": True, "amsgrad": True, "weight_decay": 0.01, "decoupled": False, "maximize": True, "norm": 5.0,
-        "max_norm": 1.0, "grad_scale": 7.0, "found_inf": 0.0, "slow_out": True, "slow_in": True, "slow_lr": 0.4,
-        "lr": 0.03, "eps": 1e-3,
+        "masked": True,
+        "amsgrad": True,
+        "weight_decay": 0.01,
+        "decoupled": False,
+        "maximize": True,
+        "norm": 5.0,
+        "max_norm": 1.0,
+        "grad_scale": 7.0,
+        "found_inf": 0.0,
+        "slow_out": True,
+        "slow_in": True,
+        "slow_lr": 0.4,
+        "lr": 0.03,
+        "eps": 1e-3,
     },
-    "hyper": {"hyper": [0.02, 0.1, 0.3], "slow_in": True, "masked": True, "freeze_masked": True, "lr": 9.0},
+    "hyper": {
+        "hyper": [0.02, 0.1, 0.3],
+        "slow_in": True,
+        "masked": True,
+        "freeze_masked": True,
+        "lr": 9.0,
+    },
     "norm is inf": {"norm": math.inf, "max_norm": 1.0, "slow_out": True, "amsgrad": True},
     "norm is nan, slow in": {"norm": math.nan, "slow_in": True, "slow_lr": 0.3},
     "overflow": {"found_inf": 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.checklist("B9")
@@ -137,9 +180,13 @@ TORCH_FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("flags", TORCH_FLAGS, ids=lambda f: ",".join(f"{k}={v}" for k, v in f.items()))
+@pytest.mark.parametrize(
+    "flags", TORCH_FLAGS, ids=lambda f: ",".join(f"{k}={v}" for k, v in f.items())
+)
 def test_matches_torch(device, flags):
-    """Size of an update: lr / (1 - beta1^t) (|m| + |g|) / (sqrt(v) / sqrt(1 - beta2^t) + eps), as m may cancel."""
+    """Size of an update: lr / (1 - beta1^t) (|m| + |g|) / (sqrt(v) / sqrt(1 - beta2^t) + eps), as m
+    may cancel.
+    """
     lr, beta1, beta2, eps, steps = 0.01, 0.9, 0.99, 1e-8, 6
     mine = value_list([(1000,)], torch.float32, device)
     first, second = [torch.zeros_like(mine[0])], [torch.zeros_like(mine[0])]
@@ -156,9 +203,20 @@ def test_matches_torch(device, flags):
         size = torch.maximum(size, mine[0].abs())
         optimizer.step()
         functional.adamw_step_(
-            mine, grads, first, second, count, largest, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-            decoupled=flags["decoupled"], weight_decay=flags["weight_decay"], maximize=flags["maximize"],
-        )  # fmt: skip
+            mine,
+            grads,
+            first,
+            second,
+            count,
+            largest,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            decoupled=flags["decoupled"],
+            weight_decay=flags["weight_decay"],
+            maximize=flags["maximize"],
+        )
         root = (largest or second)[0].sqrt() / math.sqrt(1 - beta2 ** (step + 1)) + eps
         update = lr / (1 - beta1 ** (step + 1)) * (first[0].abs() + grads[0].abs()) / root
         size = torch.maximum(size, torch.maximum(mine[0].abs(), update))
@@ -172,15 +230,29 @@ def test_matches_torch(device, flags):
 def test_hand_example(device, dtype):
     """First step, betas 1/2 and 3/4, eps 0, g = 2: m = 0 + 1/2 2 = 1; v = 1/4 2^2 = 1.
 
-    Update 1/4 (1 / (1 - 1/2)) / (sqrt(1) / sqrt(1 - 3/4)) = 1/4; decay 2 (1 - 1/4 1) = 3/2; together 5/4. Masked out
-    g = 0 leaves m = v = 0, where eps 0 would give 0 / 0, so that one is frozen: 2.
+    Update 1/4 (1 / (1 - 1/2)) / (sqrt(1) / sqrt(1 - 3/4)) = 1/4; decay 2 (1 - 1/4 1) = 3/2;
+    together 5/4. Masked out g = 0 leaves m = v = 0, where eps 0 would give 0 / 0, so that one is
+    frozen: 2.
     """
     p, m, v = (torch.full((2,), x, dtype=dtype, device=device) for x in (2.0, 0.0, 0.0))
-    grad, step = torch.tensor([2.0, 1e4], dtype=dtype, device=device), torch.zeros((), device=device)
+    grad, step = (
+        torch.tensor([2.0, 1e4], dtype=dtype, device=device),
+        torch.zeros((), device=device),
+    )
     functional.adamw_step_(
-        [p], [grad], [m], [v], [step], lr=0.25, beta1=0.5, beta2=0.75, eps=0.0, weight_decay=1.0,
-        masks=[torch.tensor([0b01], dtype=torch.uint8, device=device)], freeze_masked=True,
-    )  # fmt: skip
+        [p],
+        [grad],
+        [m],
+        [v],
+        [step],
+        lr=0.25,
+        beta1=0.5,
+        beta2=0.75,
+        eps=0.0,
+        weight_decay=1.0,
+        masks=[torch.tensor([0b01], dtype=torch.uint8, device=device)],
+        freeze_masked=True,
+    )
     assert m.tolist() == [1.0, 0.0]
     assert v.tolist() == [1.0, 0.0]
     assert p.tolist() == [1.25, 2.0]
@@ -191,7 +263,12 @@ def test_hand_example(device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype, poison):
     for flags in ({}, {"decoupled": False}, {"maximize": True, "norm": 2.0, "max_norm": 1.0}):
-        flags = {"amsgrad": True, "weight_decay": 0.1, "masked": True, "freeze_masked": True} | flags
+        flags = {
+            "amsgrad": True,
+            "weight_decay": 0.1,
+            "masked": True,
+            "freeze_masked": True,
+        } | flags
         case = make(MIXED[:-1], dtype, device, **flags)
         chosen = [
             reference.unpack_bits(m, g.shape)
@@ -202,7 +279,9 @@ def test_masked_out_is_untouched(device, dtype, poison):
         before = case.clone()
         case.run(functional.adamw_step_)
         for name in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"):
-            for new, old, selected in zip(case.tensors[name], before.tensors[name], chosen, strict=True):
+            for new, old, selected in zip(
+                case.tensors[name], before.tensors[name], chosen, strict=True
+            ):
                 assert torch.equal(new[~selected], old[~selected])
                 assert torch.isfinite(new).all()
                 if name in ("params", "exp_avgs"):
@@ -221,11 +300,15 @@ def test_masked_out_counts_as_zero(device, dtype, poison):
             grad.copy_(torch.where(reference.unpack_bits(mask, grad.shape), grad, value))
         case.run(functional.adamw_step_)
     for name in ("params", "exp_avgs", "exp_avg_sqs"):
-        assert_same_lists([(name, t) for t in dirty.tensors[name]], [(name, t) for t in clean.tensors[name]])
+        assert_same_lists(
+            [(name, t) for t in dirty.tensors[name]], [(name, t) for t in clean.tensors[name]]
+        )
         assert all(torch.isfinite(t).all() for t in dirty.tensors[name])
 
 
-@pytest.mark.parametrize("reason", [{"norm": math.inf}, {"norm": math.nan}, {"found_inf": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "reason", [{"norm": math.inf}, {"norm": math.nan}, {"found_inf": 1.0}], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_skipped(device, dtype, reason):
     """Nothing moves, nor is the step counted, but the slow weights are stored or interpolated."""
@@ -236,7 +319,9 @@ def test_skipped(device, dtype, reason):
     case.run(functional.adamw_step_)
     assert int(counter) == 4
     for name in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "grads"):
-        assert_same_lists([(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]])
+        assert_same_lists(
+            [(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]]
+        )
     for out, old in zip(case.tensors["slow_out"], before.tensors["params"], strict=True):
         assert_same_bits(out, old)
     case = make([(65,)], dtype, device, slow_in=True, slow_lr=0.25, **{**flags, "special": False})
@@ -255,13 +340,21 @@ def test_opcheck(device, dtype):
 
 
 def test_compile(device):
-    cases = [make([(5,), (0,), (70,)], torch.float32, device, **FLAGS["everything"]) for _ in range(3)]
+    cases = [
+        make([(5,), (0,), (70,)], torch.float32, device, **FLAGS["everything"]) for _ in range(3)
+    ]
     assert compiled_equals_eager(ops.adamw_step_, cases) == 1
 
 
 def test_compile_changing_numbers(device):
-    """Numbers that change go in through ``hyper``: one compilation. (Of Python floats torch guards the value.)"""
-    cases = [make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i]) for i in range(12)]
+    """Numbers that change go in through ``hyper``: one compilation.
+
+    (Of Python floats torch guards the value.)
+    """
+    cases = [
+        make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
+        for i in range(12)
+    ]
     assert compiled_equals_eager(ops.adamw_step_, cases) == 1
 
 
@@ -281,7 +374,9 @@ def test_hyper_stands_for_the_numbers(device):
 @pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
-    assert_deterministic(make(MIXED, dtype, device, **FLAGS["everything"]), ops.adamw_step_, set_threads)
+    assert_deterministic(
+        make(MIXED, dtype, device, **FLAGS["everything"]), ops.adamw_step_, set_threads
+    )
 
 
 @each_size
@@ -318,7 +413,9 @@ BAD = [
     ("steps-short", lambda case: case.tensors["steps"].pop(), "steps"),
     ("steps-two", lambda case: bad_step(case, torch.ones(2)), "steps[1]"),
     ("steps-integer", lambda case: bad_step(case, torch.ones((), dtype=torch.int64)), "steps[1]"),
-    *bad_numbers(lr=(-1.0,), beta1=(-0.1, 1.0), beta2=(-0.1, 1.0), eps=(-1.0,), weight_decay=(-0.1,)),
+    *bad_numbers(
+        lr=(-1.0,), beta1=(-0.1, 1.0), beta2=(-0.1, 1.0), eps=(-1.0,), weight_decay=(-0.1,)
+    ),
     *bad_numbers(max_norm=(0.0, -1.0), slow_lr=(-0.1, 1.1)),
 ]
 
@@ -331,7 +428,9 @@ def test_rejects(edit, argument):
 def test_version_counter():
     def step(**written):
         ones = {name: [torch.ones(5)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
-        functional.adamw_step_(**ones | {name: [t] for name, t in written.items()}, steps=[torch.ones(())], lr=0.1)
+        functional.adamw_step_(
+            **ones | {name: [t] for name, t in written.items()}, steps=[torch.ones(())], lr=0.1
+        )
 
     assert_refuses_leaf_and_bumps_version(lambda p: step(params=p))
     for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "slow_out"):

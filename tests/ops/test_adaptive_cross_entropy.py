@@ -31,9 +31,16 @@ OUTPUTS = ("loss", "losses", "weights", "log_normaliser", "log_sums")
 
 
 def make(
-    shape=(4, 3, 10), dtype=torch.float32, device="cpu", *, scale=1.0, ignored=0.3, temperature=0.5, floor=1e-6,
+    shape=(4, 3, 10),
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    scale=1.0,
+    ignored=0.3,
+    temperature=0.5,
+    floor=1e-6,
     ignore_index=-100,
-) -> Case:  # fmt: skip
+) -> Case:
     labels = torch.randint(0, shape[2], shape[:2], device=device)
     labels[torch.rand(shape[:2], device=device) < ignored] = ignore_index
     return Case(
@@ -46,7 +53,9 @@ def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     """All outputs and the gradient of ``grad * loss``, from the entry that serves the dtype."""
     logits = case.tensors["logits"].detach().requires_grad_()
     kernel = losses._kernel("adaptive_cross_entropy", logits)
-    outputs = dict(zip(OUTPUTS, kernel(logits, case.tensors["labels"], *case.scalars.values()), strict=True))
+    outputs = dict(
+        zip(OUTPUTS, kernel(logits, case.tensors["labels"], *case.scalars.values()), strict=True)
+    )
     (gradient,) = torch.autograd.grad(outputs["loss"] * grad, logits)
     return {name: t.detach() for name, t in outputs.items()} | {"gradient": gradient}
 
@@ -58,7 +67,11 @@ def assert_close_to_truth(case: Case, grad: float = 1.0) -> None:
         logits, labels = case.tensors["logits"], case.tensors["labels"]
         outputs = dict(zip(OUTPUTS, case.run(reference.adaptive_cross_entropy), strict=True))
         outputs["gradient"] = reference.adaptive_cross_entropy_backward(
-            torch.tensor(grad, device=logits.device), logits, labels, outputs["weights"], outputs["log_sums"],
+            torch.tensor(grad, device=logits.device),
+            logits,
+            labels,
+            outputs["weights"],
+            outputs["log_sums"],
             numbers[2],
         )
         assert_within(outputs, tolerances.cross_entropy(*case.tensors.values(), *numbers, grad))
@@ -109,11 +122,13 @@ def test_matches_reference_with_infinite_logits(device, dtype):
 def test_hand_example(device, dtype):
     """Rows (0, 0) and (0, ln 3): losses ln 2 and ln 4 - ln 3 = ln(4/3) for labels 0 and 1.
 
-    Temperature 1: w_i = 1 / l_i / sum, so sum w_i l_i = 2 / (1 / ln 2 + 1 / ln(4/3)), and the gradient of the first
-    row is w_1 (1/2 - 1, 1/2), of the second w_2 (1/4, 3/4 - 1).
+    Temperature 1: w_i = 1 / l_i / sum, so sum w_i l_i = 2 / (1 / ln 2 + 1 / ln(4/3)), and the
+    gradient of the first row is w_1 (1/2 - 1, 1/2), of the second w_2 (1/4, 3/4 - 1).
     """
     first, second = math.log(2), math.log(4 / 3)
-    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]], dtype=dtype, device=device, requires_grad=True)
+    logits = torch.tensor(
+        [[0.0, 0.0], [0.0, math.log(3)]], dtype=dtype, device=device, requires_grad=True
+    )
     loss = losses.adaptive_cross_entropy(logits, torch.tensor([0, 1], device=device), 1.0)
     loss.backward()
     total = 1 / first + 1 / second
@@ -133,10 +148,12 @@ def test_hand_example(device, dtype):
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_remembered_samples(device, dtype, offset):
-    """Value and gradient keep their digits from losses of 1e-9 to 100, in every form, at the label and beside it.
+    """Value and gradient keep their digits from losses of 1e-9 to 100, in every form, at the label
+    and
+    beside it.
 
-    The truth: with z = log-sum-exp of the others - the label's logit, the loss is log(1 + e^z), and 1 - softmax of the
-    label is sigmoid(z); no small difference is formed.
+    The truth: with z = log-sum-exp of the others - the label's logit, the loss is log(1 + e^z), and
+    1 - softmax of the label is sigmoid(z); no small difference is formed.
     """
     classes, wanted_losses = 33, torch.logspace(-9, 2, 12, dtype=torch.float64)
     x, y = values((12, classes), torch.float64, "cpu"), torch.randint(classes, (12, 1))
@@ -149,9 +166,13 @@ def test_remembered_samples(device, dtype, offset):
     x, y = x.to(device), y.squeeze(1).to(device)
     parts, over = losses.adaptive_cross_entropy_parts, {"inplace": True}
     forms = {
-        "plain": lambda leaf: parts(leaf, y, 0.0)[:2], "in place": lambda leaf: parts(leaf * 1, y, 0.0, **over)[:2],
-        "sum": lambda leaf: (losses.adaptive_cross_entropy_sum_(leaf * 1, y, 0.0, scale=1 / 12)[0], None),
-    }  # fmt: skip
+        "plain": lambda leaf: parts(leaf, y, 0.0)[:2],
+        "in place": lambda leaf: parts(leaf * 1, y, 0.0, **over)[:2],
+        "sum": lambda leaf: (
+            losses.adaptive_cross_entropy_sum_(leaf * 1, y, 0.0, scale=1 / 12)[0],
+            None,
+        ),
+    }
     found = {}
     for name, form in forms.items():
         leaf = x.clone().requires_grad_()
@@ -160,22 +181,37 @@ def test_remembered_samples(device, dtype, offset):
         found[name] = per_sample, leaf.grad * 12
     outputs = reference.adaptive_cross_entropy(x.unsqueeze(1), y.unsqueeze(1), 0.0, 1.0, -100)
     arguments = torch.ones(()), x.unsqueeze(1), y.unsqueeze(1), outputs[2] * 12, outputs[4], -100
-    found["reference"] = outputs[1], reference.adaptive_cross_entropy_backward(*arguments).squeeze(1)
+    found["reference"] = (
+        outputs[1],
+        reference.adaptive_cross_entropy_backward(*arguments).squeeze(1),
+    )
     bound = max(64 * tolerances.U, tolerances.EPS[dtype]) if dtype != torch.float64 else 1e-12
     for name, (per_sample, grad) in found.items():
         if per_sample is not None:
             relative = (per_sample.cpu().double() / truth - 1).abs()
             assert relative.max() < min(bound, 64 * tolerances.U), (name, relative)
         off = (grad.cpu().double() - gradient).abs()
-        assert (off <= bound * gradient.abs() + 12 * tolerances.TINY[dtype]).all(), (name, off / gradient.abs())
+        assert (off <= bound * gradient.abs() + 12 * tolerances.TINY[dtype]).all(), (
+            name,
+            off / gradient.abs(),
+        )
 
 
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_infinite_logits_of_long_rows(device, dtype):
-    """log_sums: inf wherever an inf is and however large the others are, unless there is a NaN, before or behind it."""
+    """log_sums: inf wherever an inf is and however large the others are, unless there is a NaN,
+    before or behind it.
+    """
     rows = torch.randn(7, 1, 5000).to(dtype)
-    rows[0, 0, 100] = rows[1, 0, 4900] = rows[2, 0, 2500] = rows[3, 0, 100] = rows[4, 0, 4900] = math.inf
-    rows[2, 0, 40], rows[3, 0, 4000], rows[4, 0, 7], rows[5, 0, 4999] = 3e4, math.nan, math.nan, math.nan
+    rows[0, 0, 100] = rows[1, 0, 4900] = rows[2, 0, 2500] = rows[3, 0, 100] = rows[4, 0, 4900] = (
+        math.inf
+    )
+    rows[2, 0, 40], rows[3, 0, 4000], rows[4, 0, 7], rows[5, 0, 4999] = (
+        3e4,
+        math.nan,
+        math.nan,
+        math.nan,
+    )
     labels = torch.zeros(7, 1, dtype=torch.int64, device=device)
     lse = ops.adaptive_cross_entropy(rows.to(device), labels, 0.5, 1e-6, -100)[4].sum(dim=0).cpu()
     wanted = torch.logsumexp(rows.double(), 2)
@@ -187,7 +223,9 @@ def test_infinite_logits_of_long_rows(device, dtype):
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype, poison):
-    """A token without a label has no part in anything, whatever its logits, and its gradient is 0, not 0 times inf."""
+    """A token without a label has no part in anything, whatever its logits, and its gradient is 0,
+    not 0 times inf.
+    """
     case = make((6, 5, 33), dtype, device, ignored=0.4)
     case.tensors["labels"][2] = -100
     clean = run(case)
@@ -202,7 +240,9 @@ def test_masked_out_is_untouched(device, dtype, poison):
 
 @pytest.mark.parametrize("grad", [1.0, -2.5])
 def test_gradcheck(device, grad):
-    """The analytic backward against finite differences with the weights held fixed, and against autograd in fp64."""
+    """The analytic backward against finite differences with the weights held fixed, and against
+    autograd in fp64.
+    """
     case = make((3, 4, 5), torch.float64, device)
     logits, labels = case.tensors.values()
     _, _, weights, _, log_sums = case.run(reference.adaptive_cross_entropy)
@@ -217,12 +257,21 @@ def test_gradcheck(device, grad):
         def backward(ctx, upstream):
             (x,) = ctx.saved_tensors
             return reference.adaptive_cross_entropy_backward(
-                upstream, x, labels, weights, reference.cross_entropy_log_sums(x, labels.clamp_min(0)), -100
+                upstream,
+                x,
+                labels,
+                weights,
+                reference.cross_entropy_log_sums(x, labels.clamp_min(0)),
+                -100,
             )
 
-    torch.autograd.gradcheck(lambda x: FixedWeights.apply(x) * grad, logits.clone().requires_grad_())
+    torch.autograd.gradcheck(
+        lambda x: FixedWeights.apply(x) * grad, logits.clone().requires_grad_()
+    )
     upstream = torch.tensor(grad, dtype=torch.float64, device=device)
-    analytic = reference.adaptive_cross_entropy_backward(upstream, logits, labels, weights, log_sums, -100)
+    analytic = reference.adaptive_cross_entropy_backward(
+        upstream, logits, labels, weights, log_sums, -100
+    )
     # both in fp64: the fp32 bound, scaled from 2^-24 to 2^-53, is generous by a constant only
     truth, bound = tolerances.cross_entropy(logits, labels, 0.5, 1e-6, grad=grad)["gradient"]
     assert ((run(case, grad)["gradient"] - analytic).abs() <= bound * 2.0**-28).all()
@@ -239,7 +288,12 @@ def test_opcheck(device, dtype):
         assert_opcheck("adaptive_cross_entropy", case)
         logits, labels = case.tensors["logits"].detach(), case.tensors["labels"]
         _, _, weights, _, log_sums = ops.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
-        tensors = {"grad": torch.ones((), device=device), "logits": logits, "labels": labels, "weights": weights}
+        tensors = {
+            "grad": torch.ones((), device=device),
+            "logits": logits,
+            "labels": labels,
+            "weights": weights,
+        }
         tensors["log_sums"] = log_sums
         assert_opcheck("adaptive_cross_entropy_backward", Case(tensors, {"ignore_index": -100}))
 
@@ -248,7 +302,9 @@ def test_compile(device):
     cases = [make((8, 1, 10), device=device) for _ in range(3)]
     assert compiled_equals_eager(ops.adaptive_cross_entropy, cases) == 1
     compiled = torch.compile(losses.adaptive_cross_entropy, fullgraph=True, backend="aot_eager")
-    eager, other = (cases[0].tensors["logits"].squeeze(1).clone().requires_grad_() for _ in range(2))
+    eager, other = (
+        cases[0].tensors["logits"].squeeze(1).clone().requires_grad_() for _ in range(2)
+    )
     labels = cases[0].tensors["labels"].squeeze(1)
     (losses.adaptive_cross_entropy(eager, labels) * -2.0).backward()
     (compiled(other, labels) * -2.0).backward()
@@ -261,7 +317,9 @@ def test_deterministic(device, dtype, set_threads):
     case = make((33, 7, 501), dtype, device)
 
     def outputs_and_gradient(**arguments):
-        return list(run(Case({k: arguments[k] for k in ("logits", "labels")}, case.scalars)).values())
+        return list(
+            run(Case({k: arguments[k] for k in ("logits", "labels")}, case.scalars)).values()
+        )
 
     native = dtype != torch.float64 and ops.kernel_for("adaptive_cross_entropy", device) == "native"
     assert_deterministic(case, outputs_and_gradient, set_threads if native else None)
@@ -290,7 +348,9 @@ def test_empty_odd_and_large(device, dtype, layout):
         assert_close_to_truth(case)
     assert run(make((0, 1, 3), dtype, device))["loss"] == 0
     with pytest.raises(ValueError, match="at least one sample"):
-        losses.adaptive_cross_entropy(torch.zeros(0, 3, device=device), torch.zeros(0, dtype=torch.int64))
+        losses.adaptive_cross_entropy(
+            torch.zeros(0, 3, device=device), torch.zeros(0, dtype=torch.int64)
+        )
 
 
 def put(name, change):
@@ -342,7 +402,9 @@ def test_version_counter():
 
 
 def test_parts_of_a_batch_add_up(device):
-    """Loss times normaliser of two halves, over the sum of the normalisers, is the loss of the whole."""
+    """Loss times normaliser of two halves, over the sum of the normalisers, is the loss of the
+    whole.
+    """
     case = make((8, 3, 10), device=device)
     logits, labels = case.tensors.values()
     whole, parts = losses.adaptive_cross_entropy_parts(logits, labels), []
@@ -361,8 +423,12 @@ def test_index_arithmetic_above_2_31():
     logits = lazy_zeros(rows * classes, torch.bfloat16).view(rows, 1, classes)
     labels = torch.zeros((rows, 1), dtype=torch.int64)
     logits[-1, 0, -1], labels[-1] = 20.0, classes - 1
-    _, per_sample, _, _, (shift, log_sum) = ops.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
+    _, per_sample, _, _, (shift, log_sum) = ops.adaptive_cross_entropy(
+        logits, labels, 0.5, 1e-6, -100
+    )
     assert shift[-1].item() == 20.0
-    assert log_sum[-1].item() == pytest.approx(math.log1p((classes - 1) * math.exp(-20.0)), rel=1e-6)
+    assert log_sum[-1].item() == pytest.approx(
+        math.log1p((classes - 1) * math.exp(-20.0)), rel=1e-6
+    )
     assert per_sample[-1].item() < 2e-4
     assert per_sample[:-1].tolist() == pytest.approx([math.log(classes)] * (rows - 1), rel=1e-6)

@@ -30,7 +30,14 @@ OUTPUTS = ("loss", "losses", "weights", "log_normaliser")
 
 
 def make(
-    shape=(4, 70), dtype=torch.float32, device="cpu", *, scale=1.0, temperature=0.5, floor=1e-6, mean=True
+    shape=(4, 70),
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    scale=1.0,
+    temperature=0.5,
+    floor=1e-6,
+    mean=True,
 ) -> Case:
     tensors = {name: values(shape, dtype, device, scale=scale) for name in ("prediction", "target")}
     return Case(tensors, {"temperature": temperature, "floor": floor, "mean": mean})
@@ -39,7 +46,11 @@ def make(
 def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     prediction = case.tensors["prediction"].detach().requires_grad_()
     kernel = losses._kernel("adaptive_mse", prediction)
-    outputs = dict(zip(OUTPUTS, kernel(prediction, case.tensors["target"], *case.scalars.values()), strict=True))
+    outputs = dict(
+        zip(
+            OUTPUTS, kernel(prediction, case.tensors["target"], *case.scalars.values()), strict=True
+        )
+    )
     (gradient,) = torch.autograd.grad(outputs["loss"] * grad, prediction)
     return {name: t.detach() for name, t in outputs.items()} | {"gradient": gradient}
 
@@ -51,7 +62,11 @@ def assert_close_to_truth(case: Case, grad: float = 1.0) -> None:
         prediction, target = case.tensors.values()
         outputs = dict(zip(OUTPUTS, case.run(reference.adaptive_mse), strict=True))
         outputs["gradient"] = reference.adaptive_mse_backward(
-            torch.tensor(grad, device=prediction.device), prediction, target, outputs["weights"], case.scalars["mean"]
+            torch.tensor(grad, device=prediction.device),
+            prediction,
+            target,
+            outputs["weights"],
+            case.scalars["mean"],
         )
         assert_within(outputs, bounds)
 
@@ -92,13 +107,20 @@ def test_matches_reference_with_infinite_predictions(device, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_example(device, dtype):
-    """Errors (1, 1) and (2, 4) summed: losses 2 and 20; temperature 1: weights 10/11 and 1/11, loss 2 * 20/11.
+    """Errors (1, 1) and (2, 4) summed: losses 2 and 20; temperature 1: weights 10/11 and 1/11, loss
+    2
+    * 20/11.
 
-    Gradients w 2 d: 20/11, 20/11 and 4/11, 8/11. As means the losses are 1 and 10, the weights the same, the rest half.
+    Gradients w 2 d: 20/11, 20/11 and 4/11, 8/11. As means the losses are 1 and 10, the weights the
+    same, the rest half.
     """
     for reduction, factor in (("sum", 1.0), ("mean", 0.5)):
-        prediction = torch.tensor([[1.0, 1.0], [2.0, 4.0]], dtype=dtype, device=device, requires_grad=True)
-        loss = losses.adaptive_mse(prediction, torch.zeros_like(prediction), 1.0, reduction=reduction)
+        prediction = torch.tensor(
+            [[1.0, 1.0], [2.0, 4.0]], dtype=dtype, device=device, requires_grad=True
+        )
+        loss = losses.adaptive_mse(
+            prediction, torch.zeros_like(prediction), 1.0, reduction=reduction
+        )
         loss.backward()
         close = {"rel": 4 * tolerances.EPS[dtype]}
         assert loss.item() == pytest.approx(40 / 11 * factor, **close)
@@ -108,7 +130,9 @@ def test_hand_example(device, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype):
-    """No mask here: the arguments stay, and a sample without error has loss and gradient 0 but not all the weight."""
+    """No mask here: the arguments stay, and a sample without error has loss and gradient 0 but not
+    all the weight.
+    """
     case = make((5, 33), dtype, device)
     case.tensors["prediction"][2] = case.tensors["target"][2]
     before = case.clone()
@@ -125,7 +149,9 @@ def test_masked_out_is_untouched(device, dtype):
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "sum"])
 @pytest.mark.parametrize("grad", [1.0, -2.5])
 def test_gradcheck(device, grad, mean):
-    """The analytic backward against finite differences with the weights held fixed, and against autograd in fp64."""
+    """The analytic backward against finite differences with the weights held fixed, and against
+    autograd in fp64.
+    """
     case = make((3, 5), torch.float64, device, mean=mean)
     prediction, target = case.tensors.values()
     weights = case.run(reference.adaptive_mse)[2]
@@ -141,11 +167,15 @@ def test_gradcheck(device, grad, mean):
             (x,) = ctx.saved_tensors
             return reference.adaptive_mse_backward(upstream, x, target, weights, mean)
 
-    torch.autograd.gradcheck(lambda x: FixedWeights.apply(x) * grad, prediction.clone().requires_grad_())
+    torch.autograd.gradcheck(
+        lambda x: FixedWeights.apply(x) * grad, prediction.clone().requires_grad_()
+    )
     upstream = torch.tensor(grad, dtype=torch.float64, device=device)
     analytic = reference.adaptive_mse_backward(upstream, prediction, target, weights, mean)
     # both in fp64: the fp32 bound, scaled from 2^-24 to 2^-53, is generous by a constant only
-    truth, bound = tolerances.mean_squared_error(*case.tensors.values(), *case.scalars.values(), grad)["gradient"]
+    truth, bound = tolerances.mean_squared_error(
+        *case.tensors.values(), *case.scalars.values(), grad
+    )["gradient"]
     assert ((run(case, grad)["gradient"] - analytic).abs() <= bound * 2.0**-28).all()
     assert ((truth - analytic).abs() <= bound * 2.0**-28).all()
 
@@ -160,8 +190,14 @@ def test_opcheck(device, dtype):
         assert_opcheck("adaptive_mse", case)
         prediction, target = case.tensors["prediction"].detach(), case.tensors["target"]
         weights = ops.adaptive_mse(prediction, target, 0.5, 1e-6, True)[2]
-        tensors = {"grad": torch.ones((), device=device), "prediction": prediction, "target": target}
-        assert_opcheck("adaptive_mse_backward", Case({**tensors, "weights": weights}, {"mean": True}))
+        tensors = {
+            "grad": torch.ones((), device=device),
+            "prediction": prediction,
+            "target": target,
+        }
+        assert_opcheck(
+            "adaptive_mse_backward", Case({**tensors, "weights": weights}, {"mean": True})
+        )
 
 
 def test_compile(device):
@@ -181,7 +217,9 @@ def test_deterministic(device, dtype, set_threads):
     case = make((33, 40_001), dtype, device)
 
     def outputs_and_gradient(**arguments):
-        return list(run(Case({k: arguments[k] for k in ("prediction", "target")}, case.scalars)).values())
+        return list(
+            run(Case({k: arguments[k] for k in ("prediction", "target")}, case.scalars)).values()
+        )
 
     native = dtype != torch.float64 and ops.kernel_for("adaptive_mse", device) == "native"
     assert_deterministic(case, outputs_and_gradient, set_threads if native else None)
@@ -215,8 +253,12 @@ def test_empty_odd_and_large(device, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_images_in_any_memory_format(device, dtype):
     prediction, target = (values((2, 3, 5, 7), dtype, device) for _ in range(2))
-    expected = run(Case({"prediction": prediction.flatten(1), "target": target.flatten(1)},
-                        {"temperature": 0.5, "floor": 1e-6, "mean": True}))  # fmt: skip
+    expected = run(
+        Case(
+            {"prediction": prediction.flatten(1), "target": target.flatten(1)},
+            {"temperature": 0.5, "floor": 1e-6, "mean": True},
+        )
+    )
     leaf = channels_last(prediction).requires_grad_()
     loss = losses.adaptive_mse(leaf, target)
     loss.backward()
@@ -268,7 +310,9 @@ def test_index_arithmetic_above_2_31():
     if ops.kernel_for("adaptive_mse", "cpu") != "native":
         pytest.skip("the reference would widen 2^31 elements to fp32")
     elements = 2**30 + 40
-    prediction, target = (lazy_zeros(2 * elements, torch.bfloat16).view(2, elements) for _ in range(2))
+    prediction, target = (
+        lazy_zeros(2 * elements, torch.bfloat16).view(2, elements) for _ in range(2)
+    )
     prediction[0, 0], prediction[1, -1], target[1, 2**30] = 2.0, 4.0, 3.0
     _, per_sample, _, _ = ops.adaptive_mse(prediction, target, 0.5, 1e-6, False)
     assert per_sample.tolist() == [4.0, 25.0]

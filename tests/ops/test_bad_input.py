@@ -1,4 +1,6 @@
-"""Bad input: an error that names the argument, what was expected and what was found; nothing changes."""
+"""Bad input: an error that names the argument, what was expected and what was found; nothing
+changes.
+"""
 
 import copy
 
@@ -25,7 +27,9 @@ ERRORS = (ValueError, RuntimeError)
 
 def table(rows):
     """(id, argument named, call) -> parametrize."""
-    return pytest.mark.parametrize(("argument", "call"), [pytest.param(a, c, id=i) for i, a, c in rows])
+    return pytest.mark.parametrize(
+        ("argument", "call"), [pytest.param(a, c, id=i) for i, a, c in rows]
+    )
 
 
 def refused(argument, call):
@@ -33,7 +37,7 @@ def refused(argument, call):
         call()
 
 
-# --- functional --------------------------------------------------------------------------------------------------
+# --- functional -----------------------------------------------------------------------------------
 
 
 def tensors(*shapes, dtype=torch.float32):
@@ -50,41 +54,90 @@ def arguments(op):
     p, g, s = tensors(*SHAPES), tensors(*SHAPES), tensors(*SHAPES)
     return {
         "masked_grad_norm": {"grads": g, "masks": list(BYTES)},
-        "sgd_step_": {"params": p, "grads": g, "momentum_buffers": s, "lr": 0.1, "momentum": 0.9, "masks": list(BYTES)},
-        "adamw_step_": {"params": p, "grads": g, "exp_avgs": s, "exp_avg_sqs": tensors(*SHAPES), "lr": 0.1,
-                        "steps": tensors((), ()), "masks": list(BYTES)},
+        "sgd_step_": {
+            "params": p,
+            "grads": g,
+            "momentum_buffers": s,
+            "lr": 0.1,
+            "momentum": 0.9,
+            "masks": list(BYTES),
+        },
+        "adamw_step_": {
+            "params": p,
+            "grads": g,
+            "exp_avgs": s,
+            "exp_avg_sqs": tensors(*SHAPES),
+            "lr": 0.1,
+            "steps": tensors((), ()),
+            "masks": list(BYTES),
+        },
         "interpolate_": {"slow": p, "fast": g, "slow_lr": 0.5},
         "fisher_accumulate_": {"fisher": p, "grads": g, "weight": 1.0},
         "saliency_mask": {"forget": p, "retain": g, "threshold": 1.0},
-        "fisher_saliency_mask_": {"retain": p, "grads": g, "forget": s, "weight": 1.0, "threshold": 1.0},
-    }[op]  # fmt: skip
+        "fisher_saliency_mask_": {
+            "retain": p,
+            "grads": g,
+            "forget": s,
+            "weight": 1.0,
+            "threshold": 1.0,
+        },
+    }[op]
 
 
 STEP = {
     "grads": [tensors((3, 4)), tensors((4, 3), (5,)), tensors(*SHAPES, dtype=torch.float64)],
-    "lr": [-0.1, NAN], "weight_decay": [-1.0, NAN], "max_norm": [0.0, -1.0, NAN], "slow_lr": [-0.1, 1.5, NAN],
+    "lr": [-0.1, NAN],
+    "weight_decay": [-1.0, NAN],
+    "max_norm": [0.0, -1.0, NAN],
+    "slow_lr": [-0.1, 1.5, NAN],
     "masks": [BYTES[:1], [BYTES[0].bool(), BYTES[1]], [BYTES[0], BYTES[0]]],
-    "norm": [torch.ones(2), torch.ones((), dtype=torch.float64)], "grad_scale": [torch.ones(3)],
+    "norm": [torch.ones(2), torch.ones((), dtype=torch.float64)],
+    "grad_scale": [torch.ones(3)],
     "found_inf": [torch.zeros((), dtype=torch.int64)],
-    "slow_out": [tensors((3, 4))], "slow_in": [tensors((4, 3), (5,))],
-}  # fmt: skip
+    "slow_out": [tensors((3, 4))],
+    "slow_in": [tensors((4, 3), (5,))],
+}
 BAD = {
-    "masked_grad_norm": {"masks": STEP["masks"], "grad_scale": STEP["grad_scale"],
-                         "grads": [[torch.ones(3, dtype=torch.int64)]]},
-    "sgd_step_": {**STEP, "momentum": [-0.1, NAN], "momentum_buffers": [tensors((5,)), tensors((4, 3), (5,))]},
-    "adamw_step_": {**STEP, "beta1": [1.0, -0.1, NAN], "beta2": [1.0, NAN], "eps": [-1.0, NAN],
-                    "exp_avgs": [tensors((3, 4))],
-                    "exp_avg_sqs": [tensors((4, 3), (5,))], "steps": [tensors(()), tensors((2,), ())],
-                    "max_exp_avg_sqs": [tensors((5,))]},
+    "masked_grad_norm": {
+        "masks": STEP["masks"],
+        "grad_scale": STEP["grad_scale"],
+        "grads": [[torch.ones(3, dtype=torch.int64)]],
+    },
+    "sgd_step_": {
+        **STEP,
+        "momentum": [-0.1, NAN],
+        "momentum_buffers": [tensors((5,)), tensors((4, 3), (5,))],
+    },
+    "adamw_step_": {
+        **STEP,
+        "beta1": [1.0, -0.1, NAN],
+        "beta2": [1.0, NAN],
+        "eps": [-1.0, NAN],
+        "exp_avgs": [tensors((3, 4))],
+        "exp_avg_sqs": [tensors((4, 3), (5,))],
+        "steps": [tensors(()), tensors((2,), ())],
+        "max_exp_avg_sqs": [tensors((5,))],
+    },
     "interpolate_": {"fast": [tensors((3, 4)), tensors((4, 3), (5,))], "slow_lr": [-0.1, 1.1, NAN]},
-    "fisher_accumulate_": {"fisher": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.float64)],
-                           "weight": [-1.0, NAN]},
-    "saliency_mask": {"retain": [tensors((3, 4)), tensors((4, 3), (5,))], "threshold": [0.0, -1.0, NAN],
-                      "forget": [tensors(*SHAPES, dtype=torch.bfloat16)], "eps": [-1.0, NAN]},
-    "fisher_saliency_mask_": {"retain": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.bfloat16)],
-                              "forget": [tensors((4, 3), (5,)), tensors(*SHAPES, dtype=torch.float64)],
-                              "weight": [-1.0, NAN], "total": [0.0, NAN], "threshold": [0.0, NAN], "eps": [-1.0]},
-}  # fmt: skip
+    "fisher_accumulate_": {
+        "fisher": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.float64)],
+        "weight": [-1.0, NAN],
+    },
+    "saliency_mask": {
+        "retain": [tensors((3, 4)), tensors((4, 3), (5,))],
+        "threshold": [0.0, -1.0, NAN],
+        "forget": [tensors(*SHAPES, dtype=torch.bfloat16)],
+        "eps": [-1.0, NAN],
+    },
+    "fisher_saliency_mask_": {
+        "retain": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.bfloat16)],
+        "forget": [tensors((4, 3), (5,)), tensors(*SHAPES, dtype=torch.float64)],
+        "weight": [-1.0, NAN],
+        "total": [0.0, NAN],
+        "threshold": [0.0, NAN],
+        "eps": [-1.0],
+    },
+}
 
 
 @pytest.mark.parametrize(("op", "argument"), [(op, a) for op, rows in BAD.items() for a in rows])
@@ -97,7 +150,9 @@ def test_functional(op, argument):
         refused(argument, lambda changed=changed: getattr(functional, op)(**changed))
         for key, tensor_list in kept.items():
             if isinstance(tensor_list, list):
-                assert all(torch.equal(a, b) for a, b in zip(tensor_list, changed[key], strict=True)), key
+                assert all(
+                    torch.equal(a, b) for a, b in zip(tensor_list, changed[key], strict=True)
+                ), key
         if isinstance(value, list):
             assert all(torch.equal(a, b) for a, b in zip(before, value, strict=True))
     getattr(functional, op)(**arguments(op))  # the good ones are good
@@ -110,79 +165,151 @@ def test_a_leaf_that_requires_grad_is_refused():
     assert torch.equal(weight, torch.ones(3))
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 LOGITS, LABELS = tensors((4, 3))[0], torch.tensor([0, 1, 2, 0])
 LEAF = LOGITS.clone().requires_grad_()
 
 
-@table([
-    ("ce logits 1d", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[0], LABELS)),
-    ("ce logits 4d", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[None, None], LABELS)),
-    ("ce logits int", "logits", lambda: sf.adaptive_cross_entropy(LOGITS.long(), LABELS)),
-    ("ce empty", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[:0], LABELS[:0])),
-    ("ce no class", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[:, :0], LABELS)),
-    ("ce labels shape", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS[:3])),
-    ("ce labels dtype", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS.int())),
-    ("ce labels float", "labels", lambda: sf.adaptive_cross_entropy(LOGITS.double(), LABELS.double())),
-    ("ce label high", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS + 1)),
-    ("ce label low", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS - 1)),
-    ("ce temperature", "temperature", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, -0.5)),
-    ("ce temperature nan", "temperature", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, NAN)),
-    ("ce temperature word", "temperature", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, "hot")),
-    ("ce floor", "floor", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, floor=0.0)),
-    ("ce floor nan", "floor", lambda: sf.adaptive_cross_entropy(LOGITS.double(), LABELS, floor=NAN)),
-    ("ce in place", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS + 1, inplace=True)),
-    ("ce in place leaf", "logits", lambda: sf.adaptive_cross_entropy(LEAF, LABELS, inplace=True)),
-    ("ce in place view", "logits", lambda: sf.adaptive_cross_entropy(LEAF.view(4, 3), LABELS, inplace=True)),
-    ("ce in place strides", "logits", lambda: sf.adaptive_cross_entropy((1 * LEAF)[:, ::2], LABELS, inplace=True)),
-    ("ce sum tokens", "logits", lambda: sf.adaptive_cross_entropy_sum_(LOGITS[None], LABELS[None])),
-    ("ce sum leaf", "logits", lambda: sf.adaptive_cross_entropy_sum_(LEAF, LABELS)),
-    ("ce sum label", "labels", lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS + 1)),
-    ("ce sum scale", "scale", lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS, scale=INF)),
-    ("ce sum range", "floor", lambda: sf.adaptive_cross_entropy_sum_((1 * LEAF).half(), LABELS, 2.0)),
-    ("mse target shape", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS[:2])),
-    ("mse target dtype", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS.half())),
-    ("mse target grad", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS.clone().requires_grad_())),
-    ("mse 1d", "prediction", lambda: sf.adaptive_mse(LOGITS[0], LOGITS[0])),
-    ("mse empty", "prediction", lambda: sf.adaptive_mse(LOGITS[:0], LOGITS[:0])),
-    ("mse int", "prediction", lambda: sf.adaptive_mse(LOGITS.int(), LOGITS.int())),
-    ("mse reduction", "reduction", lambda: sf.adaptive_mse(LOGITS, LOGITS, reduction="none")),
-    ("mse temperature", "temperature", lambda: sf.adaptive_mse(LOGITS, LOGITS, NAN)),
-    ("mse floor", "floor", lambda: sf.adaptive_mse(LOGITS, LOGITS, floor=-1.0)),
-    ("kl 1d", "logits", lambda: sf.soft_target_kl(LOGITS[0], LOGITS[0])),
-    ("kl 3d", "logits", lambda: sf.soft_target_kl(LOGITS[None], LOGITS[None])),
-    ("kl empty", "logits", lambda: sf.soft_target_kl(LOGITS[:0], LOGITS[:0])),
-    ("kl no class", "logits", lambda: sf.soft_target_kl(LOGITS[:, :0], LOGITS[:, :0])),
-    ("kl int", "logits", lambda: sf.soft_target_kl(LOGITS.int(), LOGITS.int())),
-    ("kl teacher shape", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS[:2])),
-    ("kl teacher dtype", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS.half())),
-    ("kl teacher grad", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS.clone().requires_grad_())),
-    ("kl weights shape", "weights", lambda: sf.soft_target_kl(LOGITS, LOGITS, LOGITS[:, :1])),
-    ("kl weights double", "weights", lambda: sf.soft_target_kl(LOGITS.double(), LOGITS.double(), LOGITS[0, :1])),
-    ("kl temperature", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, None, 0.0)),
-    ("kl temperature nan", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, temperature=NAN)),
-    ("weights 2d", "losses", lambda: sf.adaptive_weights(LOGITS)),
-    ("weights empty", "losses", lambda: sf.adaptive_weights(LOGITS[0, :0])),
-    ("weights int", "losses", lambda: sf.adaptive_weights(LABELS)),
-    ("weights temperature", "temperature", lambda: sf.adaptive_weights(LOGITS[0], NAN)),
-    ("weights floor", "floor", lambda: sf.adaptive_weights(LOGITS[0], floor=0)),
-])  # fmt: skip
+@table(
+    [
+        ("ce logits 1d", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[0], LABELS)),
+        ("ce logits 4d", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[None, None], LABELS)),
+        ("ce logits int", "logits", lambda: sf.adaptive_cross_entropy(LOGITS.long(), LABELS)),
+        ("ce empty", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[:0], LABELS[:0])),
+        ("ce no class", "logits", lambda: sf.adaptive_cross_entropy(LOGITS[:, :0], LABELS)),
+        ("ce labels shape", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS[:3])),
+        ("ce labels dtype", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS.int())),
+        (
+            "ce labels float",
+            "labels",
+            lambda: sf.adaptive_cross_entropy(LOGITS.double(), LABELS.double()),
+        ),
+        ("ce label high", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS + 1)),
+        ("ce label low", "labels", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS - 1)),
+        ("ce temperature", "temperature", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, -0.5)),
+        (
+            "ce temperature nan",
+            "temperature",
+            lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, NAN),
+        ),
+        (
+            "ce temperature word",
+            "temperature",
+            lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, "hot"),
+        ),
+        ("ce floor", "floor", lambda: sf.adaptive_cross_entropy(LOGITS, LABELS, floor=0.0)),
+        (
+            "ce floor nan",
+            "floor",
+            lambda: sf.adaptive_cross_entropy(LOGITS.double(), LABELS, floor=NAN),
+        ),
+        (
+            "ce in place",
+            "labels",
+            lambda: sf.adaptive_cross_entropy(LOGITS, LABELS + 1, inplace=True),
+        ),
+        (
+            "ce in place leaf",
+            "logits",
+            lambda: sf.adaptive_cross_entropy(LEAF, LABELS, inplace=True),
+        ),
+        (
+            "ce in place view",
+            "logits",
+            lambda: sf.adaptive_cross_entropy(LEAF.view(4, 3), LABELS, inplace=True),
+        ),
+        (
+            "ce in place strides",
+            "logits",
+            lambda: sf.adaptive_cross_entropy((1 * LEAF)[:, ::2], LABELS, inplace=True),
+        ),
+        (
+            "ce sum tokens",
+            "logits",
+            lambda: sf.adaptive_cross_entropy_sum_(LOGITS[None], LABELS[None]),
+        ),
+        ("ce sum leaf", "logits", lambda: sf.adaptive_cross_entropy_sum_(LEAF, LABELS)),
+        ("ce sum label", "labels", lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS + 1)),
+        (
+            "ce sum scale",
+            "scale",
+            lambda: sf.adaptive_cross_entropy_sum_(1 * LEAF, LABELS, scale=INF),
+        ),
+        (
+            "ce sum range",
+            "floor",
+            lambda: sf.adaptive_cross_entropy_sum_((1 * LEAF).half(), LABELS, 2.0),
+        ),
+        ("mse target shape", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS[:2])),
+        ("mse target dtype", "target", lambda: sf.adaptive_mse(LOGITS, LOGITS.half())),
+        (
+            "mse target grad",
+            "target",
+            lambda: sf.adaptive_mse(LOGITS, LOGITS.clone().requires_grad_()),
+        ),
+        ("mse 1d", "prediction", lambda: sf.adaptive_mse(LOGITS[0], LOGITS[0])),
+        ("mse empty", "prediction", lambda: sf.adaptive_mse(LOGITS[:0], LOGITS[:0])),
+        ("mse int", "prediction", lambda: sf.adaptive_mse(LOGITS.int(), LOGITS.int())),
+        ("mse reduction", "reduction", lambda: sf.adaptive_mse(LOGITS, LOGITS, reduction="none")),
+        ("mse temperature", "temperature", lambda: sf.adaptive_mse(LOGITS, LOGITS, NAN)),
+        ("mse floor", "floor", lambda: sf.adaptive_mse(LOGITS, LOGITS, floor=-1.0)),
+        ("kl 1d", "logits", lambda: sf.soft_target_kl(LOGITS[0], LOGITS[0])),
+        ("kl 3d", "logits", lambda: sf.soft_target_kl(LOGITS[None], LOGITS[None])),
+        ("kl empty", "logits", lambda: sf.soft_target_kl(LOGITS[:0], LOGITS[:0])),
+        ("kl no class", "logits", lambda: sf.soft_target_kl(LOGITS[:, :0], LOGITS[:, :0])),
+        ("kl int", "logits", lambda: sf.soft_target_kl(LOGITS.int(), LOGITS.int())),
+        ("kl teacher shape", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS[:2])),
+        ("kl teacher dtype", "teacher_logits", lambda: sf.soft_target_kl(LOGITS, LOGITS.half())),
+        (
+            "kl teacher grad",
+            "teacher_logits",
+            lambda: sf.soft_target_kl(LOGITS, LOGITS.clone().requires_grad_()),
+        ),
+        ("kl weights shape", "weights", lambda: sf.soft_target_kl(LOGITS, LOGITS, LOGITS[:, :1])),
+        (
+            "kl weights double",
+            "weights",
+            lambda: sf.soft_target_kl(LOGITS.double(), LOGITS.double(), LOGITS[0, :1]),
+        ),
+        ("kl temperature", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, None, 0.0)),
+        (
+            "kl temperature nan",
+            "temperature",
+            lambda: sf.soft_target_kl(LOGITS, LOGITS, temperature=NAN),
+        ),
+        ("weights 2d", "losses", lambda: sf.adaptive_weights(LOGITS)),
+        ("weights empty", "losses", lambda: sf.adaptive_weights(LOGITS[0, :0])),
+        ("weights int", "losses", lambda: sf.adaptive_weights(LABELS)),
+        ("weights temperature", "temperature", lambda: sf.adaptive_weights(LOGITS[0], NAN)),
+        ("weights floor", "floor", lambda: sf.adaptive_weights(LOGITS[0], floor=0)),
+    ]
+)
 def test_losses(argument, call):
     refused(argument, call)
 
 
-# --- optimizers and recipes --------------------------------------------------------------------------------------
+# --- optimizers and recipes -----------------------------------------------------------------------
 
 COMMON = {
-    "lr": [-1.0, NAN, "fast"], "weight_decay": [-1.0, NAN], "forget_lr": [-0.1, NAN], "max_norm": [0.0, -1.0, NAN],
-    "slow_lr": [0.0, -0.5, 1.1, NAN], "retain_steps": [0, -1, 1.5, None], "moments": ["both", None],
-    "mask_semantics": ["weights", None], "state_dtype": [torch.float16, "float32"],
+    "lr": [-1.0, NAN, "fast"],
+    "weight_decay": [-1.0, NAN],
+    "forget_lr": [-0.1, NAN],
+    "max_norm": [0.0, -1.0, NAN],
+    "slow_lr": [0.0, -0.5, 1.1, NAN],
+    "retain_steps": [0, -1, 1.5, None],
+    "moments": ["both", None],
+    "mask_semantics": ["weights", None],
+    "state_dtype": [torch.float16, "float32"],
     "saliency": [{"0.weight": torch.ones(3)}],
-}  # fmt: skip
+}
 KNOBS = {
     sf.SFRonSGD: {**COMMON, "momentum": [-0.1, NAN], "dampening": [-0.1, NAN]},
-    sf.SFRonAdamW: {**COMMON, "betas": [(1.0, 0.9), (0.9, NAN), (-0.1, 0.9), (0.9,), 0.9], "eps": [-1.0, NAN]},
+    sf.SFRonAdamW: {
+        **COMMON,
+        "betas": [(1.0, 0.9), (0.9, NAN), (-0.1, 0.9), (0.9,), 0.9],
+        "eps": [-1.0, NAN],
+    },
 }
 
 
@@ -205,10 +332,16 @@ def test_optimizer_settings(kind, knob):
 def test_optimizer_settings_that_must_agree():
     model = build()
     refused("nesterov", lambda: sf.SFRonSGD(model.parameters(), nesterov=True))
-    refused("nesterov", lambda: sf.SFRonSGD(model.parameters(), momentum=0.9, dampening=0.1, nesterov=True))
+    refused(
+        "nesterov",
+        lambda: sf.SFRonSGD(model.parameters(), momentum=0.9, dampening=0.1, nesterov=True),
+    )
     first, second = list(model.parameters())[:2]
     for knob, value in (("retain_steps", 3), ("max_norm", 1.0), ("clip_retain", True)):
-        refused(knob, lambda k=knob, v=value: sf.SFRonSGD([{"params": [first]}, {"params": [second], k: v}]))
+        refused(
+            knob,
+            lambda k=knob, v=value: sf.SFRonSGD([{"params": [first]}, {"params": [second], k: v}]),
+        )
 
 
 @pytest.mark.parametrize("kind", [sf.SFRonSGD, sf.SFRonAdamW])
@@ -220,12 +353,16 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
     refused("state_dtype", lambda: kind(params(dtype), state_dtype=torch.bfloat16))
     saved = kind(params(torch.float32), state_dtype=torch.bfloat16).state_dict()
     optimizer = kind(params(dtype))
-    optimizer.load_state_dict(saved)  # of a run that has not forgotten yet: the setting is this optimizer's
+    optimizer.load_state_dict(
+        saved
+    )  # of a run that has not forgotten yet: the setting is this optimizer's
     saved["param_groups"][0]["has_forgotten"] = True
     refused("state_dict", lambda: optimizer.load_state_dict(saved))
     assert optimizer.param_groups[0]["state_dtype"] is None
 
-    kept, converted = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))  # by the model, behind the optimizer's back
+    kept, converted = (
+        torch.nn.Parameter(torch.ones(3)) for _ in range(2)
+    )  # by the model, behind the optimizer's back
     optimizer = kind([{"params": [kept]}, {"params": [converted]}], state_dtype=torch.bfloat16)
     converted.data = converted.data.to(dtype)
     for param in (kept, converted):
@@ -237,11 +374,17 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
 
 
 @pytest.mark.parametrize("phase", range(3))
-@pytest.mark.parametrize(("argument", "change"), [
-    ("lr", lambda group: group.update(lr=-1.0)),
-    ("slow_lr", lambda group: group.update(slow_lr=2.0)),
-    ("betas", lambda group: group["betas"].__setitem__(1, 7.0)),  # in place: a list, as JSON has it
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("lr", lambda group: group.update(lr=-1.0)),
+        ("slow_lr", lambda group: group.update(slow_lr=2.0)),
+        (
+            "betas",
+            lambda group: group["betas"].__setitem__(1, 7.0),
+        ),  # in place: a list, as JSON has it
+    ],
+)
 def test_settings_changed_between_steps(argument, change, phase):
     """A group's are refused before the group before it is written."""
     params = [p.requires_grad_() for p in tensors((3,), (4,), (2,), (5,))]
@@ -273,22 +416,37 @@ def test_gradient_of_a_later_group(phase):
     assert all(map(torch.equal, before, params))
 
 
-@pytest.mark.parametrize(("setting", "values"), [
-    ("cycles", [0, 1.5, None]), ("retain_steps", [0, -1]), ("lr", [-1.0, NAN, None]), ("forget_lr", [-1.0, NAN]),
-    ("forget_weight", [-1.0, NAN]), ("forget_decay", ["exponential"]), ("lr_decay", ["linear"]),
-    ("slow_lr", [0.0, 2.0, NAN]),
-    ("temperature", [-1.0, NAN]), ("loss_floor", [0.0, NAN, None]), ("threshold", [0.0, -1.0, NAN]),
-    ("estimator", ["samples", None]), ("optimizer", ["adam"]), ("momentum", [-1.0, NAN]), ("weight_decay", [NAN]),
-    ("max_norm", [0.0, NAN]), ("moments", ["both"]), ("mask_semantics", ["weights"]),
-    ("betas", [(0.9,), (0.9, 1.0), None]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("cycles", [0, 1.5, None]),
+        ("retain_steps", [0, -1]),
+        ("lr", [-1.0, NAN, None]),
+        ("forget_lr", [-1.0, NAN]),
+        ("forget_weight", [-1.0, NAN]),
+        ("forget_decay", ["exponential"]),
+        ("lr_decay", ["linear"]),
+        ("slow_lr", [0.0, 2.0, NAN]),
+        ("temperature", [-1.0, NAN]),
+        ("loss_floor", [0.0, NAN, None]),
+        ("threshold", [0.0, -1.0, NAN]),
+        ("estimator", ["samples", None]),
+        ("optimizer", ["adam"]),
+        ("momentum", [-1.0, NAN]),
+        ("weight_decay", [NAN]),
+        ("max_norm", [0.0, NAN]),
+        ("moments", ["both"]),
+        ("mask_semantics", ["weights"]),
+        ("betas", [(0.9,), (0.9, 1.0), None]),
+    ],
+)
 def test_recipe_settings(setting, values):
     for value in values:
         for make in (Recipe.paper, Recipe.official, Recipe.paper().replace):
             refused(setting, lambda make=make, value=value: make(**{setting: value}))
 
 
-# --- Fisher and masks --------------------------------------------------------------------------------------------
+# --- Fisher and masks -----------------------------------------------------------------------------
 
 
 def fishers():
@@ -301,27 +459,63 @@ def other(side, **changes):
     return both
 
 
-@table([
-    ("threshold zero", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), 0.0)),
-    ("threshold nan", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), NAN)),
-    ("empty", "forget", lambda: SaliencyMask.from_fisher({}, {})),
-    ("names", "retain", lambda: SaliencyMask.from_fisher(*other(1, c=torch.ones(2)))),
-    ("shape", r"retain\['b'\]", lambda: SaliencyMask.from_fisher(*other(1, b=torch.ones(5)))),
-    ("nan", r"forget\['b'\]", lambda: SaliencyMask.from_fisher(*other(0, b=torch.full((4,), NAN)))),
-    ("inf", r"retain\['a'\]", lambda: SaliencyMask.top_k(*other(1, a=torch.full((3, 2), INF)), 0.5)),
-    ("negative", r"forget\['a'\]", lambda: SaliencyMask.from_fisher(*other(0, a=-torch.ones(3, 2)))),
-    ("estimator", "retain", lambda: SaliencyMask.from_fisher(
-        Fisher(fishers()[0], {"estimator": "sample"}), Fisher(fishers()[1], {"estimator": "batch"}))),
-    ("fraction zero", "fraction", lambda: SaliencyMask.top_k(*fishers(), 0.0)),
-    ("fraction high", "fraction", lambda: SaliencyMask.top_k(*fishers(), 1.1)),
-    ("fraction nan", "fraction", lambda: SaliencyMask.top_k(*fishers(), NAN)),
-    ("bool values", r"masks\['w'\]", lambda: SaliencyMask.from_bool({"w": torch.tensor([0, 2])})),
-    ("bool type", r"masks\['w'\]", lambda: SaliencyMask.from_bool({"w": 0})),
-    ("bits dtype", r"bits\['w'\]", lambda: SaliencyMask({"w": torch.ones(1)}, {"w": (3,)})),
-    ("bits size", r"bits\['w'\]", lambda: SaliencyMask({"w": torch.ones(2, dtype=torch.uint8)}, {"w": (3,)})),
-    ("bits spare", r"bits\['w'\]", lambda: SaliencyMask({"w": torch.tensor([8], dtype=torch.uint8)}, {"w": (3,)})),
-    ("bits shapes", "shapes", lambda: SaliencyMask({"w": torch.ones(1, dtype=torch.uint8)}, {})),
-])  # fmt: skip
+@table(
+    [
+        ("threshold zero", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), 0.0)),
+        ("threshold nan", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), NAN)),
+        ("empty", "forget", lambda: SaliencyMask.from_fisher({}, {})),
+        ("names", "retain", lambda: SaliencyMask.from_fisher(*other(1, c=torch.ones(2)))),
+        ("shape", r"retain\['b'\]", lambda: SaliencyMask.from_fisher(*other(1, b=torch.ones(5)))),
+        (
+            "nan",
+            r"forget\['b'\]",
+            lambda: SaliencyMask.from_fisher(*other(0, b=torch.full((4,), NAN))),
+        ),
+        (
+            "inf",
+            r"retain\['a'\]",
+            lambda: SaliencyMask.top_k(*other(1, a=torch.full((3, 2), INF)), 0.5),
+        ),
+        (
+            "negative",
+            r"forget\['a'\]",
+            lambda: SaliencyMask.from_fisher(*other(0, a=-torch.ones(3, 2))),
+        ),
+        (
+            "estimator",
+            "retain",
+            lambda: SaliencyMask.from_fisher(
+                Fisher(fishers()[0], {"estimator": "sample"}),
+                Fisher(fishers()[1], {"estimator": "batch"}),
+            ),
+        ),
+        ("fraction zero", "fraction", lambda: SaliencyMask.top_k(*fishers(), 0.0)),
+        ("fraction high", "fraction", lambda: SaliencyMask.top_k(*fishers(), 1.1)),
+        ("fraction nan", "fraction", lambda: SaliencyMask.top_k(*fishers(), NAN)),
+        (
+            "bool values",
+            r"masks\['w'\]",
+            lambda: SaliencyMask.from_bool({"w": torch.tensor([0, 2])}),
+        ),
+        ("bool type", r"masks\['w'\]", lambda: SaliencyMask.from_bool({"w": 0})),
+        ("bits dtype", r"bits\['w'\]", lambda: SaliencyMask({"w": torch.ones(1)}, {"w": (3,)})),
+        (
+            "bits size",
+            r"bits\['w'\]",
+            lambda: SaliencyMask({"w": torch.ones(2, dtype=torch.uint8)}, {"w": (3,)}),
+        ),
+        (
+            "bits spare",
+            r"bits\['w'\]",
+            lambda: SaliencyMask({"w": torch.tensor([8], dtype=torch.uint8)}, {"w": (3,)}),
+        ),
+        (
+            "bits shapes",
+            "shapes",
+            lambda: SaliencyMask({"w": torch.ones(1, dtype=torch.uint8)}, {}),
+        ),
+    ]
+)
 def test_masks(argument, call):
     refused(argument, call)
 
@@ -330,16 +524,26 @@ X, Y = data(6)
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch", "batch_equal"])
-@table([(i, a, (b, s)) for i, a, b, s in [
-    ("empty", "loader", [], {}), ("empty batches", "loader", [(X[:0], Y[:0])], {}), ("no pair", "loader", [X], {}),
-    ("three", "loader", [(X, Y, Y)], {}), ("inputs", "loader", [([1, 2], Y[:2])], {}),
-    ("one target", "loader", [(X, torch.tensor(3))], {}), ("label high", "loader", [(X, Y + 3)], {}),
-    ("label low", "loader", [(X, Y - 4)], {}), ("chunk", "chunk_size", [(X, Y)], {"chunk_size": 0}),
-    ("chunk type", "chunk_size", [(X, Y)], {"chunk_size": 2.0}),
-    ("loss shape", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum(1)}),
-    ("loss inf", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum() * INF}),
-    ("loss constant", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: torch.tensor(1.0)}),
-]])  # fmt: skip
+@table(
+    [
+        (i, a, (b, s))
+        for i, a, b, s in [
+            ("empty", "loader", [], {}),
+            ("empty batches", "loader", [(X[:0], Y[:0])], {}),
+            ("no pair", "loader", [X], {}),
+            ("three", "loader", [(X, Y, Y)], {}),
+            ("inputs", "loader", [([1, 2], Y[:2])], {}),
+            ("one target", "loader", [(X, torch.tensor(3))], {}),
+            ("label high", "loader", [(X, Y + 3)], {}),
+            ("label low", "loader", [(X, Y - 4)], {}),
+            ("chunk", "chunk_size", [(X, Y)], {"chunk_size": 0}),
+            ("chunk type", "chunk_size", [(X, Y)], {"chunk_size": 2.0}),
+            ("loss shape", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum(1)}),
+            ("loss inf", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum() * INF}),
+            ("loss constant", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: torch.tensor(1.0)}),
+        ]
+    ]
+)
 def test_estimate_fisher(estimator, argument, call):
     batches, settings = call
     model = build("bn")
@@ -349,11 +553,19 @@ def test_estimate_fisher(estimator, argument, call):
     assert model.training
 
 
-@pytest.mark.parametrize(("argument", "change"), [
-    ("loader", {"forget_loader": []}), ("loader", {"retain_loader": []}), ("loader", {"retain_loader": [(X, Y + 3)]}),
-    ("threshold", {"threshold": 0.0}), ("threshold", {"threshold": NAN}), ("estimator", {"estimator": "samples"}),
-    ("chunk_size", {"chunk_size": 0}), ("loss_fn", {"loss_fn": lambda o, t: o.sum() * INF}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("loader", {"forget_loader": []}),
+        ("loader", {"retain_loader": []}),
+        ("loader", {"retain_loader": [(X, Y + 3)]}),
+        ("threshold", {"threshold": 0.0}),
+        ("threshold", {"threshold": NAN}),
+        ("estimator", {"estimator": "samples"}),
+        ("chunk_size", {"chunk_size": 0}),
+        ("loss_fn", {"loss_fn": lambda o, t: o.sum() * INF}),
+    ],
+)
 def test_estimate_mask(argument, change):
     model = build("bn")
     before = bits(model)
@@ -368,36 +580,50 @@ def test_estimate_fisher_of_nothing():
     refused("model", lambda: sf.estimate_fisher(build().requires_grad_(False), [(X, Y)]))
 
 
-# --- unlearn -----------------------------------------------------------------------------------------------------
+# --- unlearn --------------------------------------------------------------------------------------
 
 GOOD = [(X, Y)]
 OTHER_MODEL = SaliencyMask.from_bool({"0.weight": torch.ones(10, 7)})
 
 
-@pytest.mark.parametrize(("argument", "changes"), [
-    ("recipe", {"recipe": "paper"}), ("eval_every", {"eval_every": -1}), ("eval_every", {"eval_every": 0.5}),
-    ("checkpoint_every", {"checkpoint_every": 0}), ("over_forgetting", {"over_forgetting": "ignore"}),
-    ("forget_floor", {"forget_floor": -1}), ("forget_floor", {"forget_floor": 101}),
-    ("forget_floor", {"forget_floor": NAN}),
-    ("retain_loader", {"retain_loader": []}), ("forget_loader", {"forget_loader": []}),
-    ("retain_loader", {"retain_loader": iter(()), "mask": random_mask(build("bn"))}),
-    ("forget_loader", {"forget_loader": iter(()), "mask": random_mask(build("bn"))}),
-    ("forget_loader", {"forget_loader": [X], "mask": random_mask(build("bn"))}),
-    ("retain_loader", {"retain_loader": [(X, Y, Y)], "mask": random_mask(build("bn"))}),
-    ("loader", {"forget_loader": [X]}), ("loader", {"forget_loader": [(X, Y + 3)]}),
-    ("loader", {"retain_loader": [(X, Y - 4)]}),
-    ("targets", {"forget_loader": [(X, Y + 3)], "mask": random_mask(build("bn"))}),
-    ("targets", {"retain_loader": [(X, Y - 1)], "mask": random_mask(build("bn"))}),
-    ("targets", {"forget_loader": [(X, Y.int())], "mask": random_mask(build("bn"))}),
-    ("saliency", {"mask": OTHER_MODEL}), ("saliency", {"mask": {"0.weight": torch.ones(3)}}),
-    ("loss_fn", {"loss_fn": lambda o, t: o.sum()}),
-    ("val_loader", {"val_loader": [], "eval_every": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "changes"),
+    [
+        ("recipe", {"recipe": "paper"}),
+        ("eval_every", {"eval_every": -1}),
+        ("eval_every", {"eval_every": 0.5}),
+        ("checkpoint_every", {"checkpoint_every": 0}),
+        ("over_forgetting", {"over_forgetting": "ignore"}),
+        ("forget_floor", {"forget_floor": -1}),
+        ("forget_floor", {"forget_floor": 101}),
+        ("forget_floor", {"forget_floor": NAN}),
+        ("retain_loader", {"retain_loader": []}),
+        ("forget_loader", {"forget_loader": []}),
+        ("retain_loader", {"retain_loader": iter(()), "mask": random_mask(build("bn"))}),
+        ("forget_loader", {"forget_loader": iter(()), "mask": random_mask(build("bn"))}),
+        ("forget_loader", {"forget_loader": [X], "mask": random_mask(build("bn"))}),
+        ("retain_loader", {"retain_loader": [(X, Y, Y)], "mask": random_mask(build("bn"))}),
+        ("loader", {"forget_loader": [X]}),
+        ("loader", {"forget_loader": [(X, Y + 3)]}),
+        ("loader", {"retain_loader": [(X, Y - 4)]}),
+        ("targets", {"forget_loader": [(X, Y + 3)], "mask": random_mask(build("bn"))}),
+        ("targets", {"retain_loader": [(X, Y - 1)], "mask": random_mask(build("bn"))}),
+        ("targets", {"forget_loader": [(X, Y.int())], "mask": random_mask(build("bn"))}),
+        ("saliency", {"mask": OTHER_MODEL}),
+        ("saliency", {"mask": {"0.weight": torch.ones(3)}}),
+        ("loss_fn", {"loss_fn": lambda o, t: o.sum()}),
+        ("val_loader", {"val_loader": [], "eval_every": 1}),
+    ],
+)
 def test_unlearn(argument, changes, tmp_path):
     model = build("bn")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    settings = {"retain_loader": GOOD, "forget_loader": GOOD, "checkpoint": tmp_path / "run",
-                "recipe": Recipe.paper(cycles=2, lr=0.0, forget_lr=0.0)}  # fmt: skip
+    settings = {
+        "retain_loader": GOOD,
+        "forget_loader": GOOD,
+        "checkpoint": tmp_path / "run",
+        "recipe": Recipe.paper(cycles=2, lr=0.0, forget_lr=0.0),
+    }
     refused(argument, lambda: sf.unlearn(model, **(settings | changes)))
     assert same({n: p.detach() for n, p in model.named_parameters()}, before)
     assert model.training
@@ -432,21 +658,38 @@ def test_baselines_of_two_loaders():
 def test_everything_public_has_its_row_here():
     covered = {"Fisher", "UnlearnResult"}  # records without a rule of their own
     covered |= {"PairedLoader", "evaluate", "step_in_backward"}  # have tests of their own
-    covered |= {"Recipe", "SFRonAdamW", "SFRonSGD", "SaliencyMask", "adaptive_cross_entropy",
-                "adaptive_cross_entropy_sum_", "adaptive_mse", "adaptive_weights", "estimate_fisher",
-                "estimate_mask", "soft_target_kl", "unlearn"}  # fmt: skip
+    covered |= {
+        "Recipe",
+        "SFRonAdamW",
+        "SFRonSGD",
+        "SaliencyMask",
+        "adaptive_cross_entropy",
+        "adaptive_cross_entropy_sum_",
+        "adaptive_mse",
+        "adaptive_weights",
+        "estimate_fisher",
+        "estimate_mask",
+        "soft_target_kl",
+        "unlearn",
+    }
     assert set(sf.__all__) == covered
-    own = {n for n, v in vars(functional).items() if getattr(v, "__module__", "") == functional.__name__}
+    own = {
+        n
+        for n, v in vars(functional).items()
+        if getattr(v, "__module__", "") == functional.__name__
+    }
     ops = {n for n in own if not n.startswith("_")}
     assert ops == set(BAD)
 
 
-# --- names, not the numbers of torch's ABI -------------------------------------------------------------------------
+# --- names, not the numbers of torch's ABI --------------------------------------------------------
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native kernels")
 def test_a_refused_dtype_has_its_name(monkeypatch):
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # torch cannot fill all of them
+    monkeypatch.setattr(
+        torch.utils.deterministic, "fill_uninitialized_memory", False
+    )  # torch cannot fill all of them
     known = {d for d in vars(torch).values() if isinstance(d, torch.dtype)} - {torch.float64}
     floats = {torch.float32, torch.bfloat16, torch.float16}
     for dtype in known:

@@ -1,4 +1,5 @@
-"""The losses under everything torch can do to a function: second derivatives, forward mode, torch.func, a compiler.
+"""The losses under everything torch can do to a function: second derivatives, forward mode,
+torch.func, a compiler.
 
 The truth is autograd of torch's own losses in fp64, with the weights as constants.
 """
@@ -14,7 +15,9 @@ import sfron_fast as sf
 
 SAMPLES, CLASSES = 5, 4
 _generator = torch.Generator().manual_seed(0)
-X, OTHER, DIRECTION = (torch.randn(SAMPLES, CLASSES, generator=_generator, dtype=torch.float64) for _ in range(3))
+X, OTHER, DIRECTION = (
+    torch.randn(SAMPLES, CLASSES, generator=_generator, dtype=torch.float64) for _ in range(3)
+)
 LABELS = torch.tensor([0, 3, -100, 1, 2])  # one sample without a label
 ROWS = torch.tensor([1.0, -2.0, 0.0, 0.5, 1.5])
 
@@ -71,7 +74,9 @@ def points(dtype):
 
 
 def near(found, wanted, dtype):
-    """The formulas have a few dozen roundings in fp32, and some in the dtype: gradients that autograd hands on."""
+    """The formulas have a few dozen roundings in fp32, and some in the dtype: gradients that
+    autograd hands on.
+    """
     bound = 8 * tol.EPS[dtype] if dtype in (torch.bfloat16, torch.float16) else 64 * tol.EPS[dtype]
     assert found.dtype in (dtype, torch.float32, torch.float64)
     error = (found.detach().double() - wanted).abs().max()
@@ -88,7 +93,9 @@ def test_second_and_third_derivatives(dtype, name, points):
         leaf, direction = point.clone().requires_grad_(), DIRECTION.to(point.dtype)
         factor = torch.tensor(-1.5, requires_grad=True)
         (first,) = torch.autograd.grad(f(leaf) * factor, leaf, create_graph=True)
-        by_leaf, by_factor = torch.autograd.grad((first * direction).sum(), (leaf, factor), create_graph=True)
+        by_leaf, by_factor = torch.autograd.grad(
+            (first * direction).sum(), (leaf, factor), create_graph=True
+        )
         (third,) = torch.autograd.grad((by_leaf * direction).sum() + 0 * leaf.sum(), leaf)
         found.append((first, by_leaf, by_factor, third))
     for i, (got, wanted) in enumerate(zip(*found, strict=True)):
@@ -142,13 +149,20 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, torch.float32) for name in NUMBERS), ("cross_entropy", torch.float64)], ids=str
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in NUMBERS), ("cross_entropy", torch.float64)],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_with_numbers_that_change(name, dtype):
-    """Symbolic where another value was seen before, and with ``dynamic=True``; torch compiles an op for each value."""
+    """Symbolic where another value was seen before, and with ``dynamic=True``; torch compiles an op
+    for each value.
+    """
     f = NUMBERS[name]
-    for options, values in (({}, ((0.5, 1e-6), (0.7, 1e-2), (2.0, 0.1))), ({"dynamic": True}, ((1.25, 0.3),))):
+    for options, values in (
+        ({}, ((0.5, 1e-6), (0.7, 1e-2), (2.0, 0.1))),
+        ({"dynamic": True}, ((1.25, 0.3),)),
+    ):
         torch._dynamo.reset()
         compiled = torch.compile(f, backend="aot_eager", fullgraph=True, **options)
         for numbers in values:
@@ -164,8 +178,12 @@ def test_compiled_with_numbers_that_change(name, dtype):
 
 def test_an_ignored_label_may_be_symbolic():
     torch._dynamo.reset()
-    f = torch.compile(lambda x, i: sf.adaptive_cross_entropy(x, LABELS.clamp_min(0), ignore_index=i), fullgraph=True,
-                      backend="aot_eager", dynamic=True)  # fmt: skip
+    f = torch.compile(
+        lambda x, i: sf.adaptive_cross_entropy(x, LABELS.clamp_min(0), ignore_index=i),
+        fullgraph=True,
+        backend="aot_eager",
+        dynamic=True,
+    )
     for ignored in (3, 1, -100):
         expected = sf.adaptive_cross_entropy(X, LABELS.clamp_min(0), ignore_index=ignored)
         torch.testing.assert_close(f(X, ignored), expected)

@@ -33,7 +33,9 @@ from sfron_fast import functional
 from sfron_fast.ops import registry as ops
 
 
-def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", weight=0.7, special=False, hyper=None) -> Case:
+def make(
+    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", weight=0.7, special=False, hyper=None
+) -> Case:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     fisher = [f.abs() for f in value_list(shapes, wide, device, special=special * 1)]
     tensors = {"fisher": fisher, "grads": value_list(shapes, dtype, device, special=special * 2)}
@@ -52,7 +54,9 @@ def test_matches_reference(device, dtype, special, weight):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_example(device, dtype):
-    """1 + 1/2 3^2 = 5.5, and again: 10; a square beyond fp16 (300^2 = 90000) is an ordinary fp32 number."""
+    """1 + 1/2 3^2 = 5.5, and again: 10; a square beyond fp16 (300^2 = 90000) is an ordinary fp32
+    number.
+    """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     fisher = torch.tensor([1.0, 0.0], dtype=wide, device=device)
     grad = torch.tensor([3.0, 300.0], dtype=dtype, device=device)
@@ -85,7 +89,10 @@ def test_compile(device):
 
 
 def test_compile_changing_numbers(device):
-    """A number that changes goes in through ``hyper``: one compilation. (Of Python floats torch guards the value.)"""
+    """A number that changes goes in through ``hyper``: one compilation.
+
+    (Of Python floats torch guards the value.)
+    """
     cases = [make(device=device, hyper=0.1 * i) for i in range(10)]
     for kernel in (ops.fisher_accumulate_, functional.fisher_accumulate_):
         assert compiled_equals_eager(kernel, cases) == 1
@@ -115,14 +122,18 @@ def test_empty_odd_and_large(device, dtype, size):
     case = make(SIZES[size], dtype, device)
     assert_matches_reference("fisher_accumulate_", case.clone(), functional.fisher_accumulate_)
     if size != "many":
-        assert_matches_reference("fisher_accumulate_", case.map(shifted), functional.fisher_accumulate_)
+        assert_matches_reference(
+            "fisher_accumulate_", case.map(shifted), functional.fisher_accumulate_
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(device, dtype, layout):
     case = make(LAYOUT_SHAPES, dtype, device)
-    assert_layout_does_not_matter("fisher_accumulate_", case, LAYOUTS[layout], functional.fisher_accumulate_)
+    assert_layout_does_not_matter(
+        "fisher_accumulate_", case, LAYOUTS[layout], functional.fisher_accumulate_
+    )
     if dtype != torch.float64:
         assert_noncontiguous_is_right_or_refused("fisher_accumulate_", case)
 
@@ -134,18 +145,29 @@ def halve(case):
 LISTS = blame(bad_lists("fisher", "grads"), ("grads-short", "grads-shape"), "fisher")
 
 
-@reject_params([*LISTS, ("fisher-bf16", halve, "fisher"), *bad_numbers(weight=(-1.0,)), *bad_hyper([0.5], ["weight"])])
+@reject_params(
+    [
+        *LISTS,
+        ("fisher-bf16", halve, "fisher"),
+        *bad_numbers(weight=(-1.0,)),
+        *bad_hyper([0.5], ["weight"]),
+    ]
+)
 def test_rejects(edit, argument):
     assert_all_entries_reject("fisher_accumulate_", make, edit, argument)
 
 
 def test_version_counter():
-    assert_refuses_leaf_and_bumps_version(lambda p: functional.fisher_accumulate_([p], [torch.ones(5)], 1.0))
+    assert_refuses_leaf_and_bumps_version(
+        lambda p: functional.fisher_accumulate_([p], [torch.ones(5)], 1.0)
+    )
 
 
 def test_sums_do_not_depend_on_the_order_of_tensors(device):
     case = make(MIXED, torch.float32, device)
-    backwards = Case({name: list(reversed(ts)) for name, ts in case.clone().tensors.items()}, case.scalars)
+    backwards = Case(
+        {name: list(reversed(ts)) for name, ts in case.clone().tensors.items()}, case.scalars
+    )
     case.run(functional.fisher_accumulate_)
     backwards.run(functional.fisher_accumulate_)
     for a, b in zip(case.tensors["fisher"], reversed(backwards.tensors["fisher"]), strict=True):

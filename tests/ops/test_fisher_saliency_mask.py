@@ -45,7 +45,9 @@ def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", special=False,
     }
     tensors["grads"] = value_list(shapes, dtype, device, special=special * 3)
     sizes = [math.prod(shape) for shape in shapes]
-    tensors["masks"] = [torch.full(((n + 7) // 8,), 0xA5, dtype=torch.uint8, device=device) for n in sizes]
+    tensors["masks"] = [
+        torch.full(((n + 7) // 8,), 0xA5, dtype=torch.uint8, device=device) for n in sizes
+    ]
     tensors["counts"] = torch.full((len(sizes),), -1, dtype=torch.int64, device=device)
     return Case(tensors, NUMBERS | numbers)
 
@@ -57,7 +59,9 @@ def through_functional(retain, grads, forget, masks, counts, **numbers):
     counts.copy_(selected)
 
 
-@pytest.mark.parametrize("numbers", [{}, {"total": 1.0, "eps": 0.0}, {"weight": 0.0, "threshold": 3.0}, {"eps": 1.0}])
+@pytest.mark.parametrize(
+    "numbers", [{}, {"total": 1.0, "eps": 0.0}, {"weight": 0.0, "threshold": 3.0}, {"eps": 1.0}]
+)
 @pytest.mark.parametrize("special", [False, True], ids=["normal", "special"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference(device, dtype, special, numbers):
@@ -75,12 +79,16 @@ def test_equals_the_ops_it_fuses(device, dtype, total):
     torch._foreach_div_(apart["retain"], total)
     masks, counts = functional.saliency_mask(apart["forget"], apart["retain"], NUMBERS["threshold"])
     assert_same_lists(named(case.tensors["retain"]), named(apart["retain"]))
-    assert_same_lists(named([*case.tensors["masks"], case.tensors["counts"]]), named([*masks, counts]))
+    assert_same_lists(
+        named([*case.tensors["masks"], case.tensors["counts"]]), named([*masks, counts])
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_example(device, dtype):
-    """(1 + 1/2 4^2) / 3 = 3 and (0 + 1/2 300^2) / 3 = 15000; forget 6 and 29999 against twice that: bit 0 alone."""
+    """(1 + 1/2 4^2) / 3 = 3 and (0 + 1/2 300^2) / 3 = 15000; forget 6 and 29999 against twice that:
+    bit 0 alone.
+    """
     wide = reference.accumulate_dtype(dtype)
     retain = torch.tensor([1.0, 0.0], dtype=wide, device=device)
     forget = torch.tensor([6.0, 29999.0], dtype=wide, device=device)
@@ -95,7 +103,9 @@ def test_hand_example(device, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype):
-    """What lies next to a view, the gradients and the forget Fisher stay; a NaN and unused bits are never selected."""
+    """What lies next to a view, the gradients and the forget Fisher stay; a NaN and unused bits are
+    never selected.
+    """
     case = make([(1,), (65,), (33, 31)], dtype, device)
     for name in ("retain", "grads", "forget"):
         case.tensors[name] = [shifted(t) for t in case.tensors[name]]
@@ -151,7 +161,9 @@ def test_empty_odd_and_large(device, dtype, size):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(device, dtype, layout):
     case = make(LAYOUT_SHAPES, dtype, device)
-    assert_layout_does_not_matter("fisher_saliency_mask_", case, LAYOUTS[layout], through_functional)
+    assert_layout_does_not_matter(
+        "fisher_saliency_mask_", case, LAYOUTS[layout], through_functional
+    )
     if dtype != torch.float64:
         assert_noncontiguous_is_right_or_refused("fisher_saliency_mask_", case)
 

@@ -1,4 +1,6 @@
-"""Flat lists: the same results as ordinary lists, and an optimizer that notices what others do to its state."""
+"""Flat lists: the same results as ordinary lists, and an optimizer that notices what others do to
+its state.
+"""
 
 import re
 import sys
@@ -34,10 +36,22 @@ def test_layout_by_hand():
     assert flat_size(like) == 320
     whole = torch.arange(320.0)
     views = spread([whole], like)
-    assert [float(v.reshape(-1)[0]) if v.numel() else None for v in views] == [0, 64, None, 128, 192]
+    assert [float(v.reshape(-1)[0]) if v.numel() else None for v in views] == [
+        0,
+        64,
+        None,
+        128,
+        192,
+    ]
     assert [v.shape for v in views] == [t.shape for t in like]
     packed = spread_masks([torch.arange(40, dtype=torch.uint8)], like)
-    assert [p.tolist() for p in packed] == [[0, 1], [8], [], list(range(16, 24)), list(range(24, 33))]
+    assert [p.tolist() for p in packed] == [
+        [0, 1],
+        [8],
+        [],
+        list(range(16, 24)),
+        list(range(24, 33)),
+    ]
 
 
 def test_ordinary_lists_pass_through():
@@ -62,10 +76,19 @@ def test_ops_take_flat_lists(dtype):
             lists = m, v, steps, slow, masks
         m, v, steps, slow, masks = lists
         norm = functional.masked_grad_norm(grads, masks)
-        functional.adamw_step_(params, grads, m, v, steps, masks=masks, norm=norm, max_norm=0.5, slow_out=slow, **STEP)
+        functional.adamw_step_(
+            params, grads, m, v, steps, masks=masks, norm=norm, max_norm=0.5, slow_out=slow, **STEP
+        )
         functional.sgd_step_(params, grads, m, momentum=0.9, slow_in=slow, slow_lr=0.5, **STEP)
         steps = list(spread_scalars(steps, params))
-        return [norm, *params, *spread(m, params), *spread(v, params), *spread(slow, params), *steps]
+        return [
+            norm,
+            *params,
+            *spread(m, params),
+            *spread(v, params),
+            *spread(slow, params),
+            *steps,
+        ]
 
     for a, b in zip(run("lists"), run("flat"), strict=True):
         assert torch.equal(a, b)
@@ -76,7 +99,10 @@ def test_ops_take_flat_lists(dtype):
     [
         ({"exp_avgs": [torch.zeros(7)]}, "exp_avgs: expected 7 tensors, or a flat one of shape"),
         ({"steps": [torch.zeros(6)]}, "steps: expected 7 tensors, or a flat one of shape"),
-        ({"masks": [torch.zeros(7, dtype=torch.uint8)]}, "masks: expected 7 tensors, or a flat one of shape"),
+        (
+            {"masks": [torch.zeros(7, dtype=torch.uint8)]},
+            "masks: expected 7 tensors, or a flat one of shape",
+        ),
         ({"exp_avgs": [torch.zeros(448, dtype=torch.float64)]}, "exp_avgs"),
         ({"masks": [torch.zeros(56)]}, "masks"),
     ],
@@ -94,16 +120,27 @@ def test_wrong_flat_lists_are_refused_and_nothing_is_written(change, message):
 
 def optimizer(kind, shapes=SHAPES, mask=True):
     params = {f"p{i}": nn.Parameter(t) for i, t in enumerate(tensors(1, shapes))}
-    saliency = SaliencyMask.from_bool({n: t > 0 for n, t in zip(params, tensors(2, shapes), strict=True)})
+    saliency = SaliencyMask.from_bool(
+        {n: t > 0 for n, t in zip(params, tensors(2, shapes), strict=True)}
+    )
     knobs = {"momentum": 0.9} if kind is SFRonSGD else {}
-    opt = kind(params.items(), **STEP, **knobs, saliency=saliency if mask else None, slow_lr=0.5, max_norm=1.0)
+    opt = kind(
+        params.items(),
+        **STEP,
+        **knobs,
+        saliency=saliency if mask else None,
+        slow_lr=0.5,
+        max_norm=1.0,
+    )
     return opt, list(params.values())
 
 
 def cycle(opt, params, seed, without=()):
     for method in (opt.forget_step, opt.step):
         seed += 1
-        for i, (p, g) in enumerate(zip(params, tensors(seed, [p.shape for p in params]), strict=True)):
+        for i, (p, g) in enumerate(
+            zip(params, tensors(seed, [p.shape for p in params]), strict=True)
+        ):
             p.grad = None if i in without else g
         method()
 
@@ -130,12 +167,16 @@ def test_nothing_is_kept_where_nothing_is_needed():
 
 
 DISTURB = {
-    "replaced": lambda opt, p, key: opt.state[p].update({key: torch.full_like(opt.state[p][key], 0.25)}),
+    "replaced": (
+        lambda opt, p, key: opt.state[p].update({key: torch.full_like(opt.state[p][key], 0.25)})
+    ),
     "deleted": lambda opt, p, key: opt.state[p].pop(key),
     "cleared": lambda opt, p, key: opt.state.clear(),
-    "dict replaced": lambda opt, p, key: opt.state.__setitem__(p, {k: v.clone() for k, v in opt.state[p].items()}),
+    "dict replaced": lambda opt, p, key: opt.state.__setitem__(
+        p, {k: v.clone() for k, v in opt.state[p].items()}
+    ),
     "reloaded": lambda opt, p, key: opt.load_state_dict(opt.state_dict()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
@@ -176,16 +217,23 @@ def test_a_replaced_parameter_is_noticed():
     assert not torch.equal(new, before)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or not native.available(), reason="madvise of the kernels")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not native.available(), reason="madvise of the kernels"
+)
 @pytest.mark.parametrize("count", [1, 2])
 def test_large_state_asks_for_huge_pages(count):
-    """The mapping's flags tell, whether or not Linux has any to give; 64 MB are always a new mapping."""
+    """The mapping's flags tell, whether or not Linux has any to give; 64 MB are always a new
+    mapping.
+    """
     params = [nn.Parameter(torch.zeros((1 << 24) // count)) for _ in range(count)]
     for param in params:
         param.grad = torch.zeros_like(param)
     optimizer = SFRonAdamW(params, lr=0.1, slow_lr=0.5)
     optimizer.forget_step()
-    assert all("hg" in flags_of(optimizer.state[params[-1]][key]) for key in ("exp_avg", "exp_avg_sq", "slow"))
+    assert all(
+        "hg" in flags_of(optimizer.state[params[-1]][key])
+        for key in ("exp_avg", "exp_avg_sq", "slow")
+    )
 
 
 def flags_of(tensor):

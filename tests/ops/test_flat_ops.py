@@ -1,4 +1,6 @@
-"""Every list that an op takes flat (one tensor for many): the bits of ordinary lists, and padding left alone."""
+"""Every list that an op takes flat (one tensor for many): the bits of ordinary lists, and padding
+left alone.
+"""
 
 import pytest
 import test_adamw_step
@@ -25,18 +27,34 @@ from torch import Tensor
 from sfron_fast.ops.lists import UNIT
 
 SHAPES = [(0,), *ODD, (511,), (2049,), (3, 683), (2,)]
-STEP = {"masked": True, "slow_out": True, "slow_in": True, "slow_lr": 0.3, "norm": 5.0, "max_norm": 1.0}
+STEP = {
+    "masked": True,
+    "slow_out": True,
+    "slow_in": True,
+    "slow_lr": 0.3,
+    "norm": 5.0,
+    "max_norm": 1.0,
+}
 STATES = ("slow_out", "slow_in", "masks")
 CASES = {  # op: (its arguments, the list that others are like, those that may be flat)
     "masked_grad_norm": (test_masked_grad_norm.make, {}, "grads", ("masks",)),
-    "sgd_step_": (test_sgd_step.make, {**STEP, "momentum": 0.9}, "params", ("grads", "momentum_buffers", *STATES)),
-    "adamw_step_": (test_adamw_step.make, {**STEP, "amsgrad": True}, "params",
-                    ("grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", *STATES)),
+    "sgd_step_": (
+        test_sgd_step.make,
+        {**STEP, "momentum": 0.9},
+        "params",
+        ("grads", "momentum_buffers", *STATES),
+    ),
+    "adamw_step_": (
+        test_adamw_step.make,
+        {**STEP, "amsgrad": True},
+        "params",
+        ("grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", *STATES),
+    ),
     "interpolate_": (test_interpolate.make, {}, "slow", ("fast",)),
     "fisher_accumulate_": (test_fisher_accumulate.make, {}, "grads", ("fisher",)),
     "saliency_mask": (test_saliency_mask.make, {}, "forget", ("retain",)),
     "fisher_saliency_mask_": (test_fisher_saliency_mask.make, {}, "grads", ("retain", "forget")),
-}  # fmt: skip
+}
 WAYS = [(op, name) for op, (*_, names) in CASES.items() for name in (*names, "all")]
 PADDING = 7
 
@@ -67,7 +85,9 @@ def with_flat(case: Case, like: list[Tensor], names, off=False) -> Case:
     return changed
 
 
-def assert_equal(op: str, got: Case, got_outputs, wanted: Case, wanted_outputs, like, names) -> None:
+def assert_equal(
+    op: str, got: Case, got_outputs, wanted: Case, wanted_outputs, like, names
+) -> None:
     """Also the padding, which ``flatten`` writes into what is wanted."""
     assert_same_case(got, with_flat(wanted, like, names))
     for a, b in zip(flat_outputs(got_outputs), flat_outputs(wanted_outputs), strict=True):
@@ -99,7 +119,12 @@ def square(whole):
     return whole.view(-1, 1)
 
 
-WRONG = {"longer": longer, "shorter": lambda t: t[:-1], "square": square, "integers": lambda t: t.to(torch.int16)}
+WRONG = {
+    "longer": longer,
+    "shorter": lambda t: t[:-1],
+    "square": square,
+    "integers": lambda t: t.to(torch.int16),
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)

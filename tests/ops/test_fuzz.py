@@ -1,4 +1,5 @@
-"""Random cases by the thousand: list ops and optimizers have the bits of the reference; bad input changes nothing.
+"""Random cases by the thousand: list ops and optimizers have the bits of the reference; bad input
+changes nothing.
 
 `make test` runs the same cases every time; `make test-long` draws new ones, forty times as many.
 """
@@ -9,7 +10,16 @@ import pytest
 import torch
 from cases import Case, assert_same_bits, assert_same_lists, flat_outputs, named
 from fuzz_lists import OPS, spoiled_case
-from fuzz_optimizers import BETWEEN, RATES, SPOILERS, actions, assert_unchanged, prepare, snapshot, subjects
+from fuzz_optimizers import (
+    BETWEEN,
+    RATES,
+    SPOILERS,
+    actions,
+    assert_unchanged,
+    prepare,
+    snapshot,
+    subjects,
+)
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,27 +27,37 @@ from torch import Tensor
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
-CLEAR = re.compile(r"[\w.]+(\[[^]]+\])*: expected .+, found |.*Expected a value of type|.*with negation inputs", re.S)
+CLEAR = re.compile(
+    r"[\w.]+(\[[^]]+\])*: expected .+, found |.*Expected a value of type|.*with negation inputs",
+    re.S,
+)
 LONG = 40
 
 
 def cases(count: int, shards: int = 1):
-    """Runs the decorated test with ``examples`` = ``count``, under ``long`` LONG times that; in ``shards`` of them."""
+    """Runs the decorated test with ``examples`` = ``count``, under ``long`` LONG times that; in
+    ``shards`` of them.
+    """
     part = count // shards
     short = [pytest.param((part, i), id=f"{part}-{i}") for i in range(shards)]
-    long = [pytest.param((LONG * part, None), id=f"{LONG * part}-{i}", marks=pytest.mark.long) for i in range(shards)]
+    long = [
+        pytest.param((LONG * part, None), id=f"{LONG * part}-{i}", marks=pytest.mark.long)
+        for i in range(shards)
+    ]
     return pytest.mark.parametrize("examples", [*short, *long])
 
 
 def hunt(examples: tuple[int, int | None], strategy, check) -> None:
     """``check`` what ``strategy`` draws: that many examples, from a seed or (None) from a new one."""
     count, start = examples
-    rules = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    rules = settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     test = rules(given(strategy)(lambda drawn: check(drawn)))
     (test if start is None else seed(start)(test))()
 
 
-# --- list ops ------------------------------------------------------------------------------------------------------
+# --- list ops -------------------------------------------------------------------------------------
 
 
 def expected(op: str):
@@ -93,7 +113,9 @@ def copied(case: Case) -> Case:
     def copy(t):
         return known.setdefault(id(t), t.detach().clone()) if isinstance(t, Tensor) else t
 
-    lists = {k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in case.tensors.items()}
+    lists = {
+        k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in case.tensors.items()
+    }
     return Case(lists, dict(case.scalars))
 
 
@@ -112,7 +134,9 @@ def assert_refused_or_right(op: str, case: Case) -> None:
         assert isinstance(refusal, TypeError) or CLEAR.match(str(refusal)), refusal
         for (name, t), old in zip(tensors(case), before, strict=True):
             now = contents(t)
-            assert torch.equal(now, old) if isinstance(old, Tensor) else now == old, f"{name} changed: {refusal}"
+            assert torch.equal(now, old) if isinstance(old, Tensor) else now == old, (
+                f"{name} changed: {refusal}"
+            )
         return
     if any(t.device.type == "meta" for _, t in tensors(case)):
         return  # all are, or it would have been refused
@@ -125,12 +149,14 @@ def test_spoiled_lists_are_refused_whole_or_give_what_the_reference_gives(op, ex
     hunt(examples, spoiled_case(OPS[op]), lambda drawn: assert_refused_or_right(op, drawn[0]))
 
 
-# --- optimizers ----------------------------------------------------------------------------------------------------
+# --- optimizers -----------------------------------------------------------------------------------
 
 
 @st.composite
 def runs(draw):
-    """A few steps of some optimizer; checked on the way, because what is drawn depends on the phase."""
+    """A few steps of some optimizer; checked on the way, because what is drawn depends on the
+    phase.
+    """
     subject = draw(subjects())
     for _ in range(draw(st.integers(1, 6))):
         prepare(subject, draw(st.sampled_from(BETWEEN)), draw(RATES))

@@ -1,4 +1,6 @@
-"""Cross-entropies whose gradient is written over the logits: the same results, and no way to use what is gone."""
+"""Cross-entropies whose gradient is written over the logits: the same results, and no way to use
+what is gone.
+"""
 
 from functools import partial
 
@@ -29,9 +31,21 @@ def weighted_sum(logits, labels, *args, scale=1.0):
 
 
 DOORS = pytest.mark.parametrize(
-    ("door", "plain"), [(over, sf.adaptive_cross_entropy), (total, weighted_sum)], ids=["over", "total"]
+    ("door", "plain"),
+    [(over, sf.adaptive_cross_entropy), (total, weighted_sum)],
+    ids=["over", "total"],
 )
-SHAPES = [(9, 7), (1, 1), (5, 4, 33), (3, 2, 31), (2, 3, 2049), (3, 4100), (70, 1000), (2, 300, 3), (3, 0, 5)]
+SHAPES = [
+    (9, 7),
+    (1, 1),
+    (5, 4, 33),
+    (3, 2, 31),
+    (2, 3, 2049),
+    (3, 4100),
+    (70, 1000),
+    (2, 300, 3),
+    (3, 0, 5),
+]
 
 
 @each_dtype
@@ -65,7 +79,9 @@ def test_same_bits_as_out_of_place(device, shape, dtype):
 
 @DOORS
 def test_reaches_the_weights(device, door, plain):
-    """Through a real last layer, beside another loss on the same logits, and with a factor that autograd applies."""
+    """Through a real last layer, beside another loss on the same logits, and with a factor that
+    autograd applies.
+    """
     weight, features, labels = last_layer((20, 11), device=device)
     constant = values((20, 11), torch.float32, device)
     for extra in (0.0, 0.25):
@@ -82,9 +98,13 @@ def test_reaches_the_weights(device, door, plain):
 
 @each_dtype
 def test_parts_of_a_batch_add_up(device, dtype):
-    """Gradient accumulation in place: loss times normaliser of each part, over the sum of the normalisers."""
+    """Gradient accumulation in place: loss times normaliser of each part, over the sum of the
+    normalisers.
+    """
     weight, features, labels = last_layer((12, 3, 8), dtype, device)
-    (wanted,) = torch.autograd.grad(sf.adaptive_cross_entropy(F.linear(features, weight), labels), weight)
+    (wanted,) = torch.autograd.grad(
+        sf.adaptive_cross_entropy(F.linear(features, weight), labels), weight
+    )
     found, normalisers = torch.zeros_like(weight, dtype=torch.float64), 0.0
     for x, y in zip(features.split(5), labels.split(5), strict=True):
         loss, per_sample, weights, normaliser = losses.adaptive_cross_entropy_parts(
@@ -94,7 +114,9 @@ def test_parts_of_a_batch_add_up(device, dtype):
         found += torch.autograd.grad(loss * normaliser, weight)[0]
         normalisers += normaliser.double()
     size = wanted.abs().max().item()
-    torch.testing.assert_close(found / normalisers, wanted.double(), rtol=0, atol=size * (16 * tol.EPS[dtype] + 1e-6))
+    torch.testing.assert_close(
+        found / normalisers, wanted.double(), rtol=0, atol=size * (16 * tol.EPS[dtype] + 1e-6)
+    )
 
 
 @each_dtype
@@ -110,10 +132,12 @@ def test_upstream_factor(device, dtype, factor):
     assert got.data_ptr() == logits.data_ptr()
     assert_same_bits(got, (written.to(reference.accumulate_dtype(dtype)) * factor).to(dtype))
     (wanted,) = torch.autograd.grad(weighted_sum(leaf, labels, scale=factor), leaf)
-    torch.testing.assert_close(got, wanted, rtol=2 * tol.EPS[dtype] + 16 * tol.U, atol=2 * tol.TINY[dtype] + 2.0**-100)
+    torch.testing.assert_close(
+        got, wanted, rtol=2 * tol.EPS[dtype] + 16 * tol.U, atol=2 * tol.TINY[dtype] + 2.0**-100
+    )
 
 
-# --- what autograd and the caller can do with it --------------------------------------------------------------------
+# --- what autograd and the caller can do with it --------------------------------------------------
 
 
 @DOORS
@@ -124,8 +148,10 @@ def test_nothing_is_written_without_grad(device, door, plain):
     tracked = F.linear(features, weight)
     before = tracked.detach().clone()
     for context, logits in (
-        (torch.no_grad, tracked), (torch.inference_mode, tracked), (torch.enable_grad, tracked.detach()),
-    ):  # fmt: skip
+        (torch.no_grad, tracked),
+        (torch.inference_mode, tracked),
+        (torch.enable_grad, tracked.detach()),
+    ):
         with context():
             got = door(logits, labels)
         assert torch.equal(got, expected)
@@ -135,7 +161,9 @@ def test_nothing_is_written_without_grad(device, door, plain):
 
 
 @DOORS
-@pytest.mark.parametrize("saves", [torch.exp, torch.relu, torch.tanh, partial(torch.softmax, dim=-1)])
+@pytest.mark.parametrize(
+    "saves", [torch.exp, torch.relu, torch.tanh, partial(torch.softmax, dim=-1)]
+)
 def test_who_saved_the_logits_finds_out(door, plain, saves):
     """An operation that needs its result for its own backward pass, before or beside the loss."""
     weight, features, labels = last_layer()
@@ -163,7 +191,9 @@ def test_soft_capped_logits(device, door, plain):
     """Nothing needs the product itself: 5 tanh(x / 5) is written over."""
     weight, features, labels = last_layer(device=device)
     grads = [
-        torch.autograd.grad(loss(5.0 * torch.tanh(F.linear(features, weight) / 5.0), labels), weight)[0]
+        torch.autograd.grad(
+            loss(5.0 * torch.tanh(F.linear(features, weight) / 5.0), labels), weight
+        )[0]
         for loss in (plain, door)
     ]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-6)
@@ -213,10 +243,12 @@ def test_what_may_not_be_written_is_refused(device, door, plain):
     leaf = values((9, 7), torch.float32, device).requires_grad_()
     work = leaf * 1.0
     refused = {
-        "a leaf": (leaf, labels), "or a view of one": (leaf.view(9, 7), labels), "leaf": (leaf[:4], labels[:4]),
+        "a leaf": (leaf, labels),
+        "or a view of one": (leaf.view(9, 7), labels),
+        "leaf": (leaf[:4], labels[:4]),
         "contiguous": ((leaf * 1.0)[:, ::2], labels.clamp(max=3)),
         "labels to ignore_index": (work.t().contiguous().t(), labels),
-    }  # fmt: skip
+    }
     for words, (logits, known) in refused.items():
         before = logits.detach().clone()
         with pytest.raises(ValueError, match=f"logits: expected .*{words}"):
@@ -248,7 +280,9 @@ def test_bad_input_writes_nothing(door, plain, dtype):
 
 @DOORS
 def test_compile(device, door, plain):
-    """Compiled, nothing is written, whatever needs the logits; the results are those of the plain loss."""
+    """Compiled, nothing is written, whatever needs the logits; the results are those of the plain
+    loss.
+    """
     weight, features, labels = last_layer(device=device)
 
     def step(weight, act):
@@ -256,15 +290,22 @@ def test_compile(device, door, plain):
         return -2.0 * door(logits, labels), logits.argmax(1)
 
     for act in (torch.relu, torch.neg):
-        (wanted,) = torch.autograd.grad(-2.0 * plain(act(F.linear(features, weight)), labels), weight)
+        (wanted,) = torch.autograd.grad(
+            -2.0 * plain(act(F.linear(features, weight)), labels), weight
+        )
         torch._dynamo.reset()
         loss, top = torch.compile(step, fullgraph=True, backend="aot_eager")(weight, act)
         (got,) = torch.autograd.grad(loss, weight)
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(top, act(F.linear(features, weight)).argmax(1))
     torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # the model compiled, the loss not
-        door(torch.compile(lambda w: F.linear(features, w).exp(), backend="aot_eager")(weight), labels).backward()
+    with pytest.raises(
+        RuntimeError, match="modified by an inplace operation"
+    ):  # the model compiled, the loss not
+        door(
+            torch.compile(lambda w: F.linear(features, w).exp(), backend="aot_eager")(weight),
+            labels,
+        ).backward()
 
 
 @DOORS
@@ -273,7 +314,9 @@ def test_checkpoint_and_saved_tensor_hooks(device, door, plain, reentrant):
     """Recomputed or unpacked, the logits that are written are others; the gradient is the same."""
     weight, features, labels = last_layer(device=device)
     (wanted,) = torch.autograd.grad(plain(F.linear(features, weight), labels), weight)
-    checkpoint(lambda w: door(F.linear(features, w), labels), weight, use_reentrant=reentrant).backward()
+    checkpoint(
+        lambda w: door(F.linear(features, w), labels), weight, use_reentrant=reentrant
+    ).backward()
     torch.testing.assert_close(weight.grad, wanted, rtol=1e-5, atol=1e-6)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone()):
         loss = door(F.linear(features, weight), labels)

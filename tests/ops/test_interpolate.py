@@ -33,7 +33,9 @@ from sfron_fast import functional
 from sfron_fast.ops import registry as ops
 
 
-def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", slow_lr=0.3, special=False, hyper=None) -> Case:
+def make(
+    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", slow_lr=0.3, special=False, hyper=None
+) -> Case:
     lists = {
         name: value_list(shapes, dtype, device, special=special * number)
         for number, name in ((1, "slow"), (2, "fast"))
@@ -47,7 +49,9 @@ def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", slow_lr=0.3, s
 @pytest.mark.parametrize("special", [False, True], ids=["normal", "special"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference(device, dtype, special, slow_lr):
-    assert_matches_reference("interpolate_", make(MIXED, dtype, device, slow_lr, special), functional.interpolate_)
+    assert_matches_reference(
+        "interpolate_", make(MIXED, dtype, device, slow_lr, special), functional.interpolate_
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -61,7 +65,9 @@ def test_hand_example(device, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype):
-    """No mask here: what lies next to a view in its storage must stay, and with slow_lr = 0 the slow weights."""
+    """No mask here: what lies next to a view in its storage must stay, and with slow_lr = 0 the
+    slow weights.
+    """
     case = make([(1,), (65,), (33, 31)], dtype, device).map(shifted)
     functional.interpolate_(**case.tensors, **case.scalars)
     assert_neighbours_untouched(case)
@@ -85,7 +91,10 @@ def test_compile(device):
 
 
 def test_compile_changing_numbers(device):
-    """A number that changes goes in through ``hyper``: one compilation. (Of Python floats torch guards the value.)"""
+    """A number that changes goes in through ``hyper``: one compilation.
+
+    (Of Python floats torch guards the value.)
+    """
     cases = [make(device=device, hyper=0.1 * i) for i in range(10)]
     for kernel in (ops.interpolate_, functional.interpolate_):
         assert compiled_equals_eager(kernel, cases) == 1
@@ -94,7 +103,10 @@ def test_compile_changing_numbers(device):
 @pytest.mark.parametrize("slow_lr", [0.1, 0.5, 0.75])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hyper_stands_for_the_number(device, dtype, slow_lr):
-    case, other = make(MIXED, dtype, device, slow_lr), make(MIXED, dtype, device, 0.2, hyper=slow_lr)
+    case, other = (
+        make(MIXED, dtype, device, slow_lr),
+        make(MIXED, dtype, device, 0.2, hyper=slow_lr),
+    )
     for name in ("slow", "fast"):
         other.tensors[name] = [t.clone() for t in case.tensors[name]]
     assert_matches_reference("interpolate_", other, functional.interpolate_)
@@ -143,8 +155,12 @@ def test_meta_beside_cpu():
 
 
 def test_version_counter():
-    assert_refuses_leaf_and_bumps_version(lambda p: functional.interpolate_([p], [torch.ones(5)], 0.5))
-    assert_refuses_leaf_and_bumps_version(lambda p: functional.interpolate_([torch.ones(5)], [p], 0.5))
+    assert_refuses_leaf_and_bumps_version(
+        lambda p: functional.interpolate_([p], [torch.ones(5)], 0.5)
+    )
+    assert_refuses_leaf_and_bumps_version(
+        lambda p: functional.interpolate_([torch.ones(5)], [p], 0.5)
+    )
 
 
 def test_repeated_call_is_stable(device):

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, estimate_fisher, functional, step_in_backward
+from sfron_fast import (
+    SaliencyMask,
+    SFRonAdamW,
+    SFRonSGD,
+    estimate_fisher,
+    functional,
+    step_in_backward,
+)
 from sfron_fast.ops import layout, native
 
 SHAPES = [(4, 3, 3, 3), (6, 4, 1, 1), (7,), (5, 9), (2, 3, 2, 3, 4), (3, 70, 2, 2), ()]
@@ -12,7 +19,9 @@ KINDS = {
     "sgd": lambda named, **k: SFRonSGD(named, lr=0.1, weight_decay=0.01, **k),
     "sgd momentum": lambda named, **k: SFRonSGD(named, lr=0.1, momentum=0.9, nesterov=True, **k),
     "adamw": lambda named, **k: SFRonAdamW(named, lr=0.1, **k),
-    "amsgrad, update": lambda named, **k: SFRonAdamW(named, lr=0.1, amsgrad=True, mask_semantics="update", **k),
+    "amsgrad, update": lambda named, **k: SFRonAdamW(
+        named, lr=0.1, amsgrad=True, mask_semantics="update", **k
+    ),
     "separate": lambda named, **k: SFRonAdamW(named, lr=0.1, moments="separate", **k),
     "none": lambda named, **k: SFRonAdamW(named, lr=0.1, moments="none", **k),
 }
@@ -39,18 +48,27 @@ class Run:
         self.params = [nn.Parameter(of_params(t).clone()) for t in draw(1, shapes, dtype)]
         masks = {f"p{i}": t > 0 for i, t in enumerate(draw(2, shapes))}
         named = [(f"p{i}", p) for i, p in enumerate(self.params)]
-        self.optimizer = KINDS[kind](named, saliency=SaliencyMask.from_bool(masks), slow_lr=0.3, **knobs)
+        self.optimizer = KINDS[kind](
+            named, saliency=SaliencyMask.from_bool(masks), slow_lr=0.3, **knobs
+        )
 
     def cycle(self, without=()):
         for method in (self.optimizer.forget_step, self.optimizer.step):
             self.seed += 1
-            for i, (p, g) in enumerate(zip(self.params, draw(self.seed, self.shapes, self.dtype), strict=True)):
+            for i, (p, g) in enumerate(
+                zip(self.params, draw(self.seed, self.shapes, self.dtype), strict=True)
+            ):
                 p.grad = None if i in without else self.of_grads(g)
             method()
         return self
 
     def result(self):
-        states = [v for p in self.params for _, v in sorted(self.optimizer.state[p].items()) if v is not None]
+        states = [
+            v
+            for p in self.params
+            for _, v in sorted(self.optimizer.state[p].items())
+            if v is not None
+        ]
         return [p.detach() for p in self.params] + states
 
 
@@ -82,16 +100,22 @@ def test_orders_by_hand():
     last = laid(image)
     assert layout.orders_of([last, image, image[0]]) == ((0, 2, 3, 1), None, None)
     assert layout.orders_of([torch.empty(3, 5).t()]) == ((1, 0),)
-    assert layout.orders_of([laid(torch.empty(2, 3, 1, 1))]) == ()  # one pixel: both layouts at once
+    assert (
+        layout.orders_of([laid(torch.empty(2, 3, 1, 1))]) == ()
+    )  # one pixel: both layouts at once
     gaps = torch.empty(4, 6)[:, ::2]
     twice = torch.empty(3, 1).expand(3, 4)
     assert layout.orders_of([gaps, twice, torch.empty(0, 3).t()]) == ()
 
 
-@pytest.mark.parametrize("of_grads", [laid, plain], ids=["its gradients too", "gradients row-major"])
+@pytest.mark.parametrize(
+    "of_grads", [laid, plain], ids=["its gradients too", "gradients row-major"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits_as_row_major(kind, of_grads, no_copies):
-    found, wanted = (Run(kind, *of).cycle().cycle().cycle() for of in ((laid, of_grads), (plain, plain)))
+    found, wanted = (
+        Run(kind, *of).cycle().cycle().cycle() for of in ((laid, of_grads), (plain, plain))
+    )
     assert_same(found.result(), wanted.result())
     assert [p.stride() for p in found.params] == [laid(p.detach()).stride() for p in wanted.params]
 
@@ -105,14 +129,18 @@ def test_same_bits_in_every_dtype(dtype):
 @pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:1]], ids=["a list", "one"])
 def test_a_clipped_step(shapes, no_copies):
     """The norm's sum goes in the order of memory, so the last bit of the clip may differ."""
-    found, wanted = (Run("adamw", of, of, shapes, max_norm=0.5).cycle().cycle() for of in (laid, plain))
+    found, wanted = (
+        Run("adamw", of, of, shapes, max_norm=0.5).cycle().cycle() for of in (laid, plain)
+    )
     for a, b in zip(found.result(), wanted.result(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_without_gradients(kind):
-    found, wanted = (Run(kind, of, of).cycle().cycle(without=(0, 4)).cycle() for of in (laid, plain))
+    found, wanted = (
+        Run(kind, of, of).cycle().cycle(without=(0, 4)).cycle() for of in (laid, plain)
+    )
     assert_same(found.result(), wanted.result())
 
 
@@ -190,8 +218,12 @@ class Weighted(nn.Module):
 
 @pytest.mark.parametrize("estimator", ["batch", "sample"])
 def test_fisher(estimator, no_copies):
-    data = [(torch.stack(draw(20 + i, SHAPES[:1] * 4)), torch.tensor([0, 1, 0, 1])) for i in range(3)]
-    found, wanted = (estimate_fisher(Weighted(of), data, estimator=estimator) for of in (laid, plain))
+    data = [
+        (torch.stack(draw(20 + i, SHAPES[:1] * 4)), torch.tensor([0, 1, 0, 1])) for i in range(3)
+    ]
+    found, wanted = (
+        estimate_fisher(Weighted(of), data, estimator=estimator) for of in (laid, plain)
+    )
     assert torch.equal(found["weight"], wanted["weight"])
     assert found["weight"].stride() == laid(wanted["weight"]).stride()
 

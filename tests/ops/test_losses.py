@@ -1,4 +1,6 @@
-"""Adaptive losses as the recipes use them: weights, accumulation, sequences, floor, precision, labels."""
+"""Adaptive losses as the recipes use them: weights, accumulation, sequences, floor, precision,
+labels.
+"""
 
 import math
 
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from sfron_fast import adaptive_cross_entropy, adaptive_mse, adaptive_weights, soft_target_kl
 from sfron_fast.losses import LOSS_FLOOR, _kernel, adaptive_cross_entropy_parts
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
 
 
 def batch(samples=9, classes=5, dtype=torch.float64, tokens=None, seed=0):
@@ -45,7 +49,9 @@ def with_losses(losses):
 
 
 def every_weight(losses, temperature, dtype):
-    """Weights [samples] and result of each way to them, of losses [samples] in fp64; nothing overflows on the way."""
+    """Weights [samples] and result of each way to them, of losses [samples] in fp64; nothing
+    overflows on the way.
+    """
     own = losses.to(dtype, copy=True).requires_grad_()
     weights = adaptive_weights(own, temperature)
     yield "adaptive_weights", weights, (weights * own).sum(), own
@@ -53,33 +59,47 @@ def every_weight(losses, temperature, dtype):
     labels = torch.zeros(len(losses), dtype=torch.int64)
     loss, _, weights, _ = adaptive_cross_entropy_parts(logits, labels, temperature)
     yield "cross_entropy", weights, loss, logits
-    rows, target = losses.sqrt().unsqueeze(1).to(dtype).requires_grad_(), torch.zeros(len(losses), 1, dtype=dtype)
+    rows, target = (
+        losses.sqrt().unsqueeze(1).to(dtype).requires_grad_(),
+        torch.zeros(len(losses), 1, dtype=dtype),
+    )
     kernel = _kernel("adaptive_mse", rows)
     loss, _, weights, _ = kernel(rows, target, temperature, LOSS_FLOOR, True)
     yield "mse", weights, loss, rows
 
 
 @pytest.mark.parametrize(
-    ("losses", "temperatures"), [([1e-7, 1.0, 2.0], (6.0, 7.0, 60.0)), ([30.0, 40.0, 50.0], (20.0, 40.0, 400.0))]
+    ("losses", "temperatures"),
+    [([1e-7, 1.0, 2.0], (6.0, 7.0, 60.0)), ([30.0, 40.0, 50.0], (20.0, 40.0, 400.0))],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_no_temperature_overflows(losses, temperatures, dtype):
-    """Remembered samples overflow l^-T, forgotten ones underflow it; w = softmax(-T log l) does neither."""
+    """Remembered samples overflow l^-T, forgotten ones underflow it; w = softmax(-T log l) does
+    neither.
+    """
     losses = torch.tensor(losses, dtype=torch.float64)
     for temperature in (*temperatures, 1e30):
         wanted = torch.softmax(-temperature * losses.clamp_min(LOSS_FLOOR).log(), 0)
         for name, weights, loss, leaf in every_weight(losses, temperature, dtype):
-            torch.testing.assert_close(weights.double(), wanted, rtol=0, atol=1e-6 * min(temperature, 50), msg=name)
+            torch.testing.assert_close(
+                weights.double(), wanted, rtol=0, atol=1e-6 * min(temperature, 50), msg=name
+            )
             loss.backward()
-            torch.testing.assert_close(loss.double(), (wanted * losses).sum(), rtol=1e-5, atol=1e-7, msg=name)
+            torch.testing.assert_close(
+                loss.double(), (wanted * losses).sum(), rtol=1e-5, atol=1e-7, msg=name
+            )
             assert torch.isfinite(leaf.grad).all()
             assert leaf.grad.any()
 
 
 @DTYPES
 def test_a_nan_loss_shows_in_every_weight(dtype):
-    """Not in those of samples without a label, which have no part; nor is anything left unnormalised."""
-    for name, weights, loss, _ in every_weight(torch.tensor([1.0, math.nan, 2.0], dtype=torch.float64), 0.5, dtype):
+    """Not in those of samples without a label, which have no part; nor is anything left
+    unnormalised.
+    """
+    for name, weights, loss, _ in every_weight(
+        torch.tensor([1.0, math.nan, 2.0], dtype=torch.float64), 0.5, dtype
+    ):
         assert weights.isnan().all(), name
         assert loss.isnan(), name
     logits, labels = batch(4, 5, dtype)
@@ -108,7 +128,9 @@ def test_cross_entropy_value_and_gradient(temperature, dtype):
     torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=bound, atol=bound)
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=bound, atol=bound)
     if temperature == 0:
-        torch.testing.assert_close(loss.detach(), F.cross_entropy(logits.detach(), labels), rtol=bound, atol=bound)
+        torch.testing.assert_close(
+            loss.detach(), F.cross_entropy(logits.detach(), labels), rtol=bound, atol=bound
+        )
 
 
 @pytest.mark.parametrize("splits", [[9], [4, 5], [1] * 9, [1, 7, 1]])
@@ -149,16 +171,23 @@ def test_sequences_average_over_labelled_tokens(dtype):
     (w * expected).sum().backward()
     bound = 1e-13 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(
-        losses.double(), torch.cat([expected.detach(), torch.zeros(1)]).double(), rtol=bound, atol=bound
+        losses.double(),
+        torch.cat([expected.detach(), torch.zeros(1)]).double(),
+        rtol=bound,
+        atol=bound,
     )
-    torch.testing.assert_close(weights.double(), torch.cat([w, torch.zeros(1)]), rtol=bound, atol=bound)
+    torch.testing.assert_close(
+        weights.double(), torch.cat([w, torch.zeros(1)]), rtol=bound, atol=bound
+    )
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=bound, atol=bound)
     assert not logits.grad[labels == -100].any()
 
 
 def test_nothing_labelled_is_zero_not_nan():
     logits, labels = batch(3, 5, torch.float32, tokens=2)
-    loss, _, weights, normaliser = adaptive_cross_entropy_parts(logits, torch.full_like(labels, -100))
+    loss, _, weights, normaliser = adaptive_cross_entropy_parts(
+        logits, torch.full_like(labels, -100)
+    )
     loss.backward()
     assert loss == 0
     assert normaliser == 0
@@ -171,7 +200,9 @@ def test_other_ignore_index():
     ignored = labels.clone()
     ignored[1] = 2
     torch.testing.assert_close(
-        adaptive_cross_entropy(logits, torch.where(torch.arange(4) == 1, 7, labels), ignore_index=7),
+        adaptive_cross_entropy(
+            logits, torch.where(torch.arange(4) == 1, 7, labels), ignore_index=7
+        ),
         adaptive_cross_entropy(logits[[0, 2, 3]], labels[[0, 2, 3]]),
     )
 
@@ -184,12 +215,16 @@ def test_a_loss_of_zero_does_not_swallow_the_others(dtype):
     loss, losses, weights, _ = adaptive_cross_entropy_parts(logits, labels)
     loss.backward()
     assert losses[0] < 1e-20
-    expected = weights_of([0.0, *F.cross_entropy(logits.detach().double(), labels, reduction="none")[1:]], 0.5)
+    expected = weights_of(
+        [0.0, *F.cross_entropy(logits.detach().double(), labels, reduction="none")[1:]], 0.5
+    )
     torch.testing.assert_close(weights.double(), expected, rtol=2e-3, atol=0)
     assert weights[1:].min() > 5e-4
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[1:].abs().min() > 1e-4
-    assert adaptive_cross_entropy_parts(logits, labels, floor=0.5)[2][0] < 0.5  # the floor is a knob
+    assert (
+        adaptive_cross_entropy_parts(logits, labels, floor=0.5)[2][0] < 0.5
+    )  # the floor is a knob
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -211,7 +246,9 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_mse(reduction, dtype):
     generator = torch.Generator().manual_seed(0)
-    prediction = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    prediction = (
+        torch.randn(5, 3, 2, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    )
     target = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64).to(dtype)
     loss = adaptive_mse(prediction, target, 0.5, reduction=reduction)
     loss.backward()
@@ -230,11 +267,16 @@ def test_mse(reduction, dtype):
 def test_labels_outside_the_classes(label, dtype):
     logits, labels = batch(dtype=dtype)
     labels[4] = label
-    with pytest.raises((ValueError, RuntimeError), match=rf"labels: expected classes 0 to 4.*{label}"):
+    with pytest.raises(
+        (ValueError, RuntimeError), match=rf"labels: expected classes 0 to 4.*{label}"
+    ):
         adaptive_cross_entropy(logits, labels)
 
 
-LAZY = {"zero": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype), "negated": lambda t: torch._neg_view(-t)}
+LAZY = {
+    "zero": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+    "negated": lambda t: torch._neg_view(-t),
+}
 
 
 @pytest.mark.parametrize("lazy", LAZY)

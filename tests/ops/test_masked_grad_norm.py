@@ -34,7 +34,9 @@ from sfron_fast.ops import reference
 from sfron_fast.ops import registry as ops
 
 
-def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", masked=True, scaled=False, scale=1.0) -> Case:
+def make(
+    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", masked=True, scaled=False, scale=1.0
+) -> Case:
     masks = [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else []
     grads = value_list(shapes, dtype, device, scale=scale)
     grad_scale = torch.tensor(3.0, device=device) if scaled else None
@@ -50,7 +52,9 @@ def selected_values(case: Case) -> torch.Tensor:
             bits = numpy.unpackbits(masks[i].cpu().numpy(), count=flat.numel(), bitorder="little")
             flat = flat[torch.from_numpy(bits).bool().to(flat.device)]
         parts.append(flat)
-    return torch.cat(parts) / (1.0 if case.tensors["grad_scale"] is None else case.tensors["grad_scale"].double())
+    return torch.cat(parts) / (
+        1.0 if case.tensors["grad_scale"] is None else case.tensors["grad_scale"].double()
+    )
 
 
 def assert_close_to_truth(case: Case, kernel=functional.masked_grad_norm) -> None:
@@ -60,7 +64,9 @@ def assert_close_to_truth(case: Case, kernel=functional.masked_grad_norm) -> Non
     assert norm.dtype == torch.float32
     assert norm.shape == ()
     error = (norm.double() - truth).abs()
-    bound = tolerances.grad_norm(truth, 2 * selected.numel(), case.tensors["grad_scale"] is not None)
+    bound = tolerances.grad_norm(
+        truth, 2 * selected.numel(), case.tensors["grad_scale"] is not None
+    )
     assert error <= bound, (norm, truth, float(error / bound))
 
 
@@ -83,7 +89,12 @@ def test_hand_example(device, dtype):
     grad = torch.tensor([3.0, 100.0, 4.0], dtype=dtype, device=device)
     mask = torch.tensor([0b101], dtype=torch.uint8, device=device)
     assert functional.masked_grad_norm([grad], [mask]).item() == 5.0
-    assert functional.masked_grad_norm([grad], [mask], grad_scale=torch.tensor(2.0, device=device)).item() == 2.5
+    assert (
+        functional.masked_grad_norm(
+            [grad], [mask], grad_scale=torch.tensor(2.0, device=device)
+        ).item()
+        == 2.5
+    )
     none = torch.zeros(0, dtype=torch.uint8, device=device)
     assert functional.masked_grad_norm([grad[::2], grad[1:2] * 0.12], [none, none]).item() == 13.0
 
@@ -98,7 +109,10 @@ def test_masked_out_is_untouched(device, dtype, poison):
         grad.copy_(torch.where(reference.unpack_bits(mask, grad.shape), grad, poison))
     assert_same_bits(case.run(functional.masked_grad_norm), expected)
     for at in (0, 31, 32, 64):
-        grads, masks = [torch.zeros(65, dtype=dtype, device=device)], [torch.zeros(9, dtype=torch.uint8, device=device)]
+        grads, masks = (
+            [torch.zeros(65, dtype=dtype, device=device)],
+            [torch.zeros(9, dtype=torch.uint8, device=device)],
+        )
         grads[0][at] = poison
         assert functional.masked_grad_norm(grads, masks).item() == 0.0
         masks[0][at // 8] = 1 << at % 8
@@ -110,7 +124,9 @@ def test_masked_out_is_untouched(device, dtype, poison):
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_opcheck(device, dtype):
     for masked in (False, True):
-        assert_opcheck("masked_grad_norm", make([(5,), (0,), (), (65,)], dtype, device, masked, scaled=masked))
+        assert_opcheck(
+            "masked_grad_norm", make([(5,), (0,), (), (65,)], dtype, device, masked, scaled=masked)
+        )
 
 
 def test_compile(device):
@@ -123,7 +139,9 @@ def test_compile(device):
 def test_deterministic(device, dtype, set_threads):
     shapes = [*MIXED, (200_001,)]
     assert_deterministic(make(shapes, dtype, device), ops.masked_grad_norm, set_threads)
-    assert_deterministic(make(shapes, dtype, device, masked=False), ops.masked_grad_norm, set_threads)
+    assert_deterministic(
+        make(shapes, dtype, device, masked=False), ops.masked_grad_norm, set_threads
+    )
 
 
 @each_size
@@ -142,7 +160,9 @@ def test_layouts(device, dtype, layout):
     laid = case.map(lambda t: t if t.dtype == torch.uint8 else LAYOUTS[layout](t))
     assert_same_bits(laid.run(functional.masked_grad_norm), case.run(functional.masked_grad_norm))
     if dtype != torch.float64:
-        whole = Case({**case.tensors, "grads": [g.round() for g in case.tensors["grads"]]}, {})  # exact sums
+        whole = Case(
+            {**case.tensors, "grads": [g.round() for g in case.tensors["grads"]]}, {}
+        )  # exact sums
         assert_noncontiguous_is_right_or_refused("masked_grad_norm", whole)
 
 
@@ -174,4 +194,6 @@ def test_index_arithmetic_above_2_31():
     assert functional.masked_grad_norm([grad]).item() == 10.0
     mask = lazy_zeros((numel + 7) // 8, torch.uint8)
     mask[-1], mask[2**28] = 1, 1  # the last element and element 2^31
-    assert functional.masked_grad_norm([grad], [mask]).item() == pytest.approx(math.sqrt(80.0), rel=tolerances.U)
+    assert functional.masked_grad_norm([grad], [mask]).item() == pytest.approx(
+        math.sqrt(80.0), rel=tolerances.U
+    )

@@ -1,4 +1,6 @@
-"""Moments of bf16 beside fp32 weights: half the memory, and a rounding of exp_avg_sq that does not stand still."""
+"""Moments of bf16 beside fp32 weights: half the memory, and a rounding of exp_avg_sq that does not
+stand still.
+"""
 
 import math
 
@@ -16,14 +18,22 @@ BF16 = torch.bfloat16
 def test_exp_avg_sq_follows_the_one_in_fp32(gradients):
     """Over 3,000 steps: unbiased, and near; rounded to nearest it is off by a third and more."""
     torch.manual_seed(0)
-    wide, narrow = ([torch.zeros(1024, dtype=dtype) for _ in range(2)] for dtype in (torch.float32, BF16))
+    wide, narrow = (
+        [torch.zeros(1024, dtype=dtype) for _ in range(2)] for dtype in (torch.float32, BF16)
+    )
     nearest = torch.zeros(1024, dtype=BF16)
     params, counts = [torch.zeros(1024)] * 2, [torch.zeros(()), torch.zeros(())]
-    size = {"steady": lambda t: 1.0, "fading": lambda t: math.exp(-t / 1000), "gone": lambda t: float(t < 2000)}
+    size = {
+        "steady": lambda t: 1.0,
+        "fading": lambda t: math.exp(-t / 1000),
+        "gone": lambda t: float(t < 2000),
+    }
     for step in range(3000):
         grad = torch.randn(1024) * 1e-3 * size[gradients](step)
         for state, param, count in zip((wide, narrow), params, counts, strict=True):
-            functional.adamw_step_([param], [grad], [state[0]], [state[1]], [count], lr=0.0, beta1=0.9, beta2=0.999)
+            functional.adamw_step_(
+                [param], [grad], [state[0]], [state[1]], [count], lr=0.0, beta1=0.9, beta2=0.999
+            )
         nearest = (nearest.float() * 0.999 + grad * grad * 0.001).to(BF16)
     error = narrow[1].double() / wide[1].double() - 1.0
     assert error.mean().abs() < 0.01
@@ -60,8 +70,16 @@ def test_runs_end_where_those_in_fp32_end(amsgrad):
         torch.manual_seed(1)
         start, target, mask = torch.randn(300), torch.randn(300), torch.rand(300) < 0.5
         weight = torch.nn.Parameter(start.clone())
-        optimizer = SFRonAdamW([("w", weight)], lr=0.01, state_dtype=dtype, slow_lr=0.5, max_norm=1.0, amsgrad=amsgrad,
-                               retain_steps=2, saliency=SaliencyMask.from_bool({"w": mask}))  # fmt: skip
+        optimizer = SFRonAdamW(
+            [("w", weight)],
+            lr=0.01,
+            state_dtype=dtype,
+            slow_lr=0.5,
+            max_norm=1.0,
+            amsgrad=amsgrad,
+            retain_steps=2,
+            saliency=SaliencyMask.from_bool({"w": mask}),
+        )
         for step in range(600):
             noise = 0.1 * torch.randn(300)
             weight.grad = (weight.detach() - target) * (-0.1 if step % 3 == 0 else 1.0) + noise
@@ -88,5 +106,7 @@ def test_moments_of_two_dtypes_are_refused():
     lists = [[torch.ones(3)] for _ in range(2)]
     message = r"exp_avg_sqs\[0\]: expected torch.bfloat16, as its exp_avg, found torch.float32"
     with pytest.raises(ValueError, match=message):
-        functional.adamw_step_(*lists, [torch.ones(3, dtype=BF16)], [torch.ones(3)], [torch.zeros(())], lr=0.1)
+        functional.adamw_step_(
+            *lists, [torch.ones(3, dtype=BF16)], [torch.ones(3)], [torch.zeros(())], lr=0.1
+        )
     assert torch.equal(lists[0][0], torch.ones(3))

@@ -1,4 +1,6 @@
-"""The table that stands for lists of tensors: right where it is made, refused where it must not be, same results."""
+"""The table that stands for lists of tensors: right where it is made, refused where it must not be,
+same results.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,10 +33,14 @@ def test_every_property_by_hand():
     parameter, transposed = nn.Parameter(torch.randn(3, 5)), torch.randn(4, 6).t()
     empty, scalar = torch.randn(0, 2), torch.tensor(2)
     [first, second] = describe([parameter, transposed], [empty, scalar[None]])
-    for tensor, words in zip([parameter, transposed, empty, scalar[None]], first + second, strict=True):
+    for tensor, words in zip(
+        [parameter, transposed, empty, scalar[None]], first + second, strict=True
+    ):
         data, numel, dim, _, code_and_device, index_and_contiguous = words
         assert (data, numel, dim) == (tensor.data_ptr(), tensor.numel(), tensor.dim())
-        assert code_and_device == {torch.float32: 6, torch.int64: 4}[tensor.dtype]  # the CPU's device code is 0
+        assert (
+            code_and_device == {torch.float32: 6, torch.int64: 4}[tensor.dtype]
+        )  # the CPU's device code is 0
         assert index_and_contiguous == int(tensor.is_contiguous()) << 32
     view = torch.randn(10)[3:7]  # a storage offset belongs to the pointer
     assert describe([view])[0][0][0] == view.data_ptr()
@@ -43,7 +49,11 @@ def test_every_property_by_hand():
 
 def test_contiguity_is_torchs():
     shapes = [(2, 3, 4), (1, 5), (5, 1), (0, 3), (1, 1, 1), (2, 1, 3)]
-    tensors = [torch.randn(s).permute(p) for s in shapes for p in ([*range(len(s))], [*reversed(range(len(s)))])]
+    tensors = [
+        torch.randn(s).permute(p)
+        for s in shapes
+        for p in ([*range(len(s))], [*reversed(range(len(s)))])
+    ]
     tensors += [torch.randn(6)[::2], torch.randn(1)[::2], torch.randn(1).expand(4)]
     tensors += [torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
     [records] = describe(tensors)
@@ -120,7 +130,9 @@ def test_a_wrong_hint_is_only_a_hint():
     assert records == describe(params, grads)
 
 
-@pytest.mark.parametrize("stranger", [None, torch.randn(3).as_subclass(Subclass), torch.ones(3).to_sparse()])
+@pytest.mark.parametrize(
+    "stranger", [None, torch.randn(3).as_subclass(Subclass), torch.ones(3).to_sparse()]
+)
 def test_strangers_are_not_gathered(stranger):
     params = with_gradients((3,), (3,))
     params[1].grad = stranger
@@ -163,8 +175,12 @@ def test_tensors_that_move_between_steps_are_found(make, monkeypatch):
     for compiled in (True, False):
         torch.manual_seed(0)
         params = with_gradients(*[(3,)] * 4)
-        optimizer = make([{"params": params[:2]}, {"params": params[2:]}], lr=0.1, max_norm=1.0, slow_lr=0.5)
-        monkeypatch.setattr(native, "gather", native.gather if compiled else lambda params, tables: None)
+        optimizer = make(
+            [{"params": params[:2]}, {"params": params[2:]}], lr=0.1, max_norm=1.0, slow_lr=0.5
+        )
+        monkeypatch.setattr(
+            native, "gather", native.gather if compiled else lambda params, tables: None
+        )
         optimizer.forget_step()
         for p in params:
             p.data, p.grad = p.data.clone(), torch.randn(3)
@@ -211,7 +227,9 @@ def test_transforms_and_modes_see_the_tensors():
     assert table_of([[torch.ones(3)]]) is not None
 
 
-@pytest.mark.parametrize(("one", "other"), [((), (1,)), ((1,), ()), ((5,), (5, 1)), ((5, 1), (5,)), ((2, 3), (3, 2))])
+@pytest.mark.parametrize(
+    ("one", "other"), [((), (1,)), ((1,), ()), ((5,), (5, 1)), ((5, 1), (5,)), ((2, 3), (3, 2))]
+)
 def test_shapes_of_equal_counts_differ(one, other):
     params = [torch.zeros(2), torch.zeros(one)]
     with pytest.raises(ValueError, match=r"grads\[1\]: expected shape .*found"):
@@ -221,7 +239,9 @@ def test_shapes_of_equal_counts_differ(one, other):
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_a_negated_tensor_is_not_described(learned, monkeypatch):
-    """Where the place of the bit is not known, each tensor is asked; more than five dimensions always are."""
+    """Where the place of the bit is not known, each tensor is asked; more than five dimensions
+    always are.
+    """
     plain, keys = torch.empty(1), torch._C._dispatch_keys(torch.empty(1)).raw_repr()
     if not learned:
         assert not native._module.learn_keys(plain, keys, plain, keys)
@@ -265,13 +285,17 @@ def test_zero_tensors_are_zeros_where_they_are_read():
 
 def test_a_zero_tensor_is_not_written_to():
     slow = torch.ones(4)
-    with pytest.raises(ValueError, match=r"fast\[1\]: expected a tensor to write to, found a zero tensor; clone it"):
+    with pytest.raises(
+        ValueError, match=r"fast\[1\]: expected a tensor to write to, found a zero tensor; clone it"
+    ):
         functional.interpolate_([slow, torch.ones(3)], [torch.zeros(4), zeros(3)], 0.5)
     assert slow.eq(1).all()
 
 
 @pytest.mark.parametrize("kind", [sf.SFRonSGD, sf.SFRonAdamW])
-@pytest.mark.parametrize("gradient", [zeros(3), torch._neg_view(torch.ones(3))], ids=["zero", "negated"])
+@pytest.mark.parametrize(
+    "gradient", [zeros(3), torch._neg_view(torch.ones(3))], ids=["zero", "negated"]
+)
 def test_an_optimizer_reads_what_a_gradient_means(kind, gradient):
     weights = []
     for grad in (gradient, gradient + 0.0):
@@ -301,8 +325,18 @@ def test_same_results_as_through_handles():
         lists[3] = [v.abs() for v in lists[3]]
         return [*lists, [], steps, [], [], masks]
 
-    scalars = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "decoupled": True,
-               "maximize": False, "freeze_masked": False, "max_norm": 1.0, "slow_lr": 1.0}  # fmt: skip
+    scalars = {
+        "lr": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "decoupled": True,
+        "maximize": False,
+        "freeze_masked": False,
+        "max_norm": 1.0,
+        "slow_lr": 1.0,
+    }
     one, two = arguments(), arguments()
     norm = functional.masked_grad_norm(one[1], one[-1])
     assert torch.equal(norm, ops.masked_grad_norm(two[1], two[-1], None))
@@ -314,10 +348,14 @@ def test_same_results_as_through_handles():
 
 
 def test_threads_share_no_table():
-    """The interpreter goes on while a kernel runs; what the others describe meanwhile must not be what it reads."""
+    """The interpreter goes on while a kernel runs; what the others describe meanwhile must not be
+    what it reads.
+    """
 
     def work(thread):
-        sums, grads = ([torch.full((n,), v) for n in (thread + 1, 40_000)] for v in (0.0, 1.0 + thread))
+        sums, grads = (
+            [torch.full((n,), v) for n in (thread + 1, 40_000)] for v in (0.0, 1.0 + thread)
+        )
         for _ in range(200):
             functional.fisher_accumulate_(sums, grads, 1.0)
         return [s.unique().tolist() for s in sums]

@@ -35,7 +35,9 @@ FLOATS = [torch.float32, torch.float64]
 EPS = reference.FISHER_EPS
 
 
-def make(shapes=((3,), (65,)), dtype=torch.float32, device="cpu", threshold=1.0, eps=EPS, special=False) -> Case:
+def make(
+    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", threshold=1.0, eps=EPS, special=False
+) -> Case:
     lists = {
         name: [f * f for f in value_list(shapes, dtype, device, special=special * number)]
         for number, name in ((1, "forget"), (2, "retain"))
@@ -54,7 +56,10 @@ def test_matches_reference(device, dtype, special, eps, threshold):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_hand_example(device, dtype):
-    """forget (4, 1, 2, 0 ... 0, 9), retain (1, 1, 1, 1 ... 1, 9), threshold 2: elements 0 and 2 = 0b101, then none."""
+    """forget (4, 1, 2, 0 ... 0, 9), retain (1, 1, 1, 1 ...
+
+    1, 9), threshold 2: elements 0 and 2 = 0b101, then none.
+    """
     forget = torch.tensor([4.0, 1.0, 2.0, 0, 0, 0, 0, 0, 9.0], dtype=dtype, device=device)
     retain = torch.tensor([1.0, 1.0, 1.0, 1, 1, 1, 1, 1, 9.0], dtype=dtype, device=device)
     masks, counts = functional.saliency_mask([forget, retain], [retain, retain], 2.0, 0.0)
@@ -68,7 +73,9 @@ def test_masked_out_is_untouched(device, dtype):
     """Neither NaN nor the unused bits of the last byte ever count as selected; the inputs stay."""
     for n in (1, 7, 8, 31, 33, 63, 65, 513):
         ones = torch.ones(n, dtype=dtype, device=device)
-        masks, counts = functional.saliency_mask([ones, ones * math.nan, ones], [ones, ones, ones * math.nan], 1.0)
+        masks, counts = functional.saliency_mask(
+            [ones, ones * math.nan, ones], [ones, ones, ones * math.nan], 1.0
+        )
         assert counts.tolist() == [n, 0, 0]
         assert int.from_bytes(bytes(masks[0].tolist()), "little") == 2**n - 1
         assert not masks[1].any()
@@ -88,7 +95,9 @@ def test_compile(device):
 
 @pytest.mark.checklist("B7")
 def test_deterministic(device, set_threads):
-    assert_deterministic(make([*MIXED, (200_001,)], torch.float32, device), ops.saliency_mask, set_threads)
+    assert_deterministic(
+        make([*MIXED, (200_001,)], torch.float32, device), ops.saliency_mask, set_threads
+    )
 
 
 @each_size
@@ -118,11 +127,17 @@ def low_precision(case):
     case.tensors["forget"][0] = case.tensors["forget"][0].bfloat16()
 
 
-LISTS = blame(bad_lists("forget", "retain"), ("forget-short", "forget-shape", "forget-meta"), "retain")
+LISTS = blame(
+    bad_lists("forget", "retain"), ("forget-short", "forget-shape", "forget-meta"), "retain"
+)
 
 
 @reject_params(
-    [*LISTS, ("forget-bf16", low_precision, "forget"), *bad_numbers(threshold=(0.0, -1.0), eps=(-1.0,))]
+    [
+        *LISTS,
+        ("forget-bf16", low_precision, "forget"),
+        *bad_numbers(threshold=(0.0, -1.0), eps=(-1.0,)),
+    ]
 )
 def test_rejects(edit, argument):
     assert_all_entries_reject("saliency_mask", make, edit, argument)
@@ -140,14 +155,18 @@ def test_version_counter():
 @given(st.lists(st.booleans(), max_size=200))
 def test_packing_is_little_endian(bits):
     packed = reference.pack_bits(torch.tensor(bits, dtype=torch.bool))
-    assert int.from_bytes(bytes(packed.tolist()), "little") == sum(1 << i for i, bit in enumerate(bits) if bit)
+    assert int.from_bytes(bytes(packed.tolist()), "little") == sum(
+        1 << i for i, bit in enumerate(bits) if bit
+    )
     assert reference.unpack_bits(packed, (len(bits),)).tolist() == bits
 
 
 def test_masks_of_the_op_select_in_a_step(device):
     """The packing that saliency_mask writes is the one the steps read."""
     wanted = mask_bits((1003,), device)
-    masks, counts = functional.saliency_mask([wanted.float()], [torch.full((1003,), 0.5, device=device)], 1.0)
+    masks, counts = functional.saliency_mask(
+        [wanted.float()], [torch.full((1003,), 0.5, device=device)], 1.0
+    )
     param = torch.zeros(1003, device=device)
     functional.sgd_step_([param], [torch.ones_like(param)], lr=1.0, masks=masks)
     assert torch.equal(param, torch.where(wanted, -1.0, 0.0))

@@ -46,15 +46,36 @@ from sfron_fast.ops import reference
 from sfron_fast.ops import registry as ops
 
 NUMBERS = {
-    "lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False,
-    "first": False, "freeze_masked": False, "max_norm": math.inf, "slow_lr": 1.0,
-}  # fmt: skip
+    "lr": 0.1,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "weight_decay": 0.0,
+    "nesterov": False,
+    "maximize": False,
+    "first": False,
+    "freeze_masked": False,
+    "max_norm": math.inf,
+    "slow_lr": 1.0,
+}
 
 
 def make(
-    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", *, special=False, masked=False, buffers=None, state=None,
-    slow_out=False, slow_in=False, norm=None, grad_scale=None, found_inf=None, hyper=None, **numbers,
-) -> Case:  # fmt: skip
+    shapes=((3,), (65,)),
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    special=False,
+    masked=False,
+    buffers=None,
+    state=None,
+    slow_out=False,
+    slow_in=False,
+    norm=None,
+    grad_scale=None,
+    found_inf=None,
+    hyper=None,
+    **numbers,
+) -> Case:
     def scalar(value):
         return None if value is None else torch.tensor(value, device=device)
 
@@ -68,11 +89,15 @@ def make(
         "momentum_buffers": optional(buffers, state or dtype),
         "slow_out": optional(slow_out),
         "slow_in": optional(slow_in),
-        "masks": [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else [],
-        "norm": scalar(norm), "grad_scale": scalar(grad_scale), "found_inf": scalar(found_inf),
+        "masks": (
+            [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else []
+        ),
+        "norm": scalar(norm),
+        "grad_scale": scalar(grad_scale),
+        "found_inf": scalar(found_inf),
         "hyper": None if hyper is None else torch.tensor(hyper, dtype=torch.float64, device=device),
         "skipped": None if norm is None else torch.tensor(3, device=device),
-    }  # fmt: skip
+    }
     return Case(tensors, NUMBERS | numbers)
 
 
@@ -100,15 +125,32 @@ FLAGS = {
     "slow in, far end": {"slow_in": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
     "slow out and in": {"slow_out": True, "slow_in": True, "slow_lr": 0.5},
     "everything": {
-        "masked": True, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01, "nesterov": True, "maximize": True,
-        "norm": 5.0, "max_norm": 1.0, "grad_scale": 7.0, "found_inf": 0.0, "slow_out": True, "slow_in": True,
-        "slow_lr": 0.4, "lr": 0.03,
+        "masked": True,
+        "momentum": 0.9,
+        "dampening": 0.1,
+        "weight_decay": 0.01,
+        "nesterov": True,
+        "maximize": True,
+        "norm": 5.0,
+        "max_norm": 1.0,
+        "grad_scale": 7.0,
+        "found_inf": 0.0,
+        "slow_out": True,
+        "slow_in": True,
+        "slow_lr": 0.4,
+        "lr": 0.03,
     },
-    "hyper": {"hyper": [0.02, 0.1, 0.3], "slow_in": True, "masked": True, "freeze_masked": True, "lr": 9.0},
+    "hyper": {
+        "hyper": [0.02, 0.1, 0.3],
+        "slow_in": True,
+        "masked": True,
+        "freeze_masked": True,
+        "lr": 9.0,
+    },
     "norm is inf": {"norm": math.inf, "max_norm": 1.0, "momentum": 0.9, "slow_out": True},
     "norm is nan, slow in": {"norm": math.nan, "momentum": 0.9, "slow_in": True, "slow_lr": 0.3},
     "overflow, first": {"found_inf": 1.0, "momentum": 0.9, "first": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.checklist("B9")
@@ -120,7 +162,9 @@ def test_matches_reference(device, dtype, flags):
         assert_matches_reference("sgd_step_", case, functional.sgd_step_)
 
 
-@pytest.mark.parametrize("flags", ["momentum", "nesterov, first", "frozen", "frozen, first", "overflow, first"])
+@pytest.mark.parametrize(
+    "flags", ["momentum", "nesterov, first", "frozen", "frozen, first", "overflow, first"]
+)
 @pytest.mark.parametrize(("dtype", "state"), OTHER_STATES, ids=str)
 def test_matches_reference_with_a_state_of_another_dtype(device, dtype, state, flags):
     for special in (False, True):
@@ -130,12 +174,16 @@ def test_matches_reference_with_a_state_of_another_dtype(device, dtype, state, f
 
 TORCH_FLAGS = [
     dict(zip(("momentum", "dampening", "nesterov", "weight_decay", "maximize"), flags, strict=True))
-    for flags in itertools.product((0.0, 0.9), (0.0, 0.3), (False, True), (0.0, 0.01), (False, True))
+    for flags in itertools.product(
+        (0.0, 0.9), (0.0, 0.3), (False, True), (0.0, 0.01), (False, True)
+    )
     if not (flags[2] and (flags[0] == 0.0 or flags[1] > 0.0))  # torch refuses these
 ]
 
 
-@pytest.mark.parametrize("flags", TORCH_FLAGS, ids=lambda f: ",".join(f"{k}={v}" for k, v in f.items() if v) or "plain")
+@pytest.mark.parametrize(
+    "flags", TORCH_FLAGS, ids=lambda f: ",".join(f"{k}={v}" for k, v in f.items() if v) or "plain"
+)
 def test_matches_torch(device, flags):
     lr, steps = 0.05, 6
     mine = value_list([(1000,)], torch.float32, device)
@@ -158,17 +206,30 @@ def test_matches_torch(device, flags):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_example(device, dtype):
-    """p = 1, g = 1 / grad_scale 2 + decay 1/2 p = 1; m = 1/2 2 + 1 = 2; p - 1/4 2 = 1/2; slow 0 + 1/4 (1/2 - 0) = 1/8.
+    """p = 1, g = 1 / grad_scale 2 + decay 1/2 p = 1; m = 1/2 2 + 1 = 2; p - 1/4 2 = 1/2; slow 0 +
+    1/4
+    (1/2 - 0) = 1/8.
 
-    The masked-out neighbour: g = 1/2; m = 1/2 2 + 1/2 = 3/2; p - 3/8 = 5/8; slow 5/32. The next one is clipped only
-    by the mask byte, not by its gradient of 10^4, and goes the same way.
+    The masked-out neighbour: g = 1/2; m = 1/2 2 + 1/2 = 3/2; p - 3/8 = 5/8; slow 5/32. The next one
+    is clipped only by the mask byte, not by its gradient of 10^4, and goes the same way.
     """
-    p, m, slow, out = (torch.full((3,), x, dtype=dtype, device=device) for x in (1.0, 2.0, 0.0, 9.0))
+    p, m, slow, out = (
+        torch.full((3,), x, dtype=dtype, device=device) for x in (1.0, 2.0, 0.0, 9.0)
+    )
     grad = torch.tensor([1.0, 1.0, 1e4], dtype=dtype, device=device)
     functional.sgd_step_(
-        [p], [grad], [m], lr=0.25, momentum=0.5, weight_decay=0.5, slow_out=[out], slow_in=[slow], slow_lr=0.25,
-        masks=[torch.tensor([0b001], dtype=torch.uint8, device=device)], grad_scale=torch.tensor(2.0, device=device),
-    )  # fmt: skip
+        [p],
+        [grad],
+        [m],
+        lr=0.25,
+        momentum=0.5,
+        weight_decay=0.5,
+        slow_out=[out],
+        slow_in=[slow],
+        slow_lr=0.25,
+        masks=[torch.tensor([0b001], dtype=torch.uint8, device=device)],
+        grad_scale=torch.tensor(2.0, device=device),
+    )
     assert m.tolist() == [2.0, 1.5, 1.5]
     assert p.tolist() == [0.125, 0.15625, 0.15625]
     assert out.tolist() == [1.0] * 3
@@ -177,8 +238,18 @@ def test_hand_example(device, dtype):
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype, poison):
-    for flags in ({}, {"nesterov": True}, {"maximize": True, "norm": 2.0, "max_norm": 1.0}, {"momentum": 0.0}):
-        flags = {"momentum": 0.9, "weight_decay": 0.1, "masked": True, "freeze_masked": True} | flags
+    for flags in (
+        {},
+        {"nesterov": True},
+        {"maximize": True, "norm": 2.0, "max_norm": 1.0},
+        {"momentum": 0.0},
+    ):
+        flags = {
+            "momentum": 0.9,
+            "weight_decay": 0.1,
+            "masked": True,
+            "freeze_masked": True,
+        } | flags
         case = make(MIXED[:-1], dtype, device, **flags)
         chosen = [
             reference.unpack_bits(m, g.shape)
@@ -189,7 +260,9 @@ def test_masked_out_is_untouched(device, dtype, poison):
         before = case.clone()
         case.run(functional.sgd_step_)
         for name in ("params", "momentum_buffers"):
-            for new, old, selected in zip(case.tensors[name], before.tensors[name], chosen, strict=False):
+            for new, old, selected in zip(
+                case.tensors[name], before.tensors[name], chosen, strict=False
+            ):
                 assert torch.equal(new[~selected], old[~selected])
                 assert torch.isfinite(new).all()
                 assert not torch.equal(new[selected], old[selected]) or not selected.any()
@@ -207,11 +280,15 @@ def test_masked_out_counts_as_zero(device, dtype, poison):
             grad.copy_(torch.where(reference.unpack_bits(mask, grad.shape), grad, value))
         case.run(functional.sgd_step_)
     for name in ("params", "momentum_buffers"):
-        assert_same_lists([(name, t) for t in dirty.tensors[name]], [(name, t) for t in clean.tensors[name]])
+        assert_same_lists(
+            [(name, t) for t in dirty.tensors[name]], [(name, t) for t in clean.tensors[name]]
+        )
         assert all(torch.isfinite(t).all() for t in dirty.tensors[name])
 
 
-@pytest.mark.parametrize("reason", [{"norm": math.inf}, {"norm": math.nan}, {"found_inf": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "reason", [{"norm": math.inf}, {"norm": math.nan}, {"found_inf": 1.0}], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_skipped(device, dtype, reason):
     """Nothing moves but the slow weights: stored from, or interpolated with, the unchanged ones."""
@@ -222,7 +299,9 @@ def test_skipped(device, dtype, reason):
     case.run(functional.sgd_step_)
     assert int(counter) == 4
     for name in ("params", "momentum_buffers", "grads"):
-        assert_same_lists([(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]])
+        assert_same_lists(
+            [(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]]
+        )
     for out, old in zip(case.tensors["slow_out"], before.tensors["params"], strict=True):
         assert_same_bits(out, old)
     case = make([(65,)], dtype, device, slow_in=True, slow_lr=0.25, **{**flags, "special": False})
@@ -238,7 +317,9 @@ def test_momentum_after_a_skipped_first_step(device):
     buffer = torch.full((65,), math.nan, device=device)
     param, grad = torch.ones(65, device=device), torch.ones(65, device=device)
     found_inf = torch.ones((), device=device)
-    functional.sgd_step_([param], [grad], [buffer], lr=1.0, momentum=0.9, first=True, found_inf=found_inf)
+    functional.sgd_step_(
+        [param], [grad], [buffer], lr=1.0, momentum=0.9, first=True, found_inf=found_inf
+    )
     assert torch.equal(buffer, torch.zeros_like(buffer))
     assert torch.equal(param, torch.ones_like(param))
 
@@ -251,13 +332,21 @@ def test_opcheck(device, dtype):
 
 
 def test_compile(device):
-    cases = [make([(5,), (0,), (70,)], torch.float32, device, **FLAGS["everything"]) for _ in range(3)]
+    cases = [
+        make([(5,), (0,), (70,)], torch.float32, device, **FLAGS["everything"]) for _ in range(3)
+    ]
     assert compiled_equals_eager(ops.sgd_step_, cases) == 1
 
 
 def test_compile_changing_numbers(device):
-    """Numbers that change go in through ``hyper``: one compilation. (Of Python floats torch guards the value.)"""
-    cases = [make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i]) for i in range(12)]
+    """Numbers that change go in through ``hyper``: one compilation.
+
+    (Of Python floats torch guards the value.)
+    """
+    cases = [
+        make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
+        for i in range(12)
+    ]
     assert compiled_equals_eager(ops.sgd_step_, cases) == 1
 
 
@@ -277,7 +366,9 @@ def test_hyper_stands_for_the_numbers(device):
 @pytest.mark.checklist("B7")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
 def test_deterministic(device, dtype, set_threads):
-    assert_deterministic(make(MIXED, dtype, device, **FLAGS["everything"]), ops.sgd_step_, set_threads)
+    assert_deterministic(
+        make(MIXED, dtype, device, **FLAGS["everything"]), ops.sgd_step_, set_threads
+    )
 
 
 @each_size
@@ -307,7 +398,13 @@ BAD = [
     *bad_hyper([0.1, 0.0, 1.0]),
     *bad_skipped(),
     *bad_scalar_tensors("norm", "grad_scale", "found_inf"),
-    *bad_numbers(lr=(-1.0,), momentum=(-0.1,), weight_decay=(-0.1,), max_norm=(0.0, -1.0), slow_lr=(-0.1, 1.1)),
+    *bad_numbers(
+        lr=(-1.0,),
+        momentum=(-0.1,),
+        weight_decay=(-0.1,),
+        max_norm=(0.0, -1.0),
+        slow_lr=(-0.1, 1.1),
+    ),
 ]
 
 
@@ -319,8 +416,12 @@ def test_rejects(edit, argument):
 def test_version_counter():
     grad = torch.ones(5)
     assert_refuses_leaf_and_bumps_version(lambda p: functional.sgd_step_([p], [grad], lr=0.1))
-    assert_refuses_leaf(lambda p: functional.sgd_step_([torch.ones(5)], [grad], [p], lr=0.1, momentum=0.9))
-    assert_refuses_leaf(lambda p: functional.sgd_step_([torch.ones(5)], [grad], lr=0.1, slow_out=[p]))
+    assert_refuses_leaf(
+        lambda p: functional.sgd_step_([torch.ones(5)], [grad], [p], lr=0.1, momentum=0.9)
+    )
+    assert_refuses_leaf(
+        lambda p: functional.sgd_step_([torch.ones(5)], [grad], lr=0.1, slow_out=[p])
+    )
 
 
 @pytest.mark.long

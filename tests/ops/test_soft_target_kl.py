@@ -30,10 +30,20 @@ OUTPUTS = ("loss", "losses", "log_sums")
 
 
 def make(
-    shape=(6, 70), dtype=torch.float32, device="cpu", *, scale=1.0, temperature=1.0, weighted=True, near=None,
-    offset=0.0, common=0.0,
-) -> Case:  # fmt: skip
-    """Weights of both signs, the second 0; with ``near`` the teacher is the logits and so much noise."""
+    shape=(6, 70),
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    scale=1.0,
+    temperature=1.0,
+    weighted=True,
+    near=None,
+    offset=0.0,
+    common=0.0,
+) -> Case:
+    """Weights of both signs, the second 0; with ``near`` the teacher is the logits and so much
+    noise.
+    """
     logits, teacher = (values(shape, dtype, device, scale=scale) + common for _ in range(2))
     if near is not None:
         teacher = (logits.double() + near * teacher.double()).to(dtype)
@@ -42,14 +52,19 @@ def make(
         weights = values(shape[:1], reference.accumulate_dtype(dtype), device)
         weights[1:2] = 0.0
     teacher = (teacher.double() + offset).to(dtype)
-    return Case({"logits": logits, "teacher_logits": teacher, "weights": weights}, {"temperature": temperature})
+    return Case(
+        {"logits": logits, "teacher_logits": teacher, "weights": weights},
+        {"temperature": temperature},
+    )
 
 
 def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     logits, teacher, weights = case.tensors.values()
     logits = logits.detach().requires_grad_()
     kernel = losses._kernel("soft_target_kl", logits)
-    outputs = dict(zip(OUTPUTS, kernel(logits, teacher, weights, case.scalars["temperature"]), strict=True))
+    outputs = dict(
+        zip(OUTPUTS, kernel(logits, teacher, weights, case.scalars["temperature"]), strict=True)
+    )
     (gradient,) = torch.autograd.grad(outputs["loss"] * grad, logits)
     return {name: t.detach() for name, t in outputs.items()} | {"gradient": gradient}
 
@@ -104,7 +119,9 @@ def test_matches_torch(device, temperature):
         (losses.soft_target_kl(logits, teacher, temperature=temperature), rows.mean()),
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
-        gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs)]
+        gradients = [
+            torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs)
+        ]
         torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-15)
 
 
@@ -119,7 +136,9 @@ def test_the_teacher_itself_has_loss_and_gradient_zero(device, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_reference_with_infinite_logits(device, dtype):
-    """A class that the teacher forbids adds nothing; forbidden by the logits alone it is inf; inf and NaN show."""
+    """A class that the teacher forbids adds nothing; forbidden by the logits alone it is inf; inf
+    and NaN show.
+    """
     case = make((4, 5000), dtype, device)
     case.tensors["weights"] += 2.0
     case.tensors["teacher_logits"][:, 10:4000] = -math.inf
@@ -144,10 +163,13 @@ def test_matches_reference_with_infinite_logits(device, dtype):
 def test_hand_example(device, dtype):
     """T = 2, teacher (0, 0): p = (1/2, 1/2); logits (0, 2 ln 3): q = (1/4, 3/4).
 
-    KL = 1/2 ln 2 + 1/2 ln(2/3) = 1/2 ln(4/3), times T^2 = 4; gradient T (q - p) = (-1/2, 1/2). Weight -3 for all of it.
+    KL = 1/2 ln 2 + 1/2 ln(2/3) = 1/2 ln(4/3), times T^2 = 4; gradient T (q - p) = (-1/2, 1/2).
+    Weight -3 for all of it.
     """
     logits = torch.tensor([[0.0, 2 * math.log(3)]], dtype=dtype, device=device, requires_grad=True)
-    loss = losses.soft_target_kl(logits, torch.zeros_like(logits), torch.tensor([-3.0], device=device), 2.0)
+    loss = losses.soft_target_kl(
+        logits, torch.zeros_like(logits), torch.tensor([-3.0], device=device), 2.0
+    )
     loss.backward()
     close = {"rel": 4 * tolerances.EPS[dtype]}  # ln 3 is rounded to the dtype
     assert loss.item() == pytest.approx(-6 * math.log(4 / 3), **close)
@@ -157,7 +179,9 @@ def test_hand_example(device, dtype):
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masked_out_is_untouched(device, dtype, poison):
-    """A row of weight 0 has no part in anything, whatever its logits, and its gradient is 0, not 0 times inf."""
+    """A row of weight 0 has no part in anything, whatever its logits, and its gradient is 0, not 0
+    times inf.
+    """
     case = make((6, 33), dtype, device)
     clean = run(case)
     for name in ("logits", "teacher_logits"):
@@ -311,10 +335,16 @@ def test_index_arithmetic_above_2_31():
         pytest.skip("the reference would widen 2^31 elements to fp32")
     classes = 2**16
     rows = 2**15 + 2
-    logits, teacher = (lazy_zeros(rows * classes, torch.bfloat16).view(rows, classes) for _ in range(2))
+    logits, teacher = (
+        lazy_zeros(rows * classes, torch.bfloat16).view(rows, classes) for _ in range(2)
+    )
     logits[-1, -1] = 20.0
     _, per_sample, log_sums = ops.soft_target_kl(logits, teacher, None, 1.0)
     student = math.log1p((classes - 1) * math.exp(-20.0))
-    assert log_sums[:, -1].tolist() == pytest.approx([20.0, student, 0.0, math.log(classes)], rel=1e-6)
-    assert per_sample[-1].item() == pytest.approx(20.0 + student - 20.0 / classes - math.log(classes), rel=1e-6)
+    assert log_sums[:, -1].tolist() == pytest.approx(
+        [20.0, student, 0.0, math.log(classes)], rel=1e-6
+    )
+    assert per_sample[-1].item() == pytest.approx(
+        20.0 + student - 20.0 / classes - math.log(classes), rel=1e-6
+    )
     assert not per_sample[:-1].any()

@@ -1,4 +1,5 @@
-"""Triton without a GPU: run by the interpreter, compiled to machine code for sm_90, launched as promised, or replaced.
+"""Triton without a GPU: run by the interpreter, compiled to machine code for sm_90, launched as
+promised, or replaced.
 
 Nothing here runs on a GPU; tests/gpu/test_triton_ops.py does, where there is one.
 """
@@ -22,28 +23,50 @@ from sfron_fast import __main__
 from sfron_fast.ops import reference, row_checks
 from sfron_fast.ops import registry as ops
 
-INTERPRETED = ["cross_entropy and not special", "special or raw or soft", "not cross_entropy and not raw and not soft"]
+INTERPRETED = [
+    "cross_entropy and not special",
+    "special or raw or soft",
+    "not cross_entropy and not raw and not soft",
+]
 ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
 @pytest.mark.checklist("B8")
 @pytest.mark.parametrize("group", [*INTERPRETED, long("long")])
 def test_interpreted(group):
-    """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach other tests."""
+    """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach
+    other tests.
+    """
     pytest.importorskip("triton")
     select = ["-m", "long"] if group == "long" else ["-k", group]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *select]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-q",
+        *select,
+    ]
     done = subprocess.run(
-        [*command, str(TESTS / "ops/interpreted_triton.py")], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [*command, str(TESTS / "ops/interpreted_triton.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout or "[100%]" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", long("float32")])
 def test_compiles_without_spills(dtype):
-    """A part of `make kernels`: the extremes of the shapes in use, and 16-byte loads wherever rows are aligned."""
+    """A part of `make kernels`: the extremes of the shapes in use, and 16-byte loads wherever rows
+    are aligned.
+    """
     pytest.importorskip("triton")
     from benchmarks import triton_report
 
@@ -64,14 +87,17 @@ def test_compiles_without_spills(dtype):
     if dtype == "bfloat16":
         rows = [row for row in rows if row["issue_load"] != ""]
         assert max(row["issue_load"] for row in rows) <= 0.8
-        assert max(row["instructions_per_element"] for row in rows if row["for"] == "V=152064, sum") <= 22
+        assert (
+            max(row["instructions_per_element"] for row in rows if row["for"] == "V=152064, sum")
+            <= 22
+        )
         assert min(row["bytes_in_flight"] for row in rows) >= 30_000
         assert all(row["blocks"] == 2 for row in rows if row["for"] == "V=152064, sum")
 
 
 def test_the_last_program_reads_what_others_wrote():
-    """Of every kernel that counts arrivals, in PTX: each store to global memory, a barrier, the counter's acquire and
-    release, and only then a load past L1."""
+    """Of every kernel that counts arrivals, in PTX: each store to global memory, a barrier, the
+    counter's acquire and release, and only then a load past L1."""
     pytest.importorskip("triton")
     from benchmarks import triton_report
 
@@ -95,17 +121,24 @@ def test_the_last_program_reads_what_others_wrote():
         last_store = len(before) - 1 - before[::-1].index("st.global")
         assert "bar.sync" in before[last_store:], launch.kernel
         first_load = next(i for i, step in enumerate(after) if step.startswith("ld.global"))
-        assert after.index("bar.sync") < first_load, launch.kernel  # one thread counts, all of them have to wait
+        assert after.index("bar.sync") < first_load, (
+            launch.kernel
+        )  # one thread counts, all of them have to wait
         loads = {step for step in after if step.startswith("ld.")}
         if "kl" in launch.kernel:
             loads.discard("ld.global.b32")  # the weights, an input
         assert loads <= {"ld.global.cg.b32", "ld.global.cg.b64"}, launch.kernel
         checked.add(launch.kernel)
     assert checked == {
-        "_adaptive_cross_entropy_fwd_kernel", "_adaptive_cross_entropy_long_fwd_kernel",
-        "_adaptive_cross_entropy_samples_fwd_kernel", "_adaptive_mse_fwd_kernel", "_soft_target_kl_fwd_kernel",
-        "_soft_target_kl_long_fwd_kernel", "_soft_target_kl_sum_kernel", "_samples_totals_kernel",
-    }  # fmt: skip
+        "_adaptive_cross_entropy_fwd_kernel",
+        "_adaptive_cross_entropy_long_fwd_kernel",
+        "_adaptive_cross_entropy_samples_fwd_kernel",
+        "_adaptive_mse_fwd_kernel",
+        "_soft_target_kl_fwd_kernel",
+        "_soft_target_kl_long_fwd_kernel",
+        "_soft_target_kl_sum_kernel",
+        "_samples_totals_kernel",
+    }
 
 
 class Recorded(TorchDispatchMode):
@@ -121,7 +154,9 @@ class Recorded(TorchDispatchMode):
 @pytest.mark.parametrize(("tokens", "launches"), [(1, 1), (7, 2)])
 @pytest.mark.parametrize("classes", [10, 1000, 152064])
 def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
-    """One launch forward and one backward, two each for sequences; no torch call but to allocate outputs."""
+    """One launch forward and one backward, two each for sequences; no torch call but to allocate
+    outputs.
+    """
     pytest.importorskip("triton")
     from benchmarks.triton_report import recorded
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
@@ -131,7 +166,9 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
     logits = torch.empty((256, tokens, classes), dtype=torch.bfloat16, device="meta")
     labels = torch.empty((256, tokens), dtype=torch.int64, device="meta")
     with recorded() as made, Recorded() as torch_calls:
-        loss, losses, weights, _, log_sums = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
+        loss, losses, weights, _, log_sums = op.adaptive_cross_entropy(
+            logits, labels, 0.5, 1e-6, -100
+        )
         assert len(made) == launches
         gradient = op.adaptive_cross_entropy_backward(loss, logits, labels, weights, log_sums, -100)
     assert len(made) == 2 * launches
@@ -198,15 +235,27 @@ def test_numbers_are_run_time_scalars():
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
 
     kinds = set()
-    for samples, temperature, floor, ignore in ((256, 0.5, 1e-6, -100), (255, 1.0, 1.0, 1), (144, 0.0, 2.0, 16)):
-        logits, labels = torch.empty((samples, 1, 32000), device="meta"), torch.empty((samples, 1), device="meta")
+    for samples, temperature, floor, ignore in (
+        (256, 0.5, 1e-6, -100),
+        (255, 1.0, 1.0, 1),
+        (144, 0.0, 2.0, 16),
+    ):
+        logits, labels = (
+            torch.empty((samples, 1, 32000), device="meta"),
+            torch.empty((samples, 1), device="meta"),
+        )
         with recorded() as made:
             op.adaptive_cross_entropy(logits, labels.long(), temperature, floor, ignore)
         kinds.add(made[0].key())
     assert len(kinds) == 1
     for kernel in (v for n, v in vars(op).items() if n.endswith("_kernel")):
         integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
-        names = ("temperature_high", "temperature_low", "floor", "gradient_scale")  # floats are never specialised
+        names = (
+            "temperature_high",
+            "temperature_low",
+            "floor",
+            "gradient_scale",
+        )  # floats are never specialised
         assert all(p.do_not_specialize or p.name in names for p in integers)
 
 
@@ -217,7 +266,10 @@ def test_registered_for_cuda():
 
 
 def test_importing_the_package_does_not_import_triton():
-    code = "import sys, sfron_fast; sys.exit('triton' in sys.modules and 'torch._inductor' not in sys.modules)"
+    code = (
+        "import sys, sfron_fast; sys.exit('triton' in sys.modules and 'torch._inductor' not in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -229,7 +281,9 @@ def forgetful(monkeypatch):
 
 def _serve(name, case):
     """The CUDA kernel of an op, called on CPU tensors, and what the reference says."""
-    got = row_kernels.op_kernel(name, ops.check_of(name), getattr(reference, name))(*case.tensors, *case.numbers)
+    got = row_kernels.op_kernel(name, ops.check_of(name), getattr(reference, name))(
+        *case.tensors, *case.numbers
+    )
     assert_same_lists(named(got), named(getattr(reference, name)(*case.tensors, *case.numbers)))
 
 
@@ -245,7 +299,10 @@ def test_without_triton_the_reference_serves_and_says_so_once(forgetful, monkeyp
         _serve("adaptive_mse", squared_error((3, 5), torch.float32))
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     assert ops.kernel_for("adaptive_mse", "cuda") == "reference"
-    assert "triton      absent: importing Triton failed: No module named 'triton'" in __main__.environment()
+    assert (
+        "triton      absent: importing Triton failed: No module named 'triton'"
+        in __main__.environment()
+    )
 
 
 def test_a_kernel_that_cannot_be_built_is_replaced_and_says_so_once(forgetful, monkeypatch):
@@ -255,7 +312,9 @@ def test_a_kernel_that_cannot_be_built_is_replaced_and_says_so_once(forgetful, m
         calls.append(1)
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(row_kernels, "launcher", lambda name: None if name in row_kernels._reasons else broken)
+    monkeypatch.setattr(
+        row_kernels, "launcher", lambda name: None if name in row_kernels._reasons else broken
+    )
     with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
         _serve("adaptive_mse", squared_error((3, 5), torch.float32))
     with warnings.catch_warnings():
@@ -275,7 +334,9 @@ def test_a_failure_within_a_capture_is_no_reason_to_fall_back(forgetful, monkeyp
     monkeypatch.setattr(row_kernels, "capturing", lambda like: True)
     kernel = row_kernels.op_kernel("adaptive_mse", row_checks.adaptive_mse, reference.adaptive_mse)
     x = torch.randn(3, 5)
-    with pytest.raises(RuntimeError, match=r"adaptive_mse: expected .* capture .*not permitted.*call the op once"):
+    with pytest.raises(
+        RuntimeError, match=r"adaptive_mse: expected .* capture .*not permitted.*call the op once"
+    ):
         kernel(x, x, 0.5, 1e-6, True)
     assert not row_kernels._reasons
 

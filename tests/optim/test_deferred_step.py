@@ -1,4 +1,6 @@
-"""The normaliser left to the optimizer: a forget step on ``adaptive_cross_entropy_sum_`` is the step on the loss."""
+"""The normaliser left to the optimizer: a forget step on ``adaptive_cross_entropy_sum_`` is the
+step on the loss.
+"""
 
 from functools import partial
 
@@ -46,9 +48,10 @@ def deferred_step(layer, optimizer, features, labels, pieces=SAMPLES):
 def gradient_bound(layer, features, labels):
     """How far the deferred gradient of the weight may be from the plain one, element by element.
 
-    A logit's gradient is a product of factors that each round: plain the weight, its division by the normaliser,
-    upstream and the product (4), deferred the weight, the product, the normaliser, its reciprocal and the product with
-    that (5); both take exp and lse from the same formula on the same logits. Then a sum over the samples, twice.
+    A logit's gradient is a product of factors that each round: plain the weight, its division by
+    the normaliser, upstream and the product (4), deferred the weight, the product, the normaliser,
+    its reciprocal and the product with that (5); both take exp and lse from the same formula on the
+    same logits. Then a sum over the samples, twice.
     """
     logits = layer(features).detach().double().requires_grad_()
     sf.adaptive_cross_entropy(logits, labels).backward()
@@ -60,7 +63,10 @@ def gradient_bound(layer, features, labels):
 @pytest.mark.parametrize("max_norm", [None, 1e-2], ids=["free", "clipped"])
 @pytest.mark.parametrize("kind", STEPS)
 def test_deferred_step_is_the_plain_step(kind, max_norm, pieces):
-    """Masked, clipped, decayed: the division by ``grad_scale`` comes before all of it. Then a retain step of each."""
+    """Masked, clipped, decayed: the division by ``grad_scale`` comes before all of it.
+
+    Then a retain step of each.
+    """
     ends, gradients = [], []
     for step in (plain_step, partial(deferred_step, pieces=pieces)):
         layer, optimizer, features, labels = setting(kind, max_norm=max_norm)
@@ -81,7 +87,11 @@ def test_deferred_step_is_the_plain_step(kind, max_norm, pieces):
     # clipped, an element moves with its own error and with that of the norm
     norm = gradient.norm()
     factor = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    moved = factor * (bound + (gradient.abs() * bound.norm() / norm if max_norm else 0.0) + 8 * tol.U * gradient.abs())
+    moved = factor * (
+        bound
+        + (gradient.abs() * bound.norm() / norm if max_norm else 0.0)
+        + 8 * tol.U * gradient.abs()
+    )
     if kind == "sgd":
         moved = moved * 0.5  # the learning rate
     else:  # the first step of Adam is g / (|g| + eps), whose derivative is eps / (|g| + eps)^2
@@ -107,17 +117,23 @@ def test_deferred_step_without_any_label_is_skipped():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_deferred_gradient_in_half_precision(dtype):
-    """Rounded at another size, not more often: each logit's gradient once, the weight's once, by either way."""
+    """Rounded at another size, not more often: each logit's gradient once, the weight's once, by
+    either way.
+    """
     layer, _, features, labels = setting("sgd")
     layer.to(dtype)
     x = features.to(dtype)
-    (plain,) = torch.autograd.grad(-FORGET_WEIGHT * sf.adaptive_cross_entropy(layer(x), labels), layer.weight)
+    (plain,) = torch.autograd.grad(
+        -FORGET_WEIGHT * sf.adaptive_cross_entropy(layer(x), labels), layer.weight
+    )
     loss, normaliser = sf.adaptive_cross_entropy_sum_(layer(x), labels, scale=-FORGET_WEIGHT)
     (deferred,) = torch.autograd.grad(loss, layer.weight)
     eps = tol.EPS[dtype]
     logits = F.linear(x, layer.weight).detach().double().requires_grad_()
     sf.adaptive_cross_entropy(logits, labels).backward()
     terms = FORGET_WEIGHT * logits.grad.abs().t() @ x.double().abs()
-    bound = terms * (eps + 2e-5) + plain.double().abs() * eps * 1.1 + 1e-6 * (dtype == torch.float16)
+    bound = (
+        terms * (eps + 2e-5) + plain.double().abs() * eps * 1.1 + 1e-6 * (dtype == torch.float16)
+    )
     assert ((deferred.double() / normaliser.double() - plain.double()).abs() <= bound).all()
     assert bound.max() < 4 * eps * plain.double().abs().max()

@@ -17,7 +17,13 @@ def tensors(seed, device="cpu", sizes=(5, 64, 2049)):
 def step(kind, device, numbers, hyper):
     params, grads, slow = tensors(0, device), tensors(1, device), tensors(2, device)
     lr, weight_decay, slow_lr = numbers
-    common = {"lr": lr, "weight_decay": weight_decay, "slow_in": slow, "slow_lr": slow_lr, "hyper": hyper}
+    common = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "slow_in": slow,
+        "slow_lr": slow_lr,
+        "hyper": hyper,
+    }
     if kind == "sgd":
         sgd_step_(params, grads, momentum=0.9, momentum_buffers=tensors(3, device), **common)
     else:

@@ -39,8 +39,13 @@ def optimizer_of(kind, model, **settings):
     if "moments" not in settings:
         own |= {"moments": "shared"}
     named = dict(model.named_parameters())
-    groups = [{"params": [(n, p) for n, p in named.items() if n.endswith("bias") == bias], "weight_decay": 0.1 * bias}
-              for bias in (True, False)]  # fmt: skip
+    groups = [
+        {
+            "params": [(n, p) for n, p in named.items() if n.endswith("bias") == bias],
+            "weight_decay": 0.1 * bias,
+        }
+        for bias in (True, False)
+    ]
     return kind(groups, lr=0.1, saliency=random_mask(model), max_norm=1.0, **own)
 
 
@@ -68,10 +73,19 @@ def run(optimizer, model, how, cycles=3, before=lambda: None):
 
 
 @BOTH
-@pytest.mark.parametrize("settings", [
-    {}, {"moments": "separate"}, {"moments": "none"}, {"slow_lr": 1.0}, {"retain_steps": 1},
-    {"lr_tensor": True}, {"mask_semantics": "update", "maximize": True},
-], ids=lambda s: "-".join(s) or "plain")  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"moments": "separate"},
+        {"moments": "none"},
+        {"slow_lr": 1.0},
+        {"retain_steps": 1},
+        {"lr_tensor": True},
+        {"mask_semantics": "update", "maximize": True},
+    ],
+    ids=lambda s: "-".join(s) or "plain",
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_of_the_ordinary_step(kind, settings, dtype):
     settings = dict(settings)
@@ -140,7 +154,9 @@ def test_hooks_and_schedules_see_one_step():
 
 @BOTH
 def test_gradients_are_never_all_held(kind):
-    """16 layers of one size, activations of next to nothing: the gradients of two layers, instead of sixteen."""
+    """16 layers of one size, activations of next to nothing: the gradients of two layers, instead
+    of sixteen.
+    """
     held = {}
     for how in ("inside", "after"):
         model = nn.Sequential(*[nn.Linear(200, 200, bias=False) for _ in range(16)])
@@ -164,8 +180,12 @@ def refused(match, optimizer, error=RuntimeError):
     model_before = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
     with pytest.raises(error, match=match), step_in_backward(optimizer):
         pass
-    assert all(torch.equal(a, b) for a, b in zip(
-        model_before, (p for g in optimizer.param_groups for p in g["params"]), strict=True))  # fmt: skip
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            model_before, (p for g in optimizer.param_groups for p in g["params"]), strict=True
+        )
+    )
 
 
 def backward(model, optimizer):
@@ -175,8 +195,11 @@ def backward(model, optimizer):
 
 def test_refusals(monkeypatch):
     model = build()
-    refused("clip_retain: expected False", SFRonSGD(model.named_parameters(), clip_retain=True, max_norm=1.0),
-            ValueError)  # fmt: skip
+    refused(
+        "clip_retain: expected False",
+        SFRonSGD(model.named_parameters(), clip_retain=True, max_norm=1.0),
+        ValueError,
+    )
     optimizer = SFRonSGD(model.named_parameters())
     nn.functional.cross_entropy(model(X), Y).backward()
     refused("expected no gradients before it", optimizer)
@@ -217,7 +240,9 @@ def test_with_checkpointing_and_compile():
     ended = []
     for how in ("inside", "after"):
         model = build()
-        forward = torch.compile(lambda x, m=model: checkpoint(m, x, use_reentrant=False), backend="aot_eager")
+        forward = torch.compile(
+            lambda x, m=model: checkpoint(m, x, use_reentrant=False), backend="aot_eager"
+        )
         optimizer = SFRonAdamW(model.named_parameters(), lr=0.1)
         for _ in range(2):
             optimizer.zero_grad()
@@ -240,13 +265,18 @@ def test_after_an_error_inside_backward_a_checkpoint_goes_on():
         nn.functional.cross_entropy(model(X), Y).neg().backward()
         optimizer.forget_step()
         optimizer.zero_grad()
-        saved = {n: p.clone() for n, p in model.state_dict().items()}, copy.deepcopy(optimizer.state_dict())
+        saved = (
+            {n: p.clone() for n, p in model.state_dict().items()},
+            copy.deepcopy(optimizer.state_dict()),
+        )
         if fails:
             model[0].weight.register_hook(lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 backward(model, optimizer)
             assert not torch.equal(model[2].weight, saved[0]["2.weight"])
-            with pytest.raises(RuntimeError, match=r"state_dict: expected step\(\) after step_in_backward"):
+            with pytest.raises(
+                RuntimeError, match=r"state_dict: expected step\(\) after step_in_backward"
+            ):
                 optimizer.state_dict()
             model[0].weight._backward_hooks.clear()
             model.load_state_dict(saved[0])

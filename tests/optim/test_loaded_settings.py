@@ -1,4 +1,6 @@
-"""Whose settings count: the constructor's, those of a run that is loaded, or of groups that were used before."""
+"""Whose settings count: the constructor's, those of a run that is loaded, or of groups that were
+used before.
+"""
 
 import copy
 
@@ -9,21 +11,34 @@ from models import gradients, masks, parameters, run
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
-CHOSEN = {"forget_lr": 0.3, "max_norm": 2.0, "clip_retain": True, "retain_steps": 3, "slow_lr": 0.5,
-          "moments": "separate", "mask_semantics": "update", "state_dtype": torch.bfloat16}  # fmt: skip
+CHOSEN = {
+    "forget_lr": 0.3,
+    "max_norm": 2.0,
+    "clip_retain": True,
+    "retain_steps": 3,
+    "slow_lr": 0.5,
+    "moments": "separate",
+    "mask_semantics": "update",
+    "state_dtype": torch.bfloat16,
+}
 
 
 @pytest.mark.checklist("C8")
 @BOTH
 @pytest.mark.parametrize("trained_by", ["ours", "ours, masked", "torch"])
 def test_the_state_of_a_training_run_leaves_what_the_constructor_was_told(kind, trained_by):
-    """Two groups, decay and none; the training's lr, decay and moments come, nothing of forgetting goes."""
+    """Two groups, decay and none; the training's lr, decay and moments come, nothing of forgetting
+    goes.
+    """
     params = parameters(torch.float32)
     mask = SaliencyMask.from_bool(masks())
 
     def groups():
         parts = {"ab": 0.5, "cde": 0.0}
-        return [{"params": [(n, params[n]) for n in names], "weight_decay": decay} for names, decay in parts.items()]
+        return [
+            {"params": [(n, params[n]) for n in names], "weight_decay": decay}
+            for names, decay in parts.items()
+        ]
 
     known = {"saliency": mask} if trained_by == "ours, masked" else {}
     trained = (kind.stock if trained_by == "torch" else kind)(groups(), lr=0.25, **known)
@@ -38,7 +53,9 @@ def test_the_state_of_a_training_run_leaves_what_the_constructor_was_told(kind, 
     before = {n: p.detach().clone() for n, p in params.items()}
     optimizer.forget_step()
     for name, p in params.items():
-        assert torch.equal(p[~masks()[name]], before[name][~masks()[name]])  # "update" semantics, masked
+        assert torch.equal(
+            p[~masks()[name]], before[name][~masks()[name]]
+        )  # "update" semantics, masked
     assert optimizer.param_groups[0]["retain_pending"] == 3
     assert not torch.equal(params["e"], before["e"])
 
@@ -56,13 +73,25 @@ def test_a_run_that_forgets_goes_on_with_its_settings_or_not_at_all(kind):
     saved = copy.deepcopy(optimizer.state_dict())
     again = kind(params.items(), saliency=mask, **chosen)
     again.load_state_dict(saved)
-    assert [again.param_groups[0][k] for k in ("retain_pending", "forget_lr", "slow_lr")] == [2, 0.125, 0.25]
-    others = {"max_norm": 1.0, "clip_retain": False, "retain_steps": 2, "moments": "shared",
-              "mask_semantics": "gradient", "state_dtype": None}  # fmt: skip
+    assert [again.param_groups[0][k] for k in ("retain_pending", "forget_lr", "slow_lr")] == [
+        2,
+        0.125,
+        0.25,
+    ]
+    others = {
+        "max_norm": 1.0,
+        "clip_retain": False,
+        "retain_steps": 2,
+        "moments": "shared",
+        "mask_semantics": "gradient",
+        "state_dtype": None,
+    }
     for name, value in others.items():
         other = kind(params.items(), saliency=mask, **{**chosen, name: value})
         before = str(other.state_dict())
-        with pytest.raises(ValueError, match=rf"state_dict: expected .*settings \({name} .*found one with {name} "):
+        with pytest.raises(
+            ValueError, match=rf"state_dict: expected .*settings \({name} .*found one with {name} "
+        ):
             other.load_state_dict(saved)
         assert str(other.state_dict()) == before
     plain = kind(params.items(), **chosen)  # forgets without a mask
@@ -76,10 +105,15 @@ def test_a_run_that_forgets_goes_on_with_its_settings_or_not_at_all(kind):
 
 
 def test_groups_that_were_given_before_are_as_they_were_given():
-    """torch writes an optimizer's defaults into them, and the next optimizer would take them for the user's."""
+    """torch writes an optimizer's defaults into them, and the next optimizer would take them for
+    the user's.
+    """
     params = parameters(torch.float32)
     mask = SaliencyMask.from_bool(masks())
-    groups = [{"params": iter(list(params.items())[:2]), "weight_decay": 0.5}, {"params": list(params.items())[2:]}]
+    groups = [
+        {"params": iter(list(params.items())[:2]), "weight_decay": 0.5},
+        {"params": list(params.items())[2:]},
+    ]
     first = SFRonAdamW(groups, lr=0.25)
     second = SFRonAdamW(groups, lr=0.5, saliency=mask, **CHOSEN)
     assert [len(g["params"]) for g in second.param_groups] == [2, 3]
@@ -87,7 +121,9 @@ def test_groups_that_were_given_before_are_as_they_were_given():
         assert (group["lr"], group["masked"]) == (0.5, True)
         assert {name: group[name] for name in CHOSEN} == CHOSEN
     assert groups[1].keys() == {"params"}
-    with pytest.raises(ValueError, match=r"params: expected groups with what differs .*retain_pending"):
+    with pytest.raises(
+        ValueError, match=r"params: expected groups with what differs .*retain_pending"
+    ):
         SFRonAdamW(first.param_groups, saliency=mask)
 
 

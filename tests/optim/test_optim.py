@@ -18,8 +18,18 @@ class Literal:
 
     def __init__(self, params, adam, selected, inner, **knobs):
         self.params, self.adam, self.selected, self.inner = params, adam, selected, inner
-        self.knobs = {"lr": 0.1, "forget_lr": None, "momentum": 0.0, "wd": 0.0, "alpha": 1.0, "moments": "shared",
-                      "freeze": False, "betas": (0.9, 0.999), "eps": 1e-8, **knobs}  # fmt: skip
+        self.knobs = {
+            "lr": 0.1,
+            "forget_lr": None,
+            "momentum": 0.0,
+            "wd": 0.0,
+            "alpha": 1.0,
+            "moments": "shared",
+            "freeze": False,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            **knobs,
+        }
         self.state, self.slow = {}, {}
 
     def run(self, grads):
@@ -39,7 +49,10 @@ class Literal:
         return value[name] if isinstance(value, dict) else value
 
     def update(self, name, grad, forget):
-        p, free = self.params[name], self.selected[name] if forget else torch.ones(SHAPES[name], dtype=torch.bool)
+        p, free = (
+            self.params[name],
+            (self.selected[name] if forget else torch.ones(SHAPES[name], dtype=torch.bool)),
+        )
         lr, moments = self.value("lr", name), self.knobs["moments"]
         if forget and self.knobs["forget_lr"] is not None:
             lr = self.value("forget_lr", name)
@@ -51,7 +64,9 @@ class Literal:
         key = (name, forget and moments == "separate")
         new, state = (self.adamw if self.adam else self.sgd)(p, grad, lr, self.state.get(key), name)
         old = self.state.get(key) or {k: torch.zeros_like(v) for k, v in state.items()}
-        self.state[key] = {k: v if k == "step" else torch.where(movable, v, old[k]) for k, v in state.items()}
+        self.state[key] = {
+            k: v if k == "step" else torch.where(movable, v, old[k]) for k, v in state.items()
+        }
         p.copy_(torch.where(movable, new, p))
 
     def sgd(self, p, grad, lr, state, name):
@@ -84,13 +99,22 @@ def run_freezing(optimizer, params, grads, inner):
 def check(kind, grads, inner, groups=None, run=run, **knobs):
     """The optimizer and the literal loop end in the same fp64 weights."""
     params, selected = parameters(), masks()
-    expected = Literal({n: p.detach().clone() for n, p in params.items()}, kind is SFRonAdamW, selected, inner, **knobs)
+    expected = Literal(
+        {n: p.detach().clone() for n, p in params.items()},
+        kind is SFRonAdamW,
+        selected,
+        inner,
+        **knobs,
+    )
     expected.run(grads)
     own = {"lr": 0.1, "forget_lr": knobs.get("forget_lr"), "slow_lr": knobs.get("alpha", 1.0)}
     if groups is not None:
         own = {"lr": 0.1}
     own |= {"weight_decay": knobs.get("wd", 0.0), "moments": knobs.get("moments", "shared")}
-    own |= {"mask_semantics": "update" if knobs.get("freeze") else "gradient", "retain_steps": inner}
+    own |= {
+        "mask_semantics": "update" if knobs.get("freeze") else "gradient",
+        "retain_steps": inner,
+    }
     own |= {"momentum": knobs.get("momentum", 0.0)} if kind is SFRonSGD else {}
     named = (
         list(params.items())
@@ -113,7 +137,17 @@ def check(kind, grads, inner, groups=None, run=run, **knobs):
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.2])
 def test_cycles_equal_the_literal_loop(kind, moments, freeze, alpha):
     extra = {"momentum": 0.9} if kind is SFRonSGD else {}
-    check(kind, gradients(12), 3, moments=moments, freeze=freeze, alpha=alpha, forget_lr=0.3, wd=0.05, **extra)
+    check(
+        kind,
+        gradients(12),
+        3,
+        moments=moments,
+        freeze=freeze,
+        alpha=alpha,
+        forget_lr=0.3,
+        wd=0.05,
+        **extra,
+    )
 
 
 @pytest.mark.checklist("B3")
@@ -142,24 +176,53 @@ def test_separate_momentum_is_two_buffers():
 
 @BOTH
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-@pytest.mark.parametrize("without", [
-    [(0, "a")], [(2, "a")], [(1, "a"), (2, "a")], [(0, "a"), (2, "a")], [(3, "b"), (5, "b"), (4, "a")],
-    [(i, "a") for i in (0, 3, 6)], [(i, "b") for i in (0, 2, 3, 5, 6)], [(i, "b") for i in (3, 4, 5, 6, 8)],
-], ids=["forget", "last", "retain", "forget+last", "second", "every forget", "one retain", "a cycle"])  # fmt: skip
+@pytest.mark.parametrize(
+    "without",
+    [
+        [(0, "a")],
+        [(2, "a")],
+        [(1, "a"), (2, "a")],
+        [(0, "a"), (2, "a")],
+        [(3, "b"), (5, "b"), (4, "a")],
+        [(i, "a") for i in (0, 3, 6)],
+        [(i, "b") for i in (0, 2, 3, 5, 6)],
+        [(i, "b") for i in (3, 4, 5, 6, 8)],
+    ],
+    ids=[
+        "forget",
+        "last",
+        "retain",
+        "forget+last",
+        "second",
+        "every forget",
+        "one retain",
+        "a cycle",
+    ],
+)
 @pytest.mark.parametrize("how", [run, run_freezing], ids=["no gradient", "frozen"])
 def test_missing_gradients_are_interpolated_as_in_the_literal_loop(kind, without, alpha, how):
-    """A layer may be frozen in forget steps and trained in retain steps: its slow weights are of its own cycle."""
+    """A layer may be frozen in forget steps and trained in retain steps: its slow weights are of
+    its own cycle.
+    """
     check(kind, gradients(9, without=without), 2, run=how, alpha=alpha, wd=0.02)
 
 
 @BOTH
 def test_groups_with_their_own_rates(kind):
-    groups = [{"params": ["a", "c"], "lr": 0.05, "slow_lr": 0.5}, {"params": ["b", "d"], "lr": 0.2, "forget_lr": 0.4},
-              {"params": ["e"], "slow_lr": 0.25}]  # fmt: skip
-    check(kind, gradients(9), 2, groups,
-          lr={"a": 0.05, "c": 0.05, "b": 0.2, "d": 0.2, "e": 0.1},
-          alpha={"a": 0.5, "c": 0.5, "b": 1.0, "d": 1.0, "e": 0.25},
-          forget_lr={"a": 0.05, "c": 0.05, "b": 0.4, "d": 0.4, "e": 0.1})  # fmt: skip
+    groups = [
+        {"params": ["a", "c"], "lr": 0.05, "slow_lr": 0.5},
+        {"params": ["b", "d"], "lr": 0.2, "forget_lr": 0.4},
+        {"params": ["e"], "slow_lr": 0.25},
+    ]
+    check(
+        kind,
+        gradients(9),
+        2,
+        groups,
+        lr={"a": 0.05, "c": 0.05, "b": 0.2, "d": 0.2, "e": 0.1},
+        alpha={"a": 0.5, "c": 0.5, "b": 1.0, "d": 1.0, "e": 0.25},
+        forget_lr={"a": 0.05, "c": 0.05, "b": 0.4, "d": 0.4, "e": 0.1},
+    )
 
 
 @pytest.mark.checklist("B2")
@@ -168,12 +231,22 @@ def test_groups_with_their_own_rates(kind):
 def test_update_semantics_keep_masked_bits(kind, moments):
     params, selected = parameters(torch.float32), masks()
     extra = {"momentum": 0.9} if kind is SFRonSGD else {"amsgrad": True}
-    optimizer = kind(params.items(), lr=0.1, weight_decay=0.1, saliency=SaliencyMask.from_bool(selected), max_norm=1.0,
-                     mask_semantics="update", moments=moments, **extra)  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        lr=0.1,
+        weight_decay=0.1,
+        saliency=SaliencyMask.from_bool(selected),
+        max_norm=1.0,
+        mask_semantics="update",
+        moments=moments,
+        **extra,
+    )
     run(optimizer, params, gradients(4, torch.float32), 1)  # so that there is state to keep
     for step in gradients(5, torch.float32, seed=9):
         before = {n: p.detach().clone() for n, p in params.items()}
-        state = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in params.items()}
+        state = {
+            n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in params.items()
+        }
         for name, param in params.items():
             param.grad = step[name]
         optimizer.forget_step()
@@ -207,7 +280,11 @@ def test_gradient_semantics_let_decay_and_momentum_move_masked_weights(kind):
 def test_masks_are_found_behind_wrappers():
     model = build("bn")
     mask = random_mask(model)
-    for wrapped in (nn.DataParallel(model), torch.compile(model), torch.compile(nn.DataParallel(model))):
+    for wrapped in (
+        nn.DataParallel(model),
+        torch.compile(model),
+        torch.compile(nn.DataParallel(model)),
+    ):
         names = [n for n, _ in wrapped.named_parameters()]
         assert any(n.startswith(("module.", "_orig_mod.")) for n in names)
         optimizer = SFRonSGD(wrapped.named_parameters(), lr=1.0, saliency=mask)
@@ -256,9 +333,14 @@ def test_forget_step_inside_a_cycle_is_an_error_and_changes_nothing(kind):
     optimizer = kind(params.items(), retain_steps=3)
     grads = gradients(2)
     run(optimizer, params, grads, 3)
-    before, state = {n: p.detach().clone() for n, p in params.items()}, copy.deepcopy(optimizer.state_dict())
+    before, state = (
+        {n: p.detach().clone() for n, p in params.items()},
+        copy.deepcopy(optimizer.state_dict()),
+    )
     called = []
-    with pytest.raises(RuntimeError, match=r"forget_step: expected a finished cycle, found 2 retain step"):
+    with pytest.raises(
+        RuntimeError, match=r"forget_step: expected a finished cycle, found 2 retain step"
+    ):
         optimizer.forget_step(lambda: called.append(1))
     assert not called
     assert same(before, {n: p.detach() for n, p in params.items()})

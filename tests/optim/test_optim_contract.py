@@ -1,4 +1,6 @@
-"""What every torch optimizer must do: the stock step, schedulers, closures, hooks, unusual parameters."""
+"""What every torch optimizer must do: the stock step, schedulers, closures, hooks, unusual
+parameters.
+"""
 
 import inspect
 
@@ -14,15 +16,27 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 
 
-SGD_FLAGS = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.8, "dampening": 0.3},
-             {"weight_decay": 0.1}, {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}]  # fmt: skip
-ADAMW_FLAGS = [{}, {"amsgrad": True}, {"weight_decay": 0.1, "betas": (0.8, 0.99)}, {"maximize": True, "eps": 1e-4}]
+SGD_FLAGS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.8, "dampening": 0.3},
+    {"weight_decay": 0.1},
+    {"momentum": 0.9, "weight_decay": 0.1, "maximize": True},
+]
+ADAMW_FLAGS = [
+    {},
+    {"amsgrad": True},
+    {"weight_decay": 0.1, "betas": (0.8, 0.99)},
+    {"maximize": True, "eps": 1e-4},
+]
 
 
 @pytest.mark.checklist("A4")
 @pytest.mark.parametrize(
     ("kind", "stock", "flags"),
-    [(SFRonSGD, torch.optim.SGD, f) for f in SGD_FLAGS] + [(SFRonAdamW, torch.optim.AdamW, f) for f in ADAMW_FLAGS],
+    [(SFRonSGD, torch.optim.SGD, f) for f in SGD_FLAGS]
+    + [(SFRonAdamW, torch.optim.AdamW, f) for f in ADAMW_FLAGS],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_step_is_the_stock_optimizer(kind, stock, flags, dtype):
@@ -55,25 +69,41 @@ def test_adam_with_coupled_decay_is_torchs_adam():
 @BOTH
 def test_signatures_are_torchs(kind):
     for name in ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group"):
-        ours, base = (list(inspect.signature(getattr(c, name)).parameters) for c in (kind, torch.optim.Optimizer))
+        ours, base = (
+            list(inspect.signature(getattr(c, name)).parameters)
+            for c in (kind, torch.optim.Optimizer)
+        )
         assert ours == base, name
     stock = torch.optim.SGD if kind is SFRonSGD else torch.optim.AdamW
     ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (kind, stock))
     positional = [p.name for p in theirs if p.kind == p.POSITIONAL_OR_KEYWORD]
     assert [p.name for p in ours if p.kind == p.POSITIONAL_OR_KEYWORD] == positional
     for name in positional[2:]:
-        assert inspect.signature(kind).parameters[name].default == inspect.signature(stock).parameters[name].default
+        assert (
+            inspect.signature(kind).parameters[name].default
+            == inspect.signature(stock).parameters[name].default
+        )
 
 
 @pytest.mark.checklist("A1")
-@pytest.mark.parametrize("make", [
-    lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.1),
-    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=12),
-    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.ConstantLR(o),
-        torch.optim.lr_scheduler.ExponentialLR(o, 0.5)], [4]),
-], ids=["step", "lambda", "cosine", "onecycle", "sequential"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.1),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=12),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [
+                torch.optim.lr_scheduler.ConstantLR(o),
+                torch.optim.lr_scheduler.ExponentialLR(o, 0.5),
+            ],
+            [4],
+        ),
+    ],
+    ids=["step", "lambda", "cosine", "onecycle", "sequential"],
+)
 @pytest.mark.parametrize("tensor", [False, True])
 @BOTH
 def test_schedulers(kind, make, tensor):
@@ -81,7 +111,10 @@ def test_schedulers(kind, make, tensor):
     ours, theirs = parameters(), parameters()
     flags = {"momentum": 0.9} if kind is SFRonSGD else {"betas": (0.9, 0.95)}
     rates = [torch.tensor(0.1, dtype=torch.float64) if tensor else 0.1 for _ in "ab"]
-    a, b = kind(ours.items(), lr=rates[0], **flags), kind.stock(theirs.values(), lr=rates[1], **flags)
+    a, b = (
+        kind(ours.items(), lr=rates[0], **flags),
+        kind.stock(theirs.values(), lr=rates[1], **flags),
+    )
     schedules = make(a), make(b)
     for step in gradients(10):
         for name in SHAPES:
@@ -96,12 +129,19 @@ def test_schedulers(kind, make, tensor):
 
 @pytest.mark.checklist("A1", "A11")
 def test_a_schedule_takes_momentum_through_zero():
-    """torch looks at nesterov in its constructor only, and then does plain steps. A run may be resumed there."""
+    """torch looks at nesterov in its constructor only, and then does plain steps.
+
+    A run may be resumed there.
+    """
     ours, theirs = parameters(), parameters()
     flags = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
     a, b = SFRonSGD(ours.items(), **flags), torch.optim.SGD(theirs.values(), **flags)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20, base_momentum=0.0, max_momentum=0.9,
-                                                     three_phase=True) for o in (a, b)]  # fmt: skip
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            o, 0.1, total_steps=20, base_momentum=0.0, max_momentum=0.9, three_phase=True
+        )
+        for o in (a, b)
+    ]
     seen = set()
     for i, step in enumerate(gradients(20)):
         for name in SHAPES:
@@ -147,7 +187,9 @@ def test_plateau_scheduler_is_used_at_the_next_step():
 @pytest.mark.parametrize("method", ["forget_step", "step"])
 def test_closure(kind, method):
     params, selected, calls = parameters(torch.float32), masks(), []
-    optimizer = kind(params.items(), lr=1.0, weight_decay=0.0, saliency=SaliencyMask.from_bool(selected))
+    optimizer = kind(
+        params.items(), lr=1.0, weight_decay=0.0, saliency=SaliencyMask.from_bool(selected)
+    )
 
     def closure():
         calls.append(torch.is_grad_enabled())
@@ -162,7 +204,11 @@ def test_closure(kind, method):
     assert calls == [True]
     assert loss.requires_grad
     for name, p in params.items():
-        moved = selected[name] if method == "forget_step" else torch.ones(SHAPES[name], dtype=torch.bool)
+        moved = (
+            selected[name]
+            if method == "forget_step"
+            else torch.ones(SHAPES[name], dtype=torch.bool)
+        )
         assert torch.equal(p.detach() != before[name], moved), name
         assert torch.equal(p.grad, torch.full_like(p, 3.0))  # gradients are never written
 
@@ -191,13 +237,17 @@ def test_layouts_and_dtypes_in_one_list(kind):
     generator = torch.Generator().manual_seed(0)
     tensors = [
         torch.randn(2, 3, 4, 4, generator=generator).to(memory_format=torch.channels_last),
-        torch.randn(5, 3, generator=generator).t(), torch.randn(9, generator=generator).bfloat16(),
-        torch.randn(9, generator=generator).half(), torch.randn(4, generator=generator).double(),
-    ]  # fmt: skip
+        torch.randn(5, 3, generator=generator).t(),
+        torch.randn(9, generator=generator).bfloat16(),
+        torch.randn(9, generator=generator).half(),
+        torch.randn(4, generator=generator).double(),
+    ]
     grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in tensors]
 
     def result(parts):
-        params = [nn.Parameter(tensors[i].clone(memory_format=torch.preserve_format)) for i in parts]
+        params = [
+            nn.Parameter(tensors[i].clone(memory_format=torch.preserve_format)) for i in parts
+        ]
         chosen = {str(i): grads[i] > 0 for i in parts}
         named = [(str(i), p) for i, p in zip(parts, params, strict=True)]
         optimizer = kind(named, lr=0.1, slow_lr=0.5, saliency=SaliencyMask.from_bool(chosen))
@@ -234,7 +284,9 @@ def test_sparse_and_complex_are_refused_before_anything_changes(kind):
     before = weight.detach().clone(), other.detach().clone()
     other.grad, weight.grad = torch.ones(3), torch.ones(4, 2).to_sparse()
     for method in (optimizer.forget_step, optimizer.step):
-        with pytest.raises((ValueError, RuntimeError), match=r"grads\[1\]: expected a dense tensor"):
+        with pytest.raises(
+            (ValueError, RuntimeError), match=r"grads\[1\]: expected a dense tensor"
+        ):
             method()
     assert not optimizer.mid_cycle
     assert torch.equal(weight, before[0])
@@ -250,7 +302,8 @@ def test_tensor_lr_and_zero_lr():
     optimizer = SFRonSGD(params.items(), lr=torch.tensor(0.0), momentum=0.9, slow_lr=0.5)
     run(optimizer, params, gradients(2, torch.float32), 1)
     assert same(
-        {n: p.detach() for n, p in params.items()}, {n: p.detach() for n, p in parameters(torch.float32).items()}
+        {n: p.detach() for n, p in params.items()},
+        {n: p.detach() for n, p in parameters(torch.float32).items()},
     )
     optimizer.param_groups[0]["lr"].fill_(0.5)
     run(optimizer, params, gradients(1, torch.float32), 1)

@@ -16,7 +16,13 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 @pytest.mark.parametrize("clip_retain", [False, True])
 def test_clip_is_mask_then_clip_grad_norm_then_step(clip_retain):
     ours, theirs, selected = parameters(torch.float32), parameters(torch.float32), masks()
-    a = SFRonSGD(ours.items(), lr=0.5, saliency=SaliencyMask.from_bool(selected), max_norm=1.5, clip_retain=clip_retain)
+    a = SFRonSGD(
+        ours.items(),
+        lr=0.5,
+        saliency=SaliencyMask.from_bool(selected),
+        max_norm=1.5,
+        clip_retain=clip_retain,
+    )
     b = torch.optim.SGD(theirs.values(), lr=0.5)
     for i, step in enumerate(gradients(6, torch.float32)):
         for name in SHAPES:
@@ -39,10 +45,21 @@ def test_clip_is_mask_then_clip_grad_norm_then_step(clip_retain):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("phase", ["forget", "retain"])
 def test_non_finite_gradient_changes_nothing_but_the_count(kind, bad, phase):
-    params, selected = parameters(torch.float32), {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()}
+    params, selected = (
+        parameters(torch.float32),
+        {n: torch.ones(s, dtype=torch.bool) for n, s in SHAPES.items()},
+    )
     extra = {"momentum": 0.9} if kind is SFRonSGD else {}
-    optimizer = kind(params.items(), weight_decay=0.1, saliency=SaliencyMask.from_bool(selected), slow_lr=0.5,
-                     retain_steps=3, max_norm=1.0, clip_retain=True, **extra)  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        weight_decay=0.1,
+        saliency=SaliencyMask.from_bool(selected),
+        slow_lr=0.5,
+        retain_steps=3,
+        max_norm=1.0,
+        clip_retain=True,
+        **extra,
+    )
     run(optimizer, params, gradients(5 if phase == "retain" else 4, torch.float32), 3)
     before = {n: p.detach().clone() for n, p in params.items()}
     state = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in params.items()}
@@ -72,7 +89,10 @@ def forget(optimizer, params, value):
 
 @pytest.mark.checklist("B10")
 def test_a_run_that_does_nothing_says_so_once():
-    """A model of NaN, say: every forget step is skipped. One that counts in between is enough to be quiet."""
+    """A model of NaN, say: every forget step is skipped.
+
+    One that counts in between is enough to be quiet.
+    """
     params = parameters(torch.float32)
     optimizer = SFRonSGD(params.items(), lr=0.1)
     with warnings.catch_warnings():
@@ -86,7 +106,9 @@ def test_a_run_that_does_nothing_says_so_once():
         for _ in range(3 * ENOUGH):
             forget(optimizer, params, float("nan"))
             assert optimizer.skipped_steps > 0  # to ask does not reset what is watched
-    assert [str(w.message).split(":")[0] for w in seen] == [f"the last {ENOUGH} steps changed nothing"]
+    assert [str(w.message).split(":")[0] for w in seen] == [
+        f"the last {ENOUGH} steps changed nothing"
+    ]
     assert same(values(params), before)
     assert optimizer.skipped_steps == 5 * (ENOUGH - 1) + 3 * ENOUGH
 
@@ -104,7 +126,9 @@ def test_a_loaded_run_brings_its_own_count_of_skips():
 
 def test_non_finite_gradient_of_a_masked_weight_is_no_overflow():
     params, selected = parameters(torch.float32), masks()
-    optimizer = SFRonSGD(params.items(), lr=1.0, saliency=SaliencyMask.from_bool(selected), max_norm=1.0)
+    optimizer = SFRonSGD(
+        params.items(), lr=1.0, saliency=SaliencyMask.from_bool(selected), max_norm=1.0
+    )
     for p in params.values():
         p.grad = torch.ones_like(p)
     params["a"].grad[~selected["a"]] = float("nan")
@@ -128,7 +152,9 @@ def test_overflow_in_the_last_retain_step_still_closes_the_cycle(kind):
     assert not optimizer.mid_cycle
     for name, p in params.items():
         start = parameters()[name].detach()
-        torch.testing.assert_close(p.detach(), start + 0.5 * (theirs[name].detach() - start), rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(
+            p.detach(), start + 0.5 * (theirs[name].detach() - start), rtol=1e-14, atol=1e-15
+        )
 
 
 @pytest.mark.checklist("D2")
@@ -142,7 +168,9 @@ def test_amp_attributes(kind, method):
         params[name].grad, plain[name].grad = grad * 1024, grad.clone()
     getattr(optimizer, method)()
     getattr(twin, method)()
-    assert same({n: p.detach() for n, p in params.items()}, {n: p.detach() for n, p in plain.items()})
+    assert same(
+        {n: p.detach() for n, p in params.items()}, {n: p.detach() for n, p in plain.items()}
+    )
     assert not torch.equal(params["a"], parameters(torch.float32)["a"])
     optimizer.found_inf = torch.tensor([1.0])
     before = params["a"].detach().clone()

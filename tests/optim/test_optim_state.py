@@ -35,14 +35,21 @@ def test_slow_copy_is_one_tensor_per_parameter():
     optimizer = SFRonSGD(params.items(), slow_lr=0.5, retain_steps=2)
     run(optimizer, params, gradients(3, torch.float32), 2)
     assert {k for s in optimizer.state.values() for k in s} == {"slow"}
-    assert all(torch.equal(optimizer.state[p]["slow"], parameters(torch.float32)[n]) for n, p in params.items())
+    assert all(
+        torch.equal(optimizer.state[p]["slow"], parameters(torch.float32)[n])
+        for n, p in params.items()
+    )
 
 
 @pytest.mark.checklist("C8")
-@pytest.mark.parametrize(("kind", "stock", "flags"), [
-    (SFRonSGD, torch.optim.SGD, {"momentum": 0.9}), (SFRonSGD, torch.optim.SGD, {}),
-    (SFRonAdamW, torch.optim.AdamW, {"amsgrad": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "stock", "flags"),
+    [
+        (SFRonSGD, torch.optim.SGD, {"momentum": 0.9}),
+        (SFRonSGD, torch.optim.SGD, {}),
+        (SFRonAdamW, torch.optim.AdamW, {"amsgrad": True}),
+    ],
+)
 def test_stock_state_dict_loads_and_goes_on(kind, stock, flags):
     theirs = parameters(torch.float32)
     b = stock([(n, p) for n, p in theirs.items()], lr=0.01, weight_decay=0.1, **flags)
@@ -61,7 +68,12 @@ def test_stock_state_dict_loads_and_goes_on(kind, stock, flags):
             a.step()
     near(ours, theirs, 5)
     group = a.param_groups[0]
-    assert (group["lr"], group["retain_steps"], group["slow_lr"], group["max_norm"]) == (0.01, 4, 0.5, 3.0)
+    assert (group["lr"], group["retain_steps"], group["slow_lr"], group["max_norm"]) == (
+        0.01,
+        4,
+        0.5,
+        3.0,
+    )
     b.load_state_dict(a.state_dict())  # and back
     b.step()
 
@@ -69,7 +81,10 @@ def test_stock_state_dict_loads_and_goes_on(kind, stock, flags):
 @pytest.mark.checklist("C8")
 def test_stock_state_dict_leaves_a_groups_own_settings():
     params = parameters(torch.float32)
-    groups = [{"params": [("a", params["a"])], "masked": False, "slow_lr": 0.5}, {"params": [("b", params["b"])]}]
+    groups = [
+        {"params": [("a", params["a"])], "masked": False, "slow_lr": 0.5},
+        {"params": [("b", params["b"])]},
+    ]
     optimizer = SFRonSGD(groups, saliency=SaliencyMask.from_bool(masks()))
     stock = torch.optim.SGD([{"params": [params["a"]]}, {"params": [params["b"]]}], lr=0.3)
     optimizer.load_state_dict(stock.state_dict())
@@ -97,19 +112,38 @@ def test_float64_step_counts_load():
 
 @pytest.mark.checklist("C1", "C9")
 @BOTH
-@pytest.mark.parametrize(("dtype", "state_dtype"), [
-    (dtype, state_dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for state_dtype in (None, torch.float32, torch.bfloat16) if (dtype, state_dtype) != (torch.float16, torch.bfloat16)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [
+        (dtype, state_dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for state_dtype in (None, torch.float32, torch.bfloat16)
+        if (dtype, state_dtype) != (torch.float16, torch.bfloat16)
+    ],
+)
 def test_state_dict_keeps_dtype_and_value(kind, dtype, state_dtype):
     params = parameters(dtype)
     extra = {"momentum": 0.9} if kind is SFRonSGD else {}
-    optimizer = kind(params.items(), slow_lr=0.5, retain_steps=3, state_dtype=state_dtype, moments="separate", **extra)
+    optimizer = kind(
+        params.items(),
+        slow_lr=0.5,
+        retain_steps=3,
+        state_dtype=state_dtype,
+        moments="separate",
+        **extra,
+    )
     run(optimizer, params, gradients(6, dtype), 3)  # stops inside the second cycle
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    again = kind(params.items(), slow_lr=0.5, retain_steps=3, state_dtype=state_dtype, moments="separate", **extra)
+    again = kind(
+        params.items(),
+        slow_lr=0.5,
+        retain_steps=3,
+        state_dtype=state_dtype,
+        moments="separate",
+        **extra,
+    )
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again.mid_cycle
     for p in params.values():
@@ -148,7 +182,9 @@ def test_save_and_load_anywhere_continues_with_the_same_bits(kind):
             for n, p in second.items():
                 p.grad = grads[i][n].clone()
             (resumed.step if i % 3 else resumed.forget_step)()
-        assert same({n: p.detach() for n, p in whole.items()}, {n: p.detach() for n, p in second.items()}), stop
+        assert same(
+            {n: p.detach() for n, p in whole.items()}, {n: p.detach() for n, p in second.items()}
+        ), stop
 
 
 @pytest.mark.checklist("A8")
@@ -156,7 +192,9 @@ def test_save_and_load_anywhere_continues_with_the_same_bits(kind):
 @pytest.mark.parametrize("way", ["pickle", "deepcopy", "torch.save"])
 def test_copies_keep_saliency_phase_and_counts(kind, way):
     params = parameters(torch.float32)
-    optimizer = kind(params.items(), saliency=SaliencyMask.from_bool(masks()), retain_steps=2, slow_lr=0.5)
+    optimizer = kind(
+        params.items(), saliency=SaliencyMask.from_bool(masks()), retain_steps=2, slow_lr=0.5
+    )
     grads = gradients(4, torch.float32)
     grads[0]["a"][masks()["a"]] = float("nan")
     run(optimizer, params, grads, 2)
@@ -173,7 +211,9 @@ def test_copies_keep_saliency_phase_and_counts(kind, way):
     assert copied.mid_cycle
     assert copied.skipped_steps == optimizer.skipped_steps == 1
     theirs = copied.param_groups[0]["params"]
-    for p, q, g in zip(params.values(), theirs, gradients(1, torch.float32, seed=5)[0].values(), strict=True):
+    for p, q, g in zip(
+        params.values(), theirs, gradients(1, torch.float32, seed=5)[0].values(), strict=True
+    ):
         p.grad, q.grad = g.clone(), g.clone()
     for each in (optimizer, copied):
         each.step()
@@ -218,7 +258,10 @@ def test_state_dict_hooks_see_and_change_what_is_loaded():
 
     def doubled(o, state):
         seen.append("load")
-        return {**state, "state": {k: {n: v * 2 for n, v in s.items()} for k, s in state["state"].items()}}
+        return {
+            **state,
+            "state": {k: {n: v * 2 for n, v in s.items()} for k, s in state["state"].items()},
+        }
 
     def loaded(o):
         seen.append("loaded")

@@ -1,4 +1,6 @@
-"""torch's generic optimizer tests, written anew over its table of inputs: steps, schedules, groups, hooks, errors."""
+"""torch's generic optimizer tests, written anew over its table of inputs: steps, schedules, groups,
+hooks, errors.
+"""
 
 import copy
 import warnings
@@ -9,7 +11,10 @@ from optimizer_infos import EACH, EACH_INPUT, common, inputs, line
 from torch import nn
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 pytestmark = pytest.mark.checklist("A13")
 
@@ -17,7 +22,9 @@ pytestmark = pytest.mark.checklist("A13")
 def weights(contiguous=True, dtype=torch.float32):
     if contiguous:
         return Parameter(torch.randn(10, 5, dtype=dtype)), Parameter(torch.randn(10, dtype=dtype))
-    return Parameter(torch.randn(10, 5, 2, dtype=dtype)[..., 0]), Parameter(torch.randn(10, 2, dtype=dtype)[..., 0])
+    return Parameter(torch.randn(10, 5, 2, dtype=dtype)[..., 0]), Parameter(
+        torch.randn(10, 2, dtype=dtype)[..., 0]
+    )
 
 
 def descend(optimizer, weight, bias, schedulers=(), steps=20):
@@ -55,7 +62,9 @@ def test_errors(info):
     for error in info.optim_error_inputs_func("cpu", torch.float32):
         given = error.optimizer_error_input
         assert error.error_on == common.OptimizerErrorEnum.CONSTRUCTION_ERROR
-        if issubclass(error.error_type, Warning):  # torch warns of a parameter given twice; to us it is an error
+        if issubclass(
+            error.error_type, Warning
+        ):  # torch warns of a parameter given twice; to us it is an error
             assert "duplicate parameters" in error.error_regex
             with pytest.raises(ValueError, match="params: expected each parameter once"):
                 info.optim_cls(given.params, **given.kwargs)
@@ -88,7 +97,9 @@ def test_group_with_scheduler_goes_in_the_right_direction(info):
 @pytest.mark.parametrize("dims", [0, 1])
 @EACH_INPUT
 def test_tensor_lr(info, i, dims):
-    number, tensor = ({**inputs(info)[i], "lr": lr} for lr in (2.0**-10, torch.full((1,) * dims, 2.0**-10)))
+    number, tensor = (
+        {**inputs(info)[i], "lr": lr} for lr in (2.0**-10, torch.full((1,) * dims, 2.0**-10))
+    )
     results = []
     for kwargs in (number, tensor):
         torch.manual_seed(0)
@@ -107,10 +118,15 @@ def test_matches_torchs_loop(info, i, dtype):
         kwargs |= {"eps": 0.1} if info.name == "SFRonAdamW" else {}
     x = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], dtype=dtype)
     models, optimizers = [], []
-    loop = {k: v for k, v in kwargs.items() if k != "capturable"} | {"foreach": False, "fused": False}
+    loop = {k: v for k, v in kwargs.items() if k != "capturable"} | {
+        "foreach": False,
+        "fused": False,
+    }
     for kind, flags in ((info.optim_cls, kwargs), (info.optim_cls.stock, loop)):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).to(dtype)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).to(
+            dtype
+        )
         extra = Parameter(torch.ones((), dtype=dtype))
         extra.grad = torch.full_like(extra, 0.5)
         model.register_parameter("extra", extra)
@@ -124,8 +140,13 @@ def test_matches_torchs_loop(info, i, dtype):
             if step != 2:
                 model(x).sum().backward()
             optimizer.step()
-        # torch rounds low-precision results after every operation, we once: a few steps of the format apart
-        near = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps} if dtype.itemsize == 2 else {}
+        # torch rounds low-precision results after every operation, we once: a few steps of the
+        # format apart
+        near = (
+            {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+            if dtype.itemsize == 2
+            else {}
+        )
         for ours, theirs in zip(*(m.parameters() for m in models), strict=True):
             torch.testing.assert_close(ours, theirs, **near)
             mine, other = optimizers[0].state[ours], optimizers[1].state[theirs]
@@ -157,6 +178,7 @@ def test_default_dtype_does_not_matter(info):
 @EACH_INPUT
 def test_mixed_dtypes_in_one_group(info, i):
     dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
     def stepped(chosen):
         params = [Parameter(torch.full((3, 2), 0.5, dtype=d)) for d in chosen]
         optimizer = info.optim_cls(params, **inputs(info)[i])
@@ -191,7 +213,10 @@ def test_no_step_if_found_inf(info, i, scaled):
 def test_groups_with_their_own_decay(info, i):
     kwargs = inputs(info)[i]
     weight, bias = weights()
-    groups = [{"params": [weight], **kwargs}, {"params": [bias], **copy.deepcopy(kwargs), "weight_decay": 0.0}]
+    groups = [
+        {"params": [weight], **kwargs},
+        {"params": [bias], **copy.deepcopy(kwargs), "weight_decay": 0.0},
+    ]
     assert right(kwargs, descend(info.optim_cls(groups), weight, bias))
 
 
@@ -201,7 +226,9 @@ def test_groups_with_their_own_lr(info, i):
     weight, bias = weights()
     still = Parameter(torch.randn(2))
     before = still.detach().clone()
-    optimizer = info.optim_cls([{"params": [weight, bias], **kwargs}, {"params": [still]}], lr=1e-28)
+    optimizer = info.optim_cls(
+        [{"params": [weight, bias], **kwargs}, {"params": [still]}], lr=1e-28
+    )
     optimizer.register_step_pre_hook(lambda *a: setattr(still, "grad", torch.rand_like(still)))
     assert right(kwargs, descend(optimizer, weight, bias))
     assert torch.equal(still, before)
@@ -239,8 +266,10 @@ def test_step_hooks(info, i):
     params = [torch.tensor([1.0, 1.0])]
     first, second = info.optim_cls(params, **inputs(info)[i]), torch.optim.SGD(params)
     seen = []
-    handles = [register_optimizer_step_pre_hook(lambda *a: seen.append(0)),
-               register_optimizer_step_post_hook(lambda *a: seen.append(5))]  # fmt: skip
+    handles = [
+        register_optimizer_step_pre_hook(lambda *a: seen.append(0)),
+        register_optimizer_step_post_hook(lambda *a: seen.append(5)),
+    ]
     for optimizer in (first, second):
         handles.append(optimizer.register_step_pre_hook(lambda *a: seen.append(1)))
         handles.append(optimizer.register_step_post_hook(lambda *a: seen.append(2)))
@@ -260,7 +289,10 @@ def test_functional_call_makes_the_gradients(info):
     twin.load_state_dict(model.state_dict())
     x = torch.randn(4, 3)
     loss = lambda weights: torch.func.functional_call(model, weights, (x,)).square().sum()  # noqa: E731
-    for each, gradients in ((model, torch.func.grad(loss)(dict(model.named_parameters()))), (twin, None)):
+    for each, gradients in (
+        (model, torch.func.grad(loss)(dict(model.named_parameters()))),
+        (twin, None),
+    ):
         if gradients is None:
             twin(x).square().sum().backward()
         else:
@@ -269,4 +301,6 @@ def test_functional_call_makes_the_gradients(info):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             info.optim_cls(each.named_parameters()).step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )

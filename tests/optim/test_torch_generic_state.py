@@ -1,4 +1,6 @@
-"""torch's generic optimizer tests, written anew over its table of inputs: state dicts, their hooks, copies."""
+"""torch's generic optimizer tests, written anew over its table of inputs: state dicts, their hooks,
+copies.
+"""
 
 import copy
 import io
@@ -14,7 +16,10 @@ NAMED = pytest.mark.parametrize("named", [False, True])
 
 
 def made(kind, params, named, kwargs):
-    return kind([(f"name{i}", p) for i, p in enumerate(params)] if named else params, **copy.deepcopy(kwargs))
+    return kind(
+        [(f"name{i}", p) for i, p in enumerate(params)] if named else params,
+        **copy.deepcopy(kwargs),
+    )
 
 
 def steps(optimizer, params, count, seed=0):
@@ -61,7 +66,9 @@ def test_state_dict_is_deterministic(info, i, named, named_too):
     assert equal(nameless(optimizer.state_dict()), nameless(other.state_dict()))
     names = [g.get("param_names") for g in other.param_groups]
     assert names == [["name0", "name1"] if named or named_too else None]
-    other.param_groups.extend(other.param_groups)  # the same parameter is the same index wherever it is
+    other.param_groups.extend(
+        other.param_groups
+    )  # the same parameter is the same index wherever it is
     last = [nameless(o.state_dict())["param_groups"][-1] for o in (optimizer, other)]
     assert equal(*last)
 
@@ -177,7 +184,9 @@ def test_deepcopy_has_all_public_attributes(info, i):
     params = pair()
     optimizer = info.optim_cls(params, **inputs(info)[i])
     steps(optimizer, params, 3)
-    public = [{k for k in vars(o) if not k.startswith("_")} for o in (optimizer, copy.deepcopy(optimizer))]
+    public = [
+        {k for k in vars(o) if not k.startswith("_")} for o in (optimizer, copy.deepcopy(optimizer))
+    ]
     assert public[0] == public[1]
 
 

@@ -17,11 +17,17 @@ BUILT = importlib.util.find_spec("sfron_fast._C") is not None
 
 
 def start(script: str, **environment: str) -> subprocess.Popen:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SFRON_FAST", "PYTHONWARNINGS"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SFRON_FAST", "PYTHONWARNINGS"))
+    }
     return subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, env={**clean, **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**clean, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str, int]:
@@ -62,7 +68,9 @@ assert slow.tolist() == fast.tolist() == [2.0] * 3
 
 @pytest.mark.checklist("I2", "I6")
 def test_failed_imports_name_the_remedy():
-    """A wrong switch, missing and broken kernels that are required; each attempt of a process raises anew."""
+    """A wrong switch, missing and broken kernels that are required; each attempt of a process
+    raises anew.
+    """
     script = """
 import importlib.abc, os, sys
 problem = None
@@ -85,7 +93,10 @@ for wish, problem in (
         raise AssertionError("imported")
 """
     wrong, missing, broken = python(script).splitlines()
-    assert wrong == "SFRON_FAST_NATIVE: expected 0, 1 or require, found 'yes'; unset it or use one of those"
+    assert (
+        wrong
+        == "SFRON_FAST_NATIVE: expected 0, 1 or require, found 'yes'; unset it or use one of those"
+    )
     assert "SFRON_FAST_NATIVE=require but" in missing
     assert "without its compiled kernels" in missing
     assert "SFRON_FAST_NATIVE=1 but" in broken
@@ -135,21 +146,34 @@ assert all(ops.kernel_for(name, "cpu") == "native" for name in ops.SCHEMAS)
     assert python(script, SFRON_FAST_NATIVE="require") == ""
 
 
-@pytest.mark.parametrize(("torch_has", "wheel_has", "kernel", "note"), [
-    (False, True, "none", "is built without CUDA; install"),
-    (False, False, "none", "is built without CUDA; install"),
-    (True, False, "reference", "the package was built without its CUDA kernels; rebuild"),
-    (True, True, "native", None),
-])  # fmt: skip
-def test_what_is_said_of_cuda_is_true_of_this_torch(torch_has, wheel_has, kernel, note, monkeypatch):
+@pytest.mark.parametrize(
+    ("torch_has", "wheel_has", "kernel", "note"),
+    [
+        (False, True, "none", "is built without CUDA; install"),
+        (False, False, "none", "is built without CUDA; install"),
+        (True, False, "reference", "the package was built without its CUDA kernels; rebuild"),
+        (True, True, "native", None),
+    ],
+)
+def test_what_is_said_of_cuda_is_true_of_this_torch(
+    torch_has, wheel_has, kernel, note, monkeypatch
+):
     """The kernels of a CUDA wheel are of no use to a torch without CUDA."""
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: torch_has)
-    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key == "CPU" or wheel_has)
+    monkeypatch.setattr(
+        torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key == "CPU" or wheel_has
+    )
     monkeypatch.setattr(native, "available", lambda: True)
     assert [ops.kernel_for("sgd_step_", device) for device in ("cpu", "cuda")] == ["native", kernel]
     said = __main__.environment()
-    assert note in said if note else not any("sgd_step_" in line for line in said.split("why no faster")[1:])
-    assert [line.split()[1:] for line in said.splitlines() if line.startswith("sgd_step_ ")] == [["native", kernel]]
+    assert (
+        note in said
+        if note
+        else not any("sgd_step_" in line for line in said.split("why no faster")[1:])
+    )
+    assert [line.split()[1:] for line in said.splitlines() if line.startswith("sgd_step_ ")] == [
+        ["native", kernel]
+    ]
 
 
 # every op on awkward sizes and dtypes; prints one digest of all the bits
@@ -188,9 +212,18 @@ for dtype in cases.NATIVE_DTYPES:
 
 @pytest.mark.skipif(not BUILT, reason="no compiled kernels here")
 def test_every_instruction_set_gives_the_same_bits():
-    """SFRON_FAST_ISA forces a level; one that the processor lacks is refused, so the test is weaker there."""
-    running = [start(DIGEST, SFRON_FAST_NATIVE="require", SFRON_FAST_ISA=isa) for isa in ("baseline", "avx2", "avx512")]
+    """SFRON_FAST_ISA forces a level; one that the processor lacks is refused, so the test is weaker
+    there.
+    """
+    running = [
+        start(DIGEST, SFRON_FAST_NATIVE="require", SFRON_FAST_ISA=isa)
+        for isa in ("baseline", "avx2", "avx512")
+    ]
     outs = [finish(process) for process in running]
-    digests = [out for out, err, code in outs if code == 0 or "expected a level of this processor" not in err]
+    digests = [
+        out
+        for out, err, code in outs
+        if code == 0 or "expected a level of this processor" not in err
+    ]
     assert digests[0].count("torch.") == 3, outs
     assert len(set(digests)) == 1, outs

@@ -11,7 +11,9 @@ from paths import ROOT
 PACKAGE, NATIVE = ROOT / "sfron_fast", ROOT / "csrc"
 LONGEST = 300
 TOO_LONG = {  # path: why it may be longer; no more wanted
-    "sfron_fast/ops/reference.py": "every formula in one place, in the README's order; code of a dozen short functions",
+    "sfron_fast/ops/reference.py": (
+        "every formula in one place, in the README's order; code of a dozen short functions"
+    ),
 }
 
 # room -> the rooms it may import; every row names only rooms above it, so there is no circle
@@ -26,19 +28,60 @@ ROOMS = {
     "functional": {"errors", "distributed", "ops"},
     "losses": {"errors", "ops"},
     "evaluation": {"errors", "files", "data", "models"},
-    "saliency": {"errors", "files", "version", "data", "distributed", "models", "ops", "functional"},
+    "saliency": {
+        "errors",
+        "files",
+        "version",
+        "data",
+        "distributed",
+        "models",
+        "ops",
+        "functional",
+    },
     "optim": {"errors", "distributed", "models", "ops", "functional", "saliency"},
-    "methods": {"errors", "files", "data", "distributed", "models", "losses", "evaluation", "saliency", "optim"},
+    "methods": {
+        "errors",
+        "files",
+        "data",
+        "distributed",
+        "models",
+        "losses",
+        "evaluation",
+        "saliency",
+        "optim",
+    },
     "integrations": {"errors", "losses", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
     "__init__": {"version", "data", "losses", "evaluation", "saliency", "optim", "methods"},
     "__main__": {"", "ops", "demo"},
 }
 FLOORS = 8
-FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}  # only in integrations/
-OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}  # only inside functions
-OPS = ("masked_grad_norm", "sgd_step", "adamw_step", "interpolate", "fisher_accumulate", "saliency_mask",
-       "adaptive_cross_entropy", "adaptive_mse", "soft_target_kl")  # fmt: skip
+FRAMEWORKS = {
+    "transformers",
+    "accelerate",
+    "pytorch_lightning",
+    "lightning",
+    "peft",
+}  # only in integrations/
+OPTIONAL = {
+    "triton",
+    "sklearn",
+    "matplotlib",
+    "tqdm",
+    "torchvision",
+    *FRAMEWORKS,
+}  # only inside functions
+OPS = (
+    "masked_grad_norm",
+    "sgd_step",
+    "adamw_step",
+    "interpolate",
+    "fisher_accumulate",
+    "saliency_mask",
+    "adaptive_cross_entropy",
+    "adaptive_mse",
+    "soft_target_kl",
+)
 TESTED = (*OPS, "fisher_saliency_mask")  # lives beside saliency_mask
 
 
@@ -65,7 +108,9 @@ def imports(path: Path, tree: ast.AST | None = None) -> tuple[set[str], set[str]
 
 
 def room(module: str) -> str:
-    """The room that a dotted name of the package lies in; the package itself, for its own names, is ""."""
+    """The room that a dotted name of the package lies in; the package itself, for its own names, is
+    "".
+    """
     first = module.split(".")[0]
     return first if first in ROOMS else ""
 
@@ -112,8 +157,12 @@ def test_imports_run_one_way(name):
 
 def test_a_planted_import_is_found():
     path = PACKAGE / "ops" / "lists.py"
-    for line in ("from ..optim.base import SFRonOptimizer", "from .. import saliency", "import sfron_fast.methods.run",
-                 "def f():\n    from sfron_fast.losses import adaptive_mse"):  # fmt: skip
+    for line in (
+        "from ..optim.base import SFRonOptimizer",
+        "from .. import saliency",
+        "import sfron_fast.methods.run",
+        "def f():\n    from sfron_fast.losses import adaptive_mse",
+    ):
         assert trespasses(path, ast.parse(line)), line
     assert not trespasses(path, ast.parse("from ..errors import require\nfrom . import native"))
 
@@ -121,7 +170,9 @@ def test_a_planted_import_is_found():
 def test_floors():
     floors = {}
     for name, below in ROOMS.items():
-        floors[name] = 1 + max((floors[other] for other in below if other), default=0)  # KeyError: a circle
+        floors[name] = 1 + max(
+            (floors[other] for other in below if other), default=0
+        )  # KeyError: a circle
     assert max(floor for name, floor in floors.items() if not name.startswith("__")) <= FLOORS
 
 
@@ -131,10 +182,15 @@ def test_no_circle_between_modules():
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        top = ast.Module([n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        top = ast.Module(
+            [n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        )
         edges[name] = imports(path, top)[0]
     known = set(edges)
-    edges = {n: {t if t in known else t.rpartition(".")[0] for t in found} - {n} for n, found in edges.items()}
+    edges = {
+        n: {t if t in known else t.rpartition(".")[0] for t in found} - {n}
+        for n, found in edges.items()
+    }
     done: set[str] = set()
 
     def visit(name, trail):
@@ -154,15 +210,24 @@ def test_ops_know_torch_alone():
     for path in sorted((PACKAGE / "ops").rglob("*.py")):
         _, foreign = imports(path)
         more = {"triton"} if path.parent.name == "triton" else set()
-        assert foreign <= (free - {"torch"} if path.name == "native.py" else free | more), (path, foreign - free)
-        assert "torch.optim" not in re.sub(r'""".*?"""', "", path.read_text(), flags=re.S), path.name
+        assert foreign <= (free - {"torch"} if path.name == "native.py" else free | more), (
+            path,
+            foreign - free,
+        )
+        assert "torch.optim" not in re.sub(r'""".*?"""', "", path.read_text(), flags=re.S), (
+            path.name
+        )
 
 
 def test_optional_packages_are_imported_late():
-    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("triton", "integrations"))
+    files = sorted(
+        path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("triton", "integrations")
+    )
     assert len(files) > 5
     for path in files:
-        top = ast.Module([n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        top = ast.Module(
+            [n for n in parse(path).body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        )
         assert not imports(path, top)[1] & OPTIONAL, path
 
 
@@ -193,7 +258,9 @@ def test_only_op_files_check_h_and_names_h_know_torch():
 
 @needs_native
 def test_kernels_and_formulas_are_free_of_torch():
-    """<op>.h and the kernels see, directly or through other headers, only standard, CUDA and our torch-free ones."""
+    """<op>.h and the kernels see, directly or through other headers, only standard, CUDA and our
+    torch-free ones.
+    """
 
     def reached(path: Path, seen: set[Path]) -> set[Path]:
         for name in includes(path)[0]:
@@ -230,7 +297,9 @@ def test_each_op_has_its_files():
 
 
 def test_files_are_short():
-    files = sorted([*PACKAGE.rglob("*.py"), *native_files(".cpp", ".h", ".cu", ".cuh"), ROOT / "setup.py"])
+    files = sorted(
+        [*PACKAGE.rglob("*.py"), *native_files(".cpp", ".h", ".cu", ".cuh"), ROOT / "setup.py"]
+    )
     assert len(files) > 10
     long = {}
     for path in files:
@@ -243,21 +312,46 @@ def test_files_are_short():
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py")
 def test_flags_keep_ieee_arithmetic():
     text = (ROOT / "setup.py").read_text()
-    for flag in ("fast-math", "fast_math", "Ofast", "unsafe-math", "associative-math", "reciprocal-math", "fmad=true",
-                 "finite-math", "march=", "fp:fast", "ftz=true", "prec-div=false", "prec-sqrt=false"):  # fmt: skip
+    for flag in (
+        "fast-math",
+        "fast_math",
+        "Ofast",
+        "unsafe-math",
+        "associative-math",
+        "reciprocal-math",
+        "fmad=true",
+        "finite-math",
+        "march=",
+        "fp:fast",
+        "ftz=true",
+        "prec-div=false",
+        "prec-sqrt=false",
+    ):
         assert flag not in text, flag
     for flag in ("-ffp-contract=off", "-fmad=false"):
         assert flag in text, flag
     for path in native_files(".cpp", ".h", ".cu", ".cuh"):
         code = re.sub(r"//.*", "", path.read_text())
-        assert not re.search(r"\b__f(?:ma|mul|add|div|sqrt)\w*|\bfmaf?\(|#pragma\s+STDC|optimize\(", code), path
+        assert not re.search(
+            r"\b__f(?:ma|mul|add|div|sqrt)\w*|\bfmaf?\(|#pragma\s+STDC|optimize\(", code
+        ), path
 
 
 def test_every_op_has_the_same_tests():
-    """A missing test shows: every test_<op>.py has the names below, the losses a gradient check as well."""
-    wanted = {"test_matches_reference", "test_hand_example", "test_masked_out_is_untouched", "test_opcheck",
-              "test_compile", "test_deterministic", "test_empty_odd_and_large", "test_rejects",
-              "test_version_counter"}  # fmt: skip
+    """A missing test shows: every test_<op>.py has the names below, the losses a gradient check as
+    well.
+    """
+    wanted = {
+        "test_matches_reference",
+        "test_hand_example",
+        "test_masked_out_is_untouched",
+        "test_opcheck",
+        "test_compile",
+        "test_deterministic",
+        "test_empty_odd_and_large",
+        "test_rejects",
+        "test_version_counter",
+    }
     for op in TESTED:
         tree = parse(ROOT / "tests" / "ops" / f"test_{op}.py")
         names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -11,7 +11,9 @@ import pytest
 from paths import ROOT
 
 PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
-PLAIN = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFRON_FAST_NATIVE", "USE_CUDA")}
+PLAIN = {
+    k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFRON_FAST_NATIVE", "USE_CUDA")
+}
 USE = """
 import sys, torch, sfron_fast as sf
 from pathlib import Path
@@ -35,7 +37,9 @@ print("native" if native.available() else "reference")
 
 
 def run(*command, **settings):
-    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, **settings)
+    return subprocess.run(
+        [str(c) for c in command], check=True, capture_output=True, text=True, **settings
+    )
 
 
 def build(folder: Path, **settings: str) -> Path:
@@ -44,32 +48,54 @@ def build(folder: Path, **settings: str) -> Path:
     for part in PARTS:
         path = ROOT / part
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(path, source / part, ignore=ignored) if path.is_dir() else shutil.copy(path, source)
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, source)
+        (
+            shutil.copytree(path, source / part, ignore=ignored)
+            if path.is_dir()
+            else shutil.copy(path, source)
+        )
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        folder,
+        source,
+    )
     run(*pip, env={**PLAIN, "USE_CUDA": "0", **settings})
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """A virtual environment with the wheel alone; torch and the like come from here, but not a development install."""
+    """A virtual environment with the wheel alone; torch and the like come from here, but not a
+    development install.
+    """
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     python = folder / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel
+    )
     return python
 
 
 @pytest.fixture(scope="module")
 def native_wheel(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")  # a third of the time
+    return build(
+        tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1"
+    )  # a third of the time
 
 
 def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
     assert "-cp310-abi3-" in native_wheel.name
     audit = subprocess.run(
-        [sys.executable, "-m", "abi3audit", "--strict", "--report", str(native_wheel)], capture_output=True, text=True
+        [sys.executable, "-m", "abi3audit", "--strict", "--report", str(native_wheel)],
+        capture_output=True,
+        text=True,
     )
     assert audit.returncode == 0, audit.stdout + audit.stderr
     assert '"non_abi3_symbols": []' in audit.stdout
@@ -93,8 +119,12 @@ def test_without_a_compiler_it_still_installs_runs_and_explains(tmp_path):
     assert "installed without its compiled kernels" in explained
     assert "pip install" in explained
     required = subprocess.run(
-        [str(python), "-c", "import sfron_fast"], cwd=tmp_path, env={**PLAIN, "SFRON_FAST_NATIVE": "require"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [str(python), "-c", "import sfron_fast"],
+        cwd=tmp_path,
+        env={**PLAIN, "SFRON_FAST_NATIVE": "require"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert required.returncode != 0
     assert "without its compiled kernels" in required.stderr

@@ -27,12 +27,18 @@ def literal(model, batches, estimator):
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters()}
     samples = 0
     for x, y in batches:
-        pieces = [(x[i : i + 1], y[i : i + 1]) for i in range(len(y))] if estimator == "sample" else [(x, y)]
+        pieces = (
+            [(x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+            if estimator == "sample"
+            else [(x, y)]
+        )
         for piece in pieces:
             for n, g2 in squared(model, *piece).items():
                 total[n] += g2 * (len(piece[1]) if estimator == "batch" else 1)
         samples += len(y)
-    return {n: f / (len(batches) if estimator == "batch_equal" else samples) for n, f in total.items()}
+    return {
+        n: f / (len(batches) if estimator == "batch_equal" else samples) for n, f in total.items()
+    }
 
 
 @pytest.mark.checklist("H5")
@@ -47,7 +53,12 @@ def test_estimators_equal_their_loops(estimator, kind, dtype):
         bound = 1e-13 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(found[name].double(), expected, rtol=bound, atol=bound * 1e-3)
     assert found.metadata["estimator"] == estimator
-    assert [found.metadata[k] for k in ("samples", "batches", "batch_size", "no_gradient")] == [SAMPLES, 3, BATCH, []]
+    assert [found.metadata[k] for k in ("samples", "batches", "batch_size", "no_gradient")] == [
+        SAMPLES,
+        3,
+        BATCH,
+        [],
+    ]
 
 
 @pytest.mark.checklist("H5")
@@ -59,7 +70,10 @@ def test_estimators_differ_where_they_should():
     }
     assert (by["sample"] - by["batch"]).abs().max() > 1e-4
     assert (by["batch"] - by["batch_equal"]).abs().max() > 1e-4
-    even = {e: estimate_fisher(model, loader(12, 4), estimator=e)["0.weight"] for e in ("batch", "batch_equal")}
+    even = {
+        e: estimate_fisher(model, loader(12, 4), estimator=e)["0.weight"]
+        for e in ("batch", "batch_equal")
+    }
     torch.testing.assert_close(even["batch"], even["batch_equal"])
 
 
@@ -67,7 +81,9 @@ def test_sample_estimator_does_not_depend_on_batches_or_chunks():
     model = build("bn", torch.float64)
     expected = estimate_fisher(model, loader(SAMPLES, SAMPLES, torch.float64), estimator="sample")
     for batch, chunk in ((1, 1), (4, 3), (11, 2), (5, 32)):
-        found = estimate_fisher(model, loader(SAMPLES, batch, torch.float64), estimator="sample", chunk_size=chunk)
+        found = estimate_fisher(
+            model, loader(SAMPLES, batch, torch.float64), estimator="sample", chunk_size=chunk
+        )
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=1e-17)
 
@@ -92,7 +108,9 @@ def test_nothing_of_the_model_changes(estimator):
 
 
 class Partly(nn.Module):
-    """``unused`` never gets a gradient, ``dead`` gets one that is exactly zero, ``frozen`` wants none."""
+    """``unused`` never gets a gradient, ``dead`` gets one that is exactly zero, ``frozen`` wants
+    none.
+    """
 
     def __init__(self):
         super().__init__()
@@ -120,7 +138,9 @@ def test_parameters_without_gradient(estimator):
     for mask in (SaliencyMask.from_fisher(*fishers), SaliencyMask.top_k(*fishers, 1.0)):
         counts = mask.counts()
         assert counts["unused.weight"] == counts["unused.bias"] == 0
-        assert counts["dead.weight"] == 24  # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
+        assert (
+            counts["dead.weight"] == 24
+        )  # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
     assert SaliencyMask.from_fisher(*fishers, threshold=1.0001).counts()["dead.weight"] == 0
 
 
@@ -161,7 +181,9 @@ def test_tied_parameters_count_once_with_their_whole_gradient():
     for estimator in ("sample", "batch"):
         found = estimate_fisher(model, batches, estimator=estimator)
         assert list(found) == ["a.weight"]
-        torch.testing.assert_close(found["a.weight"], literal(model, batches, estimator)["a.weight"])
+        torch.testing.assert_close(
+            found["a.weight"], literal(model, batches, estimator)["a.weight"]
+        )
 
 
 def test_custom_loss_reaches_every_estimator():
@@ -175,7 +197,9 @@ def test_custom_loss_reaches_every_estimator():
     for (name, _), g in zip(model.named_parameters(), grads, strict=True):
         torch.testing.assert_close(found[name], g**2)
     alone = estimate_fisher(model, [(x[:1], y[:1])], loss, estimator="sample")
-    torch.testing.assert_close(alone["0.weight"], estimate_fisher(model, [(x[:1], y[:1])], loss)["0.weight"])
+    torch.testing.assert_close(
+        alone["0.weight"], estimate_fisher(model, [(x[:1], y[:1])], loss)["0.weight"]
+    )
 
 
 def test_it_works_under_no_grad_and_skips_empty_batches():
@@ -207,11 +231,17 @@ class Sometimes(Partly):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("estimator", ["sample", "batch", "batch_equal"])
-@pytest.mark.parametrize("make", [Partly, Sometimes, lambda: build("dropout")], ids=["partly", "sometimes", "dropout"])
-@pytest.mark.parametrize("sizes", [(9, 4), (11, 4), (3, 5)], ids=str)  # several batches, the last of 3, a single one
+@pytest.mark.parametrize(
+    "make", [Partly, Sometimes, lambda: build("dropout")], ids=["partly", "sometimes", "dropout"]
+)
+@pytest.mark.parametrize(
+    "sizes", [(9, 4), (11, 4), (3, 5)], ids=str
+)  # several batches, the last of 3, a single one
 def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes, monkeypatch):
     model, loaders = make().to(dtype), [loader(*sizes, dtype, seed=s) for s in (1, 2)]
-    fishers = [estimate_fisher(model, batches, estimator=estimator, chunk_size=3) for batches in loaders]
+    fishers = [
+        estimate_fisher(model, batches, estimator=estimator, chunk_size=3) for batches in loaders
+    ]
     wanted = SaliencyMask.from_fisher(*fishers, threshold=0.8)
     finished, fused = [], functional.fisher_saliency_mask_
 
@@ -225,7 +255,9 @@ def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes, 
     found = estimate_mask(model, *loaders, threshold=0.8, estimator=estimator, chunk_size=3)
     assert found == wanted
     assert found.metadata == wanted.metadata
-    assert [torch.equal(a, b) for a, b in zip(finished, fishers[1].values(), strict=True)] == [True] * len(finished)
+    assert [torch.equal(a, b) for a, b in zip(finished, fishers[1].values(), strict=True)] == [
+        True
+    ] * len(finished)
 
 
 def test_mask_in_one_call_refuses_gradients_that_are_not_finite():
@@ -242,8 +274,13 @@ def test_one_gradient_is_held_at_a_time():
     """In units of the model: sums and a gradient; for a mask the sums of two sets."""
     model = nn.Sequential(*[nn.Linear(100, 100, bias=False) for _ in range(16)])
     batches = [(torch.ones(1, 100), torch.ones(1, 100))] * 3
-    held = [peak(lambda make=make: make(model, batches)) / (16 * 100 * 100 * 4) for make in (
-        lambda m, b: estimate_fisher(m, b, F.mse_loss), lambda m, b: estimate_mask(m, b, b, F.mse_loss))]  # fmt: skip
+    held = [
+        peak(lambda make=make: make(model, batches)) / (16 * 100 * 100 * 4)
+        for make in (
+            lambda m, b: estimate_fisher(m, b, F.mse_loss),
+            lambda m, b: estimate_mask(m, b, b, F.mse_loss),
+        )
+    ]
     assert 2 <= held[0] < 2.3
     assert 3 <= held[1] < 3.3
 
@@ -251,10 +288,14 @@ def test_one_gradient_is_held_at_a_time():
 def test_batches_of_other_sizes_are_told():
     """Squared means of unequal batches are compared: their noise falls with the size."""
     model, cuts = build(), lambda n, size: loader(n, size, seed=n)
-    with pytest.warns(RuntimeWarning, match=r"2 samples in a forget batch and 12 in a retain batch") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"2 samples in a forget batch and 12 in a retain batch"
+    ) as caught:
         estimate_mask(model, cuts(12, 2), cuts(24, 12))
     assert caught[0].filename == __file__
-    fishers = [estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)]  # a last batch of 1
+    fishers = [
+        estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)
+    ]  # a last batch of 1
     with pytest.warns(RuntimeWarning, match=r"on average 4.5 .* and 8 .*'batch_equal'"):
         SaliencyMask.from_fisher(*fishers)
     with warnings.catch_warnings():
@@ -270,7 +311,12 @@ def test_data_parallel(estimator):
     found = estimate_fisher(wrapped, loader(9, 4), estimator=estimator)
     assert all(torch.equal(found[f"module.{n}"], f) for n, f in expected.items())
     for model in (plain, wrapped):
-        sf.unlearn(model, loader(9, 3), loader(9, 3), recipe=sf.Recipe.paper(cycles=2, lr=0.5, estimator=estimator))
+        sf.unlearn(
+            model,
+            loader(9, 3),
+            loader(9, 3),
+            recipe=sf.Recipe.paper(cycles=2, lr=0.5, estimator=estimator),
+        )
     assert same(bits(plain), bits(wrapped.module))
 
 

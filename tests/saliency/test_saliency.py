@@ -25,7 +25,7 @@ SHAPES = {"a.weight": (5, 3), "a.bias": (5,), "scale": (), "empty": (0, 4), "b.w
 ESTIMATORS = ("sample", "batch", "batch_equal")
 
 
-# --- selection ---------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H3", "H5")
@@ -57,7 +57,12 @@ def test_from_estimated_fishers(estimator):
 
 
 @pytest.mark.checklist("H3")
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.001, 1.0), st.booleans(), st.integers(1, 59))
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=60),
+    st.floats(0.001, 1.0),
+    st.booleans(),
+    st.integers(1, 59),
+)
 @settings(max_examples=60, deadline=None)
 def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction, per_layer, cut):
     flat = torch.tensor(values, dtype=torch.float32)
@@ -68,19 +73,26 @@ def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction,
     for names in groups:
         ratio = torch.cat([parts[n] for n in names]).tolist()
         chosen = torch.cat([mask.to_bool(n) for n in names]).tolist()
-        order = sorted(range(len(ratio)), key=lambda i: (-ratio[i], i))[: round(fraction * len(ratio))]
+        order = sorted(range(len(ratio)), key=lambda i: (-ratio[i], i))[
+            : round(fraction * len(ratio))
+        ]
         assert [i for i, c in enumerate(chosen) if c] == sorted(order)
 
 
 def test_top_k_leaves_out_parameters_without_gradient():
-    forget, retain = Fisher({"a": torch.ones(8), "b": torch.zeros(8)}, {"no_gradient": ["b"]}), Fisher(
-        {"a": torch.full((8,), 4.0), "b": torch.zeros(8)}, {"no_gradient": ["b"]})  # fmt: skip
-    assert SaliencyMask.top_k(forget, retain, 0.5).counts() == {"a": 8, "b": 0}  # though b's ratio, 1, is larger
+    forget, retain = (
+        Fisher({"a": torch.ones(8), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
+        Fisher({"a": torch.full((8,), 4.0), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
+    )
+    assert SaliencyMask.top_k(forget, retain, 0.5).counts() == {
+        "a": 8,
+        "b": 0,
+    }  # though b's ratio, 1, is larger
     assert SaliencyMask.top_k(forget, retain, 0.5, per_layer=True).counts() == {"a": 4, "b": 0}
     assert SaliencyMask.from_fisher(forget, retain).counts() == {"a": 0, "b": 0}
 
 
-# --- bits --------------------------------------------------------------------------------------------------------
+# --- bits -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.checklist("H2")
@@ -92,7 +104,8 @@ def test_packing_is_exact_for_every_size(values):
     assert packed.dtype == torch.uint8
     assert packed.shape == (math.ceil(len(values) / 8),)
     assert packed.tolist() == [
-        sum(bit << i for i, bit in enumerate(values[8 * byte : 8 * byte + 8])) for byte in range(len(packed))
+        sum(bit << i for i, bit in enumerate(values[8 * byte : 8 * byte + 8]))
+        for byte in range(len(packed))
     ]
     assert torch.equal(unpack_bits(packed, (len(values),)), selected)
     mask = SaliencyMask.from_bool({"w": selected})
@@ -112,7 +125,9 @@ def test_bits_follow_logical_order_whatever_the_strides():
 
 @pytest.mark.checklist("H1")
 def test_counts_density_and_summary():
-    mask = SaliencyMask.from_bool({"a": torch.tensor([1, 0, 0, 1]), "bb": torch.ones(2, 3), "none": torch.ones(0)})
+    mask = SaliencyMask.from_bool(
+        {"a": torch.tensor([1, 0, 0, 1]), "bb": torch.ones(2, 3), "none": torch.ones(0)}
+    )
     assert mask.counts() == {"a": 2, "bb": 6, "none": 0}
     assert mask.density() == {"a": 0.5, "bb": 1.0, "none": 0.0}
     lines = mask.summary().splitlines()
@@ -121,7 +136,7 @@ def test_counts_density_and_summary():
     assert len({len(line) for line in lines}) == 1
 
 
-# --- names -------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
@@ -133,7 +148,10 @@ def test_masks_travel_between_wrapped_and_plain_models(prefix):
     assert from_wrapped == mask
     plain = mask.resolve(model.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(plain, mask.resolve(wrapped), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(plain, from_wrapped.resolve(model.named_parameters()), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain, from_wrapped.resolve(model.named_parameters()), strict=True)
+    )
     inner = [("block._checkpoint_wrapped_module.weight", nn.Parameter(torch.ones(3)))]
     SaliencyMask.from_bool({"block.weight": torch.ones(3)}).resolve(inner)
 
@@ -158,7 +176,9 @@ class Own(nn.Module):
 @pytest.mark.checklist("H1", "E6")
 @pytest.mark.parametrize("name", ["module", "base_layer"])
 def test_a_models_own_names_are_no_wrappers(name, tmp_path):
-    """The two weights are of one shape, so that a mix-up would not show otherwise; masks travel all the same."""
+    """The two weights are of one shape, so that a mix-up would not show otherwise; masks travel all
+    the same.
+    """
     model = nn.Sequential(Own(name), nn.Linear(4, 4))
     batches = [(torch.randn(6, 4), torch.randint(4, (6,))) for _ in range(2)]
     estimate_mask(model, batches[:1], batches[1:])  # can be made
@@ -166,17 +186,27 @@ def test_a_models_own_names_are_no_wrappers(name, tmp_path):
     mask = SaliencyMask.from_bool(chosen)
     for wrap in (lambda m: m, nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m))):
         wrapped = list(wrap(model).named_parameters())
-        assert mask.coverage(wrapped) == {"matched": [n for n, _ in wrapped], "unmatched": [], "unused": []}
+        assert mask.coverage(wrapped) == {
+            "matched": [n for n, _ in wrapped],
+            "unmatched": [],
+            "unused": [],
+        }
         found = dict(zip(chosen, mask.resolve(wrapped), strict=True))
-        there = SaliencyMask.from_bool({n: chosen[m] for (n, _), m in zip(wrapped, chosen, strict=True)})
+        there = SaliencyMask.from_bool(
+            {n: chosen[m] for (n, _), m in zip(wrapped, chosen, strict=True)}
+        )
         assert there == mask
         for n in chosen:
             assert torch.equal(unpack_bits(found[n], chosen[n].shape), chosen[n])
     mask.save(tmp_path / "mask")
     again = SaliencyMask.load(tmp_path / "mask")
     assert all(torch.equal(again.to_bool(n), c) for n, c in chosen.items())
-    one = SaliencyMask.from_bool({"0.weight": chosen["0.weight"]})  # of another model: serves one of the two
-    assert one.coverage(model.named_parameters())["unmatched"] == [n for n in chosen if n != "0.weight"]
+    one = SaliencyMask.from_bool(
+        {"0.weight": chosen["0.weight"]}
+    )  # of another model: serves one of the two
+    assert one.coverage(model.named_parameters())["unmatched"] == [
+        n for n in chosen if n != "0.weight"
+    ]
 
 
 def test_names_behind_several_wrappers():
@@ -193,9 +223,13 @@ def test_names_behind_several_wrappers():
 def test_wrong_model_is_refused():
     mask = random_mask(build("bn"))
     with pytest.raises(ValueError, match=r"found none for 1 \(head.weight\)"):
-        mask.resolve([*build("bn").named_parameters(), ("head.weight", nn.Parameter(torch.ones(2)))])
+        mask.resolve(
+            [*build("bn").named_parameters(), ("head.weight", nn.Parameter(torch.ones(2)))]
+        )
     narrow = nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.Tanh(), nn.Linear(10, 3))
-    with pytest.raises(ValueError, match=r"saliency\['3.weight'\]: expected shape \(3, 10\), found \(4, 10\)"):
+    with pytest.raises(
+        ValueError, match=r"saliency\['3.weight'\]: expected shape \(3, 10\), found \(4, 10\)"
+    ):
         SFRonSGD(narrow.named_parameters(), saliency=mask)
 
 
@@ -204,23 +238,28 @@ def test_digest_is_over_names_shapes_and_bits():
     mask = SaliencyMask.from_bool(base)
     assert mask == SaliencyMask.from_bool(dict(reversed(base.items())), {"threshold": 5})
     others = [
-        {**base, "a": torch.tensor([1, 0, 0])}, {"a": base["a"], "c": base["b"]}, {**base, "b": torch.ones(3, 2)},
-        {"a": base["a"]}, {**base, "a": torch.tensor([1, 0, 1, 0])},
-    ]  # fmt: skip
+        {**base, "a": torch.tensor([1, 0, 0])},
+        {"a": base["a"], "c": base["b"]},
+        {**base, "b": torch.ones(3, 2)},
+        {"a": base["a"]},
+        {**base, "a": torch.tensor([1, 0, 1, 0])},
+    ]
     digests = {SaliencyMask.from_bool(o).digest() for o in others} | {mask.digest()}
     assert len(digests) == 6
     with pytest.raises(TypeError):
         hash(mask)
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def saved(tmp_path):
     forget, retain = random_fishers(SHAPES)
     for fisher in (forget, retain):
-        fisher.metadata.update({"estimator": "sample", "samples": 7, "model": "0" * 64, "batch_size": 4})
+        fisher.metadata.update(
+            {"estimator": "sample", "samples": 7, "model": "0" * 64, "batch_size": 4}
+        )
     mask = SaliencyMask.from_fisher(forget, retain, 1.5)
     mask.save(tmp_path / "mask.safetensors")
     return mask, tmp_path / "mask.safetensors"
@@ -241,7 +280,9 @@ def test_file_round_trip_with_provenance(saved):
 def test_file_is_one_bit_a_weight_and_a_header(saved):
     mask, path = saved
     header = int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.stat().st_size == 8 + header + sum(math.ceil(math.prod(s) / 8) for s in SHAPES.values())
+    assert path.stat().st_size == 8 + header + sum(
+        math.ceil(math.prod(s) / 8) for s in SHAPES.values()
+    )
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["digest"] == mask.digest()
         assert json.loads(file.metadata()["provenance"])["forget"]["estimator"] == "sample"
@@ -258,13 +299,17 @@ def test_no_byte_can_change_unnoticed(saved):
     mask, path = saved
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
-    telling = [whole.index(b) for b in (b"1.5", b"sample", mask.digest()[:9].encode())] + list(range(start, len(whole)))
+    telling = [whole.index(b) for b in (b"1.5", b"sample", mask.digest()[:9].encode())] + list(
+        range(start, len(whole))
+    )
     for position in [*telling, *range(0, start, 7)]:
         broken = bytearray(whole)
         broken[position] ^= 1
         path.write_bytes(broken)
         found = load_or_none(path)
-        unchanged = found is not None and found == mask and found.metadata == mask.metadata  # json's own freedom
+        unchanged = (
+            found is not None and found == mask and found.metadata == mask.metadata
+        )  # json's own freedom
         assert found is None or (unchanged and position not in telling), position
     path.write_bytes(whole)
     assert SaliencyMask.load(path) == mask
@@ -289,17 +334,39 @@ def test_truncated_and_foreign_files_are_refused(saved, tmp_path):
 
 DEEP, LONG = "[" * 100_000 + "]" * 100_000, "9" * 5000
 HOSTILE = {
-    "shapes": ["[]", "null", "{", DEEP, *(f'{{"w": {shape}}}' for shape in (
-        "[Infinity]", "[NaN]", "[-2, -2]", "[4.0]", "[true, 4]", "4", '["4"]', "[0, 1e400]", f"[{LONG}]",
-        f"[0, {2**70}]", DEEP))],
+    "shapes": [
+        "[]",
+        "null",
+        "{",
+        DEEP,
+        *(
+            f'{{"w": {shape}}}'
+            for shape in (
+                "[Infinity]",
+                "[NaN]",
+                "[-2, -2]",
+                "[4.0]",
+                "[true, 4]",
+                "4",
+                '["4"]',
+                "[0, 1e400]",
+                f"[{LONG}]",
+                f"[0, {2**70}]",
+                DEEP,
+            )
+        ),
+    ],
     "provenance": [DEEP, "5", "[]", '"text"', "{", ""],
-    "digest": ["", "0" * 64], "format": ["", "sfron_fast.saliency_mask.v2"],
-}  # fmt: skip
+    "digest": ["", "0" * 64],
+    "format": ["", "sfron_fast.saliency_mask.v2"],
+}
 
 
 @pytest.mark.parametrize("key", HOSTILE)
 def test_a_hostile_header_is_a_value_error(key, tmp_path):
-    """Written by somebody who knows the format: checksums that fit, values that json or torch choke on."""
+    """Written by somebody who knows the format: checksums that fit, values that json or torch choke
+    on.
+    """
     good = SaliencyMask.from_bool({"w": torch.ones(4)})
     good.save(path := tmp_path / "mask")
     with safe_open(path, framework="pt") as file:
@@ -360,7 +427,9 @@ def test_entries_that_share_memory_and_edits(tmp_path):
     """Saved by value; an edit of one entry changes that one, wherever the mask goes."""
     ones = torch.full((3,), 255, dtype=torch.uint8)
     with torch.inference_mode():
-        mask = SaliencyMask({"a": ones[:2], "b": ones[:2], "c": ones[1:]}, {"a": (4, 4), "b": (16,), "c": (2, 8)})
+        mask = SaliencyMask(
+            {"a": ones[:2], "b": ones[:2], "c": ones[1:]}, {"a": (4, 4), "b": (16,), "c": (2, 8)}
+        )
     mask.save(tmp_path / "mask")
     assert SaliencyMask.load(tmp_path / "mask") == mask
     before = mask.version
@@ -376,7 +445,9 @@ def test_entries_that_share_memory_and_edits(tmp_path):
         assert twin.version != before
         assert mask.counts()["a"] == 16
     many = {f"w{i}": torch.ones(800) for i in range(50)}
-    assert len(pickle.dumps(SaliencyMask.from_bool(many))) < 50 * 1000  # not every entry with the memory of all
+    assert (
+        len(pickle.dumps(SaliencyMask.from_bool(many))) < 50 * 1000
+    )  # not every entry with the memory of all
     mask = SaliencyMask.from_bool({"w": torch.ones(3)})
     mask["w"].fill_(255)
     with pytest.raises(ValueError, match="unused high bits"):

@@ -17,7 +17,11 @@ from sfron_fast.ops import registry as ops
 LOW = [torch.bfloat16, torch.float16]
 NATIVE_DTYPES = [torch.float32, *LOW]
 DTYPES = [*NATIVE_DTYPES, torch.float64]
-OTHER_STATES = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16)]
+OTHER_STATES = [
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.float32, torch.bfloat16),
+]
 
 ODD = [(1,), (63,), (), (64,), (0,), (65,), (7, 9), (3, 0, 2)]
 TILES = [(511,), (512,), (513,), (65535,), (65536,), (65537,)]
@@ -35,7 +39,21 @@ each_size = pytest.mark.parametrize(
 )
 LAYOUT_SHAPES = [(5,), (33, 17), (2, 3, 5, 7), ()]
 
-SPECIAL = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 1.2e-38, 3.4e38, -65504.0, 1e-20, 1.0]
+SPECIAL = [
+    math.inf,
+    -math.inf,
+    math.nan,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-40,
+    6e-8,
+    1.2e-38,
+    3.4e38,
+    -65504.0,
+    1e-20,
+    1.0,
+]
 
 
 def long(value):
@@ -44,20 +62,27 @@ def long(value):
 
 
 def values(shape, dtype, device, *, scale=1.0, special=0) -> Tensor:
-    """Normal numbers; with ``special`` = 1, 2, ... every second one is from SPECIAL, in an order of that number."""
+    """Normal numbers; with ``special`` = 1, 2, ...
+
+    every second one is from SPECIAL, in an order of that number.
+    """
     x = torch.randn(shape, dtype=torch.float64) * scale
     if special:
         flat = x.view(-1)
         picks = torch.tensor(SPECIAL, dtype=torch.float64)
         count = flat[::2].numel()
-        flat[::2] = picks[(torch.arange(count) * special + torch.arange(count) // len(SPECIAL)) % len(SPECIAL)]
+        flat[::2] = picks[
+            (torch.arange(count) * special + torch.arange(count) // len(SPECIAL)) % len(SPECIAL)
+        ]
     return x.to(dtype).to(device)
 
 
 def value_list(shapes, dtype, device, *, scale=1.0, special=0) -> list[Tensor]:
     sizes = [math.prod(shape) for shape in shapes]
     whole = values(sum(sizes), dtype, device, scale=scale, special=special)
-    return [part.clone().view(shape) for part, shape in zip(whole.split(sizes), shapes, strict=True)]
+    return [
+        part.clone().view(shape) for part, shape in zip(whole.split(sizes), shapes, strict=True)
+    ]
 
 
 def mask_bits(shape, device, density=0.5) -> Tensor:
@@ -107,7 +132,9 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> 
     wrong = (a.view(integer) != e.view(integer)) & ~(a.isnan() & e.isnan())
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        raise AssertionError(f"{what}: {int(wrong.sum())} of {a.numel()} differ, first [{i}]: {a[i]!r}, not {e[i]!r}")
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {a.numel()} differ, first [{i}]: {a[i]!r}, not {e[i]!r}"
+        )
 
 
 def assert_same_case(actual: Case, expected: Case) -> None:
@@ -121,7 +148,9 @@ def assert_same_lists(actual: list[tuple[str, Tensor]], expected: list[tuple[str
         assert a.shape == e.shape, (name, a.shape, e.shape)
         by_type.setdefault((a.dtype, e.dtype, a.device, e.device), []).append((name, a, e))
     for triples in by_type.values():
-        whole = [torch.cat([triple[side].detach().reshape(-1) for triple in triples]) for side in (1, 2)]
+        whole = [
+            torch.cat([triple[side].detach().reshape(-1) for triple in triples]) for side in (1, 2)
+        ]
         try:
             assert_same_bits(*whole)
         except AssertionError:
@@ -143,7 +172,9 @@ def flat_outputs(result) -> list[Tensor]:
 
 
 def assert_matches_reference(name: str, case: Case, kernel) -> None:
-    """``kernel`` leaves every argument and returns every output with the bits of ``reference.<name>``."""
+    """``kernel`` leaves every argument and returns every output with the bits of
+    ``reference.<name>``.
+    """
     expected = case.clone()
     wanted = expected.run(getattr(reference, name))
     got = case.run(kernel)
@@ -151,15 +182,21 @@ def assert_matches_reference(name: str, case: Case, kernel) -> None:
     assert_same_lists(named(flat_outputs(got)), named(flat_outputs(wanted)))
 
 
-def assert_within(results: dict[str, Tensor], truths_and_bounds: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Each result within its bound of its truth, both fp64; where the truth is not finite it must be the same."""
+def assert_within(
+    results: dict[str, Tensor], truths_and_bounds: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Each result within its bound of its truth, both fp64; where the truth is not finite it must
+    be the same.
+    """
     for name, result in results.items():
         truth, bound = truths_and_bounds[name]
         error = (result.detach().double() - truth).abs()
         wrong = ~((error <= bound) | (result == truth))
         if wrong.any():
             ratio = float((error / bound)[wrong].max())
-            raise AssertionError(f"{name}: {int(wrong.sum())} of {wrong.numel()} wrong, error up to {ratio} bounds")
+            raise AssertionError(
+                f"{name}: {int(wrong.sum())} of {wrong.numel()} wrong, error up to {ratio} bounds"
+            )
 
 
 def shifted(tensor: Tensor) -> Tensor:
@@ -180,7 +217,9 @@ def assert_neighbours_untouched(case: Case) -> None:
 def strided(tensor: Tensor) -> Tensor:
     if tensor.dim() == 0:
         return tensor
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] * 2), 7, dtype=tensor.dtype, device=tensor.device)
+    wide = torch.full(
+        (*tensor.shape[:-1], tensor.shape[-1] * 2), 7, dtype=tensor.dtype, device=tensor.device
+    )
     wide[..., ::2] = tensor
     return wide[..., ::2]
 
@@ -198,11 +237,20 @@ def negated(tensor: Tensor) -> Tensor:
     return torch._neg_view(-tensor)
 
 
-LAYOUTS = {"strided": strided, "transposed": transposed, "channels-last": channels_last, "negated": negated}
+LAYOUTS = {
+    "strided": strided,
+    "transposed": transposed,
+    "channels-last": channels_last,
+    "negated": negated,
+}
 
 
-def assert_layout_does_not_matter(name: str, case: Case, layout: Callable[[Tensor], Tensor], kernel) -> None:
-    """The same bits from tensors that lie otherwise in memory; masks are flat bytes and stay as they are."""
+def assert_layout_does_not_matter(
+    name: str, case: Case, layout: Callable[[Tensor], Tensor], kernel
+) -> None:
+    """The same bits from tensors that lie otherwise in memory; masks are flat bytes and stay as
+    they are.
+    """
     expected = case.clone()
     wanted = flat_outputs(expected.run(kernel))
     laid = case.map(lambda t: t if t.dtype == torch.uint8 else layout(t))
@@ -248,15 +296,22 @@ def assert_opcheck(name: str, case: Case) -> None:
 
 
 def compiled_equals_eager(kernel, cases: list[Case], backend: str = "aot_eager") -> int:
-    """Runs the cases through one compiled function, compares bits with eager, returns the number of compilations."""
+    """Runs the cases through one compiled function, compares bits with eager, returns the number of
+    compilations.
+    """
     from torch._dynamo.testing import CompileCounterWithBackend  # slow to import
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(lambda tensors, scalars: kernel(**tensors, **scalars), fullgraph=True, backend=counter)
+    compiled = torch.compile(
+        lambda tensors, scalars: kernel(**tensors, **scalars), fullgraph=True, backend=counter
+    )
     for case in cases:
         eager, mine = case.clone(), case.clone()
-        wanted, got = flat_outputs(eager.run(kernel)), flat_outputs(compiled(mine.tensors, mine.scalars))
+        wanted, got = (
+            flat_outputs(eager.run(kernel)),
+            flat_outputs(compiled(mine.tensors, mine.scalars)),
+        )
         assert_same_case(mine, eager)
         assert_same_lists(named(got), named(wanted))
     torch._dynamo.reset()
@@ -271,7 +326,10 @@ def entries(name: str):
 def assert_rejected(kernel, case: Case, argument: str) -> None:
     """Raises, naming the argument, and writes nothing."""
     before = case.map(lambda t: t.detach().clone())
-    with pytest.raises((ValueError, RuntimeError), match=rf"(^|\W){re.escape(argument)}(\[\d+\])?: expected .*, found"):
+    with pytest.raises(
+        (ValueError, RuntimeError),
+        match=rf"(^|\W){re.escape(argument)}(\[\d+\])?: expected .*, found",
+    ):
         case.run(kernel)
     for (name, a), (_, e) in zip(case.flat(), before.flat(), strict=True):
         if a.device.type != "meta":
@@ -286,7 +344,9 @@ def bad_lists(*names: str):
             case.tensors[name].pop()
 
         def reshaped(case):
-            case.tensors[name][1] = case.tensors[name][1].new_zeros(case.tensors[name][1].numel() + 1)
+            case.tensors[name][1] = case.tensors[name][1].new_zeros(
+                case.tensors[name][1].numel() + 1
+            )
 
         def integers(case):
             case.tensors[name][1] = case.tensors[name][1].to(torch.int32)
@@ -300,7 +360,9 @@ def bad_lists(*names: str):
 
 
 def blame(edits, ids, argument: str):
-    """The same edits, those of ``ids`` noticed at another argument: lists are measured by one another."""
+    """The same edits, those of ``ids`` noticed at another argument: lists are measured by one
+    another.
+    """
     return [(i, edit, argument if i in ids else named) for i, edit, named in edits]
 
 
@@ -323,7 +385,14 @@ def bad_masks():
     def elsewhere(case):
         case.tensors["masks"][1] = case.tensors["masks"][1].to("meta")
 
-    edits = {"short": shorter, "few": few_bytes, "many": many_bytes, "bool": booleans, "2d": column, "meta": elsewhere}
+    edits = {
+        "short": shorter,
+        "few": few_bytes,
+        "many": many_bytes,
+        "bool": booleans,
+        "2d": column,
+        "meta": elsewhere,
+    }
     return [(f"masks-{kind}", edit, "masks") for kind, edit in edits.items()]
 
 
@@ -334,7 +403,9 @@ def bad_scalar_tensors(*names: str):
     def double(name):
         return lambda case: case.tensors.update({name: torch.ones((), dtype=torch.float64)})
 
-    return [(f"{n}-{k}", edit(n), n) for n in names for k, edit in (("two", two), ("double", double))]
+    return [
+        (f"{n}-{k}", edit(n), n) for n in names for k, edit in (("two", two), ("double", double))
+    ]
 
 
 def bad_hyper(good: list[float], names=("lr", "weight_decay", "slow_lr")):
@@ -343,9 +414,15 @@ def bad_hyper(good: list[float], names=("lr", "weight_decay", "slow_lr")):
     def put(values, dtype=torch.float64):
         return lambda case: case.tensors.update(hyper=torch.tensor(values, dtype=dtype))
 
-    edits = [("hyper-short", put(good[:-1]), "hyper"), ("hyper-float32", put(good, torch.float32), "hyper")]
+    edits = [
+        ("hyper-short", put(good[:-1]), "hyper"),
+        ("hyper-float32", put(good, torch.float32), "hyper"),
+    ]
     for i, name in enumerate(names):
-        edits += [(f"hyper-{name}={bad}", put([*good[:i], bad, *good[i + 1 :]]), name) for bad in (-0.1, math.nan)]
+        edits += [
+            (f"hyper-{name}={bad}", put([*good[:i], bad, *good[i + 1 :]]), name)
+            for bad in (-0.1, math.nan)
+        ]
     return edits
 
 
@@ -361,12 +438,18 @@ def bad_numbers(**numbers):
     def put(name, value):
         return lambda case: case.scalars.update({name: value})
 
-    return [(f"{name}={v}", put(name, v), name) for name, bad in numbers.items() for v in (*bad, math.nan)]
+    return [
+        (f"{name}={v}", put(name, v), name)
+        for name, bad in numbers.items()
+        for v in (*bad, math.nan)
+    ]
 
 
 def reject_params(edits):
     """A meta tensor reaches only the reference entry: see test_interpolate.test_meta_beside_cpu."""
-    return pytest.mark.parametrize(("edit", "argument"), [pytest.param(e, a, id=i) for i, e, a in edits])
+    return pytest.mark.parametrize(
+        ("edit", "argument"), [pytest.param(e, a, id=i) for i, e, a in edits]
+    )
 
 
 def assert_all_entries_reject(name: str, make: Callable[[], Case], edit, argument: str) -> None:
@@ -379,7 +462,9 @@ def assert_all_entries_reject(name: str, make: Callable[[], Case], edit, argumen
 
 
 def assert_refuses_leaf(step: Callable[[Tensor], None]) -> Tensor:
-    """``step`` updates its argument in place: with gradients enabled eager torch refuses a leaf, and so does it."""
+    """``step`` updates its argument in place: with gradients enabled eager torch refuses a leaf,
+    and so does it.
+    """
     leaf = torch.randn(5, requires_grad=True)
     before = leaf.detach().clone()
     with pytest.raises(RuntimeError, match="no_grad"):
@@ -389,7 +474,9 @@ def assert_refuses_leaf(step: Callable[[Tensor], None]) -> Tensor:
 
 
 def assert_refuses_leaf_and_bumps_version(step: Callable[[Tensor], None]) -> None:
-    """And without gradients autograd must see the update: weights and results can be in a graph, state is in none."""
+    """And without gradients autograd must see the update: weights and results can be in a graph,
+    state is in none.
+    """
     leaf = assert_refuses_leaf(step)
     before = leaf.detach().clone()
     loss = (leaf * leaf).sum()

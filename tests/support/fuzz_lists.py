@@ -1,6 +1,9 @@
-"""Random arguments of the list ops: shapes, dtypes, strides, values, masks, flat lists, numbers; ways to spoil them.
+"""Random arguments of the list ops: shapes, dtypes, strides, values, masks, flat lists, numbers;
+ways
+to spoil them.
 
-Hypothesis draws the structure, so that it can shrink it; the numbers come from torch, from a drawn seed.
+Hypothesis draws the structure, so that it can shrink it; the numbers come from torch, from a drawn
+seed.
 """
 
 import math
@@ -40,7 +43,9 @@ def numbers(shape, dtype, kind: str) -> Tensor:
 
 
 def random_bits(shape) -> Tensor:
-    """A packed mask: none (no bytes), all ones, all zeros or mixed; the spare bits of the last byte are anything."""
+    """A packed mask: none (no bytes), all ones, all zeros or mixed; the spare bits of the last byte
+    are anything.
+    """
     size = (math.prod(shape) + 7) // 8
     way = int(torch.randint(5, ()))
     if way == 0:
@@ -59,7 +64,11 @@ def lists(draw, flat: bool = True):
     """Draws a function that makes lists of tensors of common shapes; and masks for them."""
     torch.manual_seed(draw(st.integers(0, 2**32)))
     shapes = draw(st.lists(SHAPES, min_size=1, max_size=4))
-    dtype, layout, mixed = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUT_NAMES)), draw(st.booleans())
+    dtype, layout, mixed = (
+        draw(st.sampled_from(DTYPES)),
+        draw(st.sampled_from(LAYOUT_NAMES)),
+        draw(st.booleans()),
+    )
     kind = draw(st.sampled_from(KINDS))
     flat_lists = flat and len(shapes) > 1 and draw(st.booleans())
 
@@ -74,7 +83,11 @@ def lists(draw, flat: bool = True):
     def masks():
         bits = [random_bits(s) for s in shapes]
         dense = all(b.numel() == (math.prod(s) + 7) // 8 for b, s in zip(bits, shapes, strict=True))
-        return [flatten_masks(bits, [torch.empty(s) for s in shapes])] if flat_lists and dense else bits
+        return (
+            [flatten_masks(bits, [torch.empty(s) for s in shapes])]
+            if flat_lists and dense
+            else bits
+        )
 
     return make, masks, dtype, len(shapes), flat_lists
 
@@ -96,11 +109,22 @@ def step_arguments(draw, make, masks):
         "found_inf": scalar(draw(st.sampled_from([None, None, 0.0, 1.0]))),
         "skipped": torch.tensor(draw(st.integers(0, 3))) if draw(st.booleans()) else None,
     }
-    given = {"lr": draw(RATES), "weight_decay": draw(RATES), "slow_lr": draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))}
-    hyper = torch.tensor(list(given.values()), dtype=torch.float64) if draw(st.integers(0, 4)) == 0 else None
+    given = {
+        "lr": draw(RATES),
+        "weight_decay": draw(RATES),
+        "slow_lr": draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
+    }
+    hyper = (
+        torch.tensor(list(given.values()), dtype=torch.float64)
+        if draw(st.integers(0, 4)) == 0
+        else None
+    )
     given = {"lr": 9.0, "weight_decay": 9.0, "slow_lr": 0.9} if hyper is not None else given
-    flags = {"maximize": draw(st.booleans()), "freeze_masked": draw(st.booleans()),
-             "max_norm": draw(st.sampled_from([math.inf, 1e-3, 1.0, 50.0]))}  # fmt: skip
+    flags = {
+        "maximize": draw(st.booleans()),
+        "freeze_masked": draw(st.booleans()),
+        "max_norm": draw(st.sampled_from([math.inf, 1e-3, 1.0, 50.0])),
+    }
     return tensors, {**given, **flags}, hyper
 
 
@@ -111,9 +135,19 @@ def sgd_case(draw):
     momentum = draw(RESTS)
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     buffers = make(state, "normal", may_be_flat=True) if momentum or draw(st.booleans()) else []
-    tensors = {"params": make(), "grads": make(), "momentum_buffers": buffers, **shared, "hyper": hyper}
-    own = {"momentum": momentum, "dampening": draw(RESTS), "nesterov": draw(st.booleans()),
-           "first": draw(st.booleans())}  # fmt: skip
+    tensors = {
+        "params": make(),
+        "grads": make(),
+        "momentum_buffers": buffers,
+        **shared,
+        "hyper": hyper,
+    }
+    own = {
+        "momentum": momentum,
+        "dampening": draw(RESTS),
+        "nesterov": draw(st.booleans()),
+        "first": draw(st.booleans()),
+    }
     return Case(tensors, {**scalars, **own})
 
 
@@ -124,13 +158,23 @@ def adamw_case(draw):
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     taken = torch.randint(0, 2000, (count,)).float() * draw(st.sampled_from([0.0, 1.0]))
     tensors = {
-        "params": make(), "grads": make(), "exp_avgs": make(state, "normal", may_be_flat=True),
+        "params": make(),
+        "grads": make(),
+        "exp_avgs": make(state, "normal", may_be_flat=True),
         "exp_avg_sqs": make(state, "normal", may_be_flat=True, positive=True),
-        "max_exp_avg_sqs": make(state, "normal", may_be_flat=True, positive=True) if draw(st.booleans()) else [],
-        "steps": [taken] if flat else [t.clone() for t in taken], **shared, "hyper": hyper,
-    }  # fmt: skip
-    own = {"beta1": draw(RESTS), "beta2": draw(RESTS), "eps": draw(st.sampled_from([0.0, 1e-8, 0.1])),
-           "decoupled": draw(st.booleans())}  # fmt: skip
+        "max_exp_avg_sqs": (
+            make(state, "normal", may_be_flat=True, positive=True) if draw(st.booleans()) else []
+        ),
+        "steps": [taken] if flat else [t.clone() for t in taken],
+        **shared,
+        "hyper": hyper,
+    }
+    own = {
+        "beta1": draw(RESTS),
+        "beta2": draw(RESTS),
+        "eps": draw(st.sampled_from([0.0, 1e-8, 0.1])),
+        "decoupled": draw(st.booleans()),
+    }
     return Case(tensors, {**scalars, **own})
 
 
@@ -138,7 +182,9 @@ def adamw_case(draw):
 def norm_case(draw):
     make, masks, _, _, _ = draw(lists())
     scale = scalar(draw(st.sampled_from([None, 1.0, 3.0, 65536.0])))
-    return Case({"grads": make(), "masks": masks() if draw(st.booleans()) else [], "grad_scale": scale}, {})
+    return Case(
+        {"grads": make(), "masks": masks() if draw(st.booleans()) else [], "grad_scale": scale}, {}
+    )
 
 
 def one_number(value: float, name: str, in_tensor: bool) -> tuple[dict, dict]:
@@ -171,26 +217,42 @@ def mask_case(draw):
     make, _, dtype, _, _ = draw(lists())
     tensors = {"forget": make(wide(dtype), positive=True)}
     tensors["retain"] = make(wide(dtype), positive=True, may_be_flat=True)
-    return Case(tensors, {"threshold": draw(st.floats(1e-3, 1e3)), "eps": draw(st.sampled_from([0.0, 1e-15]))})
+    return Case(
+        tensors,
+        {"threshold": draw(st.floats(1e-3, 1e3)), "eps": draw(st.sampled_from([0.0, 1e-15]))},
+    )
 
 
 @st.composite
 def fused_mask_case(draw):
     make, _, dtype, _, _ = draw(lists())
-    fishers = {name: make(wide(dtype), "normal", positive=True, may_be_flat=True) for name in ("retain", "forget")}
-    numbers = {"threshold": draw(st.floats(1e-3, 1e3)), "eps": draw(st.sampled_from([0.0, 1e-15])),
-               "weight": draw(st.floats(0.0, 1e6)), "total": draw(st.floats(1e-3, 1e6))}  # fmt: skip
-    return Case({"retain": fishers["retain"], "grads": make(), "forget": fishers["forget"]}, numbers)
+    fishers = {
+        name: make(wide(dtype), "normal", positive=True, may_be_flat=True)
+        for name in ("retain", "forget")
+    }
+    numbers = {
+        "threshold": draw(st.floats(1e-3, 1e3)),
+        "eps": draw(st.sampled_from([0.0, 1e-15])),
+        "weight": draw(st.floats(0.0, 1e6)),
+        "total": draw(st.floats(1e-3, 1e6)),
+    }
+    return Case(
+        {"retain": fishers["retain"], "grads": make(), "forget": fishers["forget"]}, numbers
+    )
 
 
 OPS = {
-    "masked_grad_norm": norm_case(), "sgd_step_": sgd_case(), "adamw_step_": adamw_case(),
-    "interpolate_": interpolate_case(), "fisher_accumulate_": fisher_case(), "saliency_mask": mask_case(),
+    "masked_grad_norm": norm_case(),
+    "sgd_step_": sgd_case(),
+    "adamw_step_": adamw_case(),
+    "interpolate_": interpolate_case(),
+    "fisher_accumulate_": fisher_case(),
+    "saliency_mask": mask_case(),
     "fisher_saliency_mask_": fused_mask_case(),
-}  # fmt: skip
+}
 
 
-# --- ways to spoil a case ------------------------------------------------------------------------------------------
+# --- ways to spoil a case -------------------------------------------------------------------------
 
 
 def _expanded(t: Tensor) -> Tensor:
@@ -199,24 +261,40 @@ def _expanded(t: Tensor) -> Tensor:
 
 def _lazily_negated(t: Tensor) -> Tensor:
     """The same values, stored with the other sign under torch's negative bit."""
-    return torch.complex(torch.zeros_like(t.float()), -t.float()).conj().imag if t.dtype == torch.float32 else t
+    return (
+        torch.complex(torch.zeros_like(t.float()), -t.float()).conj().imag
+        if t.dtype == torch.float32
+        else t
+    )
 
 
 TENSOR_SPOILERS = {
-    "short": lambda t: t.reshape(-1)[:-1], "long": lambda t: torch.cat([t.reshape(-1), t.reshape(-1)[:1]]),
-    "other shape": lambda t: t.unsqueeze(0), "int": lambda t: t.to(torch.int32), "bool": lambda t: t.to(torch.bool),
-    "complex": lambda t: t.to(torch.complex64), "double": lambda t: t.double(), "half": lambda t: t.half(),
-    "bytes": lambda t: t.to(torch.uint8), "sparse": lambda t: t.to_sparse() if t.dim() else t.to(torch.int32),
-    "meta": lambda t: t.to("meta"), "expanded": _expanded, "negated": _lazily_negated, "none": lambda t: None,
+    "short": lambda t: t.reshape(-1)[:-1],
+    "long": lambda t: torch.cat([t.reshape(-1), t.reshape(-1)[:1]]),
+    "other shape": lambda t: t.unsqueeze(0),
+    "int": lambda t: t.to(torch.int32),
+    "bool": lambda t: t.to(torch.bool),
+    "complex": lambda t: t.to(torch.complex64),
+    "double": lambda t: t.double(),
+    "half": lambda t: t.half(),
+    "bytes": lambda t: t.to(torch.uint8),
+    "sparse": lambda t: t.to_sparse() if t.dim() else t.to(torch.int32),
+    "meta": lambda t: t.to("meta"),
+    "expanded": _expanded,
+    "negated": _lazily_negated,
+    "none": lambda t: None,
     "number": lambda t: 1.0,
     "leaf": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t.to(torch.int32),
     "strided": lambda t: torch.stack([t, t], -1)[..., 0],
-}  # fmt: skip
+}
 LIST_SPOILERS = {
-    "shorter": lambda ts: ts[:-1], "longer": lambda ts: [*ts, torch.ones(3)], "empty": lambda ts: [],
-    "reversed": lambda ts: ts[::-1], "same twice": lambda ts: [ts[0]] * len(ts), "flat": lambda ts: [torch.cat(
-        [t.reshape(-1) for t in ts])],
-}  # fmt: skip
+    "shorter": lambda ts: ts[:-1],
+    "longer": lambda ts: [*ts, torch.ones(3)],
+    "empty": lambda ts: [],
+    "reversed": lambda ts: ts[::-1],
+    "same twice": lambda ts: [ts[0]] * len(ts),
+    "flat": lambda ts: [torch.cat([t.reshape(-1) for t in ts])],
+}
 BAD_NUMBERS = [-1.0, math.nan, math.inf, -math.inf, 1.5, 1e39, 1e-46, -0.0, None, "much", 10**400]
 
 
@@ -242,7 +320,10 @@ def spoiled_case(draw, good):
             way = draw(st.sampled_from(list(LIST_SPOILERS)))
             case.tensors[name] = spoiled(value, LIST_SPOILERS[way])
         elif isinstance(value, list) and value:
-            way, i = draw(st.sampled_from(list(TENSOR_SPOILERS))), draw(st.integers(0, len(value) - 1))
+            way, i = (
+                draw(st.sampled_from(list(TENSOR_SPOILERS))),
+                draw(st.integers(0, len(value) - 1)),
+            )
             value[i] = spoiled(value[i], TENSOR_SPOILERS[way])
         elif isinstance(value, Tensor):
             way = draw(st.sampled_from(list(TENSOR_SPOILERS)))
@@ -254,5 +335,3 @@ def spoiled_case(draw, good):
             continue
         done.append((name, way))
     return case, done
-
-

@@ -32,7 +32,10 @@ class Subject:
 
     def make(self, **changes: Any) -> Any:
         """An optimizer of the same parameters and settings, without state."""
-        groups = [{**g, **changes, "params": [(n, self.params[n]) for n in g["names"]]} for g in self.groups]
+        groups = [
+            {**g, **changes, "params": [(n, self.params[n]) for n in g["names"]]}
+            for g in self.groups
+        ]
         groups = [{k: v for k, v in g.items() if k != "names"} for g in groups]
         return self.kind(groups, saliency=self.saliency)
 
@@ -51,7 +54,9 @@ class Subject:
             for key, value in wanted.items():
                 assert_same_bits(found[key], value, f"{key} of {name}")
         assert optimizer.skipped_steps == model.skipped
-        assert [g["retain_pending"] for g in optimizer.param_groups] == [model.pending] * len(self.groups)
+        assert [g["retain_pending"] for g in optimizer.param_groups] == [model.pending] * len(
+            self.groups
+        )
 
 
 def put_gradient(param: nn.Parameter, grad: Tensor | None) -> None:
@@ -69,8 +74,11 @@ def subjects(draw):
     torch.manual_seed(draw(st.integers(0, 2**32)))
     kind = draw(st.sampled_from([SFRonSGD, SFRonAdamW]))
     count = draw(st.integers(1, 3))
-    common = {"retain_steps": draw(st.integers(1, 3)), "clip_retain": draw(st.booleans()),
-              "max_norm": draw(st.sampled_from([None, 1e-3, 1.0, 30.0]))}  # fmt: skip
+    common = {
+        "retain_steps": draw(st.integers(1, 3)),
+        "clip_retain": draw(st.booleans()),
+        "max_norm": draw(st.sampled_from([None, 1e-3, 1.0, 30.0])),
+    }
     same = draw(st.booleans())  # groups alike but for their parameters
     params, masks, groups, frozen = {}, {}, [], set()
     saliency_wanted = draw(st.booleans())
@@ -89,13 +97,20 @@ def subjects(draw):
             if masked:
                 masks[name] = torch.rand(shape) < density
         settings = {**groups[0]} if groups and same else {**common, **draw(group_settings(kind))}
-        mine = [params[name] for name in names]  # how a narrow state is rounded depends on where its element lies
+        mine = [
+            params[name] for name in names
+        ]  # how a narrow state is rounded depends on where its element lies
         if not all(p.dtype in (torch.float32, torch.bfloat16) and p.is_contiguous() for p in mine):
             settings = settings | {"state_dtype": None}
         groups.append({**settings, "names": names, "masked": masked})
     saliency = SaliencyMask.from_bool(masks) if saliency_wanted else None
-    model = Obvious(groups, {n: p.detach().clone() for n, p in params.items()}, masks, kind is SFRonAdamW,
-                    frozen=frozenset(frozen))  # fmt: skip
+    model = Obvious(
+        groups,
+        {n: p.detach().clone() for n, p in params.items()},
+        masks,
+        kind is SFRonAdamW,
+        frozen=frozenset(frozen),
+    )
     subject = Subject(kind, groups, params, saliency, None, model)
     subject.optimizer = subject.make()
     return subject
@@ -106,15 +121,22 @@ def group_settings(draw, kind):
     lr = draw(RATES)
     shared = {
         "lr": torch.tensor(lr, dtype=torch.float64) if draw(st.integers(0, 7)) == 0 else lr,
-        "forget_lr": draw(st.one_of(st.none(), RATES)), "weight_decay": draw(RATES), "maximize": draw(st.booleans()),
+        "forget_lr": draw(st.one_of(st.none(), RATES)),
+        "weight_decay": draw(RATES),
+        "maximize": draw(st.booleans()),
         "moments": draw(st.sampled_from(["shared", "separate", "none"])),
         "mask_semantics": draw(st.sampled_from(["gradient", "update"])),
         "slow_lr": draw(st.sampled_from([1.0, 0.5, 0.1, 0.9])),
         "state_dtype": draw(st.sampled_from([None, torch.float32, torch.bfloat16])),
-    }  # fmt: skip
+    }
     if kind is SFRonAdamW:
-        return {**shared, "betas": (draw(RESTS), draw(RESTS)), "eps": draw(st.sampled_from([1e-8, 0.1])),
-                "amsgrad": draw(st.booleans()), "decoupled_weight_decay": draw(st.booleans())}  # fmt: skip
+        return {
+            **shared,
+            "betas": (draw(RESTS), draw(RESTS)),
+            "eps": draw(st.sampled_from([1e-8, 0.1])),
+            "amsgrad": draw(st.booleans()),
+            "decoupled_weight_decay": draw(st.booleans()),
+        }
     momentum, dampening = draw(RESTS), draw(st.sampled_from([0.0, 0.0, 0.3]))
     nesterov = momentum > 0 and dampening == 0 and draw(st.booleans())
     return {**shared, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
@@ -130,18 +152,32 @@ def actions(draw, subject: Subject, complete: bool = False):
         absent = not param.requires_grad or int(torch.randint(10, ())) < missing
         layout = LAYOUT_NAMES[int(torch.randint(len(LAYOUT_NAMES), ()))]
         grads[name] = None if absent else laid_out(numbers(param.shape, param.dtype, kind), layout)
-    scale, found = draw(st.sampled_from([None, None, None, 8.0])), draw(st.sampled_from([None, None, None, 0.0, 1.0]))
+    scale, found = (
+        draw(st.sampled_from([None, None, None, 8.0])),
+        draw(st.sampled_from([None, None, None, 0.0, 1.0])),
+    )
     return grads, scalar(scale), scalar(found), draw(st.booleans())
 
 
-BETWEEN = ["nothing"] * 5 + ["new lr", "reload", "pickle", "copy", "new settings", "new group", "new state", "zeros",
-                                "freeze"]  # fmt: skip
+BETWEEN = ["nothing"] * 5 + [
+    "new lr",
+    "reload",
+    "pickle",
+    "copy",
+    "new settings",
+    "new group",
+    "new state",
+    "zeros",
+    "freeze",
+]
 
 
 def add_group(subject: Subject, rate: float) -> None:
     """Two more parameters in a group without mask; inside a cycle they join it."""
     names = [f"p{len(subject.groups)}.{i}" for i in range(2)]
-    settings = {k: v for k, v in subject.groups[0].items() if k not in ("names", "masked")} | {"lr": rate}
+    settings = {k: v for k, v in subject.groups[0].items() if k not in ("names", "masked")} | {
+        "lr": rate
+    }
     group = {**settings, "names": names, "masked": False}
     for name, shape in zip(names, ((3, 5), (70,)), strict=True):
         subject.params[name] = nn.Parameter(numbers(shape, torch.float32, "normal"))
@@ -165,7 +201,9 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
         for each in (group, theirs):
             each["weight_decay"] = rate
             if subject.model.pending == 0 or each["slow_lr"] < 1.0:
-                each["slow_lr"] = {0.0: 0.2, 2.0: 0.7}.get(rate, 0.5 if subject.model.pending else 1.0)
+                each["slow_lr"] = {0.0: 0.2, 2.0: 0.7}.get(
+                    rate, 0.5 if subject.model.pending else 1.0
+                )
     elif before == "new group":
         add_group(subject, rate)
     elif before == "new state":  # somebody puts tensors of his own in the place of ours
@@ -176,7 +214,9 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
     elif before == "freeze":
         for param in list(subject.params.values())[:: 2 if rate else 1]:
             param.requires_grad_(not param.requires_grad)
-        subject.model.frozen = frozenset(n for n, p in subject.params.items() if not p.requires_grad)
+        subject.model.frozen = frozenset(
+            n for n, p in subject.params.items() if not p.requires_grad
+        )
     elif before == "reload":
         file = io.BytesIO()
         torch.save(subject.optimizer.state_dict(), file)
@@ -191,9 +231,7 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
         subject.params, subject.optimizer = dict(zip(names, copies, strict=True)), twin
 
 
-
-
-# --- ways to spoil a step: each takes the subject and its gradients ------------------------------------------------
+# --- ways to spoil a step: each takes the subject and its gradients -------------------------------
 
 
 def _last(name: str, value: Any):
@@ -220,7 +258,9 @@ def _state(change):
     """The last entry of the last parameter that has state."""
 
     def spoil(subject: Subject, grads: dict[str, Tensor]) -> None:
-        for state in [s for s in map(subject.optimizer.state.get, subject.params.values()) if s][-1:]:
+        for state in [s for s in map(subject.optimizer.state.get, subject.params.values()) if s][
+            -1:
+        ]:
             key = list(state)[-1]
             state[key] = change(state[key])
 
@@ -236,28 +276,55 @@ def _complex(subject: Subject, grads: dict[str, Tensor]) -> None:
 
 NAN = float("nan")
 SPOILERS = {
-    **{f"{name} {value}": _last(name, value) for name, values in {
-        "lr": (NAN, -1.0, None, "fast"), "weight_decay": (NAN, -1.0), "forget_lr": (NAN, -1.0),
-        "slow_lr": (NAN, 2.0, -1.0), "max_norm": (NAN, 0.0), "momentum": (NAN, -1.0), "eps": (NAN, -1.0),
-        "betas": ((1.0, 0.9), (0.9, NAN)),
-    }.items() for value in values},
-    "sparse": _gradient(lambda g: g.to_sparse()), "complex": _complex,
-    "double": _gradient(lambda g: g.to(torch.float64 if g.dtype != torch.float64 else torch.float32)),
-    "state of fp16": _state(lambda t: t.half()), "state of another shape": _state(lambda t: torch.zeros(2, 1)),
-    "state on meta": _state(lambda t: t.to("meta")), "state sparse": _state(lambda t: torch.ones(3, 3).to_sparse()),
-    "state a number": _state(lambda t: 0.0), "state expanded": _state(lambda t: t.new_zeros(()).expand(t.shape)),
-    "scale 8": _amp("grad_scale", 8.0), "scale two": _amp("grad_scale", torch.ones(2)),
-    "found bool": _amp("found_inf", torch.tensor(True)), "found number": _amp("found_inf", 1.0),
-}  # fmt: skip
+    **{
+        f"{name} {value}": _last(name, value)
+        for name, values in {
+            "lr": (NAN, -1.0, None, "fast"),
+            "weight_decay": (NAN, -1.0),
+            "forget_lr": (NAN, -1.0),
+            "slow_lr": (NAN, 2.0, -1.0),
+            "max_norm": (NAN, 0.0),
+            "momentum": (NAN, -1.0),
+            "eps": (NAN, -1.0),
+            "betas": ((1.0, 0.9), (0.9, NAN)),
+        }.items()
+        for value in values
+    },
+    "sparse": _gradient(lambda g: g.to_sparse()),
+    "complex": _complex,
+    "double": _gradient(
+        lambda g: g.to(torch.float64 if g.dtype != torch.float64 else torch.float32)
+    ),
+    "state of fp16": _state(lambda t: t.half()),
+    "state of another shape": _state(lambda t: torch.zeros(2, 1)),
+    "state on meta": _state(lambda t: t.to("meta")),
+    "state sparse": _state(lambda t: torch.ones(3, 3).to_sparse()),
+    "state a number": _state(lambda t: 0.0),
+    "state expanded": _state(lambda t: t.new_zeros(()).expand(t.shape)),
+    "scale 8": _amp("grad_scale", 8.0),
+    "scale two": _amp("grad_scale", torch.ones(2)),
+    "found bool": _amp("found_inf", torch.tensor(True)),
+    "found number": _amp("found_inf", 1.0),
+}
 
 
 def snapshot(subject: Subject) -> tuple[Any, ...]:
     """The bits of everything a step may write, and what counts its steps."""
     optimizer = subject.optimizer
-    state = {n: {k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.state.get(p, {}).items()}
-             for n, p in subject.params.items()}  # fmt: skip
+    state = {
+        n: {
+            k: v.clone() if isinstance(v, Tensor) else v
+            for k, v in optimizer.state.get(p, {}).items()
+        }
+        for n, p in subject.params.items()
+    }
     params = {n: p.detach().clone() for n, p in subject.params.items()}
-    return params, state, optimizer.skipped_steps, [g["retain_pending"] for g in optimizer.param_groups]
+    return (
+        params,
+        state,
+        optimizer.skipped_steps,
+        [g["retain_pending"] for g in optimizer.param_groups],
+    )
 
 
 def assert_unchanged(subject: Subject, before: tuple[Any, ...]) -> None:
@@ -265,10 +332,18 @@ def assert_unchanged(subject: Subject, before: tuple[Any, ...]) -> None:
     assert now[2:] == before[2:]
     for name in subject.params:
         assert_same_bits(now[0][name], before[0][name], name)
-        assert now[1][name].keys() == before[1][name].keys(), (name, now[1][name].keys(), before[1][name].keys())
+        assert now[1][name].keys() == before[1][name].keys(), (
+            name,
+            now[1][name].keys(),
+            before[1][name].keys(),
+        )
         for key, value in before[1][name].items():
             found = now[1][name][key]
-            if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type != "meta":
+            if (
+                isinstance(value, Tensor)
+                and value.layout == torch.strided
+                and value.device.type != "meta"
+            ):
                 assert_same_bits(found, value, f"{key} of {name}")
             else:
                 assert type(found) is type(value), f"{key} of {name}"

@@ -1,7 +1,9 @@
-"""Runs that SIGKILL ends at random moments, each life in a process of its own; a program, and what it runs.
+"""Runs that SIGKILL ends at random moments, each life in a process of its own; a program, and what
+it
+runs.
 
-`python killed.py JOB FOLDER KILLS` forks lives of the job one after another, kills KILLS of them, lets the last one
-finish, and prints how many were killed and how many of those died inside a write.
+`python killed.py JOB FOLDER KILLS` forks lives of the job one after another, kills KILLS of them,
+lets the last one finish, and prints how many were killed and how many of those died inside a write.
 """
 
 import os
@@ -28,13 +30,26 @@ SAVES = 40
 
 
 def loop(kind, folder=None, told=lambda: None):
-    """A training loop as a user writes it: forget and retain steps, a schedule, dropout, a checkpoint after each."""
+    """A training loop as a user writes it: forget and retain steps, a schedule, dropout, a
+    checkpoint after each.
+    """
     torch.manual_seed(11)
     model = build("dropout")
-    optimizer = kind(model.named_parameters(), lr=0.1, saliency=random_mask(model), **EVERYTHING[kind])
+    optimizer = kind(
+        model.named_parameters(), lr=0.1, saliency=random_mask(model), **EVERYTHING[kind]
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    sources = [EndlessLoader(loader, name) for loader, name in zip(loaders("own"), ("retain", "forget"), strict=True)]
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "retain": sources[0], "forget": sources[1]}
+    sources = [
+        EndlessLoader(loader, name)
+        for loader, name in zip(loaders("own"), ("retain", "forget"), strict=True)
+    ]
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "retain": sources[0],
+        "forget": sources[1],
+    }
     path, done = folder and folder / "run.pt", 0
     if folder and path.exists():
         saved = torch.load(path, weights_only=True)
@@ -92,9 +107,12 @@ def writer(folder, told):
 
 
 JOBS = {
-    "sgd": lambda *a: loop(sf.SFRonSGD, *a), "adamw": lambda *a: loop(sf.SFRonAdamW, *a),
-    "official": lambda *a: unlearn("official", *a), "paper": lambda *a: unlearn("paper", *a), "writer": writer,
-}  # fmt: skip
+    "sgd": lambda *a: loop(sf.SFRonSGD, *a),
+    "adamw": lambda *a: loop(sf.SFRonAdamW, *a),
+    "official": lambda *a: unlearn("official", *a),
+    "paper": lambda *a: unlearn("paper", *a),
+    "writer": writer,
+}
 
 
 class Life:
@@ -137,7 +155,10 @@ def main(job, folder, kills):
         life, checkpoints = Life(job, folder), random.randrange(4)
         if killed == kills:
             checkpoints = sys.maxsize
-        alive, within = True, 0.004 if checkpoints else 0.1  # seconds: in a step, or in what comes before the first
+        alive, within = (
+            True,
+            (0.004 if checkpoints else 0.1),
+        )  # seconds: in a step, or in what comes before the first
         while alive and checkpoints:
             alive, checkpoints = life.go_on(), checkpoints - 1
         if alive:

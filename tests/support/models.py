@@ -9,14 +9,22 @@ from torch.utils.data import DataLoader, TensorDataset
 from sfron_fast import Fisher, SaliencyMask, SFRonAdamW, SFRonSGD
 
 FEATURES, CLASSES = 6, 4
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits, for ages if the machine is busy
+torch.set_num_threads(
+    1
+)  # tiny tensors: a second thread only waits, for ages if the machine is busy
 
 
 def build(kind: str = "plain", dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """ "plain", "bn" (BatchNorm) or "dropout" (BatchNorm and Dropout)."""
     torch.manual_seed(seed)
-    middle = {"plain": [], "bn": [nn.BatchNorm1d(10)], "dropout": [nn.BatchNorm1d(10), nn.Dropout(0.3)]}[kind]
-    model = nn.Sequential(nn.Linear(FEATURES, 10), *middle, nn.Tanh(), nn.Linear(10, CLASSES)).to(dtype)
+    middle = {
+        "plain": [],
+        "bn": [nn.BatchNorm1d(10)],
+        "dropout": [nn.BatchNorm1d(10), nn.Dropout(0.3)],
+    }[kind]
+    model = nn.Sequential(nn.Linear(FEATURES, 10), *middle, nn.Tanh(), nn.Linear(10, CLASSES)).to(
+        dtype
+    )
     with torch.no_grad():
         for buffer in model.buffers():  # running statistics that are not the defaults
             if buffer.is_floating_point():
@@ -38,18 +46,24 @@ def loader(
     shuffle: bool = False,
     generator: torch.Generator | None = None,
 ) -> DataLoader:
-    return DataLoader(TensorDataset(*data(samples, dtype, seed)), batch, shuffle=shuffle, generator=generator)
+    return DataLoader(
+        TensorDataset(*data(samples, dtype, seed)), batch, shuffle=shuffle, generator=generator
+    )
 
 
 def random_mask(model: nn.Module, seed: int = 2) -> SaliencyMask:
     generator = torch.Generator().manual_seed(seed)
-    chosen = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
+    chosen = {
+        n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()
+    }
     return SaliencyMask.from_bool(chosen)
 
 
 def random_fishers(shapes: dict[str, tuple[int, ...]], seed: int = 3) -> tuple[Fisher, Fisher]:
     generator = torch.Generator().manual_seed(seed)
-    forget, retain = ({n: torch.rand(s, generator=generator) for n, s in shapes.items()} for _ in range(2))
+    forget, retain = (
+        {n: torch.rand(s, generator=generator) for n, s in shapes.items()} for _ in range(2)
+    )
     return Fisher(forget), Fisher(retain)
 
 
@@ -60,7 +74,9 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Equal bits in every tensor."""
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a
+    )
 
 
 def forever(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,14 +84,17 @@ def forever(batches: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from batches
 
 
-# --- parameters and gradients for optimizers ------------------------------------------------------------------------
+# --- parameters and gradients for optimizers ------------------------------------------------------
 
 SHAPES = {"a": (3, 5), "b": (7,), "c": (), "d": (2, 0, 3), "e": (11, 3)}
 
 
 def parameters(dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    made = {n: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for n, s in SHAPES.items()}
+    made = {
+        n: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)
+        for n, s in SHAPES.items()
+    }
     return {n: nn.Parameter(t) for n, t in made.items()}
 
 
@@ -83,9 +102,16 @@ def gradients(steps, dtype=torch.float64, seed=1, without=()):
     """One name -> gradient per step; ``without`` holds (step, name) pairs that have none."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        {n: None if (i, n) in without else torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)
-         for n, s in SHAPES.items()} for i in range(steps)
-    ]  # fmt: skip
+        {
+            n: (
+                None
+                if (i, n) in without
+                else torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)
+            )
+            for n, s in SHAPES.items()
+        }
+        for i in range(steps)
+    ]
 
 
 def masks(seed=2):
@@ -105,7 +131,12 @@ def near(ours, theirs, steps):
     """2 ulp of the largest weight a step: torch may contract to FMA, the package never does."""
     for name, param in ours.items():
         if param.numel():
-            bound = 2 * steps * torch.finfo(param.dtype).eps * max(1.0, theirs[name].detach().abs().max().item())
+            bound = (
+                2
+                * steps
+                * torch.finfo(param.dtype).eps
+                * max(1.0, theirs[name].detach().abs().max().item())
+            )
             assert (param.detach() - theirs[name].detach()).abs().max().item() <= bound, name
 
 
@@ -115,7 +146,13 @@ def values(params):
 
 # settings with which an optimizer keeps every kind of state it knows
 EVERYTHING = {
-    SFRonSGD: {"momentum": 0.9, "weight_decay": 0.1, "moments": "separate", "slow_lr": 0.5, "retain_steps": 2},
+    SFRonSGD: {
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "moments": "separate",
+        "slow_lr": 0.5,
+        "retain_steps": 2,
+    },
     SFRonAdamW: {"amsgrad": True, "moments": "separate", "slow_lr": 0.5, "retain_steps": 2},
 }
 
@@ -123,4 +160,8 @@ EVERYTHING = {
 def states(optimizer):
     """(position, key) -> a copy of the state tensor."""
     params = [p for g in optimizer.param_groups for p in g["params"]]
-    return {(i, k): v.clone() for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
+    return {
+        (i, k): v.clone()
+        for i, p in enumerate(params)
+        for k, v in optimizer.state.get(p, {}).items()
+    }

@@ -1,6 +1,8 @@
-"""SFRonSGD and SFRonAdamW as entries of torch's table of optimizers under test, with torch's own inputs for them.
+"""SFRonSGD and SFRonAdamW as entries of torch's table of optimizers under test, with torch's own
+inputs for them.
 
-The table is in torch's wheel, the tests that go through it are not; test_torch_generic*.py are such tests.
+The table is in torch's wheel, the tests that go through it are not; test_torch_generic*.py are such
+tests.
 """
 
 import copy
@@ -14,11 +16,14 @@ from sfron_fast import SFRonAdamW, SFRonSGD
 pytest.importorskip("expecttest", reason="torch.testing's own tools need expecttest")
 from torch.testing._internal import common_optimizers as common
 
-torch.backends.__allow_nonbracketed_mutation_flag = True  # the import forbids setting torch.backends for good
+# the import forbids setting torch.backends for good
+torch.backends.__allow_nonbracketed_mutation_flag = True
 
 
 def _errors(theirs):
-    """torch's inputs that must raise: its types, our words; without what we can do and torch cannot."""
+    """torch's inputs that must raise: its types, our words; without what we can do and torch
+    cannot.
+    """
 
     def make(device, dtype):
         for error in theirs(device, dtype):
@@ -30,8 +35,12 @@ def _errors(theirs):
             yield error
         sample = torch.empty((), device=device, dtype=dtype)
         for flags in ({"foreach": True, "fused": True}, {"fused": True, "differentiable": True}):
-            given = common.OptimizerInput(params=[sample], kwargs=flags)  # torch lists them for GPUs only
-            yield common.ErrorOptimizerInput(given, error_type=RuntimeError, error_regex=": expected ")
+            given = common.OptimizerInput(
+                params=[sample], kwargs=flags
+            )  # torch lists them for GPUs only
+            yield common.ErrorOptimizerInput(
+                given, error_type=RuntimeError, error_regex=": expected "
+            )
 
     return make
 
@@ -39,11 +48,16 @@ def _errors(theirs):
 def _entry(kind, stock, capturable):
     (theirs,) = (info for info in common.optim_db if info.optim_cls is stock)
     return common.OptimizerInfo(
-        kind, optim_inputs_func=theirs.optim_inputs_func, scheduler_inputs=theirs.scheduler_inputs,
-        optim_error_inputs_func=_errors(theirs.optim_error_inputs_func), supported_impls=("foreach", "fused"),
-        not_og_supported_flags=theirs.not_og_supported_flags, supports_complex=False, has_capturable_arg=capturable,
+        kind,
+        optim_inputs_func=theirs.optim_inputs_func,
+        scheduler_inputs=theirs.scheduler_inputs,
+        optim_error_inputs_func=_errors(theirs.optim_error_inputs_func),
+        supported_impls=("foreach", "fused"),
+        not_og_supported_flags=theirs.not_og_supported_flags,
+        supports_complex=False,
+        has_capturable_arg=capturable,
         supports_fused_on=("cpu", "cuda"),
-    )  # fmt: skip
+    )
 
 
 INFOS = [_entry(SFRonSGD, torch.optim.SGD, True), _entry(SFRonAdamW, torch.optim.AdamW, True)]
@@ -51,13 +65,25 @@ EACH = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 
 
 def inputs(info):
-    """Fresh settings (a schedule may write a tensor lr), those torch has for GPUs too, with every implementation."""
-    plain = [i.kwargs for i in info.optim_inputs_func("cuda") if not isinstance(i.kwargs.get("betas", [0])[0], Tensor)]
-    return [{**copy.deepcopy(kwargs), **flag} for kwargs in plain for flag in ({}, {"foreach": True}, {"fused": True})]
+    """Fresh settings (a schedule may write a tensor lr), those torch has for GPUs too, with every
+    implementation.
+    """
+    plain = [
+        i.kwargs
+        for i in info.optim_inputs_func("cuda")
+        if not isinstance(i.kwargs.get("betas", [0])[0], Tensor)
+    ]
+    return [
+        {**copy.deepcopy(kwargs), **flag}
+        for kwargs in plain
+        for flag in ({}, {"foreach": True}, {"fused": True})
+    ]
 
 
 _ALL = [(info, i, str(kwargs)) for info in INFOS for i, kwargs in enumerate(inputs(info))]
-EACH_INPUT = pytest.mark.parametrize(("info", "i"), [a[:2] for a in _ALL], ids=[f"{a[0].name}-{a[1]}" for a in _ALL])
+EACH_INPUT = pytest.mark.parametrize(
+    ("info", "i"), [a[:2] for a in _ALL], ids=[f"{a[0].name}-{a[1]}" for a in _ALL]
+)
 
 
 def line(weight, bias, x):

@@ -18,7 +18,12 @@ RECIPES = {
     "paper": Recipe.paper(cycles=CYCLES, retain_steps=INNER, lr=0.05, forget_lr=0.2),
     "official": Recipe.official(cycles=CYCLES, retain_steps=INNER, lr=0.05, slow_lr=0.7),
     "adamw": Recipe.official(
-        cycles=CYCLES, retain_steps=INNER, lr=0.01, optimizer="adamw", moments="separate", slow_lr=0.5
+        cycles=CYCLES,
+        retain_steps=INNER,
+        lr=0.01,
+        optimizer="adamw",
+        moments="separate",
+        slow_lr=0.5,
     ),
 }
 EACH_RECIPE = pytest.mark.parametrize("name", list(RECIPES))
@@ -47,15 +52,25 @@ def loaders(kind):
     if kind == "global":
         return DataLoader(retain, 4, shuffle=True), DataLoader(forget, 4, shuffle=True)
     if kind == "own":
-        return (DataLoader(retain, 4, shuffle=True, generator=generator(7)),
-                DataLoader(forget, 4, shuffle=True, generator=generator(8)))  # fmt: skip
+        return (
+            DataLoader(retain, 4, shuffle=True, generator=generator(7)),
+            DataLoader(forget, 4, shuffle=True, generator=generator(8)),
+        )
     if kind == "shared":
         g = generator(9)
-        return DataLoader(retain, 4, shuffle=True, generator=g), DataLoader(forget, 4, shuffle=True, generator=g)
+        return DataLoader(retain, 4, shuffle=True, generator=g), DataLoader(
+            forget, 4, shuffle=True, generator=g
+        )
     if kind == "sampler":  # generators the loader itself does not show
-        return (DataLoader(retain, 4, sampler=RandomSampler(retain, replacement=True, generator=generator(7))),
-                DataLoader(forget, batch_sampler=BatchSampler(RandomSampler(forget, generator=generator(8)), 4, False)),
-                )  # fmt: skip
+        return (
+            DataLoader(
+                retain, 4, sampler=RandomSampler(retain, replacement=True, generator=generator(7))
+            ),
+            DataLoader(
+                forget,
+                batch_sampler=BatchSampler(RandomSampler(forget, generator=generator(8)), 4, False),
+            ),
+        )
     return DataLoader(Noisy(xr, yr), 4, shuffle=True), DataLoader(Noisy(xf, yf), 4, shuffle=True)
 
 
@@ -67,7 +82,9 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     np.random.seed(12)
     random.seed(13)
     if stop is None:
-        return sf.unlearn(model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings)
+        return sf.unlearn(
+            model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings
+        )
     patch, save = pytest.MonkeyPatch(), run_folder.save_whole
 
     def save_and_die(state, path):
@@ -78,7 +95,15 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     patch.setattr(sf.run, "save_whole", save_and_die)
     try:
         with pytest.raises(Stop):
-            sf.unlearn(model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings)
+            sf.unlearn(
+                model,
+                retain,
+                forget,
+                recipe=recipe,
+                checkpoint=folder,
+                checkpoint_every=1,
+                **settings,
+            )
     finally:
         patch.undo()
     return None

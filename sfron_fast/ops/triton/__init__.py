@@ -1,7 +1,8 @@
-"""Row kernels in Triton for CUDA tensors. Triton itself is imported when the first CUDA tensor arrives.
+"""Row kernels in Triton for CUDA tensors. Triton itself is imported when the first CUDA tensor
+arrives.
 
-Where it is missing, or cannot build a kernel, the checked reference kernel serves and says so once, with the
-reason. Nothing here looks for a device.
+Where it is missing, or cannot build a kernel, the checked reference kernel serves and says so once,
+with the reason. Nothing here looks for a device.
 """
 
 import importlib
@@ -42,21 +43,29 @@ def launcher(name: str) -> Callable[..., Any] | None:
 
 
 def reason(name: str) -> str | None:
-    """Why the Triton kernel of an op does not serve, or None if it does (as far as one can tell without a GPU)."""
+    """Why the Triton kernel of an op does not serve, or None if it does (as far as one can tell
+    without a GPU).
+    """
     launcher(name)
     return _reasons.get(name)
 
 
 def capturing(like: torch.Tensor) -> bool:
-    """Whether the current stream of the tensor's device, which need not be the current one, is captured in a graph."""
+    """Whether the current stream of the tensor's device, which need not be the current one, is
+    captured in a graph.
+    """
     if not like.is_cuda:
         return False
     with torch.cuda.device(like.device):
         return torch.cuda.is_current_stream_capturing()
 
 
-def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any]) -> Callable[..., Any]:
-    """What the dispatcher calls for CUDA tensors: check, then the Triton kernel, or ``default`` where it cannot."""
+def op_kernel(
+    name: str, check: Callable[..., Any], default: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What the dispatcher calls for CUDA tensors: check, then the Triton kernel, or ``default``
+    where it cannot.
+    """
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         launch = launcher(name)
@@ -73,12 +82,13 @@ def op_kernel(name: str, check: Callable[..., Any], default: Callable[..., Any])
         except Exception as error:  # no compiler for Triton's launcher, a GPU it does not know, ...
             if capturing(rows):  # says nothing of the kernel: CUDA loads none while it captures
                 raise RuntimeError(
-                    f"sfron_fast::{name}: expected a kernel that has run before the capture of a CUDA graph, found one "
-                    f"that could not be launched within it ({type(error).__name__}: {error}); call the op once with "
-                    "tensors of this shape and dtype before the capture"
+                    f"sfron_fast::{name}: expected a kernel that has run before the capture of a"
+                    " CUDA graph, found one that could not be launched within it"
+                    f" ({type(error).__name__}: {error}); call the op once with tensors of this"
+                    " shape and dtype before the capture"
                 ) from error
-            # outputs are fresh, or written by the last launch alone, which has not happened: the reference can start
-            # over; a GPU in an error state fails there again
+            # outputs are fresh, or written by the last launch alone, which has not happened: the
+            # reference can start over; a GPU in an error state fails there again
             _reasons[name] = f"{type(error).__name__}: {error}"
             _warn_once(name)
             return default(*args, **kwargs)
@@ -91,8 +101,8 @@ def _warn_once(name: str) -> None:
     if name in _reasons and not _told:
         _told = True
         warnings.warn(
-            f"sfron_fast runs {name} on its reference kernel (correct, slower) on CUDA: {_reasons[name]}. "
-            "`python -m sfron_fast env` tells more.",
+            f"sfron_fast runs {name} on its reference kernel (correct, slower) on CUDA:"
+            f" {_reasons[name]}. `python -m sfron_fast env` tells more.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,4 +1,5 @@
-"""Kernels of the adaptive cross-entropy over tokens, and of its gradient; ``adaptive_cross_entropy.py`` launches them.
+"""Kernels of the adaptive cross-entropy over tokens, and of its gradient;
+``adaptive_cross_entropy.py`` launches them.
 
 Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sums over tokens fp64.
 """
@@ -9,13 +10,33 @@ import triton.language as tl
 from .common import across, columns_of, edges, exp, expm1, interior, tile, widen
 from .samples import arrived_last, base_of, finish
 
-# these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of its own
-UNSPECIALISED = ("rows", "class_groups", "samples", "tokens", "ignore_index", "chunks", "groups", "steps")
+# these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of
+# its own
+UNSPECIALISED = (
+    "rows",
+    "class_groups",
+    "samples",
+    "tokens",
+    "ignore_index",
+    "chunks",
+    "groups",
+    "steps",
+)
 
 
 @triton.jit
-def _sample_mean(row_losses_ptr, labels_ptr, sample, tokens, ignore_index, LOSSES: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of one sample's token losses in a fixed order (0 without LOSSES), and how many tokens have a label."""
+def _sample_mean(
+    row_losses_ptr,
+    labels_ptr,
+    sample,
+    tokens,
+    ignore_index,
+    LOSSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum of one sample's token losses in a fixed order (0 without LOSSES), and how many tokens
+    have a label.
+    """
     lane = tl.arange(0, BLOCK)
     count = tl.zeros([BLOCK], tl.int32)
     total = tl.zeros([BLOCK], tl.float64)
@@ -47,18 +68,29 @@ def _adaptive_cross_entropy_samples_fwd_kernel(
     BLOCK: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """The mean of one sample's tokens, the base of its weight; with FINISH the last program does the rest."""
+    """The mean of one sample's tokens, the base of its weight; with FINISH the last program does
+    the rest.
+    """
     sample = tl.program_id(0).to(tl.int64)
-    total, count = _sample_mean(row_losses_ptr, labels_ptr, sample, tokens, ignore_index, True, BLOCK)
+    total, count = _sample_mean(
+        row_losses_ptr, labels_ptr, sample, tokens, ignore_index, True, BLOCK
+    )
     loss = (total / tl.maximum(count, 1).to(tl.float64)).to(tl.float32)
     tl.store(losses_ptr + sample, loss)
     tl.store(weights_ptr + sample, base_of(loss, count > 0, floor))
     if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, samples):
             finish(
-                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, samples, temperature_high, temperature_low, False,
+                losses_ptr,
+                weights_ptr,
+                loss_ptr,
+                normaliser_ptr,
+                samples,
+                temperature_high,
+                temperature_low,
+                False,
                 1.0,
-            )  # fmt: skip
+            )
             tl.store(counter_ptr, 0)
 
 
@@ -78,7 +110,11 @@ def _adaptive_cross_entropy_samples_bwd_kernel(
     scale = tl.div_rn(weight, tl.maximum(count, 1).to(tl.float32))
     for start in range(0, tokens, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        tl.store(scale_ptr + sample * tokens + token, tl.full([BLOCK], 0.0, tl.float32) + scale, mask=token < tokens)
+        tl.store(
+            scale_ptr + sample * tokens + token,
+            tl.full([BLOCK], 0.0, tl.float32) + scale,
+            mask=token < tokens,
+        )
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -94,7 +130,8 @@ def _adaptive_cross_entropy_bwd_kernel(
     ignore_index,
     chunks,  # programs that share a row
     ALIGN: tl.constexpr,
-    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    PEEL: tl.constexpr,
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -119,11 +156,15 @@ def _adaptive_cross_entropy_bwd_kernel(
         head, columns = interior(first_row, classes, PEEL)
         edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
         edge_mask &= chunk == 0
-        first = tl.load(logits_ptr + first_row * classes + edge, mask=edge_mask, other=float("-inf")).to(tl.float32)
+        first = tl.load(
+            logits_ptr + first_row * classes + edge, mask=edge_mask, other=float("-inf")
+        ).to(tl.float32)
         start = (first_row * classes + (PEEL - 1)) // PEEL * PEEL + first_column
         mask = columns_of(DEPTH, LANES) < columns - first_column
         in_edge = (place >= 0) & ((place < head) | (place >= head + columns))
-        place = tl.where(in_edge, tl.where(chunk == 0, first_column, -1), tl.where(place >= 0, place - head, -1))
+        place = tl.where(
+            in_edge, tl.where(chunk == 0, first_column, -1), tl.where(place >= 0, place - head, -1)
+        )
     here = (place >= first_column) & (place < first_column + DEPTH * LANES)
     picked = tl.load(logits_ptr + row * classes + label, mask=here, other=0.0).to(tl.float32)
     x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=float("-inf")))
@@ -147,7 +188,10 @@ def _adaptive_cross_entropy_scale_kernel(
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """gradient *= factor. Where that is 1, as where a backward pass starts, nothing is read; only here is it known."""
+    """gradient *= factor.
+
+    Where that is 1, as where a backward pass starts, nothing is read; only here is it known.
+    """
     factor = tl.load(factor_ptr).to(tl.float32)
     if factor != 1.0:
         first = tl.program_id(0).to(tl.int64) * steps * BLOCK
@@ -156,4 +200,8 @@ def _adaptive_cross_entropy_scale_kernel(
             at = step * BLOCK + tl.arange(0, BLOCK)
             inside = at < left
             x = tl.load(gradient_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
-            tl.store(gradient_ptr + first + at, (x * factor).to(gradient_ptr.dtype.element_ty), mask=inside)
+            tl.store(
+                gradient_ptr + first + at,
+                (x * factor).to(gradient_ptr.dtype.element_ty),
+                mask=inside,
+            )

@@ -1,28 +1,47 @@
-"""Forward kernels of the adaptive cross-entropy (README equation 4): rows that fit a program, and long ones.
+"""Forward kernels of the adaptive cross-entropy (README equation 4): rows that fit a program, and
+long
+ones.
 
-``adaptive_cross_entropy.py`` launches them. Row offsets have 64 bits, what is added within a row 32.
+``adaptive_cross_entropy.py`` launches them. Row offsets have 64 bits, what is added within a row
+32.
 """
 
 import triton
 import triton.language as tl
 
-from .common import LARGEST, across, edges, exp, expm1, finite, interior, log1p, row_max, tile, widen
+from .common import (
+    LARGEST,
+    across,
+    edges,
+    exp,
+    expm1,
+    finite,
+    interior,
+    log1p,
+    row_max,
+    tile,
+    widen,
+)
 from .samples import arrived_last, base_of, finish, raw_weight
 
-# these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of its own
+# these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of
+# its own
 UNSPECIALISED = ("rows", "class_groups", "programs", "ignore_index")
 
 
 @triton.jit
 def _with_label(rest, most, picked, valid):
-    """(shift, log_sum, loss) from the sum of e^(x - most) without the label's, and the label's logit.
+    """(shift, log_sum, loss) from the sum of e^(x - most) without the label's, and the label's
+    logit.
 
-    Apart, because the label of a remembered sample is the maximum: beside its e^0 the others' sum, which is the loss,
-    would be rounded away.
+    Apart, because the label of a remembered sample is the maximum: beside its e^0 the others' sum,
+    which is the loss, would be rounded away.
     """
     top = tl.where(valid, finite(tl.maximum(most, picked)), most)
     sum_less_1 = rest * exp(most - top) + tl.where(valid, expm1(picked - top), -1.0)
-    shift = tl.where((sum_less_1 == -1.0) | (sum_less_1 == float("inf")), 0.0, top)  # the maximum is infinite
+    shift = tl.where(
+        (sum_less_1 == -1.0) | (sum_less_1 == float("inf")), 0.0, top
+    )  # the maximum is infinite
     shift = tl.where(sum_less_1 != sum_less_1, sum_less_1, shift)
     log_sum = log1p(sum_less_1)
     return shift, log_sum, log_sum - (picked - shift)
@@ -30,10 +49,22 @@ def _with_label(rest, most, picked, valid):
 
 @triton.jit
 def _store_rows(
-    row, loss, shift, log_sum, rows, inside, counted, log_sums_ptr, losses_ptr, weights_ptr, floor,
+    row,
+    loss,
+    shift,
+    log_sum,
+    rows,
+    inside,
+    counted,
+    log_sums_ptr,
+    losses_ptr,
+    weights_ptr,
+    floor,
     ONE_TOKEN: tl.constexpr,
-):  # fmt: skip
-    """log_sums and losses of some rows, a loss of 0 without a label; where a row is a sample, its weight's base."""
+):
+    """log_sums and losses of some rows, a loss of 0 without a label; where a row is a sample, its
+    weight's base.
+    """
     tl.store(log_sums_ptr + row, shift, mask=inside)
     tl.store(log_sums_ptr + rows + row, log_sum, mask=inside)
     loss = tl.where(counted, loss, 0.0)
@@ -66,7 +97,8 @@ def _adaptive_cross_entropy_fwd_kernel(
     LANES: tl.constexpr,  # DEPTH * LANES >= classes
     ONE_TOKEN: tl.constexpr,
     FINISH: tl.constexpr,  # the last program does what is left to do over the samples
-    GRADIENT: tl.constexpr,  # write gradient_scale * raw weight * (softmax - onehot) over the logits
+    # write gradient_scale * raw weight * (softmax - onehot) over the logits
+    GRADIENT: tl.constexpr,
 ):
     """ROWS whole rows, each read once."""
     classes = class_groups * ALIGN
@@ -76,38 +108,66 @@ def _adaptive_cross_entropy_fwd_kernel(
     counted = label != ignore_index
     valid = counted & (label >= 0) & (label < classes)
     # a label that is no class must not be read through, and must not go unnoticed: NaN
-    picked = tl.load(logits_ptr + row * classes + label, mask=valid, other=float("nan")).to(tl.float32)
+    picked = tl.load(logits_ptr + row * classes + label, mask=valid, other=float("nan")).to(
+        tl.float32
+    )
     # the label's lane again, without the label: to leave it out of the sum in its place costs more
     place = tl.where(valid, label, -1).to(tl.int32)
     column = tl.arange(0, DEPTH)[:, None] * LANES + (place % LANES)[None, :]
     beside = tl.load(
-        logits_ptr + (row * classes)[None, :] + column, other=float("-inf"),
+        logits_ptr + (row * classes)[None, :] + column,
+        other=float("-inf"),
         mask=valid[None, :] & (column != place[None, :]) & (column < classes),
-    ).to(tl.float32)  # fmt: skip
+    ).to(tl.float32)
     x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
     most = finite(row_max(x))
     power = exp(x - across(most))
     own_lane = tl.arange(0, LANES)[None, :] == tl.where(valid, place % LANES, -1)[:, None]
-    rest = tl.sum(tl.where(own_lane, 0.0, tl.sum(power, 0)), 1) + tl.sum(exp(beside - most[None, :]), 0)
+    rest = tl.sum(tl.where(own_lane, 0.0, tl.sum(power, 0)), 1) + tl.sum(
+        exp(beside - most[None, :]), 0
+    )
     shift, log_sum, loss = _with_label(rest, most, picked, valid)
     _store_rows(
-        row, loss, shift, log_sum, rows, inside, counted, log_sums_ptr, losses_ptr, weights_ptr, floor, ONE_TOKEN
-    )  # fmt: skip
+        row,
+        loss,
+        shift,
+        log_sum,
+        rows,
+        inside,
+        counted,
+        log_sums_ptr,
+        losses_ptr,
+        weights_ptr,
+        floor,
+        ONE_TOKEN,
+    )
     if GRADIENT:
         kind = logits_ptr.dtype.element_ty
-        scale = raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low) * gradient_scale
+        scale = (
+            raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low)
+            * gradient_scale
+        )
         scale = tl.where(valid, scale, float("nan"))
         gradient = power * across(exp(most - shift) * (exp(-log_sum) * scale))
         tl.debug_barrier()  # another warp may still have to read the label's logit
-        tl.store(logits_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask)
+        tl.store(
+            logits_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
+        )
         tl.debug_barrier()  # the label's element comes last, from another thread
         tl.store(logits_ptr + row * classes + label, (expm1(-loss) * scale).to(kind), mask=valid)
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
         if arrived_last(counter_ptr, programs):
             finish(
-                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, temperature_high, temperature_low, GRADIENT,
+                losses_ptr,
+                weights_ptr,
+                loss_ptr,
+                normaliser_ptr,
+                rows,
+                temperature_high,
+                temperature_low,
+                GRADIENT,
                 gradient_scale,
-            )  # fmt: skip
+            )
             tl.store(counter_ptr, 0)
 
 
@@ -135,12 +195,13 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     LANES: tl.constexpr,  # >= 2 PEEL
     ONE_TOKEN: tl.constexpr,
     FINISH: tl.constexpr,
-    GRADIENT: tl.constexpr,  # as above; the second reading comes from the caches if few enough rows are under way
+    # as above; the second reading comes from the caches if few enough rows are under way
+    GRADIENT: tl.constexpr,
 ):
     """One row, in pieces [DEPTH, LANES], with a running maximum and sum in each lane.
 
-    A lane's DEPTH logits are one thread's, so a piece costs no exchange between threads, and DEPTH + 1
-    exponentials for DEPTH logits where a maximum per logit would cost two for each.
+    A lane's DEPTH logits are one thread's, so a piece costs no exchange between threads, and DEPTH
+    + 1 exponentials for DEPTH logits where a maximum per logit would cost two for each.
     """
     classes = class_groups * ALIGN
     row = tl.program_id(0).to(tl.int64)
@@ -155,11 +216,15 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     if PEEL:
         head, columns = interior(row, classes, PEEL)
         edge, edge_mask = edges(lane, head, columns, classes, PEEL)
-        first = tl.load(row_ptr + edge, mask=edge_mask & (edge != here), other=float("-inf")).to(tl.float32)
+        first = tl.load(row_ptr + edge, mask=edge_mask & (edge != here), other=float("-inf")).to(
+            tl.float32
+        )
         most = finite(first)
         rest = exp(first - most)
         here -= head
-        pieces_ptr = logits_ptr + (row * classes + (PEEL - 1)) // PEEL * PEEL  # row_ptr + head, seen to be aligned
+        pieces_ptr = (
+            logits_ptr + (row * classes + (PEEL - 1)) // PEEL * PEEL
+        )  # row_ptr + head, seen to be aligned
     else:
         columns = classes
         most = tl.full([LANES], -LARGEST, tl.float32)
@@ -169,34 +234,61 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     for start in range(0, columns, DEPTH * LANES):
         column = start + offset
         x = widen(
-            tl.load(pieces_ptr + column, mask=column < columns, other=float("-inf"), eviction_policy=EVICT)
-        )  # fmt: skip
+            tl.load(
+                pieces_ptr + column,
+                mask=column < columns,
+                other=float("-inf"),
+                eviction_policy=EVICT,
+            )
+        )
         if (here >= start) & (here < start + DEPTH * LANES):
             x = tl.where(column == here, float("-inf"), x)
         larger = tl.minimum(tl.maximum(most, tl.max(x, 0)), LARGEST)
         rest = rest * exp(most - larger) + tl.sum(exp(x - larger[None, :]), 0)
         most = larger
     largest = tl.max(most, 0)
-    shift, log_sum, loss = _with_label(tl.sum(rest * exp(most - largest), 0), largest, picked, valid)
+    shift, log_sum, loss = _with_label(
+        tl.sum(rest * exp(most - largest), 0), largest, picked, valid
+    )
     _store_rows(
-        row, loss, shift, log_sum, rows, row < rows, counted, log_sums_ptr, losses_ptr, weights_ptr, floor, ONE_TOKEN
-    )  # fmt: skip
+        row,
+        loss,
+        shift,
+        log_sum,
+        rows,
+        row < rows,
+        counted,
+        log_sums_ptr,
+        losses_ptr,
+        weights_ptr,
+        floor,
+        ONE_TOKEN,
+    )
     if GRADIENT:
         kind = logits_ptr.dtype.element_ty
-        scale = raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low) * gradient_scale
+        scale = (
+            raw_weight(base_of(loss, counted, floor), temperature_high, temperature_low)
+            * gradient_scale
+        )
         scale = tl.where(counted, tl.where(valid, scale, float("nan")), 0.0)
         factor = tl.where(counted, exp(-log_sum) * scale, 0.0)
-        shift = tl.where(counted, shift, 0.0)  # a row without a label is not read again: e^(-inf - 0) * 0
+        shift = tl.where(
+            counted, shift, 0.0
+        )  # a row without a label is not read again: e^(-inf - 0) * 0
         tl.debug_barrier()  # another warp may still have to read the label's logit
         if PEEL:
-            first = tl.load(row_ptr + edge, mask=edge_mask & counted, other=float("-inf")).to(tl.float32)
+            first = tl.load(row_ptr + edge, mask=edge_mask & counted, other=float("-inf")).to(
+                tl.float32
+            )
             tl.store(row_ptr + edge, (exp(first - shift) * factor).to(kind), mask=edge_mask)
         wanted = tl.where(counted, columns, 0)
         pieces = tl.cdiv(columns, DEPTH * LANES)
         for piece in range(0, pieces):  # backwards: what was read last is in the caches still
             column = (pieces - 1 - piece) * (DEPTH * LANES) + offset
             at = pieces_ptr + column
-            x = tl.load(at, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first")
+            x = tl.load(
+                at, mask=column < wanted, other=float("-inf"), eviction_policy="evict_first"
+            )
             gradient = exp(widen(x) - shift) * factor
             tl.store(at, gradient.to(kind), mask=column < columns, eviction_policy="evict_first")
         tl.debug_barrier()  # the label's element comes last, from another thread
@@ -204,7 +296,14 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, programs):
             finish(
-                losses_ptr, weights_ptr, loss_ptr, normaliser_ptr, rows, temperature_high, temperature_low, GRADIENT,
+                losses_ptr,
+                weights_ptr,
+                loss_ptr,
+                normaliser_ptr,
+                rows,
+                temperature_high,
+                temperature_low,
+                GRADIENT,
                 gradient_scale,
-            )  # fmt: skip
+            )
             tl.store(counter_ptr, 0)

@@ -1,8 +1,10 @@
-"""The last stage over the samples, of losses l_i: weights w_i = b_i^-temperature / sum_j b_j^-temperature, where
-b_i = max(l_i, floor) (README equation 4), their normaliser, and the sum of w_i l_i.
+"""The last stage over the samples, of losses l_i: weights w_i = b_i^-temperature / sum_j
+b_j^-temperature, where b_i = max(l_i, floor) (README equation 4), their normaliser, and the sum of
+w_i l_i.
 
-Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last program of the kernel
-that made the losses (``arrived_last``, ``finish``), many of two launches (``finish_many``). Sums are fp64, in a fixed
+Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last
+program of the kernel that made the losses (``arrived_last``, ``finish``), many of two launches
+(``finish_many``). Sums are fp64, in a fixed
 order: repeatable, and no atomics on floats.
 """
 
@@ -24,15 +26,18 @@ UNSPECIALISED = ("samples", "groups", "group")
 def raw_weight(base, temperature_high, temperature_low):
     """base^-temperature within a few ulp, for base >= 0 of any shape.
 
-    exp2(-temperature * log2(base)) would lose as many bits as the exponent has; so base = 2^e * f, and the whole
-    part of temperature * e, exact because temperature_high has 12 bits, goes into the result's exponent.
+    exp2(-temperature * log2(base)) would lose as many bits as the exponent has; so base = 2^e * f,
+    and the whole part of temperature * e, exact because temperature_high has 12 bits, goes into the
+    result's exponent.
     """
     subnormal = base < 1.1754943508222875e-38
     bits = tl.where(subnormal, base * 16777216.0, base).to(tl.int32, bitcast=True)
     fraction = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)  # [1, 2)
     large = fraction > 1.4142135
     fraction = tl.where(large, fraction * 0.5, fraction)
-    exponent = ((bits >> 23) - 127 + tl.where(large, 1, 0) - tl.where(subnormal, 24, 0)).to(tl.float32)
+    exponent = ((bits >> 23) - 127 + tl.where(large, 1, 0) - tl.where(subnormal, 24, 0)).to(
+        tl.float32
+    )
     logarithm = tl.log2(fraction)  # in [-0.5, 0.5]
     exact = -temperature_high * exponent
     rest = -temperature_high * logarithm - temperature_low * (exponent + logarithm)
@@ -48,13 +53,17 @@ def raw_weight(base, temperature_high, temperature_low):
 
 @triton.jit
 def base_of(loss, counted, floor):
-    """max(loss, floor), and a NaN stays; -1 for a sample without a label, by which it is known from here on."""
+    """max(loss, floor), and a NaN stays; -1 for a sample without a label, by which it is known from
+    here on.
+    """
     return tl.where(counted, tl.where(loss < floor, floor, loss), -1.0)
 
 
 @triton.jit
 def arrived_last(counter_ptr, programs):
-    """True in the one program that finds all others' stores done; it must set the counter back to 0."""
+    """True in the one program that finds all others' stores done; it must set the counter back to
+    0.
+    """
     tl.debug_barrier()  # the atomic is one thread's: every thread's stores have to come before it
     return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
 
@@ -63,7 +72,8 @@ def arrived_last(counter_ptr, programs):
 def _relative(base, inverse, temperature_high, temperature_low):
     """(base / least)^-temperature, at most 1, and exactly 1 for the least; 0 without a label.
 
-    ``inverse`` = 1 / least in fp64: its product rounds to the quotient, without a division, a call, in every loop.
+    ``inverse`` = 1 / least in fp64: its product rounds to the quotient, without a division, a call,
+    in every loop.
     """
     ratio = (base.to(tl.float64) * inverse).to(tl.float32)
     return tl.where(base < 0.0, 0.0, raw_weight(ratio, temperature_high, temperature_low))
@@ -71,15 +81,20 @@ def _relative(base, inverse, temperature_high, temperature_low):
 
 @triton.jit
 def _least_of(lowest, wrong):
-    """One number of [BLOCK] minima and whether there was a NaN; 1 if nothing is finite, as any number would do."""
+    """One number of [BLOCK] minima and whether there was a NaN; 1 if nothing is finite, as any
+    number would do.
+    """
     least = tl.min(lowest, 0)
     least = tl.where(least == float("inf"), 1.0, least)
     return tl.where(tl.max(wrong, 0) > 0, float("nan"), least)
 
 
 @triton.jit
-def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr):
-    """(least base, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to ``last``.
+def _totals(
+    losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr
+):
+    """(least base, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to
+    ``last``.
 
     LINEAR: the raw weights are the powers of the bases themselves.
     """
@@ -109,10 +124,19 @@ def _totals(losses_ptr, bases_ptr, first, last, temperature_high, temperature_lo
 
 @triton.jit
 def _conclude(
-    loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR: tl.constexpr,
+    loss_ptr,
+    normaliser_ptr,
+    least,
+    weight_sum,
+    loss_sum,
+    temperature_high,
+    temperature_low,
+    LINEAR: tl.constexpr,
     scale,
-):  # fmt: skip
-    """The loss and the logarithm of the normaliser; LINEAR: scale * the undivided sum, and the normaliser."""
+):
+    """The loss and the logarithm of the normaliser; LINEAR: scale * the undivided sum, and the
+    normaliser.
+    """
     if LINEAR:
         tl.store(normaliser_ptr, weight_sum.to(tl.float32))
         tl.store(loss_ptr, (loss_sum * scale).to(tl.float32))
@@ -157,11 +181,19 @@ def finish(
     tl.debug_barrier()  # this program's own losses and bases, written in another layout
     least, weight_sum, loss_sum = _totals(
         losses_ptr, weights_ptr, 0, samples, temperature_high, temperature_low, LINEAR
-    )  # fmt: skip
+    )
     _write_weights(weights_ptr, 0, samples, least, weight_sum, temperature_high, temperature_low)
     _conclude(
-        loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR, scale
-    )  # fmt: skip
+        loss_ptr,
+        normaliser_ptr,
+        least,
+        weight_sum,
+        loss_sum,
+        temperature_high,
+        temperature_low,
+        LINEAR,
+        scale,
+    )
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -181,13 +213,15 @@ def _samples_totals_kernel(
     scale,
     LINEAR: tl.constexpr,
 ):
-    """The totals of a group; the last program to arrive joins them, each brought to the least base of all."""
+    """The totals of a group; the last program to arrive joins them, each brought to the least base
+    of all.
+    """
     program = tl.program_id(0)
     first = program.to(tl.int64) * group
     last = tl.minimum(first + group, samples)
     least, weight_sum, loss_sum = _totals(
         losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR
-    )  # fmt: skip
+    )
     tl.store(partials_ptr + program, least.to(tl.float64))
     tl.store(partials_ptr + groups + program, weight_sum)
     tl.store(partials_ptr + 2 * groups + program, loss_sum)
@@ -197,9 +231,15 @@ def _samples_totals_kernel(
         wrong = tl.zeros([BLOCK], tl.int32)
         for start in range(0, groups, BLOCK):
             at = start + lane
-            base = tl.load(partials_ptr + at, mask=at < groups, other=float("inf"), cache_modifier=".cg")
-            raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
-            base = tl.where(raw == 0.0, float("inf"), base).to(tl.float32)  # nothing labelled in the group
+            base = tl.load(
+                partials_ptr + at, mask=at < groups, other=float("inf"), cache_modifier=".cg"
+            )
+            raw = tl.load(
+                partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
+            )
+            base = tl.where(raw == 0.0, float("inf"), base).to(
+                tl.float32
+            )  # nothing labelled in the group
             lowest = tl.where(base < lowest, base, lowest)
             wrong |= (base != base).to(tl.int32)
         least = _least_of(lowest, wrong)
@@ -208,9 +248,15 @@ def _samples_totals_kernel(
         losses = tl.zeros([BLOCK], tl.float64)
         for start in range(0, groups, BLOCK):
             at = start + lane
-            base = tl.load(partials_ptr + at, mask=at < groups, other=1.0, cache_modifier=".cg").to(tl.float32)
-            raw = tl.load(partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
-            loss = tl.load(partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+            base = tl.load(partials_ptr + at, mask=at < groups, other=1.0, cache_modifier=".cg").to(
+                tl.float32
+            )
+            raw = tl.load(
+                partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
+            )
+            loss = tl.load(
+                partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
+            )
             if not LINEAR:
                 factor = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
                 raw *= tl.where(raw == 0.0, 1.0, factor)
@@ -223,8 +269,16 @@ def _samples_totals_kernel(
         tl.store(totals_ptr, least.to(tl.float64))
         tl.store(totals_ptr + 1, weight_sum)
         _conclude(
-            loss_ptr, normaliser_ptr, least, weight_sum, loss_sum, temperature_high, temperature_low, LINEAR, scale
-        )  # fmt: skip
+            loss_ptr,
+            normaliser_ptr,
+            least,
+            weight_sum,
+            loss_sum,
+            temperature_high,
+            temperature_low,
+            LINEAR,
+            scale,
+        )
         tl.store(counter_ptr, 0)
 
 
@@ -244,16 +298,36 @@ def _samples_weights_kernel(
 
 
 def finish_many(
-    losses: Tensor, weights: Tensor, loss: Tensor, normaliser: Tensor, counter: Tensor, temperature: float,
+    losses: Tensor,
+    weights: Tensor,
+    loss: Tensor,
+    normaliser: Tensor,
+    counter: Tensor,
+    temperature: float,
     scale: float | None,
-) -> None:  # fmt: skip
+) -> None:
     """``finish`` over many programs. ``scale`` None: not LINEAR."""
     samples = losses.numel()
     groups = triton.cdiv(samples, GROUP)
     partials, totals = (losses.new_empty(n, dtype=torch.float64) for n in (3 * groups, 2))
     numbers = common.split(temperature)
     _samples_totals_kernel[(groups,)](
-        losses, weights, partials, totals, loss, normaliser, counter, samples, GROUP, groups, *numbers,
-        1.0 if scale is None else scale, LINEAR=scale is not None, num_warps=8, **common.STRICT,
-    )  # fmt: skip
-    _samples_weights_kernel[(groups,)](weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT)
+        losses,
+        weights,
+        partials,
+        totals,
+        loss,
+        normaliser,
+        counter,
+        samples,
+        GROUP,
+        groups,
+        *numbers,
+        1.0 if scale is None else scale,
+        LINEAR=scale is not None,
+        num_warps=8,
+        **common.STRICT,
+    )
+    _samples_weights_kernel[(groups,)](
+        weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT
+    )

@@ -1,8 +1,8 @@
 """KL of a teacher's softmax from the logits', row by row: forward in one launch, backward in one.
 
-Forward reads both tensors once: whole rows, or a long row in pieces with running maxima. The last program to arrive
-adds up the rows in a fixed order, thousands of them in a launch of their own; no float atomics, so results are
-repeatable. Rows of weight 0 are not read.
+Forward reads both tensors once: whole rows, or a long row in pieces with running maxima. The last
+program to arrive adds up the rows in a fixed order, thousands of them in a launch of their own; no
+float atomics, so results are repeatable. Rows of weight 0 are not read.
 """
 
 import torch
@@ -34,14 +34,25 @@ def soft_target_kl(
     samples, classes = logits.shape
     logits, teacher_logits = logits.contiguous(), teacher_logits.contiguous()
     loss, losses, log_sums = (
-        torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((), (samples,), (4, samples))
+        torch.empty(shape, dtype=torch.float32, device=logits.device)
+        for shape in ((), (samples,), (4, samples))
     )
     if samples == 0:
         return loss.zero_(), losses, log_sums
     weighted, weights = weights is not None, losses if weights is None else weights.contiguous()
     align, counter = common.alignment(classes), common.arrival_counter(logits)
     few = samples <= finishing.ONE_PROGRAM_SAMPLES
-    tensors = (logits, teacher_logits, weights, losses, log_sums, loss, counter, samples, classes // align)
+    tensors = (
+        logits,
+        teacher_logits,
+        weights,
+        losses,
+        log_sums,
+        loss,
+        counter,
+        samples,
+        classes // align,
+    )
     numbers = (1.0 / samples, common.LOG2_E.value / temperature, temperature**2)
     kinds = {"ALIGN": align, "WEIGHTED": weighted, "FINISH": few}
     with common.on_device(logits):
@@ -49,44 +60,96 @@ def soft_target_kl(
             depth, rows, lanes = common.tile_shape(samples, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(samples, rows)
             _soft_target_kl_fwd_kernel[(programs,)](
-                *tensors, programs, *numbers, **kinds, DEPTH=depth, ROWS=rows, LANES=lanes,
-                num_warps=4 if depth * lanes <= 4096 else 8, **common.STRICT,
-            )  # fmt: skip
+                *tensors,
+                programs,
+                *numbers,
+                **kinds,
+                DEPTH=depth,
+                ROWS=rows,
+                LANES=lanes,
+                num_warps=4 if depth * lanes <= 4096 else 8,
+                **common.STRICT,
+            )
         else:
             _soft_target_kl_long_fwd_kernel[(samples,)](
-                *tensors, samples, *numbers, **kinds, PEEL=common.peel(classes, logits.dtype), DEPTH=DEPTH,
-                LANES=lanes_of(logits.dtype), num_warps=LONG_WARPS, **common.STRICT,
-            )  # fmt: skip
+                *tensors,
+                samples,
+                *numbers,
+                **kinds,
+                PEEL=common.peel(classes, logits.dtype),
+                DEPTH=DEPTH,
+                LANES=lanes_of(logits.dtype),
+                num_warps=LONG_WARPS,
+                **common.STRICT,
+            )
         if not few:
             groups = triton.cdiv(samples, finishing.GROUP)
             _soft_target_kl_sum_kernel[(groups,)](
-                losses, weights, losses.new_empty(groups, dtype=torch.float64), loss, counter, samples,
-                finishing.GROUP, groups, numbers[0], WEIGHTED=weighted, num_warps=4, **common.STRICT,
-            )  # fmt: skip
+                losses,
+                weights,
+                losses.new_empty(groups, dtype=torch.float64),
+                loss,
+                counter,
+                samples,
+                finishing.GROUP,
+                groups,
+                numbers[0],
+                WEIGHTED=weighted,
+                num_warps=4,
+                **common.STRICT,
+            )
     return loss, losses, log_sums
 
 
 def soft_target_kl_backward(
-    grad: Tensor, logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, log_sums: Tensor, temperature: float
+    grad: Tensor,
+    logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor | None,
+    log_sums: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """Launches ``sfron_fast::soft_target_kl_backward``: the op's arguments and output, already checked."""
+    """Launches ``sfron_fast::soft_target_kl_backward``: the op's arguments and output, already
+    checked.
+    """
     samples, classes = logits.shape
-    logits, teacher_logits, log_sums = logits.contiguous(), teacher_logits.contiguous(), log_sums.contiguous()
+    logits, teacher_logits, log_sums = (
+        logits.contiguous(),
+        teacher_logits.contiguous(),
+        log_sums.contiguous(),
+    )
     gradient = torch.empty_like(logits)
     if samples == 0:
         return gradient
     weighted, weights = weights is not None, log_sums if weights is None else weights.contiguous()
     depth, rows, lanes = common.tile_shape(
         samples, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, BACKWARD_SHARE
-    )  # fmt: skip
+    )
     peel = common.peel(classes, logits.dtype) if classes > BACKWARD_BLOCK else 0
     chunks, align = triton.cdiv(classes, depth * lanes), common.alignment(classes)
     with common.on_device(logits):
         _soft_target_kl_bwd_kernel[(triton.cdiv(samples, rows) * chunks,)](
-            grad, logits, teacher_logits, weights, log_sums, gradient, samples, classes // align, chunks, 1.0 / samples,
-            common.LOG2_E.value / temperature, temperature, ALIGN=align, PEEL=peel, DEPTH=depth, ROWS=rows,
-            LANES=lanes, WEIGHTED=weighted, num_warps=8, **common.STRICT,
-        )  # fmt: skip
+            grad,
+            logits,
+            teacher_logits,
+            weights,
+            log_sums,
+            gradient,
+            samples,
+            classes // align,
+            chunks,
+            1.0 / samples,
+            common.LOG2_E.value / temperature,
+            temperature,
+            ALIGN=align,
+            PEEL=peel,
+            DEPTH=depth,
+            ROWS=rows,
+            LANES=lanes,
+            WEIGHTED=weighted,
+            num_warps=8,
+            **common.STRICT,
+        )
     return gradient
 
 

@@ -6,7 +6,20 @@ Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sum
 import triton
 import triton.language as tl
 
-from .common import LARGEST, across, columns_of, edges, exp, exp2, finite, interior, row_max, row_sum, tile, widen
+from .common import (
+    LARGEST,
+    across,
+    columns_of,
+    edges,
+    exp,
+    exp2,
+    finite,
+    interior,
+    row_max,
+    row_sum,
+    tile,
+    widen,
+)
 from .samples import BLOCK, arrived_last
 
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -24,13 +37,17 @@ def _weights(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def _terms(power, teacher, logit):
-    """2^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is -inf, too."""
+    """2^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is
+    -inf, too.
+    """
     return tl.where(power == 0.0, 0.0, power * (teacher - logit))
 
 
 @triton.jit
 def _settled(total, maximum, counted):
-    """(shift, log of the sum) of a row that counts: the shift is its maximum, 0 where that is infinite."""
+    """(shift, log of the sum) of a row that counts: the shift is its maximum, 0 where that is
+    infinite.
+    """
     shift = tl.where((total == 0.0) | (total == float("inf")), 0.0, maximum)
     shift = tl.where(total != total, total, shift)
     return tl.where(counted, shift, 0.0), tl.where(counted, tl.log(total), 0.0)
@@ -38,8 +55,19 @@ def _settled(total, maximum, counted):
 
 @triton.jit
 def _store_rows(
-    row, inside, counted, sum_x, sum_y, cross, most_x, most_y, samples, square, losses_ptr, log_sums_ptr
-):  # fmt: skip
+    row,
+    inside,
+    counted,
+    sum_x,
+    sum_y,
+    cross,
+    most_x,
+    most_y,
+    samples,
+    square,
+    losses_ptr,
+    log_sums_ptr,
+):
     """losses and log_sums, from sums relative to the maxima; ``cross`` in units of log 2."""
     shift_x, log_x = _settled(sum_x, most_x, counted)
     shift_y, log_y = _settled(sum_y, most_y, counted)
@@ -88,7 +116,9 @@ def _soft_target_kl_fwd_kernel(
 ):
     """ROWS whole rows."""
     first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row, inside, start, at, mask = tile(first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES)
+    row, inside, start, at, mask = tile(
+        first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES
+    )
     counted = _weights(weights_ptr, share, row, inside, WEIGHTED) != 0.0
     mask &= across(counted)
     x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
@@ -98,23 +128,39 @@ def _soft_target_kl_fwd_kernel(
     a = (y - across(most_y)) * inverse
     power = exp2(a)
     _store_rows(
-        row, inside, counted, row_sum(exp2(b)), row_sum(power), row_sum(_terms(power, a, b)), most_x, most_y, samples,
-        square, losses_ptr, log_sums_ptr,
-    )  # fmt: skip
+        row,
+        inside,
+        counted,
+        row_sum(exp2(b)),
+        row_sum(power),
+        row_sum(_terms(power, a, b)),
+        most_x,
+        most_y,
+        samples,
+        square,
+        losses_ptr,
+        log_sums_ptr,
+    )
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
         if arrived_last(counter_ptr, programs):
             tl.debug_barrier()  # this program's own losses, written in another layout
-            tl.store(loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32))
+            tl.store(
+                loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32)
+            )
             tl.store(counter_ptr, 0)
 
 
 @triton.jit
 def _rescale(sum_x, sum_y, cross, old_x, old_y, new_x, new_y, inverse):
     """Sums so far, now relative to larger maxima."""
-    by_x = tl.maximum((old_x - new_x) * inverse, -1e38)  # 0 * inf is NaN, where nothing has been summed
+    by_x = tl.maximum(
+        (old_x - new_x) * inverse, -1e38
+    )  # 0 * inf is NaN, where nothing has been summed
     by_y = tl.maximum((old_y - new_y) * inverse, -1e38)
     factor = exp2(by_y)
-    cross = tl.where(factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor)  # each difference changes by as much
+    cross = tl.where(
+        factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor
+    )  # each difference changes by as much
     return sum_x * exp2(by_x), sum_y * factor, cross
 
 
@@ -148,7 +194,9 @@ def _soft_target_kl_long_fwd_kernel(
     WEIGHTED: tl.constexpr,
     FINISH: tl.constexpr,
 ):
-    """One row, in pieces [DEPTH, LANES], with running maxima and sums in each lane, which is one thread's."""
+    """One row, in pieces [DEPTH, LANES], with running maxima and sums in each lane, which is one
+    thread's.
+    """
     row = tl.program_id(0).to(tl.int64)
     counted = _weights(weights_ptr, share, row, row < samples, WEIGHTED) != 0.0
     classes = class_groups * ALIGN
@@ -160,8 +208,12 @@ def _soft_target_kl_long_fwd_kernel(
         edge_mask &= edge < tl.where(counted, classes, 0)
         first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
         first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
-        most_x, most_y, sum_x, sum_y, cross = _one_each(first_x.to(tl.float32), first_y.to(tl.float32), inverse)
-        first = (row * classes + (PEEL - 1)) // PEEL * PEEL  # row * classes + head, seen to be aligned
+        most_x, most_y, sum_x, sum_y, cross = _one_each(
+            first_x.to(tl.float32), first_y.to(tl.float32), inverse
+        )
+        first = (
+            (row * classes + (PEEL - 1)) // PEEL * PEEL
+        )  # row * classes + head, seen to be aligned
     else:
         columns = classes
         most_x = tl.full([LANES], -LARGEST, tl.float32)
@@ -174,7 +226,10 @@ def _soft_target_kl_long_fwd_kernel(
         column = start + offset
         x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
         y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
-        new_x, new_y = finite(tl.maximum(most_x, tl.max(x, 0))), finite(tl.maximum(most_y, tl.max(y, 0)))
+        new_x, new_y = (
+            finite(tl.maximum(most_x, tl.max(x, 0))),
+            finite(tl.maximum(most_y, tl.max(y, 0))),
+        )
         sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
         b = (x - new_x[None, :]) * inverse
         a = (y - new_y[None, :]) * inverse
@@ -184,15 +239,29 @@ def _soft_target_kl_long_fwd_kernel(
         cross += tl.sum(_terms(power, a, b), 0)
         most_x, most_y = new_x, new_y
     largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
-    sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse)
+    sum_x, sum_y, cross = _rescale(
+        sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse
+    )
     _store_rows(
-        row, row < samples, counted, tl.sum(sum_x, 0), tl.sum(sum_y, 0), tl.sum(cross, 0), largest_x, largest_y,
-        samples, square, losses_ptr, log_sums_ptr,
-    )  # fmt: skip
+        row,
+        row < samples,
+        counted,
+        tl.sum(sum_x, 0),
+        tl.sum(sum_y, 0),
+        tl.sum(cross, 0),
+        largest_x,
+        largest_y,
+        samples,
+        square,
+        losses_ptr,
+        log_sums_ptr,
+    )
     if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, programs):
             tl.debug_barrier()
-            tl.store(loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32))
+            tl.store(
+                loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32)
+            )
             tl.store(counter_ptr, 0)
 
 
@@ -212,7 +281,9 @@ def _soft_target_kl_sum_kernel(
     """The loss of many samples: the sum of each group, and of those by the last program to arrive."""
     first = tl.program_id(0).to(tl.int64) * group
     last = tl.minimum(first + group, samples)
-    tl.store(partials_ptr + tl.program_id(0), _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED))
+    tl.store(
+        partials_ptr + tl.program_id(0), _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED)
+    )
     if arrived_last(counter_ptr, groups):
         total = tl.zeros([BLOCK], tl.float64)
         for start in range(0, groups, BLOCK):
@@ -237,7 +308,8 @@ def _soft_target_kl_bwd_kernel(
     inverse,  # log2(e) / temperature
     temperature,
     ALIGN: tl.constexpr,
-    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    PEEL: tl.constexpr,
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -249,7 +321,9 @@ def _soft_target_kl_bwd_kernel(
     chunk = tl.program_id(0) % chunks
     first_row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
     first_column = chunk * (DEPTH * LANES)
-    row, inside, start, at, mask = tile(first_row, samples, classes, first_column, DEPTH, ROWS, LANES)
+    row, inside, start, at, mask = tile(
+        first_row, samples, classes, first_column, DEPTH, ROWS, LANES
+    )
     weight = _weights(weights_ptr, share, row, inside, WEIGHTED)
     counted = weight != 0.0
     scale = weight * temperature * tl.load(grad_ptr).to(tl.float32)
@@ -271,4 +345,6 @@ def _soft_target_kl_bwd_kernel(
     y = widen(tl.load(teacher_ptr + start + at, mask=mask & across(counted), other=0.0))
     gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
     gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
-    tl.store(gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask)
+    tl.store(
+        gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
+    )
