@@ -1,9 +1,11 @@
-// The Python module `sfron_fast._C`. Importing it runs the static registrations of every <op>_op.cpp, which hand the
-// native kernels to the dispatcher; the ops themselves are defined in sfron_fast/ops.py. What Python calls besides them
-// are quick looks at long lists, which the interpreter would take one by one (sfron_fast/_native.py documents them).
+// The Python module `sfron_fast._C`. Importing it runs the static registrations of every
+// <op>_op.cpp, which hand the native kernels to the dispatcher; the ops themselves are defined in
+// sfron_fast/ops.py. What Python calls besides them are quick looks at long lists, which the
+// interpreter would take one by one (sfron_fast/_native.py documents them).
 //
-// Tensors are read through torch's DLPack exchange table, the C function that `torch.Tensor.__dlpack_c_exchange_api__`
-// publishes for this purpose: no reference is counted, nothing is allocated.
+// Tensors are read through torch's DLPack exchange table, the C function that
+// `torch.Tensor.__dlpack_c_exchange_api__` publishes for this purpose: no reference is counted,
+// nothing is allocated.
 #include <Python.h>
 
 #include <cstdint>
@@ -15,7 +17,8 @@
 namespace sfron {
 namespace {
 
-// The part of dlpack.h (version 1) that is needed; torch's copy is closed to extensions of the stable ABI.
+// The part of dlpack.h (version 1) that is needed; torch's copy is closed to extensions of the
+// stable ABI.
 struct DlTensor {
   void* data;
   int32_t device_type, device_index;
@@ -49,19 +52,23 @@ PyObject* attribute_of(const char* module, const char* name) {
   return found;
 }
 
-// Looked up once. Without an exchange table of a version known here nothing is ever described: the ops take handles.
+// Looked up once. Without an exchange table of a version known here nothing is ever described: the
+// ops take handles.
 const Torch& torch_types() {
   static const Torch known = [] {
     Torch t;
     t.tensor = attribute_of("torch", "Tensor");
     t.parameter = attribute_of("torch.nn", "Parameter");
-    PyObject* capsule =
-        t.tensor == nullptr ? nullptr : PyObject_GetAttrString(t.tensor, "__dlpack_c_exchange_api__");
-    const void* table = capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    PyObject* capsule = t.tensor == nullptr
+                            ? nullptr
+                            : PyObject_GetAttrString(t.tensor, "__dlpack_c_exchange_api__");
+    const void* table =
+        capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
     Py_XDECREF(capsule);
     PyErr_Clear();
     const DlExchange* exchange = static_cast<const DlExchange*>(table);
-    if (exchange != nullptr && exchange->major == 1 && exchange->look != nullptr) t.exchange = exchange;
+    if (exchange != nullptr && exchange->major == 1 && exchange->look != nullptr)
+      t.exchange = exchange;
     return t;
   }();
   return known;
@@ -70,24 +77,28 @@ const Torch& torch_types() {
 int32_t dtype_code(const DlTensor& t) {
   const DTypeCodes& c = codes();
   if (t.lanes != 1) return -1;
-  if (t.type == kDlFloat) return t.bits == 32 ? c.float32 : t.bits == 16 ? c.float16 : t.bits == 64 ? c.float64 : -1;
+  if (t.type == kDlFloat)
+    return t.bits == 32 ? c.float32 : t.bits == 16 ? c.float16 : t.bits == 64 ? c.float64 : -1;
   if (t.type == kDlBFloat && t.bits == 16) return c.bfloat16;
   if (t.type == kDlUnsigned && t.bits == 8) return c.uint8;
   if (t.type == kDlInt && t.bits == 64) return c.int64;
   return -1;
 }
 
-// Whether a tensor's memory holds its values with the other sign (torch._neg_view, z.conj().imag). Only its dispatch keys
-// tell. `is_neg` would take as long as all else that is looked at, so the keys are read where torch keeps them, some words
-// behind the sizes. `learn_keys` finds out where, on tensors whose keys Python tells; where it could not, all are asked.
+// Whether a tensor's memory holds its values with the other sign (torch._neg_view, z.conj().imag).
+// Only its dispatch keys tell. `is_neg` would take as long as all else that is looked at, so the
+// keys are read where torch keeps them, some words behind the sizes. `learn_keys` finds out where,
+// on tensors whose keys Python tells; where it could not, all are asked.
 struct KeyPlace {
-  int64_t gap = -1;       // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
+  int64_t gap =
+      -1;  // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
   int64_t words = 0;      // from the sizes to the keys; 0 = not known
   uint64_t negative = 0;  // the bit
 } key_place;
 
 int64_t gap_of(const DlTensor& t) {
-  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.strides) - reinterpret_cast<uintptr_t>(t.sizes));
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.strides) -
+                              reinterpret_cast<uintptr_t>(t.sizes));
 }
 
 uint64_t word_behind(const DlTensor& t, int64_t words) {
@@ -97,7 +108,8 @@ uint64_t word_behind(const DlTensor& t, int64_t words) {
 }
 
 bool maybe_negated(PyObject* object, const DlTensor& t) {
-  if (key_place.words != 0 && gap_of(t) == key_place.gap) return word_behind(t, key_place.words) & key_place.negative;
+  if (key_place.words != 0 && gap_of(t) == key_place.gap)
+    return word_behind(t, key_place.words) & key_place.negative;
   PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
   const bool plain = answer == Py_False;
   Py_XDECREF(answer);
@@ -105,11 +117,13 @@ bool maybe_negated(PyObject* object, const DlTensor& t) {
   return !plain;
 }
 
-// (plain, its keys, negated, its keys): two tensors of one dimension and the words that hold their keys.
+// (plain, its keys, negated, its keys): two tensors of one dimension and the words that hold their
+// keys.
 PyObject* learn_keys(PyObject*, PyObject* args) {
   PyObject* objects[2];
   unsigned long long keys[2];
-  if (!PyArg_ParseTuple(args, "OKOK:learn_keys", &objects[0], &keys[0], &objects[1], &keys[1])) return nullptr;
+  if (!PyArg_ParseTuple(args, "OKOK:learn_keys", &objects[0], &keys[0], &objects[1], &keys[1]))
+    return nullptr;
   const Torch& torch = torch_types();
   DlTensor t[2];
   for (int i = 0; i < 2; ++i) {
@@ -117,7 +131,8 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
     PyErr_Clear();
     Py_RETURN_FALSE;
   }
-  for (int64_t words = 1; words < 16 && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]); ++words) {
+  for (int64_t words = 1; words < 16 && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]);
+       ++words) {
     if (word_behind(t[0], words) != keys[0]) continue;
     if (word_behind(t[1], words) != keys[1]) break;
     key_place = {gap_of(t[0]), words, keys[1] & ~keys[0]};
@@ -126,7 +141,8 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
   Py_RETURN_FALSE;
 }
 
-// False for what the plain path should not meet: subclasses, transforms, other devices or dtypes, memory without values.
+// False for what the plain path should not meet: subclasses, transforms, other devices or dtypes,
+// memory without values.
 bool look(const Torch& torch, PyObject* object, Record* record) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != torch.parameter && type != torch.tensor) return false;
@@ -148,27 +164,31 @@ bool look(const Torch& torch, PyObject* object, Record* record) {
   }
   int64_t numel = 1, expected = 1;
   for (int32_t d = 0; d < t.dim; ++d) numel *= t.sizes[d];
-  if (maybe_negated(object, t) || (t.data == nullptr && numel != 0)) return false;  // or a zero tensor, freed storage
+  if (maybe_negated(object, t) || (t.data == nullptr && numel != 0))
+    return false;  // or a zero tensor, freed storage
   bool contiguous = true;
   for (int32_t d = t.dim; d-- > 0 && numel != 0;) {
     if (t.sizes[d] == 1) continue;
     contiguous = contiguous && t.strides[d] == expected;
     expected *= t.sizes[d];
   }
-  *record = {static_cast<char*>(t.data) + t.byte_offset, numel,       t.dim,          t.sizes, code,
-             device_type,                                t.device_type == kDlCpu ? 0 : t.device_index, contiguous};
+  *record = {
+      static_cast<char*>(t.data) + t.byte_offset,   numel,     t.dim, t.sizes, code, device_type,
+      t.device_type == kDlCpu ? 0 : t.device_index, contiguous};
   return true;
 }
 
-// Records of one list: of its tensors, or, if it is a tensor itself, those that were written there before. False for a
-// list that cannot be described.
-bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t& room, int64_t* count) {
+// Records of one list: of its tensors, or, if it is a tensor itself, those that were written there
+// before. False for a list that cannot be described.
+bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t& room,
+                   int64_t* count) {
   Record table;
   const bool known = !PyList_Check(list);
   if (known && !look(torch, list, &table)) return false;
   *count = known ? table.numel / kRecordWords : PyList_Size(list);
   if ((room -= *count * kRecordWords) < 0) {
-    PyErr_SetString(PyExc_ValueError, "records: expected a table with room for all lists, found a shorter one");
+    PyErr_SetString(PyExc_ValueError,
+                    "records: expected a table with room for all lists, found a shorter one");
     return false;
   }
   if (known) {
@@ -200,18 +220,23 @@ PyObject* describe(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
-// A tensor's own lines, as far as the record of an earlier step tells where they were. A wrong hint does no harm.
+// A tensor's own lines, as far as the record of an earlier step tells where they were. A wrong hint
+// does no harm.
 void prefetch_tensor(const Record& then) {
 #if defined(__GNUC__)
-  const uintptr_t at = reinterpret_cast<uintptr_t>(then.sizes);  // not a pointer: what it was once may be gone
-  for (int line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
+  const uintptr_t at =
+      reinterpret_cast<uintptr_t>(then.sizes);  // not a pointer: what it was once may be gone
+  for (int line = 0; line < 3; ++line)
+    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
 #endif
 }
 
-// In one pass, as each tensor is several cache lines far apart: its record, its gradient, and that one's record.
+// In one pass, as each tensor is several cache lines far apart: its record, its gradient, and that
+// one's record.
 PyObject* gather(PyObject*, PyObject* args) {
   PyObject *params, *targets[2];
-  if (!PyArg_ParseTuple(args, "O!OO:gather", &PyList_Type, &params, &targets[0], &targets[1])) return nullptr;
+  if (!PyArg_ParseTuple(args, "O!OO:gather", &PyList_Type, &params, &targets[0], &targets[1]))
+    return nullptr;
   static PyObject* const name = PyUnicode_InternFromString("grad");
   const Torch& torch = torch_types();
   const Py_ssize_t size = PyList_Size(params);
@@ -219,7 +244,8 @@ PyObject* gather(PyObject*, PyObject* args) {
   for (int i = 0; i < 2; ++i) {
     if (torch.exchange == nullptr || !look(torch, targets[i], &tables[i])) Py_RETURN_NONE;
     if (tables[i].numel < size * kRecordWords) {
-      PyErr_SetString(PyExc_ValueError, "records: expected tables with room for all parameters, found shorter ones");
+      PyErr_SetString(PyExc_ValueError,
+                      "records: expected tables with room for all parameters, found shorter ones");
       return nullptr;
     }
   }
@@ -231,7 +257,8 @@ PyObject* gather(PyObject*, PyObject* args) {
       prefetch_tensor(of_param[i + kSoon]);
       prefetch_tensor(of_grad[i + kSoon]);
     }
-    PyObject* param = PyList_GetItem(params, i);  // null: a mode that saw the look-up before this has shortened the list
+    PyObject* param = PyList_GetItem(
+        params, i);  // null: a mode that saw the look-up before this has shortened the list
     const bool known = param != nullptr && look(torch, param, of_param + i);
     PyObject* grad = known ? PyObject_GetAttr(param, name) : nullptr;
     if (grad != nullptr) PyList_SetItem(grads, i, grad);
@@ -269,7 +296,8 @@ PyObject* same(PyObject*, PyObject* args) {
 
 PyObject* same_values(PyObject*, PyObject* args) {
   PyObject *dicts, *values;
-  if (!PyArg_ParseTuple(args, "O!O!:same_values", &PyList_Type, &dicts, &PyList_Type, &values)) return nullptr;
+  if (!PyArg_ParseTuple(args, "O!O!:same_values", &PyList_Type, &dicts, &PyList_Type, &values))
+    return nullptr;
   const Py_ssize_t size = PyList_Size(dicts), total = PyList_Size(values);
   Py_ssize_t seen = 0;
   for (Py_ssize_t i = 0; i < size; ++i) {
@@ -291,10 +319,19 @@ PyMethodDef functions[] = {
     {"same_values", same_values, METH_VARARGS, "same_values(dicts, list) -> bool"},
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_C", "Native kernels of sfron_fast.", -1, functions, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_C",
+                          "Native kernels of sfron_fast.",
+                          -1,
+                          functions,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 }  // namespace sfron
 
-extern "C" PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&sfron::definition); }
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  return PyModule_Create(&sfron::definition);
+}

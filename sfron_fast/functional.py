@@ -145,8 +145,8 @@ def sgd_step_(
     max_norm: float = float("inf"),
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    slow_out: Tensors | None = None,
-    slow_in: Tensors | None = None,
+    slow_save: Tensors | None = None,
+    slow_from: Tensors | None = None,
     slow_lr: float = 1.0,
     hyper: Tensor | None = None,
     skipped: Tensor | None = None,
@@ -163,8 +163,8 @@ def sgd_step_(
         skipped.
         grad_scale, found_inf: fp32 [], torch.amp's; gradients are divided by the first, skipped by
         the second.
-        slow_out: receives the parameters as they were before the step (start of a cycle).
-        slow_in, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
+        slow_save: receives the parameters as they were before the step (start of a cycle).
+        slow_from, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
         hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
             numbers, so that a captured CUDA graph follows a schedule.
         skipped: int64 [] there, one more if the update is skipped.
@@ -177,14 +177,14 @@ def sgd_step_(
         "params": params,
         "grads": grads,
         "momentum_buffers": momentum_buffers or [],
-        "slow_out": slow_out or [],
-        "slow_in": slow_in or [],
+        "slow_save": slow_save or [],
+        "slow_from": slow_from or [],
         "masks": masks or [],
     }
     _call(
         "sgd_step_",
         lists,
-        ("params", "momentum_buffers", "slow_out"),
+        ("params", "momentum_buffers", "slow_save"),
         norm,
         grad_scale,
         found_inf,
@@ -224,8 +224,8 @@ def adamw_step_(
     max_norm: float = float("inf"),
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    slow_out: Tensors | None = None,
-    slow_in: Tensors | None = None,
+    slow_save: Tensors | None = None,
+    slow_from: Tensors | None = None,
     slow_lr: float = 1.0,
     hyper: Tensor | None = None,
     skipped: Tensor | None = None,
@@ -246,11 +246,11 @@ def adamw_step_(
         "exp_avg_sqs": exp_avg_sqs,
         "max_exp_avg_sqs": max_exp_avg_sqs or [],
         "steps": steps,
-        "slow_out": slow_out or [],
-        "slow_in": slow_in or [],
+        "slow_save": slow_save or [],
+        "slow_from": slow_from or [],
         "masks": masks or [],
     }
-    written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_out")
+    written = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", "slow_save")
     _call(
         "adamw_step_",
         lists,

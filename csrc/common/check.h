@@ -1,7 +1,8 @@
 #pragma once
-// The side that knows torch: checks arguments as sfron_fast/checks.py does, hands out raw pointers, opens the one
-// parallel region. Every message names the argument, what was expected and what was found; checks come before writes.
-// Lists may hold thousands of tensors, so each property is fetched once, through the C shim, and kept in a View.
+// The side that knows torch: checks arguments as sfron_fast/checks.py does, hands out raw pointers,
+// opens the one parallel region. Every message names the argument, what was expected and what was
+// found; checks come before writes. Lists may hold thousands of tensors, so each property is
+// fetched once, through the C shim, and kept in a View.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,8 +34,8 @@ struct Item {
   const Record* record = nullptr;
 };
 
-// A list of tensors: a Tensor[] argument, or a part of a table. Owns bare handles: a vector of Tensors allocates a shared
-// count for each, half of a call's cost.
+// A list of tensors: a Tensor[] argument, or a part of a table. Owns bare handles: a vector of
+// Tensors allocates a shared count for each, half of a call's cost.
 class TensorList {
  public:
   explicit TensorList(StableListHandle list) {
@@ -86,7 +87,8 @@ using Arrays = std::vector<Array>;
 struct DTypeCodes {
   int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
   int32_t float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
-  int32_t uint8 = aoti_torch_dtype_uint8(), int64 = aoti_torch_dtype_int64(), cpu = aoti_torch_device_type_cpu();
+  int32_t uint8 = aoti_torch_dtype_uint8(), int64 = aoti_torch_dtype_int64(),
+          cpu = aoti_torch_device_type_cpu();
 };
 
 inline const DTypeCodes& codes() {
@@ -96,10 +98,13 @@ inline const DTypeCodes& codes() {
 
 inline std::string dtype_name(DType dtype) {
   const DTypeCodes& c = codes();
-  return dtype_name(dtype == DType::kFloat32 ? c.float32 : dtype == DType::kBFloat16 ? c.bfloat16 : c.float16);
+  return dtype_name(dtype == DType::kFloat32    ? c.float32
+                    : dtype == DType::kBFloat16 ? c.bfloat16
+                                                : c.float16);
 }
 
-// Where the tensors of the running op must be: the CPU, unless a DeviceScope (common/cuda.h) says otherwise.
+// Where the tensors of the running op must be: the CPU, unless a DeviceScope (common/cuda.h) says
+// otherwise.
 struct Device {
   int32_t type, index;
 };
@@ -121,8 +126,10 @@ inline Device device_of(Item item) {
 
 inline void check_device(Name name, Device found) {
   const Device wanted = wanted_device();
-  if (found.type == wanted.type && (found.type == codes().cpu || found.index == wanted.index)) return;
-  fail(name, "device " + device_name(wanted.type, wanted.index), device_name(found.type, found.index));
+  if (found.type == wanted.type && (found.type == codes().cpu || found.index == wanted.index))
+    return;
+  fail(name, "device " + device_name(wanted.type, wanted.index),
+       device_name(found.type, found.index));
 }
 
 inline void check_contiguous(Name name, bool contiguous) {
@@ -157,7 +164,8 @@ inline View record_view(Name name, const Record& record) {
 
 // Any contiguous tensor on the wanted device.
 inline View any_view(Name name, Item item) {
-  View view = item.record == nullptr ? handle_view(name, item.handle) : record_view(name, *item.record);
+  View view =
+      item.record == nullptr ? handle_view(name, item.handle) : record_view(name, *item.record);
   const DTypeCodes& c = codes();
   view.dtype = view.code == c.bfloat16  ? DType::kBFloat16
                : view.code == c.float16 ? DType::kFloat16
@@ -169,15 +177,19 @@ inline View float_view(Name name, Item item) {
   const View view = any_view(name, item);
   const DTypeCodes& c = codes();
   if (view.code != c.float32 && view.code != c.bfloat16 && view.code != c.float16) {
-    fail(name, "torch.float32, torch.bfloat16 or torch.float16 (float64 has only the reference kernels, through "
-               "sfron_fast.functional)", dtype_name(view.code));
+    fail(name,
+         "torch.float32, torch.bfloat16 or torch.float16 (float64 has only the reference kernels, "
+         "through "
+         "sfron_fast.functional)",
+         dtype_name(view.code));
   }
   return view;
 }
 
 inline Views float_views(const char* name, const TensorList& tensors) {
   Views views(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) views[i] = float_view({name, static_cast<int64_t>(i)}, tensors[i]);
+  for (size_t i = 0; i < tensors.size(); ++i)
+    views[i] = float_view({name, static_cast<int64_t>(i)}, tensors[i]);
   return views;
 }
 
@@ -186,7 +198,8 @@ inline void check_shape(Name name, const View& view, const int64_t* sizes, int64
   fail(name, "shape " + shape_name(sizes, dim), shape_name(view.sizes, view.dim));
 }
 
-// Where there is one dimension the count says it all: the sizes lie in the tensors, out of reach of the caches.
+// Where there is one dimension the count says it all: the sizes lie in the tensors, out of reach of
+// the caches.
 inline void check_shape_like(Name name, const View& view, const View& like) {
   if (view.dim == like.dim && view.numel == like.numel && like.dim <= 1) return;
   check_shape(name, view, like.sizes, like.dim);
@@ -203,8 +216,10 @@ inline void check_allowed(Name name, const View& view, int32_t like, Allowed all
   const int32_t float32 = codes().float32, expected = allowed == Allowed::kFloat32 ? float32 : like;
   const int32_t other = like == float32 ? codes().bfloat16 : float32;
   if (view.code == expected || (allowed == Allowed::kState && view.code == other)) return;
-  const std::string narrower = dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
-  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)), dtype_name(view.code));
+  const std::string narrower =
+      dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
+  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)),
+       dtype_name(view.code));
 }
 
 inline float* scalar_view(Name name, Item scalar) {
@@ -227,8 +242,10 @@ inline const double* hyper_view(const MaybeTensor& hyper, int64_t count) {
   return static_cast<const double*>(view.data);
 }
 
-// A number in [low, high], or `hyper` in its place; what lies on another device cannot be read without waiting for it.
-inline Number number_view(const char* name, double given, const MaybeTensor& hyper, double low, double high) {
+// A number in [low, high], or `hyper` in its place; what lies on another device cannot be read
+// without waiting for it.
+inline Number number_view(const char* name, double given, const MaybeTensor& hyper, double low,
+                          double high) {
   const Number number{given, hyper_view(hyper, 1)};
   check_number(name, wanted_device().type == codes().cpu ? value_of(number) : given, low, high);
   return number;
@@ -237,13 +254,15 @@ inline Number number_view(const char* name, double given, const MaybeTensor& hyp
 // A new contiguous tensor on the wanted device, uninitialised.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, int32_t code) {
   std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  for (size_t d = sizes.size(); d-- > 1;)
+    strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), code, wanted_device().type,
-      wanted_device().index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), code, wanted_device().type,
+                                                  wanted_device().index, &handle));
   Tensor tensor(handle);
-  if (wanted_device().type == codes().cpu) want_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
+  if (wanted_device().type == codes().cpu)
+    want_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 

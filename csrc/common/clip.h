@@ -1,6 +1,6 @@
 #pragma once
-// The gradient's factor and the rule that skips a step, for both optimizers: read from host memory on the CPU and from
-// device memory in a kernel, so that nothing waits for the norm.
+// The gradient's factor and the rule that skips a step, for both optimizers: read from host memory
+// on the CPU and from device memory in a kernel, so that nothing waits for the norm.
 #include "common/hd.h"
 
 namespace sfron {
@@ -14,16 +14,17 @@ struct Hyper {
 
 struct StepInputs {
   const float *norm, *grad_scale, *found_inf;  // [] or null
-  const double* hyper;                         // [3] or null: lr, weight_decay, slow_lr instead of `given`
-  int64_t* skipped;                            // [] or null: one more for a skipped step
+  const double* hyper;  // [3] or null: lr, weight_decay, slow_lr instead of `given`
+  int64_t* skipped;     // [] or null: one more for a skipped step
   Hyper given;
   float max_norm;
   bool maximize;
 };
 
 struct StepState {
-  float factor;  // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and g (-f) are the same
-  bool skip;     // a non-finite norm, or an overflow that the caller found
+  float factor;   // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and
+                  // g (-f) are the same
+  bool skip;      // a non-finite norm, or an overflow that the caller found
   bool measured;  // a norm was given
 };
 

@@ -1,13 +1,16 @@
 #pragma once
-// The side of a CUDA launch that knows torch: its tensors' device and torch's current stream there. An op has one body
-// for both devices; it ends in a launch where `on_cuda()`, else in a parallel loop.
+// The side of a CUDA launch that knows torch: its tensors' device and torch's current stream there.
+// An op has one body for both devices; it ends in a launch where `on_cuda()`, else in a parallel
+// loop.
 #include "common/check.h"
 
 #if defined(USE_CUDA)
 #include <dlfcn.h>
 
-#define SFRON_CUDA_OP(name, function) \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CUDA, m) { m.impl(name, TORCH_BOX(&function)); }
+#define SFRON_CUDA_OP(name, function)              \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CUDA, m) { \
+    m.impl(name, TORCH_BOX(&function));            \
+  }
 #else
 #define SFRON_CUDA_OP(name, function)
 #endif
@@ -15,13 +18,15 @@
 namespace sfron {
 
 #if defined(USE_CUDA)
-// The stream shim is in libtorch_cuda, which a CPU build of torch lacks. Looked up when first needed and not linked, so
-// that one wheel is built without a CUDA build of torch and loads, for its CPU kernels, where there is none.
+// The stream shim is in libtorch_cuda, which a CPU build of torch lacks. Looked up when first
+// needed and not linked, so that one wheel is built without a CUDA build of torch and loads, for
+// its CPU kernels, where there is none.
 inline void* current_stream(int32_t device) {
   using GetStream = AOTITorchError (*)(int32_t, void**);
   static const GetStream get = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* symbol = dlsym(library == nullptr ? RTLD_DEFAULT : library, "aoti_torch_get_current_cuda_stream");
+    void* symbol =
+        dlsym(library == nullptr ? RTLD_DEFAULT : library, "aoti_torch_get_current_cuda_stream");
     return reinterpret_cast<GetStream>(symbol);
   }();
   if (get == nullptr) fail({"device"}, "a build of torch with CUDA", "one without");
@@ -30,8 +35,8 @@ inline void* current_stream(int32_t device) {
   return stream;
 }
 
-// The device of an op's tensors. While it lives, the checks want all others there, new tensors lie there, and a CUDA
-// device is the current one.
+// The device of an op's tensors. While it lives, the checks want all others there, new tensors lie
+// there, and a CUDA device is the current one.
 class DeviceScope {
  public:
   explicit DeviceScope(const TensorList& tensors) {

@@ -1,6 +1,7 @@
 #pragma once
-// Tensors of any dtype as tiles of floats: fp32 memory is used where it lies, bf16 and fp16 are converted to a scratch
-// tile in the L1 cache and rounded once when stored. So every kernel has a single fp32 text.
+// Tensors of any dtype as tiles of floats: fp32 memory is used where it lies, bf16 and fp16 are
+// converted to a scratch tile in the L1 cache and rounded once when stored. So every kernel has a
+// single fp32 text.
 #include <cstring>
 
 #include "common/hd.h"
@@ -14,9 +15,12 @@ struct Scratch {
   operator float*() { return values; }
 };
 
-SFRON_HD float from_bfloat16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
+SFRON_HD float from_bfloat16(uint16_t h) {
+  return float_of(static_cast<uint32_t>(h) << 16);
+}
 
-// To nearest, ties to even, by adding just under half a unit to the bits; a NaN could overflow so and is replaced.
+// To nearest, ties to even, by adding just under half a unit to the bits; a NaN could overflow so
+// and is replaced.
 SFRON_HD uint16_t to_bfloat16(float x) {
   const uint32_t u = bits_of(x);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -24,13 +28,17 @@ SFRON_HD uint16_t to_bfloat16(float x) {
 }
 
 // Whether a state is narrower than its parameter, as no state of torch's own is.
-SFRON_HD bool is_narrow(DType state, DType param) { return state == DType::kBFloat16 && param == DType::kFloat32; }
+SFRON_HD bool is_narrow(DType state, DType param) {
+  return state == DType::kBFloat16 && param == DType::kFloat32;
+}
 
-// A threshold of 16 bits in place of a half, for an average that moves by less than half a unit of bf16 a step: rounded
-// to nearest it would stand still. An element's thresholds are spread evenly over the steps, by the golden ratio, so
-// what single steps lose adds up to nothing; those of neighbours differ. Both numbers count modulo 2^32.
+// A threshold of 16 bits in place of a half, for an average that moves by less than half a unit of
+// bf16 a step: rounded to nearest it would stand still. An element's thresholds are spread evenly
+// over the steps, by the golden ratio, so what single steps lose adds up to nothing; those of
+// neighbours differ. Both numbers count modulo 2^32.
 SFRON_HD uint32_t dither_threshold(int64_t index, int64_t step) {
-  return (static_cast<uint32_t>(index) * 0x85ebca77u + static_cast<uint32_t>(step) * 0x9e3779b9u) >> 16;
+  return (static_cast<uint32_t>(index) * 0x85ebca77u + static_cast<uint32_t>(step) * 0x9e3779b9u) >>
+         16;
 }
 
 SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {
@@ -42,7 +50,8 @@ SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {
 void load_float16(const uint16_t* source, float* target, int64_t n);
 void store_float16(const float* source, uint16_t* target, int64_t n);
 
-// Elements [at, at + n) of `data` as floats: in place for fp32, else converted into the scratch [n].
+// Elements [at, at + n) of `data` as floats: in place for fp32, else converted into the scratch
+// [n].
 inline float* load_tile(const void* data, DType dtype, int64_t at, int64_t n, float* scratch) {
   if (dtype == DType::kFloat32) return static_cast<float*>(const_cast<void*>(data)) + at;
   const uint16_t* source = static_cast<const uint16_t*>(data) + at;

@@ -1,7 +1,8 @@
 #pragma once
-// A tensor's elements as the loop of a kernel sees them: floats, whatever the dtype. Where they are fp32 or bf16 they
-// stay in memory and are converted in registers; fp16 goes through a scratch tile. SGD and the norm use tiles for bf16,
-// too (dtype.h): measured, they would gain nothing, and SGD lose a tenth with AVX2.
+// A tensor's elements as the loop of a kernel sees them: floats, whatever the dtype. Where they are
+// fp32 or bf16 they stay in memory and are converted in registers; fp16 goes through a scratch
+// tile. SGD and the norm use tiles for bf16, too (dtype.h): measured, they would gain nothing, and
+// SGD lose a tenth with AVX2.
 #include "common/dtype.h"
 
 namespace sfron {
@@ -14,7 +15,9 @@ struct BFloat16Cell {  // in memory; read and written as a float
     bits = to_bfloat16(x);
     return x;
   }
-  SFRON_HD void set_dithered(float x, uint32_t threshold) { bits = to_bfloat16_dithered(x, threshold); }
+  SFRON_HD void set_dithered(float x, uint32_t threshold) {
+    bits = to_bfloat16_dithered(x, threshold);
+  }
 };
 
 template <class E>  // float or BFloat16Cell
@@ -38,7 +41,8 @@ class Tiled {  // fp16, and fp32 beside it
  public:
   using Element = float;
 
-  SFRON_HD Tiled(const void* data, DType dtype, int64_t at, int64_t n, float* scratch) : values_(scratch), n_(n) {
+  SFRON_HD Tiled(const void* data, DType dtype, int64_t at, int64_t n, float* scratch)
+      : values_(scratch), n_(n) {
     if (data == nullptr) return;
     if (dtype == DType::kFloat32) {
       values_ = static_cast<float*>(const_cast<void*>(data)) + at;

@@ -16,7 +16,8 @@ struct Name {
 
 [[noreturn]] inline void fail(Name name, const std::string& expected, const std::string& found) {
   const std::string index = name.index < 0 ? "" : "[" + std::to_string(name.index) + "]";
-  throw std::invalid_argument(name.list + index + ": expected " + expected + ", found " + found);  // ValueError
+  throw std::invalid_argument(name.list + index + ": expected " + expected + ", found " +
+                              found);  // ValueError
 }
 
 inline std::string shape_name(const int64_t* sizes, int64_t dim) {
@@ -28,15 +29,19 @@ inline std::string shape_name(const int64_t* sizes, int64_t dim) {
 inline std::string number_name(double value) {
   std::ostringstream text;
   text << value;
-  if (std::isfinite(value) && value == std::floor(value) && std::abs(value) < 1e6) text << ".0";  // as Python does
+  if (std::isfinite(value) && value == std::floor(value) && std::abs(value) < 1e6)
+    text << ".0";  // as Python does
   return text.str();
 }
 
 // A finite number in [low, high], or in (low, high] with `open_low`; a NaN is in neither.
-inline void check_number(const char* name, double value, double low, double high, bool open_low = false) {
+inline void check_number(const char* name, double value, double low, double high,
+                         bool open_low = false) {
   if ((open_low ? value > low : value >= low) && value <= high && !std::isinf(value)) return;
-  fail({name}, std::string("a number in ") + (open_low ? "(" : "[") + number_name(low) + ", " + number_name(high) +
-                   (std::isinf(high) ? ")" : "]"), number_name(value));
+  fail({name},
+       std::string("a number in ") + (open_low ? "(" : "[") + number_name(low) + ", " +
+           number_name(high) + (std::isinf(high) ? ")" : "]"),
+       number_name(value));
 }
 
 }  // namespace sfron

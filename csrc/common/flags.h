@@ -1,11 +1,13 @@
 #pragma once
-// Which of its optional lists an op was given, as types: a kernel does not ask for it at every element.
+// Which of its optional lists an op was given, as types: a kernel does not ask for it at every
+// element.
 #include <type_traits>
 #include <vector>
 
 namespace sfron {
 
-// The tensor that tells which lists are there: torch's pointer to an empty tensor is null whether it is there or not.
+// The tensor that tells which lists are there: torch's pointer to an empty tensor is null whether
+// it is there or not.
 template <class Tensor>
 const Tensor& first_filled(const std::vector<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {

@@ -1,6 +1,7 @@
 #pragma once
-// How a thread holds elements: a Group of 4 or 8 neighbours, moved by 16-byte accesses whatever the dtype, or a single
-// element of any dtype for tails and for pointers that are not at a multiple of 16 bytes.
+// How a thread holds elements: a Group of 4 or 8 neighbours, moved by 16-byte accesses whatever the
+// dtype, or a single element of any dtype for tails and for pointers that are not at a multiple of
+// 16 bytes.
 #include <cuda_runtime.h>
 
 #include "common/dtype.h"
@@ -17,9 +18,12 @@ struct Float16 {
 
 struct AnyElement {};  // the dtype is known at run time only
 
-__device__ __forceinline__ float widen(BFloat16 x) { return from_bfloat16(x.bits); }
+__device__ __forceinline__ float widen(BFloat16 x) {
+  return from_bfloat16(x.bits);
+}
 
-// The processor's conversions where it has them; they differ from dtype.h in the payload of a NaN only.
+// The processor's conversions where it has them; they differ from dtype.h in the payload of a NaN
+// only.
 __device__ __forceinline__ float widen(Float16 x) {
 #if defined(__CUDACC__)
   float wide;
@@ -48,7 +52,8 @@ __device__ __forceinline__ void narrow(float x, BFloat16& to) {
 #endif
 }
 
-// Pointers that come out of a table: the compiler cannot know that they are global, and generic accesses cost more.
+// Pointers that come out of a table: the compiler cannot know that they are global, and generic
+// accesses cost more.
 template <class T>
 __device__ __forceinline__ T* in_global(T* data) {
   __builtin_assume(__isGlobal(data));
@@ -58,18 +63,21 @@ __device__ __forceinline__ T* in_global(T* data) {
 // One 16-byte store; the compiler would split the assignment in four.
 __device__ __forceinline__ void store_16(uint4* to, uint4 x) {
 #if defined(__CUDACC__)
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
 #else
   *to = x;
 #endif
 }
 
-// The group of a kernel whose parameters are E and their state S: 16 bytes of the narrower, and a whole mask nibble or
-// byte.
+// The group of a kernel whose parameters are E and their state S: 16 bytes of the narrower, and a
+// whole mask nibble or byte.
 template <class E, class S = E>
 constexpr int kGroupOf = 16 / (sizeof(E) < sizeof(S) ? sizeof(E) : sizeof(S));
 
-// Kept as 32-bit words, which the compiler leaves in registers; arrays of 16-bit elements it would not.
+// Kept as 32-bit words, which the compiler leaves in registers; arrays of 16-bit elements it would
+// not.
 template <class E, int kCount>
 struct Group {
   static constexpr int kWords = kCount * sizeof(E) / 4;
@@ -150,20 +158,24 @@ struct Group<AnyElement, 1> {
   __device__ __forceinline__ void set_bits(int, uint16_t bits) { raw = bits; }
 };
 
-// The mask bits of a group of up to 8 elements at a multiple of its size: they never leave one byte, so a warp reads 16
-// or 32 neighbouring bytes, the sector that words would read, in as many instructions, and needs no alignment.
+// The mask bits of a group of up to 8 elements at a multiple of its size: they never leave one
+// byte, so a warp reads 16 or 32 neighbouring bytes, the sector that words would read, in as many
+// instructions, and needs no alignment.
 __device__ __forceinline__ uint32_t mask_bits(const uint8_t* mask, int64_t at) {
   return mask == nullptr ? ~0u : static_cast<uint32_t>(in_global(mask)[at >> 3]) >> (at & 7);
 }
 
-__device__ __forceinline__ bool aligned(const void* data) { return (reinterpret_cast<uintptr_t>(data) & 15) == 0; }
+__device__ __forceinline__ bool aligned(const void* data) {
+  return (reinterpret_cast<uintptr_t>(data) & 15) == 0;
+}
 
 template <class... Pointers>
 __device__ __forceinline__ bool all_aligned(Pointers... data) {
   return (aligned(data) && ...);  // null is aligned: an absent stream does not matter
 }
 
-// run(E{}, S{}) with the element types of the parameters and of their state: fp32, the same, or bf16 beside fp32.
+// run(E{}, S{}) with the element types of the parameters and of their state: fp32, the same, or
+// bf16 beside fp32.
 template <class Run>
 __device__ __forceinline__ void dispatch(DType param, DType state, const Run& run) {
   if (is_narrow(state, param)) {

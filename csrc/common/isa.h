@@ -1,21 +1,25 @@
 #pragma once
-// One source, three instruction sets. `run_isa(kernel, args...)` calls the kernel through a wrapper that is compiled
-// for the best level this processor has; `flatten` inlines the kernel into the wrapper, so the loops inside are
-// vectorised for that level. Results are the same bits at every level: no contraction, fixed-order sums.
+// One source, three instruction sets. `run_isa(kernel, args...)` calls the kernel through a wrapper
+// that is compiled for the best level this processor has; `flatten` inlines the kernel into the
+// wrapper, so the loops inside are vectorised for that level. Results are the same bits at every
+// level: no contraction, fixed-order sums.
 #include <utility>
 
 namespace sfron {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// Chosen once per process; SFRON_FAST_ISA=baseline|avx2|avx512 forces a level (the tests compare them).
+// Chosen once per process; SFRON_FAST_ISA=baseline|avx2|avx512 forces a level (the tests compare
+// them).
 Isa isa();
 
-// For kernels that do little but stream: on a Zen 4 they are some per cent faster with vectors of 256 bits than of 512.
+// For kernels that do little but stream: on a Zen 4 they are some per cent faster with vectors of
+// 256 bits than of 512.
 Isa streaming_isa();
 
-// Whether to prefetch and to interleave streams in software. Measured: a Xeon gains a fifth from it; on a Zen 4 it
-// throws the hardware's own prefetchers off, which costs a tenth, and a third of the norm. No result depends on it.
+// Whether to prefetch and to interleave streams in software. Measured: a Xeon gains a fifth from
+// it; on a Zen 4 it throws the hardware's own prefetchers off, which costs a tenth, and a third of
+// the norm. No result depends on it.
 extern const bool kFetchAhead;
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -28,7 +32,8 @@ extern const bool kFetchAhead;
 #endif
 
 template <class Kernel, class... Args>
-__attribute__((target(SFRON_AVX2_TARGET), flatten, noinline)) void run_avx2(const Kernel& kernel, const Args&... args) {
+__attribute__((target(SFRON_AVX2_TARGET), flatten, noinline)) void run_avx2(const Kernel& kernel,
+                                                                            const Args&... args) {
   kernel(args...);
 }
 

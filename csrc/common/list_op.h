@@ -1,14 +1,17 @@
 #pragma once
-// Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose first arguments are
-// `const TensorList&`. It serves both devices, and as `name_.records` a table in place of the lists (common/records.h).
+// Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose
+// first arguments are `const TensorList&`. It serves both devices, and as `name_.records` a table
+// in place of the lists (common/records.h).
 #include "common/cuda.h"
 #include "common/lists.h"
 
-#define SFRON_LIST_OP(name, function)                                                         \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) { m.impl(name, TORCH_BOX(&function)); }       \
-  SFRON_CUDA_OP(name, function)                                                               \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                       \
-    m.impl(name ".records", TORCH_BOX((&FromRecords<&function, decltype(function)>::call)));  \
+#define SFRON_LIST_OP(name, function)                                                        \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                            \
+    m.impl(name, TORCH_BOX(&function));                                                      \
+  }                                                                                          \
+  SFRON_CUDA_OP(name, function)                                                              \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                      \
+    m.impl(name ".records", TORCH_BOX((&FromRecords<&function, decltype(function)>::call))); \
   }
 
 namespace sfron {
@@ -31,12 +34,14 @@ inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
   return lists;
 }
 
-// R f(const TensorList&, ..., rest...) as R call(table, rest...); the lists are peeled off the signature one by one.
+// R f(const TensorList&, ..., rest...) as R call(table, rest...); the lists are peeled off the
+// signature one by one.
 template <auto F, class Signature, size_t kLists = 0>
 struct FromRecords;
 
 template <auto F, size_t kLists, class R, class... Rest>
-struct FromRecords<F, R(const TensorList&, Rest...), kLists> : FromRecords<F, R(Rest...), kLists + 1> {};
+struct FromRecords<F, R(const TensorList&, Rest...), kLists>
+    : FromRecords<F, R(Rest...), kLists + 1> {};
 
 template <auto F, size_t kLists, class R, class... Rest>
 struct FromRecords<F, R(Rest...), kLists> {

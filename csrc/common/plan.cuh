@@ -1,8 +1,9 @@
 #pragma once
-// The host side of a launch. A short list travels in the kernel's parameters, which cost nothing: no copy, no slot, and
-// in a captured graph no memory. A long one lies in device memory (slots.cuh), as 4 KB hold some 30 tensors and thousands
-// must still be one launch; a captured graph must not see later refreshes, so its table is uploaded beside the capture and
-// never changes again.
+// The host side of a launch. A short list travels in the kernel's parameters, which cost nothing:
+// no copy, no slot, and in a captured graph no memory. A long one lies in device memory
+// (slots.cuh), as 4 KB hold some 30 tensors and thousands must still be one launch; a captured
+// graph must not see later refreshes, so its table is uploaded beside the capture and never changes
+// again.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -21,15 +22,17 @@
 
 namespace sfron {
 
-constexpr size_t kScratch = kMaxBlocks * sizeof(double) + 16;  // partials, then the counter of finished blocks
+constexpr size_t kScratch =
+    kMaxBlocks * sizeof(double) + 16;  // partials, then the counter of finished blocks
 
-// The list as bytes: its tensors, where their units begin, and the coarse index of the units. Tensors are compared as
-// bytes, so their struct must have no padding.
+// The list as bytes: its tensors, where their units begin, and the coarse index of the units.
+// Tensors are compared as bytes, so their struct must have no padding.
 template <class Tensor>
 std::vector<char> table_bytes(const std::vector<Tensor>& tensors, Table<Tensor>* table) {
   const int64_t count = static_cast<int64_t>(tensors.size());
   std::vector<int64_t> first(count + 1);
-  for (int64_t i = 0; i < count; ++i) first[i + 1] = first[i] + units_of(tensors[i].numel, table->unit);
+  for (int64_t i = 0; i < count; ++i)
+    first[i + 1] = first[i] + units_of(tensors[i].numel, table->unit);
   table->count = count;
   table->units = first[count];
   for (table->stride = 0; table->units >> table->stride > 2 * count;) ++table->stride;
@@ -37,7 +40,8 @@ std::vector<char> table_bytes(const std::vector<Tensor>& tensors, Table<Tensor>*
   for (int64_t i = 0, k = 0; i < count; ++i) {
     for (; (k << table->stride) < first[i + 1]; ++k) coarse[k] = static_cast<int32_t>(i);
   }
-  const size_t sizes[] = {count * sizeof(Tensor), first.size() * sizeof(int64_t), coarse.size() * sizeof(int32_t)};
+  const size_t sizes[] = {count * sizeof(Tensor), first.size() * sizeof(int64_t),
+                          coarse.size() * sizeof(int32_t)};
   std::vector<char> bytes(sizes[0] + sizes[1] + sizes[2]);
   if (count > 0) std::memcpy(bytes.data(), tensors.data(), sizes[0]);
   std::memcpy(bytes.data() + sizes[0], first.data(), sizes[1]);
@@ -60,18 +64,20 @@ int32_t unit_for(const std::vector<Tensor>& tensors, int64_t warps) {
 class Plans {
  public:
   template <class... Kernels>
-  explicit Plans(const char* op, Kernels... kernels) : op_(op), kernels_{reinterpret_cast<const void*>(kernels)...} {}
+  explicit Plans(const char* op, Kernels... kernels)
+      : op_(op), kernels_{reinterpret_cast<const void*>(kernels)...} {}
 
-  // The list to a kernel, in one launch. The lock is held until it is queued: another thread must not refresh the slot
-  // before, nor use the scratch of a stream in between.
+  // The list to a kernel, in one launch. The lock is held until it is queued: another thread must
+  // not refresh the slot before, nor use the scratch of a stream in between.
   template <class Tensor, class... Params, class... Args>
-  void launch(
-      void (*kernel)(List<Tensor>, Params...), const std::vector<Tensor>& tensors, const Queue& queue,
-      const Args&... args) {
-    static_assert((sizeof(List<Tensor>) + ... + (sizeof(Params) + 8)) <= 4096, "what parameters may hold");
+  void launch(void (*kernel)(List<Tensor>, Params...), const std::vector<Tensor>& tensors,
+              const Queue& queue, const Args&... args) {
+    static_assert((sizeof(List<Tensor>) + ... + (sizeof(Params) + 8)) <= 4096,
+                  "what parameters may hold");
     const std::lock_guard<std::mutex> lock(mutex_);
     const BesideCapture beside;
-    check(cudaSetDevice(queue.device), "selecting the device");  // torch's runtime and the one linked in here keep one each
+    check(cudaSetDevice(queue.device),
+          "selecting the device");  // torch's runtime and the one linked in here keep one each
     const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &capture), "asking for a capture");
@@ -101,21 +107,26 @@ class Plans {
  private:
   void check(cudaError_t error, const char* what) const { check_cuda(error, op_, what); }
 
-  // As many blocks as the device holds at once. All kernels of the op are looked up when the first is needed: code is
-  // loaded when it is first asked for, and a capture may not be the place for it.
+  // As many blocks as the device holds at once. All kernels of the op are looked up when the first
+  // is needed: code is loaded when it is first asked for, and a capture may not be the place for
+  // it.
   int64_t resident_blocks(const void* kernel, int32_t device) {
     const auto found = resident_.find({kernel, device});
     if (found != resident_.end()) return found->second;
     int processors = 0;
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking a device");
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+          "asking a device");
     for (const void* each : kernels_) {
       cudaFuncAttributes attributes;
       const cudaError_t loaded = cudaFuncGetAttributes(&attributes, each);
-      if (loaded == cudaErrorNoKernelImageForDevice || loaded == cudaErrorInvalidDeviceFunction) refuse(device);
+      if (loaded == cudaErrorNoKernelImageForDevice || loaded == cudaErrorInvalidDeviceFunction)
+        refuse(device);
       check(loaded, "loading a kernel");
       int blocks = 0;
-      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, each, kBlock, 0), "asking for occupancy");
-      resident_[{each, device}] = std::clamp<int64_t>(static_cast<int64_t>(processors) * blocks, 1, kMaxBlocks);
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, each, kBlock, 0),
+            "asking for occupancy");
+      resident_[{each, device}] =
+          std::clamp<int64_t>(static_cast<int64_t>(processors) * blocks, 1, kMaxBlocks);
     }
     return resident_.at({kernel, device});
   }
@@ -126,8 +137,9 @@ class Plans {
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     const std::string capability = std::to_string(major) + "." + std::to_string(minor);
     throw std::runtime_error(
-        std::string("sfron_fast::") + op_ + ": expected a device that this build has code for, found compute capability " +
-        capability + "; build with TORCH_CUDA_ARCH_LIST=" + capability);
+        std::string("sfron_fast::") + op_ +
+        ": expected a device that this build has code for, found compute capability " + capability +
+        "; build with TORCH_CUDA_ARCH_LIST=" + capability);
   }
 
   // One ring for all lengths up to a power of two.
@@ -146,17 +158,22 @@ class Plans {
     if (scratch != nullptr) return scratch;
     char* fresh = nullptr;
     check(cudaMalloc(reinterpret_cast<void**>(&fresh), kScratch), "allocating memory");
-    check(cudaMemsetAsync(fresh, 0, kScratch, static_cast<cudaStream_t>(queue.stream)), "clearing memory");
+    check(cudaMemsetAsync(fresh, 0, kScratch, static_cast<cudaStream_t>(queue.stream)),
+          "clearing memory");
     return scratch = fresh;
   }
 
-  // A copy for a captured graph: small, and owned by whoever may still replay it, so kept until the process ends.
+  // A copy for a captured graph: small, and owned by whoever may still replay it, so kept until the
+  // process ends.
   char* keep(const std::vector<char>& bytes) {
     char* device = nullptr;
     cudaStream_t side = nullptr;
-    check(cudaMalloc(reinterpret_cast<void**>(&device), bytes.size()), "allocating memory under capture");
-    check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "creating a stream under capture");
-    cudaError_t error = cudaMemcpyAsync(device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, side);
+    check(cudaMalloc(reinterpret_cast<void**>(&device), bytes.size()),
+          "allocating memory under capture");
+    check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking),
+          "creating a stream under capture");
+    cudaError_t error =
+        cudaMemcpyAsync(device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, side);
     const cudaError_t done = cudaStreamSynchronize(side);
     if (error == cudaSuccess) error = done;
     cudaStreamDestroy(side);

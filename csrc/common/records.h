@@ -1,12 +1,14 @@
 #pragma once
-// A list of tensors as a table of plain numbers. torch's boxing makes a handle on the heap for every tensor of a list,
-// which takes longer than a step on a tensor of 64 elements; `_C.describe` writes the numbers straight from the Python
-// objects (csrc/module.cpp), and the `records` overload of an op reads them.
+// A list of tensors as a table of plain numbers. torch's boxing makes a handle on the heap for
+// every tensor of a list, which takes longer than a step on a tensor of 64 elements; `_C.describe`
+// writes the numbers straight from the Python objects (csrc/module.cpp), and the `records` overload
+// of an op reads them.
 #include <cstdint>
 
 namespace sfron {
 
-// One tensor. Valid while the tensor lives and keeps its shape: for the one call it was written for.
+// One tensor. Valid while the tensor lives and keeps its shape: for the one call it was written
+// for.
 struct Record {
   void* data;
   int64_t numel, dim;
@@ -16,7 +18,8 @@ struct Record {
   int32_t contiguous;
 };
 
-constexpr int64_t kRecordWords = sizeof(Record) / sizeof(int64_t);  // a table is int64: a count for each list, then all
+constexpr int64_t kRecordWords =
+    sizeof(Record) / sizeof(int64_t);  // a table is int64: a count for each list, then all
 static_assert(sizeof(Record) == 48, "sfron_fast/_native.py allocates as many");
 
 }  // namespace sfron

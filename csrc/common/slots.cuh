@@ -1,8 +1,9 @@
 #pragma once
-// Where the tables of long lists lie on the device. A table is kept and found again by its bytes, so new storage of a
-// tensor is noticed; then one asynchronous copy from pinned memory refreshes the oldest slot of its ring. A ring serves
-// one stream, which orders the copy behind the kernels that read the slot before; only the pinned source must wait for
-// the copy before it. Where that is not over, because the host runs ahead, the ring grows rather than wait.
+// Where the tables of long lists lie on the device. A table is kept and found again by its bytes,
+// so new storage of a tensor is noticed; then one asynchronous copy from pinned memory refreshes
+// the oldest slot of its ring. A ring serves one stream, which orders the copy behind the kernels
+// that read the slot before; only the pinned source must wait for the copy before it. Where that is
+// not over, because the host runs ahead, the ring grows rather than wait.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -15,14 +16,16 @@
 
 namespace sfron {
 
-constexpr size_t kFirstSlots = 8;  // allocated together at the first step: a cycle of SFR-on uses four lists
+constexpr size_t kFirstSlots =
+    8;  // allocated together at the first step: a cycle of SFR-on uses four lists
 constexpr size_t kMostSlots = 64;  // then the host waits
 
 inline void check_cuda(cudaError_t error, const char* op, const char* what) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(
-      std::string("sfron_fast::") + op + ": expected " + what + " to succeed, found " + cudaGetErrorName(error) + " (" +
-      cudaGetErrorString(error) + "); if an earlier kernel failed, CUDA_LAUNCH_BLOCKING=1 tells which");
+  throw std::runtime_error(std::string("sfron_fast::") + op + ": expected " + what +
+                           " to succeed, found " + cudaGetErrorName(error) + " (" +
+                           cudaGetErrorString(error) +
+                           "); if an earlier kernel failed, CUDA_LAUNCH_BLOCKING=1 tells which");
 }
 
 // While it lives, calls of this thread are no part of a capture, nor forbidden by one.
@@ -77,10 +80,12 @@ class Ring {
 
   const char* refresh(Slot& slot, const std::vector<char>& bytes) {
     const cudaStream_t stream = static_cast<cudaStream_t>(queue_.stream);
-    check(cudaEventSynchronize(slot.copied), "an earlier copy");  // over at once, unless the ring is as long as it gets
+    check(cudaEventSynchronize(slot.copied),
+          "an earlier copy");  // over at once, unless the ring is as long as it gets
     slot.length = 0;
     std::memcpy(slot.host, bytes.data(), bytes.size());
-    check(cudaMemcpyAsync(slot.device, slot.host, bytes.size(), cudaMemcpyHostToDevice, stream), "a copy");
+    check(cudaMemcpyAsync(slot.device, slot.host, bytes.size(), cudaMemcpyHostToDevice, stream),
+          "a copy");
     check(cudaEventRecord(slot.copied, stream), "recording an event");
     slot.length = bytes.size();
     slot.used = ++clock_;
@@ -92,7 +97,8 @@ class Ring {
     const size_t before = slots_.size(), more = before == 0 ? kFirstSlots : before;
     char *device = nullptr, *host = nullptr;
     check(cudaMalloc(reinterpret_cast<void**>(&device), more * size_), "allocating tables");
-    check(cudaHostAlloc(reinterpret_cast<void**>(&host), more * size_, cudaHostAllocDefault), "pinning memory");
+    check(cudaHostAlloc(reinterpret_cast<void**>(&host), more * size_, cudaHostAllocDefault),
+          "pinning memory");
     for (size_t i = 0; i < more; ++i) {
       cudaEvent_t copied = nullptr;
       check(cudaEventCreateWithFlags(&copied, cudaEventDisableTiming), "creating an event");

@@ -1,5 +1,6 @@
 #pragma once
-// What the row ops share on the CPU: e^x, the log-sum of a row in blocks, its softmax, and the edge of a block.
+// What the row ops share on the CPU: e^x, the log-sum of a row in blocks, its softmax, and the edge
+// of a block.
 #include <cmath>
 
 #include "common/dtype.h"
@@ -11,36 +12,46 @@ namespace sfron {
 SFRON_HD float expm1_small(float r) {
   const float square = r * r;
   const float high = (0x1.6a23cep-10f * square) + (0x1.123a20p-7f * r + 0x1.5558f2p-5f);
-  const float p = high * square + (0x1.555492p-3f * r + 0x1.fffffcp-2f);  // least maximum error for (e^r - 1 - r) / r^2
+  const float p = high * square + (0x1.555492p-3f * r +
+                                   0x1.fffffcp-2f);  // least maximum error for (e^r - 1 - r) / r^2
   return p * square + r;
 }
 
-// e^x for x up to 88 with an error below 1 ulp (0.99 measured over [-87, 0]); 0 for x below -87. x = n ln 2 + r with
-// |r| <= ln 2 / 2, e^x = 2^n e^r.
+// e^x for x up to 88 with an error below 1 ulp (0.99 measured over [-87, 0]); 0 for x below -87. x
+// = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n e^r.
 SFRON_HD float exp_below_88(float x) {
-  const float magic = 12583039.0f;  // 1.5 * 2^23 + 127: adding it rounds to a whole number, whose low bits are n + 127
+  const float magic = 12583039.0f;  // 1.5 * 2^23 + 127: adding it rounds to a whole number, whose
+                                    // low bits are n + 127
   const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, n * the first is exact
+  const float r =
+      (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, n * the first is exact
   const float y = expm1_small(r) + 1.0f;
   const float result = y * float_of(bits_of(shifted) << 23);
   return x < -87.0f ? 0.0f : result;  // there the bits of 2^n have wrapped
 }
 
-SFRON_HD float exp_one(float x) { return exp_below_88(x > 88.0f ? 88.0f : x); }  // a NaN passes
+SFRON_HD float exp_one(float x) {
+  return exp_below_88(x > 88.0f ? 88.0f : x);
+}  // a NaN passes
 
 // e^x - 1 for x <= 0, also where that is small
-SFRON_HD float expm1_negative(float x) { return x < -0.34f ? exp_below_88(x) - 1.0f : expm1_small(x); }
+SFRON_HD float expm1_negative(float x) {
+  return x < -0.34f ? exp_below_88(x) - 1.0f : expm1_small(x);
+}
 
 // log-sum-exp subtracts the maximum, unless that is infinite: inf - inf is NaN.
-SFRON_HD float row_shift(float maximum) { return fabsf(maximum) == INFINITY ? 0.0f : maximum; }
+SFRON_HD float row_shift(float maximum) {
+  return fabsf(maximum) == INFINITY ? 0.0f : maximum;
+}
 
 // Its logarithm, relative to that shift: inf if there is an inf, unless there is a NaN.
 inline double row_log(float maximum, double sum) {
   return maximum == INFINITY && sum == sum ? static_cast<double>(INFINITY) : std::log(sum);
 }
 
-// log sum e^x = shift + log_sum. They stay apart, as their sum would lose the digits of a small log_sum.
+// log sum e^x = shift + log_sum. They stay apart, as their sum would lose the digits of a small
+// log_sum.
 struct LogSum {
   float shift;  // row_shift
   double log_sum;
@@ -56,11 +67,13 @@ SFRON_HD Softmax weighted_softmax(LogSum s, float weight) {
   return {fabsf(log_sum) == INFINITY ? log_sum : s.shift, weight * exp_one(-log_sum)};
 }
 
-// A row is taken in blocks that stay in the L1 cache between their maximum and their sum, so memory is read once.
+// A row is taken in blocks that stay in the L1 cache between their maximum and their sum, so memory
+// is read once.
 constexpr int64_t kRowBlock = 2048;
 
-// The last n % 32 elements of x [n] as a whole group of lanes, filled up with a value that does not count. The lanes
-// end where x ends, so that they can be read at once where there are enough elements before.
+// The last n % 32 elements of x [n] as a whole group of lanes, filled up with a value that does not
+// count. The lanes end where x ends, so that they can be read at once where there are enough
+// elements before.
 struct Edge {
   alignas(64) float values[kLanes];
 
@@ -83,7 +96,8 @@ SFRON_HD float block_maximum(const float* x, int64_t n) {  // x [n]
   }
   if (n % kLanes != 0) {
     const Edge edge(x, n, -INFINITY);
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] = edge.values[j] > lane[j] ? edge.values[j] : lane[j];
+    for (int64_t j = 0; j < kLanes; ++j)
+      lane[j] = edge.values[j] > lane[j] ? edge.values[j] : lane[j];
   }
   return fold_lanes(lane, [](float a, float b) { return b > a ? b : a; });
 }

@@ -7,7 +7,7 @@ namespace sfron {
 
 struct StepArguments {
   Views params;
-  Arrays grads, slow_out, slow_in;
+  Arrays grads, slow_save, slow_from;
   std::vector<const uint8_t*> masks;
   StepInputs inputs;
 };
@@ -20,15 +20,17 @@ inline int64_t* skipped_view(const MaybeTensor& skipped) {
   return static_cast<int64_t*>(view.data);
 }
 
-inline StepArguments step_arguments(
-    const TensorList& params, const TensorList& grads, const TensorList& slow_out, const TensorList& slow_in,
-    const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
-    const Hyper& given, const MaybeTensor& hyper, const MaybeTensor& skipped, double max_norm, bool maximize) {
+inline StepArguments step_arguments(const TensorList& params, const TensorList& grads,
+                                    const TensorList& slow_save, const TensorList& slow_from,
+                                    const TensorList& masks, const MaybeTensor& norm,
+                                    const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+                                    const Hyper& given, const MaybeTensor& hyper,
+                                    const MaybeTensor& skipped, double max_norm, bool maximize) {
   StepArguments a{};
   a.params = float_views("params", params);
   a.grads = arrays_like("grads", grads, a.params, Allowed::kSame);
-  a.slow_out = optional_arrays_like("slow_out", slow_out, a.params, Allowed::kSame);
-  a.slow_in = optional_arrays_like("slow_in", slow_in, a.params, Allowed::kSame);
+  a.slow_save = optional_arrays_like("slow_save", slow_save, a.params, Allowed::kSame);
+  a.slow_from = optional_arrays_like("slow_from", slow_from, a.params, Allowed::kSame);
   a.masks = mask_views(masks, a.params);
   a.inputs.norm = optional_scalar_view("norm", norm);
   a.inputs.grad_scale = optional_scalar_view("grad_scale", grad_scale);
@@ -43,12 +45,15 @@ inline StepArguments step_arguments(
   const double inf = std::numeric_limits<double>::infinity();
   check_number("lr", known.lr, 0.0, inf);
   check_number("weight_decay", known.weight_decay, 0.0, inf);
-  if (max_norm != inf) check_number("max_norm", max_norm, 0.0, inf, true);  // inf: measured, not clipped
+  if (max_norm != inf)
+    check_number("max_norm", max_norm, 0.0, inf, true);  // inf: measured, not clipped
   check_number("slow_lr", known.slow_lr, 0.0, 1.0);
   return a;
 }
 
 // Element i of an optional list.
-inline void* data_or_null(const Arrays& arrays, size_t i) { return arrays.empty() ? nullptr : arrays[i].data; }
+inline void* data_or_null(const Arrays& arrays, size_t i) {
+  return arrays.empty() ? nullptr : arrays[i].data;
+}
 
 }  // namespace sfron

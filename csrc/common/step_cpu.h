@@ -1,6 +1,6 @@
 #pragma once
-// What the optimizer steps share on the CPU: the slow weights, which a cycle's first step writes and its last reads,
-// and the way over the list.
+// What the optimizer steps share on the CPU: the slow weights, which a cycle's first step writes
+// and its last reads, and the way over the list.
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -15,13 +15,16 @@
 
 namespace sfron {
 
-// Copies a tile block by block, just before the step changes the block. What is not read soon goes around the cache if
-// the tensor is large, because a line that is only written would first be read. end_stream() after the last one.
+// Copies a tile block by block, just before the step changes the block. What is not read soon goes
+// around the cache if the tensor is large, because a line that is only written would first be read.
+// end_stream() after the last one.
 class SlowCopy {
  public:
-  static constexpr int64_t kStreamed = 1 << 16;  // elements; what is smaller may well stay in the cache
+  static constexpr int64_t kStreamed =
+      1 << 16;  // elements; what is smaller may well stay in the cache
 
-  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no block covers goes first.
+  // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no
+  // block covers goes first.
   SFRON_HD SlowCopy(void* to, const void* from, DType dtype, int64_t at, int64_t n, int64_t numel)
       : bytes_(dtype_bytes(dtype)), from_(static_cast<const char*>(from) + at * bytes_) {
     if (to == nullptr) return;
@@ -72,11 +75,11 @@ struct SkipKernel {
     Scratch scratch[2];
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
-      const SlowCopy slow_out(t.slow_out, t.param, t.dtype, at, n, t.numel);
-      for (int64_t i = 0; i + kLanes <= n; i += kLanes) slow_out.block(i);
-      if (t.slow_in == nullptr) continue;
-      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);         // [n]
-      const float* slow = load_tile(t.slow_in, t.dtype, at, n, scratch[1]);  // [n]
+      const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
+      for (int64_t i = 0; i + kLanes <= n; i += kLanes) slow_save.block(i);
+      if (t.slow_from == nullptr) continue;
+      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);           // [n]
+      const float* slow = load_tile(t.slow_from, t.dtype, at, n, scratch[1]);  // [n]
       each_lane(
           n, nullptr, [=](int64_t i) { prefetch(i, param, slow); },
           [=](int64_t i, bool) { param[i] = lerp_one(slow[i], param[i], s); });
@@ -87,18 +90,19 @@ struct SkipKernel {
 
 // What a skipped step still does: the slow weights are kept, and interpolated from.
 template <class TensorArgs>
-void skip_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end, Lerp s) {
+void skip_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end,
+               Lerp s) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
     run_isa(SkipKernel{}, tensors[i], first, last, s);
   });
   end_stream();
 }
 
-// Calls f(tensor, begin, end) for each stretch of elements in units [begin, end). `measured`: the norm has just read
-// the gradients; the last of them are still in the cache, so they come first.
+// Calls f(tensor, begin, end) for each stretch of elements in units [begin, end). `measured`: the
+// norm has just read the gradients; the last of them are still in the cache, so they come first.
 template <class TensorArgs, class F>
-void walk_step(
-    const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end, bool measured, const F& f) {
+void walk_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end,
+               bool measured, const F& f) {
   const auto ahead = [&](size_t i) {
     prefetch_start(tensors[i].param);
     prefetch_start(tensors[i].grad);

@@ -1,7 +1,8 @@
 #pragma once
-// How a list of tensors is divided on the device. Each tensor is cut into units; each warp takes every n-th unit of the
-// whole list, so 10,000 small tensors and one large keep all processors busy alike, in one launch. Neighbouring units
-// go to different blocks: processors differ by one unit at most, whatever the list.
+// How a list of tensors is divided on the device. Each tensor is cut into units; each warp takes
+// every n-th unit of the whole list, so 10,000 small tensors and one large keep all processors busy
+// alike, in one launch. Neighbouring units go to different blocks: processors differ by one unit at
+// most, whatever the list.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -14,12 +15,15 @@ constexpr int kBlock = 256;  // threads
 constexpr int kWarp = 32;
 constexpr int kWarps = kBlock / kWarp;
 constexpr int64_t kMaxBlocks = 4096;
-// log2 of the elements in a unit: multiples of every group of a warp and of a mask byte. Large ones, 8 KB of a stream,
-// cost fewest searches; where they would leave processors idle they are smaller.
+// log2 of the elements in a unit: multiples of every group of a warp and of a mask byte. Large
+// ones, 8 KB of a stream, cost fewest searches; where they would leave processors idle they are
+// smaller.
 constexpr int32_t kMostUnit = 11, kLeastUnit = 9;
 
 // Units of a tensor.
-inline int64_t units_of(int64_t numel, int32_t unit) { return (numel + (int64_t{1} << unit) - 1) >> unit; }
+inline int64_t units_of(int64_t numel, int32_t unit) {
+  return (numel + (int64_t{1} << unit) - 1) >> unit;
+}
 
 // What a kernel knows of a list; `data` as table_bytes (plan.cuh) lays it out.
 template <class Tensor>
@@ -31,14 +35,22 @@ struct Table {
   int32_t unit;    // log2 of the elements in a unit
   int32_t stride;  // log2 of the units from one entry of the coarse index to the next
 
-  SFRON_HD const Tensor* tensors() const { return reinterpret_cast<const Tensor*>(data); }  // [count]
+  SFRON_HD const Tensor* tensors() const {
+    return reinterpret_cast<const Tensor*>(data);
+  }  // [count]
   // [count + 1] units before each tensor; an empty tensor has none
-  SFRON_HD const int64_t* first() const { return reinterpret_cast<const int64_t*>(tensors() + count); }
-  // [(units >> stride) + 2] the tensor that holds every 2^stride-th unit; the last one from the end on
-  SFRON_HD const int32_t* coarse() const { return reinterpret_cast<const int32_t*>(first() + count + 1); }
+  SFRON_HD const int64_t* first() const {
+    return reinterpret_cast<const int64_t*>(tensors() + count);
+  }
+  // [(units >> stride) + 2] the tensor that holds every 2^stride-th unit; the last one from the end
+  // on
+  SFRON_HD const int32_t* coarse() const {
+    return reinterpret_cast<const int32_t*>(first() + count + 1);
+  }
 };
 
-// The parameter of a kernel, declared `const __grid_constant__`, so that its bytes can be read where they lie.
+// The parameter of a kernel, declared `const __grid_constant__`, so that its bytes can be read
+// where they lie.
 template <class Tensor>
 struct List {
   Table<Tensor> table;
@@ -48,14 +60,17 @@ struct List {
     Table<Tensor> open = table;
     if (open.data == nullptr) open.data = bytes;
 #if defined(__CUDA_ARCH__)
-    asm volatile("" : "+l"(open.data));  // chosen anew wherever this is asked for: a kernel has no registers to keep it in
+    asm volatile(""
+                 : "+l"(open.data));  // chosen anew wherever this is asked for: a kernel has no
+                                      // registers to keep it in
 #endif
     return open;
   }
 };
 
-// The tensor that holds a unit: the last one that starts at or before it, so empty ones are stepped over. The index
-// leaves few to choose from; among 10,000 a search alone would wait fourteen times for memory.
+// The tensor that holds a unit: the last one that starts at or before it, so empty ones are stepped
+// over. The index leaves few to choose from; among 10,000 a search alone would wait fourteen times
+// for memory.
 template <class Tensor>
 SFRON_HD int64_t find_tensor(const Table<Tensor>& table, int64_t unit) {
   const int64_t* first = table.first();
@@ -96,18 +111,20 @@ __device__ __forceinline__ void each_unit(const List<Tensor>& list, const Body& 
   }
 }
 
-// Where to load from for the group at `at` + `ahead`: beyond the end the first group again, and unused. A load without a
-// condition needs no register before it, and those of a loop are in flight together.
+// Where to load from for the group at `at` + `ahead`: beyond the end the first group again, and
+// unused. A load without a condition needs no register before it, and those of a loop are in flight
+// together.
 __device__ __forceinline__ int64_t clamped(int64_t at, int64_t ahead, int64_t stop) {
   return at + ahead < stop ? at + ahead : at;
 }
 
-// Elements [begin, end) by one warp: run_groups(first, stop) of this lane over whole groups, if the pointers allow
-// it, and run_singles(first, stop) over the rest. Units begin at multiples of every group, so no head is needed: a
-// pointer is at a multiple of 16 bytes for the whole tensor or, by singles that still coalesce, for none of it.
+// Elements [begin, end) by one warp: run_groups(first, stop) of this lane over whole groups, if the
+// pointers allow it, and run_singles(first, stop) over the rest. Units begin at multiples of every
+// group, so no head is needed: a pointer is at a multiple of 16 bytes for the whole tensor or, by
+// singles that still coalesce, for none of it.
 template <class Groups, class Singles>
-__device__ __forceinline__ void sweep(
-    int64_t begin, int64_t end, int group, bool vector, const Groups& run_groups, const Singles& run_singles) {
+__device__ __forceinline__ void sweep(int64_t begin, int64_t end, int group, bool vector,
+                                      const Groups& run_groups, const Singles& run_singles) {
   const int lane = threadIdx.x % kWarp;
   int64_t rest = begin;
   if (vector) {
@@ -117,7 +134,8 @@ __device__ __forceinline__ void sweep(
   if (rest < end) run_singles(rest + lane, end);
 }
 
-// f() in the block that finishes last: every other block has read all it wants to, and what they wrote is seen.
+// f() in the block that finishes last: every other block has read all it wants to, and what they
+// wrote is seen.
 template <class F>
 __device__ __forceinline__ void in_last_block(uint32_t* finished, const F& f) {
   __shared__ bool last;

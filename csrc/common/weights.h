@@ -1,16 +1,20 @@
 #pragma once
-// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equations 4 and 5). Host, in double.
+// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equations 4
+// and 5). Host, in double.
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
 namespace sfron {
 
-// The floor keeps a sample with a loss of exactly 0 from swallowing all weight; a NaN loss stays NaN.
-inline double weight_base(float loss, double floor) { return loss < floor ? floor : static_cast<double>(loss); }
+// The floor keeps a sample with a loss of exactly 0 from swallowing all weight; a NaN loss stays
+// NaN.
+inline double weight_base(float loss, double floor) {
+  return loss < floor ? floor : static_cast<double>(loss);
+}
 
-// The least of bases [samples], in units of which no power overflows and the largest is 1; 0 marks a sample without a
-// label. NaN if one is, 1 if there is no base.
+// The least of bases [samples], in units of which no power overflows and the largest is 1; 0 marks
+// a sample without a label. NaN if one is, 1 if there is no base.
 inline double least_base(int64_t samples, const double* bases) {
   const double none = std::numeric_limits<double>::infinity();
   double least = none;
@@ -30,8 +34,10 @@ struct WeightedLoss {
   double normaliser;  // sum of the raw weights
 };
 
-// losses, raw, weights [samples]; adds in order, so threads cannot change the bits. Without a label a weight is 0, never 0 / 0.
-inline WeightedLoss weighted_loss(int64_t samples, const float* losses, const double* raw, float* weights) {
+// losses, raw, weights [samples]; adds in order, so threads cannot change the bits. Without a label
+// a weight is 0, never 0 / 0.
+inline WeightedLoss weighted_loss(int64_t samples, const float* losses, const double* raw,
+                                  float* weights) {
   double normaliser = 0.0, loss = 0.0;
   for (int64_t i = 0; i < samples; ++i) normaliser += raw[i];
   for (int64_t i = 0; i < samples; ++i) {

@@ -10,7 +10,8 @@ namespace {
 constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
 
 template <class E, int kCount>
-__device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at, int64_t stop, float weight) {
+__device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at, int64_t stop,
+                                              float weight) {
   constexpr int kUnroll = kCount == 8 ? 2 : 4;  // six or eight 16-byte loads in flight
   constexpr int64_t kStride = kWarp * kCount;
   using F = std::conditional_t<kCount == 1, AnyElement, float>;
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 }  // namespace
 
-void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight, const Queue& queue) {
+void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight,
+                              const Queue& queue) {
   static Plans plans("fisher_accumulate_", fisher_accumulate_kernel);
   if (any_filled(tensors)) plans.launch(fisher_accumulate_kernel, tensors, queue, weight);
 }

@@ -7,7 +7,7 @@
 namespace sfron {
 namespace {
 
-constexpr int kUnroll = 4;    // two streams of four 16-byte loads hide the latency
+constexpr int kUnroll = 4;  // two streams of four 16-byte loads hide the latency
 // Blocks per processor, hence at most 64 registers, or 80, as Blackwell's code needs a few more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kResident = 3;
@@ -15,9 +15,11 @@ constexpr int kResident = 3;
 constexpr int kResident = 4;
 #endif
 
-// Groups of kCount elements E at `at`, `at` + stride, ... below `stop`: all loads first, then the arithmetic.
+// Groups of kCount elements E at `at`, `at` + stride, ... below `stop`: all loads first, then the
+// arithmetic.
 template <class E, int kCount>
-__device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, int64_t at, int64_t stop, Lerp s) {
+__device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, int64_t at,
+                                                   int64_t stop, Lerp s) {
   constexpr int64_t kStride = kWarp * kCount;
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
@@ -33,7 +35,8 @@ __device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, i
       const int64_t e = at + u * kStride;
       if (e < stop) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) slow[u].set(k, interpolate_one(slow[u].get(k), fast[u].get(k), s));
+        for (int k = 0; k < kCount; ++k)
+          slow[u].set(k, interpolate_one(slow[u].get(k), fast[u].get(k), s));
         slow[u].store(t.slow, e);
         slow[u].store(t.fast, e);
       }
@@ -57,7 +60,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 }  // namespace
 
-void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr, const Queue& queue) {
+void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr,
+                        const Queue& queue) {
   static Plans plans("interpolate_", interpolate_kernel);
   if (any_filled(tensors)) plans.launch(interpolate_kernel, tensors, queue, slow_lr);
 }

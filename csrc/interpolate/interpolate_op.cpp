@@ -5,7 +5,8 @@
 namespace sfron {
 namespace {
 
-void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr, const MaybeTensor& hyper) {
+void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr,
+                 const MaybeTensor& hyper) {
   const DeviceScope scope(slow);
   const Views slows = float_views("slow", slow);
   const Arrays fasts = arrays_like("fast", fast, slows, Allowed::kSame);
@@ -20,7 +21,8 @@ void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr,
 #endif
   const Runs runs(tensors);
   const Lerp s = make_lerp(value_of(number));
-  parallel(runs, [&](int64_t begin, int64_t end) { interpolate_cpu(tensors, runs, begin, end, s); });
+  parallel(runs,
+           [&](int64_t begin, int64_t end) { interpolate_cpu(tensors, runs, begin, end, s); });
 }
 
 }  // namespace

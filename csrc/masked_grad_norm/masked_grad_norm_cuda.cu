@@ -13,8 +13,8 @@ constexpr int kUnroll = 4;    // one stream: it takes four 16-byte loads to hide
 constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
 
 template <class E, int kCount>
-__device__ __forceinline__ void square_groups(
-    const MaskedGradNormTensor& t, int64_t at, int64_t stop, float inverse_scale, double& sum) {
+__device__ __forceinline__ void square_groups(const MaskedGradNormTensor& t, int64_t at,
+                                              int64_t stop, float inverse_scale, double& sum) {
   constexpr int64_t kStride = kWarp * kCount;
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
@@ -50,10 +50,11 @@ __device__ __forceinline__ double block_sum(double value) {
   return sums[0];
 }
 
-// norm [], from the sums of the blocks, which the last one adds. The order of addition depends on the list and the device
-// alone, not on which block comes last.
+// norm [], from the sums of the blocks, which the last one adds. The order of addition depends on
+// the list and the device alone, not on which block comes last.
 __global__ void __launch_bounds__(kBlock, kResident)
-    masked_grad_norm_kernel(const __grid_constant__ List<MaskedGradNormTensor> list, const float* grad_scale, float* norm) {
+    masked_grad_norm_kernel(const __grid_constant__ List<MaskedGradNormTensor> list,
+                            const float* grad_scale, float* norm) {
   const float inverse_scale = grad_scale == nullptr ? 1.0f : 1.0f / *grad_scale;
   double sum = 0.0;
   each_unit(list, [&](const MaskedGradNormTensor t, int64_t, int64_t begin, int64_t end) {
@@ -61,8 +62,12 @@ __global__ void __launch_bounds__(kBlock, kResident)
       using E = decltype(e);
       sweep(
           begin, end, kGroupOf<E>, aligned(t.grad),
-          [&](int64_t at, int64_t stop) { square_groups<E, kGroupOf<E>>(t, at, stop, inverse_scale, sum); },
-          [&](int64_t at, int64_t stop) { square_groups<AnyElement, 1>(t, at, stop, inverse_scale, sum); });
+          [&](int64_t at, int64_t stop) {
+            square_groups<E, kGroupOf<E>>(t, at, stop, inverse_scale, sum);
+          },
+          [&](int64_t at, int64_t stop) {
+            square_groups<AnyElement, 1>(t, at, stop, inverse_scale, sum);
+          });
     });
   });
   const double total = block_sum(sum);
@@ -78,8 +83,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 }  // namespace
 
-void launch_masked_grad_norm(
-    const std::vector<MaskedGradNormTensor>& tensors, const float* grad_scale, float* norm, const Queue& queue) {
+void launch_masked_grad_norm(const std::vector<MaskedGradNormTensor>& tensors,
+                             const float* grad_scale, float* norm, const Queue& queue) {
   static Plans plans("masked_grad_norm", masked_grad_norm_kernel);
   plans.launch(masked_grad_norm_kernel, tensors, queue, grad_scale, norm);
 }

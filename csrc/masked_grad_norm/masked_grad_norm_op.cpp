@@ -5,7 +5,8 @@
 namespace sfron {
 namespace {
 
-Tensor masked_grad_norm(const TensorList& grads, const TensorList& masks, const MaybeTensor& grad_scale) {
+Tensor masked_grad_norm(const TensorList& grads, const TensorList& masks,
+                        const MaybeTensor& grad_scale) {
   const DeviceScope scope(grads);
   const Views views = float_views("grads", grads);
   const auto mask = mask_views(masks, views);

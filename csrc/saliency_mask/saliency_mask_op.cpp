@@ -19,15 +19,19 @@ SaliencyScalars scalars(double threshold, double eps, double weight, double tota
 }
 
 // selected: [tensors]
-void run_on_cpu(const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* selected) {
+void run_on_cpu(const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s,
+                int64_t* selected) {
   const Runs runs(tensors);
   std::vector<std::atomic<int64_t>> counts(tensors.size());
-  parallel(runs, [&](int64_t begin, int64_t end) { saliency_mask_cpu(tensors, runs, begin, end, s, counts.data()); });
+  parallel(runs, [&](int64_t begin, int64_t end) {
+    saliency_mask_cpu(tensors, runs, begin, end, s, counts.data());
+  });
   for (size_t i = 0; i < tensors.size(); ++i) selected[i] = counts[i];
 }
 
-std::tuple<std::vector<Tensor>, Tensor> saliency_mask(
-    const TensorList& forget, const TensorList& retain, double threshold, double eps) {
+std::tuple<std::vector<Tensor>, Tensor> saliency_mask(const TensorList& forget,
+                                                      const TensorList& retain, double threshold,
+                                                      double eps) {
   const DeviceScope scope(forget);
   const Views forgets = float_views("forget", forget);
   for (size_t i = 0; i < forgets.size(); ++i) {
@@ -42,8 +46,12 @@ std::tuple<std::vector<Tensor>, Tensor> saliency_mask(
   std::vector<SaliencyTensor> tensors(length);
   for (int64_t i = 0; i < length; ++i) {
     masks.push_back(new_tensor({(forgets[i].numel + 7) / 8}, codes().uint8));
-    tensors[i] = {static_cast<const float*>(forgets[i].data), static_cast<float*>(retains[i].data), nullptr,
-                  data_of<uint8_t>(masks[i]), forgets[i].numel, DType::kFloat32};
+    tensors[i] = {static_cast<const float*>(forgets[i].data),
+                  static_cast<float*>(retains[i].data),
+                  nullptr,
+                  data_of<uint8_t>(masks[i]),
+                  forgets[i].numel,
+                  DType::kFloat32};
   }
   Tensor counts = new_tensor({length}, codes().int64);
 #if defined(USE_CUDA)
@@ -56,9 +64,9 @@ std::tuple<std::vector<Tensor>, Tensor> saliency_mask(
   return {std::move(masks), counts};
 }
 
-void fisher_saliency_mask(
-    const TensorList& retain, const TensorList& grads, const TensorList& forget, const TensorList& masks,
-    const Tensor& counts, double weight, double total, double threshold, double eps) {
+void fisher_saliency_mask(const TensorList& retain, const TensorList& grads,
+                          const TensorList& forget, const TensorList& masks, const Tensor& counts,
+                          double weight, double total, double threshold, double eps) {
   const DeviceScope scope(grads);
   const Views views = float_views("grads", grads);
   const Arrays retains = arrays_like("retain", retain, views, Allowed::kFloat32);
@@ -73,8 +81,12 @@ void fisher_saliency_mask(
     const int64_t bytes = (views[i].numel + 7) / 8;
     check_dtype({"masks", i}, mask, codes().uint8);
     check_shape({"masks", i}, mask, &bytes, 1);
-    tensors[i] = {static_cast<const float*>(forgets[i].data), static_cast<float*>(retains[i].data), views[i].data,
-                  static_cast<uint8_t*>(mask.data), views[i].numel, views[i].dtype};
+    tensors[i] = {static_cast<const float*>(forgets[i].data),
+                  static_cast<float*>(retains[i].data),
+                  views[i].data,
+                  static_cast<uint8_t*>(mask.data),
+                  views[i].numel,
+                  views[i].dtype};
   }
   const View selected = any_view({"counts"}, counts.get());
   check_dtype({"counts"}, selected, codes().int64);
@@ -82,7 +94,8 @@ void fisher_saliency_mask(
   const SaliencyScalars s = scalars(threshold, eps, weight, total);
 #if defined(USE_CUDA)
   if (scope.on_cuda()) {
-    return launch_fisher_saliency_mask(tensors, s, static_cast<int64_t*>(selected.data), scope.queue());
+    return launch_fisher_saliency_mask(tensors, s, static_cast<int64_t*>(selected.data),
+                                       scope.queue());
   }
 #endif
   run_on_cpu(tensors, s, static_cast<int64_t*>(selected.data));

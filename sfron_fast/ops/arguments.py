@@ -168,8 +168,8 @@ def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor])
 def _step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
+    slow_from: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -178,8 +178,8 @@ def _step(
 ) -> None:
     _floats("params", params)
     _aligned("grads", grads, params)
-    _aligned("slow_out", slow_out, params, optional=True)
-    _aligned("slow_in", slow_in, params, optional=True)
+    _aligned("slow_save", slow_save, params, optional=True)
+    _aligned("slow_from", slow_from, params, optional=True)
     _masks(masks, params)
     _scalar_tensors(params, norm=norm, grad_scale=grad_scale, found_inf=found_inf)
     _scalar_tensors(params, torch.int64, skipped=scalars.get("skipped"))
@@ -196,15 +196,15 @@ def sgd_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
+    slow_from: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     **scalars: Any,
 ) -> None:
-    _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
+    _step(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf, scalars)
     _aligned("momentum_buffers", momentum_buffers, params, state=True, optional=True)
     number("momentum", scalars["momentum"], 0.0)
     number("dampening", scalars["dampening"], 0.0)
@@ -217,15 +217,15 @@ def adamw_step_(
     exp_avg_sqs: Sequence[Tensor],
     max_exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
+    slow_from: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     **scalars: Any,
 ) -> None:
-    _step(params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, scalars)
+    _step(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf, scalars)
     for name, state in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
         _aligned(name, state, params, state=True)
     _aligned("max_exp_avg_sqs", max_exp_avg_sqs, params, state=True, optional=True)

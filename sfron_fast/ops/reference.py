@@ -160,25 +160,25 @@ def lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return end - (end - start) * (1.0 - weight)
 
 
-def _slow_in(new: Tensor, i: int, slow_in: Sequence[Tensor], slow_lr: float) -> Tensor:
+def _slow_from(new: Tensor, i: int, slow_from: Sequence[Tensor], slow_lr: float) -> Tensor:
     """The slow step (equation 9), folded into the last retain step: slow + alpha (fast - slow)."""
-    return lerp(_wide(slow_in[i]), new, slow_lr) if slow_in else new
+    return lerp(_wide(slow_from[i]), new, slow_lr) if slow_from else new
 
 
 def _each(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     masks: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-    grads, slow_out, masks = (
+    grads, slow_save, masks = (
         spread(grads, params),
-        spread(slow_out, params),
+        spread(slow_save, params),
         spread_masks(masks, params),
     )
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if slow_out:
-            slow_out[i].copy_(
+        if slow_save:
+            slow_save[i].copy_(
                 param
             )  # lazily: the weights a cycle starts from, stored by its forget step
         yield i, param, grad, _selected(masks, i, param)
@@ -191,8 +191,8 @@ def sgd_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
+    slow_from: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -216,8 +216,8 @@ def sgd_step_(
     """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf, skipped)
-    momentum_buffers, slow_in = spread(momentum_buffers, params), spread(slow_in, params)
-    for i, param, grad, selected in _each(params, grads, masks, slow_out):
+    momentum_buffers, slow_from = spread(momentum_buffers, params), spread(slow_from, params)
+    for i, param, grad, selected in _each(params, grads, masks, slow_save):
         frozen = selected if freeze_masked else None
         p = _wide(param)
         if not skip:
@@ -238,7 +238,7 @@ def sgd_step_(
             p = new if frozen is None else torch.where(frozen, new, p)
         elif first and momentum_buffers:
             momentum_buffers[i].zero_()
-        param.copy_(_slow_in(p, i, slow_in, slow_lr))
+        param.copy_(_slow_from(p, i, slow_from, slow_lr))
 
 
 def adamw_step_(
@@ -248,8 +248,8 @@ def adamw_step_(
     exp_avg_sqs: Sequence[Tensor],
     max_exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-    slow_out: Sequence[Tensor],
-    slow_in: Sequence[Tensor],
+    slow_save: Sequence[Tensor],
+    slow_from: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -276,9 +276,9 @@ def adamw_step_(
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
     skip = skip_step(norm, found_inf, skipped)
     exp_avgs, exp_avg_sqs = spread(exp_avgs, params), spread(exp_avg_sqs, params)
-    max_exp_avg_sqs, slow_in = spread(max_exp_avg_sqs, params), spread(slow_in, params)
+    max_exp_avg_sqs, slow_from = spread(max_exp_avg_sqs, params), spread(slow_from, params)
     steps = spread_scalars(steps, params)
-    for i, param, grad, selected in _each(params, grads, masks, slow_out):
+    for i, param, grad, selected in _each(params, grads, masks, slow_save):
         frozen = selected if freeze_masked else None
         p = _wide(param)
         if not skip:
@@ -300,7 +300,7 @@ def adamw_step_(
                 _store(max_exp_avg_sqs[i], v, frozen)
             new = new - (m * scale) / (_sqrt(v) + eps_now)
             p = new if frozen is None else torch.where(frozen, new, p)
-        param.copy_(_slow_in(p, i, slow_in, slow_lr))
+        param.copy_(_slow_from(p, i, slow_from, slow_lr))
 
 
 def _sqrt(x: Tensor) -> Tensor:

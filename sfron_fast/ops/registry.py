@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
 from . import arguments, differentiable, native, reference, row_checks, triton
 
 native.load()  # first: if it raises, nothing is registered yet and the import can be tried again
@@ -33,14 +34,14 @@ _library = torch.library.Library("sfron_fast", "DEF")
 SCHEMAS = {
     "masked_grad_norm": "(Tensor[] grads, Tensor[] masks, Tensor? grad_scale) -> Tensor",
     "sgd_step_": (
-        """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_out,
-        Tensor[] slow_in, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
+        """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_save,
+        Tensor[] slow_from, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
         float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first,
         bool freeze_masked, float max_norm, float slow_lr, Tensor? hyper=None, Tensor(d!)? skipped=None) -> ()"""
     ),
     "adamw_step_": (
         """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
-        Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_out, Tensor[] slow_in,
+        Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_save, Tensor[] slow_from,
         Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
         float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
         float max_norm, float slow_lr, Tensor? hyper=None, Tensor(g!)? skipped=None) -> ()"""
@@ -118,7 +119,7 @@ def _dense(arguments: dict[str, Any]) -> None:
         for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(tensor, Tensor):
                 where = f"{name}[{i}]" if tensor is not value else name
-                arguments.require(
+                require(
                     tensor.layout == torch.strided, where, "a dense tensor", tensor.layout
                 )
 

@@ -184,7 +184,7 @@ class SFRonOptimizer(Resumable):
             slow = self._slow(batch) if moves_slowly(group) else None
             rule = {
                 "lr": group["lr"] if group["forget_lr"] is None else group["forget_lr"],
-                "slow_out": slow,
+                "slow_save": slow,
             }
             self._apply(batch, norms, rule, forget=True, counts=batch is batches[0])
         for batch in idle:  # their cycle starts here too: they may still move in its retain steps
@@ -229,7 +229,7 @@ class SFRonOptimizer(Resumable):
         """
         pending = batch.group["retain_pending"]
         slow = self._slow(batch) if pending and moves_slowly(batch.group) else None
-        rule = {"lr": batch.group["lr"], "slow_in": slow if pending == 1 else None}
+        rule = {"lr": batch.group["lr"], "slow_from": slow if pending == 1 else None}
         self._apply(batch, norms, rule, forget=False, counts=counts)
 
     def _idle(self) -> bool:

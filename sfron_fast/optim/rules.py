@@ -159,7 +159,7 @@ class SFRonSGD(SFRonOptimizer):
             functional.sgd_step_(*batch.arguments(), buffers, **rule, first=all(fresh))
             return
         params = ordered(batch.params, batch.orders)
-        lists = {k: spread(rule[k], params) for k in ("slow_in", "slow_out") if rule.get(k)}
+        lists = {k: spread(rule[k], params) for k in ("slow_from", "slow_save") if rule.get(k)}
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
             part = batch.part(chosen)

@@ -173,7 +173,7 @@ def test_calls_of_a_cycle(kind, slow_lr, monkeypatch):
     update = "sgd_step_" if kind is SFRonSGD else "adamw_step_"
     assert [name for name, _ in called] == ["masked_grad_norm", update, update, update]
     slow = [
-        (bool(k["slow_out"]) if "slow_out" in k else False, bool(k.get("slow_in")))
+        (bool(k["slow_save"]) if "slow_save" in k else False, bool(k.get("slow_from")))
         for _, k in called[1:]
     ]
     assert slow == (
@@ -240,7 +240,7 @@ def test_kernels_have_the_references_bits_from_one_to_a_million_elements(numel, 
         "freeze_masked": True,
         "norm": 5.0,
         "max_norm": 1.0,
-        "slow_out": True,
+        "slow_save": True,
     }
     for name, make in (("sgd_step_", sgd_case), ("adamw_step_", adamw_case)):
         more = {"momentum": 0.9, "nesterov": True} if make is sgd_case else {}

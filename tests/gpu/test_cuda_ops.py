@@ -141,8 +141,8 @@ def options_of(flags, dtype):
     found |= {"max_norm": 1.5, "skipped": torch.tensor(3)} if "norm" in found else {}
     found |= {"masks": random_masks(7)} if "masks" in flags else {}
     found |= {"masks": random_masks(7), "freeze_masked": True} if "freeze" in flags else {}
-    found |= {"slow_out": random_list(8, dtype)} if "slow_out" in flags else {}
-    found |= {"slow_in": random_list(9, dtype), "slow_lr": 0.3} if "slow_in" in flags else {}
+    found |= {"slow_save": random_list(8, dtype)} if "slow_save" in flags else {}
+    found |= {"slow_from": random_list(9, dtype), "slow_lr": 0.3} if "slow_from" in flags else {}
     found |= (
         {"hyper": torch.tensor((0.02, 0.1, 0.6), dtype=torch.float64)} if "hyper" in flags else {}
     )
@@ -155,12 +155,12 @@ FLAGS = [
     set(),
     {"masks", "norm"},
     {"freeze", "decay"},
-    {"slow_out", "decay", "grad_scale"},
-    {"slow_in", "maximize"},
-    {"hyper", "slow_in", "masks"},
-    {"found_inf", "slow_in"},
-    {"bad_norm", "slow_out"},
-    {"masks", "norm", "grad_scale", "slow_out", "slow_in", "hyper", "maximize", "decay"},
+    {"slow_save", "decay", "grad_scale"},
+    {"slow_from", "maximize"},
+    {"hyper", "slow_from", "masks"},
+    {"found_inf", "slow_from"},
+    {"bad_norm", "slow_save"},
+    {"masks", "norm", "grad_scale", "slow_save", "slow_from", "hyper", "maximize", "decay"},
 ]
 
 
@@ -246,8 +246,8 @@ class Training:
 
     def cycle(self):
         norm = sf.masked_grad_norm(self.grads, self.masks)
-        self.step(masks=self.masks, norm=norm, max_norm=1.0, slow_out=self.slow, maximize=True)
-        self.step(slow_in=self.slow)
+        self.step(masks=self.masks, norm=norm, max_norm=1.0, slow_save=self.slow, maximize=True)
+        self.step(slow_from=self.slow)
 
 
 each_form = pytest.mark.parametrize("whole", [False, True], ids=["lists", "flat"])

@@ -68,8 +68,8 @@ def make(
     amsgrad=False,
     state=None,
     step=None,
-    slow_out=False,
-    slow_in=False,
+    slow_save=False,
+    slow_from=False,
     norm=None,
     grad_scale=None,
     found_inf=None,
@@ -92,8 +92,8 @@ def make(
         "exp_avg_sqs": squares(4),
         "max_exp_avg_sqs": squares(5) if amsgrad else [],
         "steps": [scalar(s) for s in steps],
-        "slow_out": value_list(shapes, dtype, device) if slow_out else [],
-        "slow_in": value_list(shapes, dtype, device) if slow_in else [],
+        "slow_save": value_list(shapes, dtype, device) if slow_save else [],
+        "slow_from": value_list(shapes, dtype, device) if slow_from else [],
         "masks": (
             [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else []
         ),
@@ -125,9 +125,9 @@ FLAGS = {
     "clipped": {"norm": 20.0, "max_norm": 0.7},
     "clip not reached": {"norm": 0.3, "max_norm": 0.7},
     "unscaled": {"grad_scale": 3.0, "found_inf": 0.0},
-    "slow out": {"slow_out": True},
-    "slow in": {"slow_in": True, "slow_lr": 0.3},
-    "slow in, far end": {"slow_in": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
+    "slow out": {"slow_save": True},
+    "slow in": {"slow_from": True, "slow_lr": 0.3},
+    "slow in, far end": {"slow_from": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
     "everything": {
         "masked": True,
         "amsgrad": True,
@@ -138,21 +138,21 @@ FLAGS = {
         "max_norm": 1.0,
         "grad_scale": 7.0,
         "found_inf": 0.0,
-        "slow_out": True,
-        "slow_in": True,
+        "slow_save": True,
+        "slow_from": True,
         "slow_lr": 0.4,
         "lr": 0.03,
         "eps": 1e-3,
     },
     "hyper": {
         "hyper": [0.02, 0.1, 0.3],
-        "slow_in": True,
+        "slow_from": True,
         "masked": True,
         "freeze_masked": True,
         "lr": 9.0,
     },
-    "norm is inf": {"norm": math.inf, "max_norm": 1.0, "slow_out": True, "amsgrad": True},
-    "norm is nan, slow in": {"norm": math.nan, "slow_in": True, "slow_lr": 0.3},
+    "norm is inf": {"norm": math.inf, "max_norm": 1.0, "slow_save": True, "amsgrad": True},
+    "norm is nan, slow in": {"norm": math.nan, "slow_from": True, "slow_lr": 0.3},
     "overflow": {"found_inf": 1.0},
 }
 
@@ -313,7 +313,7 @@ def test_masked_out_counts_as_zero(device, dtype, poison):
 def test_skipped(device, dtype, reason):
     """Nothing moves, nor is the step counted, but the slow weights are stored or interpolated."""
     flags = {"amsgrad": True, "weight_decay": 0.1, "max_norm": 1.0, "special": True, **reason}
-    case = make(MIXED[:-1], dtype, device, slow_out=True, **flags)
+    case = make(MIXED[:-1], dtype, device, slow_save=True, **flags)
     before = case.clone()
     case.tensors["skipped"] = counter = torch.tensor(3, device=device)
     case.run(functional.adamw_step_)
@@ -322,12 +322,12 @@ def test_skipped(device, dtype, reason):
         assert_same_lists(
             [(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]]
         )
-    for out, old in zip(case.tensors["slow_out"], before.tensors["params"], strict=True):
+    for out, old in zip(case.tensors["slow_save"], before.tensors["params"], strict=True):
         assert_same_bits(out, old)
-    case = make([(65,)], dtype, device, slow_in=True, slow_lr=0.25, **{**flags, "special": False})
+    case = make([(65,)], dtype, device, slow_from=True, slow_lr=0.25, **{**flags, "special": False})
     before = case.clone()
     case.run(functional.adamw_step_)
-    slow, fast = before.tensors["slow_in"][0], before.tensors["params"][0]
+    slow, fast = before.tensors["slow_from"][0], before.tensors["params"][0]
     functional.interpolate_([slow], [fast], 0.25)
     assert_same_bits(case.tensors["params"][0], fast)
 
@@ -352,7 +352,7 @@ def test_compile_changing_numbers(device):
     (Of Python floats torch guards the value.)
     """
     cases = [
-        make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
+        make(device=device, slow_from=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
         for i in range(12)
     ]
     assert compiled_equals_eager(ops.adamw_step_, cases) == 1
@@ -403,7 +403,7 @@ def bad_step(case, value):
     case.tensors["steps"][1] = value
 
 
-LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "slow_out", "slow_in")
+LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "slow_save", "slow_from")
 BAD = [
     *blame(bad_lists(*LISTS), ("params-short", "params-shape"), "grads"),
     *bad_masks(),
@@ -433,5 +433,5 @@ def test_version_counter():
         )
 
     assert_refuses_leaf_and_bumps_version(lambda p: step(params=p))
-    for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "slow_out"):
+    for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "slow_save"):
         assert_refuses_leaf(lambda p, name=name: step(**{name: p}))

@@ -94,8 +94,8 @@ STEP = {
     "norm": [torch.ones(2), torch.ones((), dtype=torch.float64)],
     "grad_scale": [torch.ones(3)],
     "found_inf": [torch.zeros((), dtype=torch.int64)],
-    "slow_out": [tensors((3, 4))],
-    "slow_in": [tensors((4, 3), (5,))],
+    "slow_save": [tensors((3, 4))],
+    "slow_from": [tensors((4, 3), (5,))],
 }
 BAD = {
     "masked_grad_norm": {

@@ -77,9 +77,9 @@ def test_ops_take_flat_lists(dtype):
         m, v, steps, slow, masks = lists
         norm = functional.masked_grad_norm(grads, masks)
         functional.adamw_step_(
-            params, grads, m, v, steps, masks=masks, norm=norm, max_norm=0.5, slow_out=slow, **STEP
+            params, grads, m, v, steps, masks=masks, norm=norm, max_norm=0.5, slow_save=slow, **STEP
         )
-        functional.sgd_step_(params, grads, m, momentum=0.9, slow_in=slow, slow_lr=0.5, **STEP)
+        functional.sgd_step_(params, grads, m, momentum=0.9, slow_from=slow, slow_lr=0.5, **STEP)
         steps = list(spread_scalars(steps, params))
         return [
             norm,

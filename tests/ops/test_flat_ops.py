@@ -29,13 +29,13 @@ from sfron_fast.ops.lists import UNIT
 SHAPES = [(0,), *ODD, (511,), (2049,), (3, 683), (2,)]
 STEP = {
     "masked": True,
-    "slow_out": True,
-    "slow_in": True,
+    "slow_save": True,
+    "slow_from": True,
     "slow_lr": 0.3,
     "norm": 5.0,
     "max_norm": 1.0,
 }
-STATES = ("slow_out", "slow_in", "masks")
+STATES = ("slow_save", "slow_from", "masks")
 CASES = {  # op: (its arguments, the list that others are like, those that may be flat)
     "masked_grad_norm": (test_masked_grad_norm.make, {}, "grads", ("masks",)),
     "sgd_step_": (

@@ -32,7 +32,7 @@ def ones(*shapes, dtype=torch.float32):
 
 
 def sgd_case(params, grads, buffers, **scalars):
-    empty = {name: [] for name in ("slow_out", "slow_in", "masks")}
+    empty = {name: [] for name in ("slow_save", "slow_from", "masks")}
     rest = {"norm": None, "grad_scale": None, "found_inf": None, **scalars}
     return Case(
         {"params": params, "grads": grads, "momentum_buffers": buffers, **empty, **rest}, dict(STEP)

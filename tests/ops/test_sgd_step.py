@@ -68,8 +68,8 @@ def make(
     masked=False,
     buffers=None,
     state=None,
-    slow_out=False,
-    slow_in=False,
+    slow_save=False,
+    slow_from=False,
     norm=None,
     grad_scale=None,
     found_inf=None,
@@ -87,8 +87,8 @@ def make(
         "params": value_list(shapes, dtype, device, special=special * 1),
         "grads": value_list(shapes, dtype, device, special=special * 2),
         "momentum_buffers": optional(buffers, state or dtype),
-        "slow_out": optional(slow_out),
-        "slow_in": optional(slow_in),
+        "slow_save": optional(slow_save),
+        "slow_from": optional(slow_from),
         "masks": (
             [reference.pack_bits(mask_bits(shape, device)) for shape in shapes] if masked else []
         ),
@@ -120,10 +120,10 @@ FLAGS = {
     "norm without limit": {"norm": 3e38},
     "unscaled": {"grad_scale": 3.0, "momentum": 0.9},
     "no overflow": {"found_inf": 0.0},
-    "slow out": {"slow_out": True, "momentum": 0.9},
-    "slow in": {"slow_in": True, "slow_lr": 0.3},
-    "slow in, far end": {"slow_in": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
-    "slow out and in": {"slow_out": True, "slow_in": True, "slow_lr": 0.5},
+    "slow out": {"slow_save": True, "momentum": 0.9},
+    "slow in": {"slow_from": True, "slow_lr": 0.3},
+    "slow in, far end": {"slow_from": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
+    "slow out and in": {"slow_save": True, "slow_from": True, "slow_lr": 0.5},
     "everything": {
         "masked": True,
         "momentum": 0.9,
@@ -135,20 +135,20 @@ FLAGS = {
         "max_norm": 1.0,
         "grad_scale": 7.0,
         "found_inf": 0.0,
-        "slow_out": True,
-        "slow_in": True,
+        "slow_save": True,
+        "slow_from": True,
         "slow_lr": 0.4,
         "lr": 0.03,
     },
     "hyper": {
         "hyper": [0.02, 0.1, 0.3],
-        "slow_in": True,
+        "slow_from": True,
         "masked": True,
         "freeze_masked": True,
         "lr": 9.0,
     },
-    "norm is inf": {"norm": math.inf, "max_norm": 1.0, "momentum": 0.9, "slow_out": True},
-    "norm is nan, slow in": {"norm": math.nan, "momentum": 0.9, "slow_in": True, "slow_lr": 0.3},
+    "norm is inf": {"norm": math.inf, "max_norm": 1.0, "momentum": 0.9, "slow_save": True},
+    "norm is nan, slow in": {"norm": math.nan, "momentum": 0.9, "slow_from": True, "slow_lr": 0.3},
     "overflow, first": {"found_inf": 1.0, "momentum": 0.9, "first": True},
 }
 
@@ -224,8 +224,8 @@ def test_hand_example(device, dtype):
         lr=0.25,
         momentum=0.5,
         weight_decay=0.5,
-        slow_out=[out],
-        slow_in=[slow],
+        slow_save=[out],
+        slow_from=[slow],
         slow_lr=0.25,
         masks=[torch.tensor([0b001], dtype=torch.uint8, device=device)],
         grad_scale=torch.tensor(2.0, device=device),
@@ -293,7 +293,7 @@ def test_masked_out_counts_as_zero(device, dtype, poison):
 def test_skipped(device, dtype, reason):
     """Nothing moves but the slow weights: stored from, or interpolated with, the unchanged ones."""
     flags = {"momentum": 0.9, "weight_decay": 0.1, "max_norm": 1.0, "special": True, **reason}
-    case = make(MIXED[:-1], dtype, device, slow_out=True, **flags)
+    case = make(MIXED[:-1], dtype, device, slow_save=True, **flags)
     before = case.clone()
     case.tensors["skipped"] = counter = torch.tensor(3, device=device)
     case.run(functional.sgd_step_)
@@ -302,12 +302,12 @@ def test_skipped(device, dtype, reason):
         assert_same_lists(
             [(name, t) for t in case.tensors[name]], [(name, t) for t in before.tensors[name]]
         )
-    for out, old in zip(case.tensors["slow_out"], before.tensors["params"], strict=True):
+    for out, old in zip(case.tensors["slow_save"], before.tensors["params"], strict=True):
         assert_same_bits(out, old)
-    case = make([(65,)], dtype, device, slow_in=True, slow_lr=0.25, **{**flags, "special": False})
+    case = make([(65,)], dtype, device, slow_from=True, slow_lr=0.25, **{**flags, "special": False})
     before = case.clone()
     case.run(functional.sgd_step_)
-    slow, fast = before.tensors["slow_in"][0], before.tensors["params"][0]
+    slow, fast = before.tensors["slow_from"][0], before.tensors["params"][0]
     functional.interpolate_([slow], [fast], 0.25)
     assert_same_bits(case.tensors["params"][0], fast)
 
@@ -344,7 +344,7 @@ def test_compile_changing_numbers(device):
     (Of Python floats torch guards the value.)
     """
     cases = [
-        make(device=device, slow_in=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
+        make(device=device, slow_from=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
         for i in range(12)
     ]
     assert compiled_equals_eager(ops.sgd_step_, cases) == 1
@@ -391,7 +391,7 @@ def test_layouts(device, dtype, layout):
         assert_noncontiguous_is_right_or_refused("sgd_step_", case)
 
 
-LISTS = ("params", "grads", "momentum_buffers", "slow_out", "slow_in")
+LISTS = ("params", "grads", "momentum_buffers", "slow_save", "slow_from")
 BAD = [
     *blame(bad_lists(*LISTS), ("params-short", "params-shape"), "grads"),
     *bad_masks(),
@@ -420,7 +420,7 @@ def test_version_counter():
         lambda p: functional.sgd_step_([torch.ones(5)], [grad], [p], lr=0.1, momentum=0.9)
     )
     assert_refuses_leaf(
-        lambda p: functional.sgd_step_([torch.ones(5)], [grad], lr=0.1, slow_out=[p])
+        lambda p: functional.sgd_step_([torch.ones(5)], [grad], lr=0.1, slow_save=[p])
     )
 
 

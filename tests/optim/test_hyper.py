@@ -20,7 +20,7 @@ def step(kind, device, numbers, hyper):
     common = {
         "lr": lr,
         "weight_decay": weight_decay,
-        "slow_in": slow,
+        "slow_from": slow,
         "slow_lr": slow_lr,
         "hyper": hyper,
     }

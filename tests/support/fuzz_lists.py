@@ -101,8 +101,8 @@ def step_arguments(draw, make, masks):
     """What the two optimizer steps share, apart from state."""
     norm = draw(st.sampled_from([None, None, 0.0, 0.5, 20.0, 3e38, math.inf, math.nan]))
     tensors = {
-        "slow_out": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
-        "slow_in": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
+        "slow_save": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
+        "slow_from": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
         "masks": masks() if draw(st.booleans()) else [],
         "norm": scalar(norm),
         "grad_scale": scalar(draw(st.sampled_from([None, None, 1.0, 3.0, 65536.0]))),
