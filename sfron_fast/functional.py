@@ -37,7 +37,7 @@ def _call(
     # torch's own remedy for a negated scalar fails beside arguments that are absent; this one is
     # written to
     counter = scalars.get("skipped")
-    if counter is not None and not torch.compiler.is_compiling() and counter.is_neg():
+    if isinstance(counter, Tensor) and not torch.compiler.is_compiling() and counter.is_neg():
         copy = in_memory(counter)
         result = _call(name, lists, written, *rest, **{**scalars, "skipped": copy})
         counter.copy_(copy)
