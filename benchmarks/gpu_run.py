@@ -43,7 +43,7 @@ PER_OP = (
     "adaptive_cross_entropy",
     "adaptive_mse",
     "soft_target_kl",
-    "hyper",
+    "tensor_settings",
     "flat_ops",
 )
 PROBE = """

@@ -188,7 +188,7 @@ bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t&
   *count = known ? table.numel / kRecordWords : PyList_Size(list);
   if ((room -= *count * kRecordWords) < 0) {
     PyErr_SetString(PyExc_ValueError,
-                    "records: expected a table with room for all lists, found a shorter one");
+                    "table: expected a table with room for all lists, found a shorter one");
     return false;
   }
   if (known) {
@@ -245,7 +245,7 @@ PyObject* gather(PyObject*, PyObject* args) {
     if (torch.exchange == nullptr || !look(torch, targets[i], &tables[i])) Py_RETURN_NONE;
     if (tables[i].numel < size * kRecordWords) {
       PyErr_SetString(PyExc_ValueError,
-                      "records: expected tables with room for all parameters, found shorter ones");
+                      "table: expected tables with room for all parameters, found shorter ones");
       return nullptr;
     }
   }

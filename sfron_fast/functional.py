@@ -43,8 +43,8 @@ def _call(
         counter.copy_(copy)
         return result
     rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
-    if type(scalars.get("hyper")) is Tensor:
-        scalars["hyper"] = in_memory(scalars["hyper"])
+    if type(scalars.get("numbers")) is Tensor:
+        scalars["numbers"] = in_memory(scalars["numbers"])
     table = tables.table_of(
         lists.values()
     )  # first: it brings the tensors into the cache faster than Python does
@@ -56,7 +56,7 @@ def _call(
         table = tables.table_of(lists.values())
     if table is not None:
         try:
-            result = ops.RECORDS[name](table, *rest, **scalars)
+            result = ops.TABLED[name](table, *rest, **scalars)
         except (
             ValueError,
             RuntimeError,
@@ -148,7 +148,7 @@ def sgd_step_(
     slow_save: Tensors | None = None,
     slow_from: Tensors | None = None,
     slow_lr: float = 1.0,
-    hyper: Tensor | None = None,
+    numbers: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update,
@@ -165,7 +165,7 @@ def sgd_step_(
         the second.
         slow_save: receives the parameters as they were before the step (start of a cycle).
         slow_from, slow_lr: with them the result is slow + slow_lr (updated - slow) (end of a cycle).
-        hyper: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
+        numbers: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
             numbers, so that a captured CUDA graph follows a schedule.
         skipped: int64 [] there, one more if the update is skipped.
     Raises:
@@ -198,7 +198,7 @@ def sgd_step_(
         freeze_masked=freeze_masked,
         max_norm=max_norm,
         slow_lr=slow_lr,
-        hyper=hyper,
+        numbers=numbers,
         skipped=skipped,
     )
 
@@ -227,7 +227,7 @@ def adamw_step_(
     slow_save: Tensors | None = None,
     slow_from: Tensors | None = None,
     slow_lr: float = 1.0,
-    hyper: Tensor | None = None,
+    numbers: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
     """One fused pass of torch.optim.AdamW (``decoupled``) or Adam over a list.
@@ -268,36 +268,36 @@ def adamw_step_(
         freeze_masked=freeze_masked,
         max_norm=max_norm,
         slow_lr=slow_lr,
-        hyper=hyper,
+        numbers=numbers,
         skipped=skipped,
     )
 
 
 def interpolate_(
-    slow: Tensors, fast: Tensors, slow_lr: float, *, hyper: Tensor | None = None
+    slow: Tensors, fast: Tensors, slow_lr: float, *, numbers: Tensor | None = None
 ) -> None:
     """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper:
     R-on's
     slow step).
 
-    ``hyper``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA
+    ``numbers``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA
     graph and torch.compile would keep as it was.
     """
     if not slow:
         return require(not fast, "fast", "0 tensors", len(fast))
-    _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr, hyper)
+    _call("interpolate_", {"slow": slow, "fast": fast}, ("slow", "fast"), slow_lr, numbers)
 
 
 def fisher_accumulate_(
-    fisher: Tensors, grads: Tensors, weight: float, *, hyper: Tensor | None = None
+    fisher: Tensors, grads: Tensors, weight: float, *, numbers: Tensor | None = None
 ) -> None:
     """fisher += weight * grad^2, fp32 accumulators (fp64 for fp64 gradients), in place.
 
-    ``hyper``: fp64 [1] beside the tensors: weight in place of the number, as in ``interpolate_``.
+    ``numbers``: fp64 [1] beside the tensors: weight in place of the number, as in ``interpolate_``.
     """
     if not fisher:
         return require(not grads, "grads", "0 tensors", len(grads))
-    _call("fisher_accumulate_", {"fisher": fisher, "grads": grads}, ("fisher",), weight, hyper)
+    _call("fisher_accumulate_", {"fisher": fisher, "grads": grads}, ("fisher",), weight, numbers)
 
 
 def saliency_mask(

@@ -41,7 +41,8 @@ struct AdamwScalars {
   Lerp avg, slow;
 };
 
-SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const Hyper& h, const StepState& state) {
+SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const StepNumbers& h,
+                                    const StepState& state) {
   AdamwScalars s{};
   s.factor = state.factor;
   s.keep = o.decoupled ? static_cast<float>(1.0 - h.lr * h.weight_decay) : 1.0f;

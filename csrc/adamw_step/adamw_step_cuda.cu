@@ -83,7 +83,7 @@ template <bool kAmsgrad, bool kSlowFrom>
 __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
     adamw_step_kernel(const __grid_constant__ List<AdamwTensor> list, AdamwOptions options,
                       StepInputs inputs, bool slow_save) {
-  const AdamwScalars s = adamw_scalars(options, step_hyper(inputs), step_state(inputs));
+  const AdamwScalars s = adamw_scalars(options, step_numbers(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowFrom && !slow_save) return;
   float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
     const float step = *in_global(t.step) + 1.0f;
     if (step != known) {
       known = step;
-      c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, options.eps,
+      c = adam_corrections(step_numbers(inputs).lr, options.beta1, options.beta2, options.eps,
                            static_cast<int64_t>(step));
     }
     const int64_t count = static_cast<int64_t>(step);

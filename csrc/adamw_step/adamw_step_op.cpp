@@ -24,12 +24,12 @@ void adamw_step(const TensorList& params, const TensorList& grads, const TensorL
                 const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
                 const MaybeTensor& found_inf, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool decoupled, bool maximize, bool freeze_masked,
-                double max_norm, double slow_lr, const MaybeTensor& hyper,
+                double max_norm, double slow_lr, const MaybeTensor& numbers,
                 const MaybeTensor& skipped) {
   const DeviceScope scope(params);
   const StepArguments a =
       step_arguments(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf,
-                     {lr, weight_decay, slow_lr}, hyper, skipped, max_norm, maximize);
+                     {lr, weight_decay, slow_lr}, numbers, skipped, max_norm, maximize);
   const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kState);
   const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kState);
   const Arrays largest =
@@ -61,7 +61,7 @@ void adamw_step(const TensorList& params, const TensorList& grads, const TensorL
 #if defined(USE_CUDA)
   if (scope.on_cuda()) return launch_adamw_step(tensors, options, a.inputs, scope.queue());
 #endif
-  const Hyper known = step_hyper(a.inputs);
+  const StepNumbers known = step_numbers(a.inputs);
   const AdamwScalars s = adamw_scalars(options, known, step_state(a.inputs));
   count_skip(a.inputs, s.skip);
   float counted = NAN;  // the step count of the corrections; usually it is the same for all tensors

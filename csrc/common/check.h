@@ -234,19 +234,19 @@ inline float* optional_scalar_view(const char* name, const MaybeTensor& scalar) 
 }
 
 // [count] in fp64 beside the tensors, instead of as many numbers; null where the numbers are meant.
-inline const double* hyper_view(const MaybeTensor& hyper, int64_t count) {
-  if (!hyper.has_value()) return nullptr;
-  const View view = any_view({"hyper"}, hyper->get());
-  check_shape({"hyper"}, view, &count, 1);
-  check_dtype({"hyper"}, view, codes().float64);
+inline const double* numbers_view(const MaybeTensor& numbers, int64_t count) {
+  if (!numbers.has_value()) return nullptr;
+  const View view = any_view({"numbers"}, numbers->get());
+  check_shape({"numbers"}, view, &count, 1);
+  check_dtype({"numbers"}, view, codes().float64);
   return static_cast<const double*>(view.data);
 }
 
-// A number in [low, high], or `hyper` in its place; what lies on another device cannot be read
+// A number in [low, high], or `numbers` in its place; what lies on another device cannot be read
 // without waiting for it.
-inline Number number_view(const char* name, double given, const MaybeTensor& hyper, double low,
+inline Number number_view(const char* name, double given, const MaybeTensor& numbers, double low,
                           double high) {
-  const Number number{given, hyper_view(hyper, 1)};
+  const Number number{given, numbers_view(numbers, 1)};
   check_number(name, wanted_device().type == codes().cpu ? value_of(number) : given, low, high);
   return number;
 }

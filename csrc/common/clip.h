@@ -8,15 +8,15 @@ namespace sfron {
 constexpr float kClipEps = 1e-6f;  // torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6)
 
 // What may change from step to step; in a CUDA graph it comes from device memory.
-struct Hyper {
+struct StepNumbers {
   double lr, weight_decay, slow_lr;
 };
 
 struct StepInputs {
   const float *norm, *grad_scale, *found_inf;  // [] or null
-  const double* hyper;  // [3] or null: lr, weight_decay, slow_lr instead of `given`
-  int64_t* skipped;     // [] or null: one more for a skipped step
-  Hyper given;
+  const double* numbers;  // [3] or null: lr, weight_decay, slow_lr instead of `given`
+  int64_t* skipped;       // [] or null: one more for a skipped step
+  StepNumbers given;
   float max_norm;
   bool maximize;
 };
@@ -28,8 +28,9 @@ struct StepState {
   bool measured;  // a norm was given
 };
 
-SFRON_HD Hyper step_hyper(const StepInputs& in) {
-  return in.hyper == nullptr ? in.given : Hyper{in.hyper[0], in.hyper[1], in.hyper[2]};
+SFRON_HD StepNumbers step_numbers(const StepInputs& in) {
+  return in.numbers == nullptr ? in.given
+                               : StepNumbers{in.numbers[0], in.numbers[1], in.numbers[2]};
 }
 
 SFRON_HD StepState step_state(const StepInputs& in) {

@@ -1,25 +1,25 @@
 #pragma once
 // Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose
-// first arguments are `const TensorList&`. It serves both devices, and as `name_.records` a table
+// first arguments are `const TensorList&`. It serves both devices, and as `name_.table` a table
 // in place of the lists (common/records.h).
 #include "common/cuda.h"
 #include "common/lists.h"
 
-#define SFRON_LIST_OP(name, function)                                                        \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                            \
-    m.impl(name, TORCH_BOX(&function));                                                      \
-  }                                                                                          \
-  SFRON_CUDA_OP(name, function)                                                              \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                      \
-    m.impl(name ".records", TORCH_BOX((&FromRecords<&function, decltype(function)>::call))); \
+#define SFRON_LIST_OP(name, function)                                                      \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                          \
+    m.impl(name, TORCH_BOX(&function));                                                    \
+  }                                                                                        \
+  SFRON_CUDA_OP(name, function)                                                            \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                    \
+    m.impl(name ".table", TORCH_BOX((&FromRecords<&function, decltype(function)>::call))); \
   }
 
 namespace sfron {
 
 // The `count` lists of a table, which Python made as one int64 tensor.
 inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
-  const View view = any_view({"records"}, table.get());
-  check_dtype({"records"}, view, codes().int64);
+  const View view = any_view({"table"}, table.get());
+  check_dtype({"table"}, view, codes().int64);
   const int64_t* counts = static_cast<const int64_t*>(view.data);
   const Record* record = reinterpret_cast<const Record*>(counts + count);
   int64_t room = view.numel - static_cast<int64_t>(count);
@@ -27,7 +27,7 @@ inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
   lists.reserve(count);
   for (size_t l = 0; l < count; ++l) {
     room -= l > static_cast<size_t>(view.numel) ? 0 : counts[l] * kRecordWords;
-    if (room < 0) fail({"records"}, "a table by _C.describe", "a shorter one");
+    if (room < 0) fail({"table"}, "a table by _C.describe", "a shorter one");
     lists.emplace_back(record, static_cast<size_t>(counts[l]));
     record += counts[l];
   }

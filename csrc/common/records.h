@@ -1,7 +1,7 @@
 #pragma once
 // A list of tensors as a table of plain numbers. torch's boxing makes a handle on the heap for
 // every tensor of a list, which takes longer than a step on a tensor of 64 elements; `_C.describe`
-// writes the numbers straight from the Python objects (csrc/module.cpp), and the `records` overload
+// writes the numbers straight from the Python objects (csrc/module.cpp), and the `table` overload
 // of an op reads them.
 #include <cstdint>
 

@@ -24,7 +24,7 @@ inline StepArguments step_arguments(const TensorList& params, const TensorList& 
                                     const TensorList& slow_save, const TensorList& slow_from,
                                     const TensorList& masks, const MaybeTensor& norm,
                                     const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
-                                    const Hyper& given, const MaybeTensor& hyper,
+                                    const StepNumbers& given, const MaybeTensor& numbers,
                                     const MaybeTensor& skipped, double max_norm, bool maximize) {
   StepArguments a{};
   a.params = float_views("params", params);
@@ -35,13 +35,13 @@ inline StepArguments step_arguments(const TensorList& params, const TensorList& 
   a.inputs.norm = optional_scalar_view("norm", norm);
   a.inputs.grad_scale = optional_scalar_view("grad_scale", grad_scale);
   a.inputs.found_inf = optional_scalar_view("found_inf", found_inf);
-  a.inputs.hyper = hyper_view(hyper, 3);  // lr, weight_decay, slow_lr
+  a.inputs.numbers = numbers_view(numbers, 3);  // lr, weight_decay, slow_lr
   a.inputs.skipped = skipped_view(skipped);
   a.inputs.given = given;
   a.inputs.max_norm = static_cast<float>(max_norm);
   a.inputs.maximize = maximize;
   // what lies on another device cannot be read without waiting for it
-  const Hyper known = wanted_device().type == codes().cpu ? step_hyper(a.inputs) : given;
+  const StepNumbers known = wanted_device().type == codes().cpu ? step_numbers(a.inputs) : given;
   const double inf = std::numeric_limits<double>::infinity();
   check_number("lr", known.lr, 0.0, inf);
   check_number("weight_decay", known.weight_decay, 0.0, inf);

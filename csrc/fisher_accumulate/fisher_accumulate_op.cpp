@@ -6,12 +6,12 @@ namespace sfron {
 namespace {
 
 void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double weight,
-                       const MaybeTensor& hyper) {
+                       const MaybeTensor& numbers) {
   const DeviceScope scope(grads);
   const Views views = float_views("grads", grads);
   const Arrays sums = arrays_like("fisher", fisher, views, Allowed::kFloat32);
   const Number number =
-      number_view("weight", weight, hyper, 0.0, std::numeric_limits<double>::infinity());
+      number_view("weight", weight, numbers, 0.0, std::numeric_limits<double>::infinity());
 
   std::vector<FisherTensor> tensors(views.size());
   for (size_t i = 0; i < views.size(); ++i) {

@@ -6,11 +6,11 @@ namespace sfron {
 namespace {
 
 void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr,
-                 const MaybeTensor& hyper) {
+                 const MaybeTensor& numbers) {
   const DeviceScope scope(slow);
   const Views slows = float_views("slow", slow);
   const Arrays fasts = arrays_like("fast", fast, slows, Allowed::kSame);
-  const Number number = number_view("slow_lr", slow_lr, hyper, 0.0, 1.0);
+  const Number number = number_view("slow_lr", slow_lr, numbers, 0.0, 1.0);
 
   std::vector<InterpolateTensor> tensors(slows.size());
   for (size_t i = 0; i < slows.size(); ++i) {

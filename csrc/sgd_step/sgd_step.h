@@ -35,7 +35,7 @@ struct SgdScalars {
   Lerp slow;
 };
 
-SFRON_HD SgdScalars sgd_scalars(const SgdOptions& o, const Hyper& h, const StepState& state) {
+SFRON_HD SgdScalars sgd_scalars(const SgdOptions& o, const StepNumbers& h, const StepState& state) {
   SgdScalars s{};
   s.factor = state.factor;
   s.lr = static_cast<float>(h.lr);

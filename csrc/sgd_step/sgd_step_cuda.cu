@@ -66,7 +66,7 @@ template <bool kMomentum, bool kSlowFrom>
 __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowFrom>))
     sgd_step_kernel(const __grid_constant__ List<SgdTensor> list, SgdOptions options,
                     StepInputs inputs, bool slow_save) {
-  const SgdScalars s = sgd_scalars(options, step_hyper(inputs), step_state(inputs));
+  const SgdScalars s = sgd_scalars(options, step_numbers(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowFrom && !slow_save && !(kMomentum && s.first)) return;
   each_unit(list, [&](const SgdTensor t, int64_t, int64_t begin, int64_t end) {

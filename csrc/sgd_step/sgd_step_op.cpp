@@ -10,11 +10,11 @@ void sgd_step(const TensorList& params, const TensorList& grads, const TensorLis
               const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
               double lr, double momentum, double dampening, double weight_decay, bool nesterov,
               bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr,
-              const MaybeTensor& hyper, const MaybeTensor& skipped) {
+              const MaybeTensor& numbers, const MaybeTensor& skipped) {
   const DeviceScope scope(params);
   const StepArguments a =
       step_arguments(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf,
-                     {lr, weight_decay, slow_lr}, hyper, skipped, max_norm, maximize);
+                     {lr, weight_decay, slow_lr}, numbers, skipped, max_norm, maximize);
   const Arrays buffers =
       optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kState);
   check_number("momentum", momentum, 0.0, std::numeric_limits<double>::infinity());
@@ -38,7 +38,7 @@ void sgd_step(const TensorList& params, const TensorList& grads, const TensorLis
   if (scope.on_cuda()) return launch_sgd_step(tensors, options, a.inputs, scope.queue());
 #endif
   const Runs runs(tensors);
-  const SgdScalars s = sgd_scalars(options, step_hyper(a.inputs), step_state(a.inputs));
+  const SgdScalars s = sgd_scalars(options, step_numbers(a.inputs), step_state(a.inputs));
   count_skip(a.inputs, s.skip);
   parallel(runs, [&](int64_t begin, int64_t end) { sgd_step_cpu(tensors, runs, begin, end, s); });
 }

@@ -148,20 +148,25 @@ def masked_grad_norm(
     _scalar_tensors(grads, grad_scale=grad_scale)
 
 
-def _hyper(hyper: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor]) -> tuple[Any, ...]:
+def _numbers(
+    numbers: Tensor | None, given: tuple[Any, ...], like: Sequence[Tensor]
+) -> tuple[Any, ...]:
     """The numbers ``given``, or those of the tensor where it can be read without waiting for a
     device.
     """
-    if hyper is not None:
+    if numbers is not None:
         shape = (len(given),)
-        require(hyper.shape == shape, "hyper", f"shape {shape}", tuple(hyper.shape))
-        require(hyper.dtype == torch.float64, "hyper", "dtype torch.float64", hyper.dtype)
+        require(numbers.shape == shape, "numbers", f"shape {shape}", tuple(numbers.shape))
+        require(numbers.dtype == torch.float64, "numbers", "dtype torch.float64", numbers.dtype)
         if like:
             require(
-                hyper.device == like[0].device, "hyper", f"device {like[0].device}", hyper.device
+                numbers.device == like[0].device,
+                "numbers",
+                f"device {like[0].device}",
+                numbers.device,
             )
-        if hyper.device.type == "cpu":
-            return tuple(hyper.tolist())
+        if numbers.device.type == "cpu":
+            return tuple(numbers.tolist())
     return given
 
 
@@ -184,7 +189,7 @@ def _step(
     _scalar_tensors(params, norm=norm, grad_scale=grad_scale, found_inf=found_inf)
     _scalar_tensors(params, torch.int64, skipped=scalars.get("skipped"))
     given = scalars["lr"], scalars["weight_decay"], scalars["slow_lr"]
-    lr, weight_decay, slow_lr = _hyper(scalars.get("hyper"), given, params)
+    lr, weight_decay, slow_lr = _numbers(scalars.get("numbers"), given, params)
     number("lr", lr, 0.0)
     number("weight_decay", weight_decay, 0.0)
     if scalars["max_norm"] != math.inf:  # inf: measured, not clipped
@@ -252,11 +257,11 @@ def adamw_step_(
 
 
 def interpolate_(
-    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None
+    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, numbers: Tensor | None = None
 ) -> None:
     _floats("slow", slow)
     _aligned("fast", fast, slow)
-    (slow_lr,) = _hyper(hyper, (slow_lr,), slow)
+    (slow_lr,) = _numbers(numbers, (slow_lr,), slow)
     number("slow_lr", slow_lr, 0.0, 1.0)
 
 
@@ -274,11 +279,11 @@ def _fisher(name: str, fisher: Sequence[Tensor], grads: Sequence[Tensor]) -> Non
 
 
 def fisher_accumulate_(
-    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, hyper: Tensor | None = None
+    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, numbers: Tensor | None = None
 ) -> None:
     _floats("grads", grads)
     _fisher("fisher", fisher, grads)
-    (weight,) = _hyper(hyper, (weight,), grads)
+    (weight,) = _numbers(numbers, (weight,), grads)
     number("weight", weight, 0.0)
 
 

@@ -208,13 +208,13 @@ def sgd_step_(
     freeze_masked: bool,
     max_norm: float,
     slow_lr: float,
-    hyper: Tensor | None = None,
+    numbers: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
     """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are
     uninitialised.
     """
-    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
+    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if numbers is None else numbers.tolist()
     skip = skip_step(norm, found_inf, skipped)
     momentum_buffers, slow_from = spread(momentum_buffers, params), spread(slow_from, params)
     for i, param, grad, selected in _each(params, grads, masks, slow_save):
@@ -265,7 +265,7 @@ def adamw_step_(
     freeze_masked: bool,
     max_norm: float,
     slow_lr: float,
-    hyper: Tensor | None = None,
+    numbers: Tensor | None = None,
     skipped: Tensor | None = None,
 ) -> None:
     """torch.optim.AdamW (decoupled) or Adam (L2) on the masked, clipped gradient.
@@ -273,7 +273,7 @@ def adamw_step_(
     ``steps`` are fp32 scalars [] beside their parameters; each counts the updates applied, so a
     skipped step leaves it. ``max_exp_avg_sqs`` empty = no AMSGrad.
     """
-    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if hyper is None else hyper.tolist()
+    lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if numbers is None else numbers.tolist()
     skip = skip_step(norm, found_inf, skipped)
     exp_avgs, exp_avg_sqs = spread(exp_avgs, params), spread(exp_avg_sqs, params)
     max_exp_avg_sqs, slow_from = spread(max_exp_avg_sqs, params), spread(slow_from, params)
@@ -330,10 +330,10 @@ def int_power(base: float, exponent: int) -> float:
 
 
 def interpolate_(
-    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, hyper: Tensor | None = None
+    slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, numbers: Tensor | None = None
 ) -> None:
     """slow += alpha (fast - slow); fast = slow (equation 9)."""
-    slow_lr = slow_lr if hyper is None else hyper.item()
+    slow_lr = slow_lr if numbers is None else numbers.item()
     for s, f in zip(slow, spread(fast, slow), strict=True):
         s.copy_(lerp(_wide(s), _wide(f), slow_lr))
         f.copy_(s)
@@ -343,10 +343,10 @@ def interpolate_(
 
 
 def fisher_accumulate_(
-    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, hyper: Tensor | None = None
+    fisher: Sequence[Tensor], grads: Sequence[Tensor], weight: float, numbers: Tensor | None = None
 ) -> None:
     """F += weight * g^2, F in fp32 (fp64 for fp64)."""
-    weight = weight if hyper is None else hyper.item()
+    weight = weight if numbers is None else numbers.item()
     for f, g in zip(spread(fisher, grads), grads, strict=True):
         wide = g.to(f.dtype)
         f.add_((wide * wide) * weight)

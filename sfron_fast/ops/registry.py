@@ -37,20 +37,20 @@ SCHEMAS = {
         """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] slow_save,
         Tensor[] slow_from, Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr,
         float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first,
-        bool freeze_masked, float max_norm, float slow_lr, Tensor? hyper=None, Tensor(d!)? skipped=None) -> ()"""
+        bool freeze_masked, float max_norm, float slow_lr, Tensor? numbers=None, Tensor(d!)? skipped=None) -> ()"""
     ),
     "adamw_step_": (
         """(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
         Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] slow_save, Tensor[] slow_from,
         Tensor[] masks, Tensor? norm, Tensor? grad_scale, Tensor? found_inf, *, float lr, float beta1,
         float beta2, float eps, float weight_decay, bool decoupled, bool maximize, bool freeze_masked,
-        float max_norm, float slow_lr, Tensor? hyper=None, Tensor(g!)? skipped=None) -> ()"""
+        float max_norm, float slow_lr, Tensor? numbers=None, Tensor(g!)? skipped=None) -> ()"""
     ),
     "interpolate_": (
-        "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? hyper=None) -> ()"
+        "(Tensor(a!)[] slow, Tensor(b!)[] fast, float slow_lr, Tensor? numbers=None) -> ()"
     ),
     "fisher_accumulate_": (
-        "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? hyper=None) -> ()"
+        "(Tensor(a!)[] fisher, Tensor[] grads, float weight, Tensor? numbers=None) -> ()"
     ),
     "saliency_mask": (
         "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)"
@@ -119,9 +119,7 @@ def _dense(arguments: dict[str, Any]) -> None:
         for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(tensor, Tensor):
                 where = f"{name}[{i}]" if tensor is not value else name
-                require(
-                    tensor.layout == torch.strided, where, "a dense tensor", tensor.layout
-                )
+                require(tensor.layout == torch.strided, where, "a dense tensor", tensor.layout)
 
 
 # --- fakes: shapes and dtypes for torch.compile ---------------------------------------------------
@@ -255,7 +253,7 @@ def _kl_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, .
     return gradient, None, None, None
 
 
-RECORDS: dict[str, Callable[..., Any]] = {}  # the overloads that take a table
+TABLED: dict[str, Callable[..., Any]] = {}  # the overloads that take a table
 
 for _name, _schema in SCHEMAS.items():
     _schema = " ".join(_schema.split())
@@ -264,10 +262,10 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"sfron_fast::{_name}", fake_kernel(_name), lib=_library)
     # the same with a table in place of its lists, native only: functional.py writes it,
     # csrc/common/records.h says why
-    _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor records, ", _schema)
+    _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor table, ", _schema)
     if _table != _schema:
-        _library.define(f"{_name}.records{_table}")
-        RECORDS[_name] = getattr(torch.ops.sfron_fast, _name).records
+        _library.define(f"{_name}.table{_table}")
+        TABLED[_name] = getattr(torch.ops.sfron_fast, _name).table
 torch.library.register_autograd(
     "sfron_fast::adaptive_cross_entropy",
     _cross_entropy_backward,

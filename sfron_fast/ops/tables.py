@@ -1,4 +1,4 @@
-"""Lists of tensors as tables of numbers, for the ``records`` overloads of the ops
+"""Lists of tensors as tables of numbers, for the ``table`` overloads of the ops
 (csrc/common/records.h says why).
 """
 

@@ -19,7 +19,7 @@ from .batch import Batch
 from .flat_state import FlatStates
 from .masks import GroupMask, check_saliency
 from .norms import global_norms
-from .scalars import as_hyper, is_zero, moves_slowly
+from .scalars import as_numbers, is_zero, moves_slowly
 from .skips import Skips
 from .state import Resumable, zero_state
 from .step_checks import check_batch, check_step
@@ -216,7 +216,7 @@ class SFRonOptimizer(Resumable):
         for (
             batch
         ) in idle:  # without a gradient in the last retain step, but maybe moved by an earlier one
-            alpha = as_hyper({"slow_lr": batch.group["slow_lr"]}, batch.params[0].device)
+            alpha = as_numbers({"slow_lr": batch.group["slow_lr"]}, batch.params[0].device)
             functional.interpolate_(self._slow(batch), batch.params, **alpha)
         self._in_backward.clear()
         for group in self.param_groups:
@@ -290,7 +290,7 @@ class SFRonOptimizer(Resumable):
             }
         moments = batch.group["moments"]
         plain = forget and moments == "none"
-        rule = as_hyper(
+        rule = as_numbers(
             {**rule, "weight_decay": 0.0 if plain else batch.group["weight_decay"]}, device
         )
         try:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# in the order of the ops' ``hyper``; the numbers are what an op is given beside it
+# in the order of the ops' ``numbers``; the numbers are what an op is given beside it
 NAMES = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0}
 
 
-def as_hyper(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def as_numbers(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """``rule``; if one of its numbers (``NAMES``) is a tensor, all of them in one, fp64 [numbers]
     on
     ``device``.
@@ -23,8 +23,8 @@ def as_hyper(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
     names = [name for name in NAMES if name in rule]
     if not any(isinstance(rule[name], Tensor) for name in names):
         return rule
-    hyper = torch.stack([_scalar(name, rule[name], device) for name in names])
-    return {**rule, **{name: NAMES[name] for name in names}, "hyper": hyper}
+    numbers = torch.stack([_scalar(name, rule[name], device) for name in names])
+    return {**rule, **{name: NAMES[name] for name in names}, "numbers": numbers}
 
 
 def _scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:

@@ -66,12 +66,12 @@ void test_fisher() {
 // What an optimizer step may be given besides the tensors, at random.
 struct StepCase {
   float norm = chance(20) ? INFINITY : 3.0f, scale = 4.0f, overflow = chance(20) ? 1.0f : 0.0f;
-  std::array<double, 3> hyper{0.02, 0.1, 0.6};
+  std::array<double, 3> numbers{0.02, 0.1, 0.6};
   bool masks = chance(60), slow_save = chance(40), slow_from = chance(40), freeze = chance(50);
   StepInputs inputs{chance(50) ? &norm : nullptr,
                     chance(50) ? &scale : nullptr,
                     chance(50) ? &overflow : nullptr,
-                    chance(50) ? hyper.data() : nullptr,
+                    chance(50) ? numbers.data() : nullptr,
                     chance(50) ? &skipped : nullptr,
                     {0.01, chance(50) ? 0.0 : 0.05, 0.3},
                     1.5f,
@@ -85,7 +85,7 @@ void test_sgd() {
   const StepCase c;
   const bool momentum = chance(70);
   const SgdOptions options{0.9, chance(50) ? 0.0 : 0.1, chance(50), chance(30), c.freeze};
-  const SgdScalars s = sgd_scalars(options, step_hyper(c.inputs), step_state(c.inputs));
+  const SgdScalars s = sgd_scalars(options, step_numbers(c.inputs), step_state(c.inputs));
   Buffers param, grad, mom, out, in, want_param, want_mom, want_out;
   std::vector<std::vector<uint8_t>> masks;
   std::vector<SgdTensor> tensors;
@@ -136,8 +136,8 @@ void test_adamw() {
   const StepCase c;
   const bool amsgrad = chance(40);
   const AdamwOptions options{0.9, 0.999, 1e-8, chance(50), c.freeze};
-  const Hyper hyper = step_hyper(c.inputs);
-  const AdamwScalars s = adamw_scalars(options, hyper, step_state(c.inputs));
+  const StepNumbers numbers = step_numbers(c.inputs);
+  const AdamwScalars s = adamw_scalars(options, numbers, step_state(c.inputs));
   Buffers param, grad, avg, square, largest, out, in, want_param, want_avg, want_square,
       want_largest, want_out;
   std::vector<std::vector<uint8_t>> masks;
@@ -165,7 +165,7 @@ void test_adamw() {
     if (!s.skip) want_steps[k] += 1.0f;
     const int64_t step = static_cast<int64_t>(steps[k] + 1.0f);
     const Corrections r =
-        adam_corrections(hyper.lr, options.beta1, options.beta2, options.eps, step);
+        adam_corrections(numbers.lr, options.beta1, options.beta2, options.eps, step);
     for (int64_t i = 0; i < numel; ++i) {
       AdamwElement e{param.back().get(i), avg.back().get(i), square.back().get(i),
                      amsgrad ? largest.back().get(i) : 0};

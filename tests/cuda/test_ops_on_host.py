@@ -50,7 +50,7 @@ FLAGS = [
 TESTS = (
     "flat_ops",
     "flat",
-    "hyper",
+    "tensor_settings",
     "interpolate",
     "fisher_accumulate",
     "saliency_mask",

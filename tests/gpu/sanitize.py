@@ -96,17 +96,17 @@ def list_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
         "norm": torch.tensor(3.0, device=device),
         "max_norm": 1.0,
     }  # the same number on both devices
-    hyper = torch.tensor((0.1, 0.01, 0.5), dtype=torch.float64, device=device)
+    numbers = torch.tensor((0.1, 0.01, 0.5), dtype=torch.float64, device=device)
     forget = {"lr": 0.1, "weight_decay": 0.01, "masks": bits, "slow_save": s, **clip}
     for freeze in (False, True):
         F.sgd_step_(p, g, m, momentum=0.9, freeze_masked=freeze, **forget)
-    F.sgd_step_(p, g, m, lr=0.1, momentum=0.9, nesterov=True, slow_from=s, hyper=hyper)
+    F.sgd_step_(p, g, m, lr=0.1, momentum=0.9, nesterov=True, slow_from=s, numbers=numbers)
     left["sgd_step_"] = [*p, *m, *s]
     q, first = there(tensors(8, dtype, shift), device), there(tensors(9, dtype, shift), device)
     most = there(tensors(10, dtype, shift, positive=True), device)
     steps = [torch.zeros((), device=device) for _ in SIZES]
     F.adamw_step_(q, g, first, v, steps, **forget)
-    F.adamw_step_(q, g, first, v, steps, most, lr=0.1, slow_from=s, slow_lr=0.5, hyper=hyper)
+    F.adamw_step_(q, g, first, v, steps, most, lr=0.1, slow_from=s, slow_lr=0.5, numbers=numbers)
     left["adamw_step_"] = [*q, *first, *v, *most, *steps]
     F.interpolate_(s, q, 0.3)
     left["interpolate_"] = [*s, *q]

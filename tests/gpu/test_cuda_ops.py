@@ -82,13 +82,13 @@ def test_cpu_equals_cuda_simple_ops(dtype, shift):
     for slow_lr in (0.0, 0.3, 0.7, 1.0):
         slow, fast = random_list(0, dtype, shift=shift), random_list(1, dtype)
         both(lambda s, f, alpha=slow_lr: sf.interpolate_(s, f, alpha), slow, fast)
-        hyper = torch.tensor([slow_lr], dtype=torch.float64)
+        numbers = torch.tensor([slow_lr], dtype=torch.float64)
         both(
             sf.interpolate_,
             random_list(0, dtype, shift=shift),
             random_list(1, dtype),
             slow_lr=0.9,
-            hyper=hyper,
+            numbers=numbers,
         )
     fisher, grads = random_list(2, positive=True), random_list(3, dtype, shift=shift)
     both(lambda f, g: sf.fisher_accumulate_(f, g, 0.37), fisher, grads)
@@ -97,7 +97,7 @@ def test_cpu_equals_cuda_simple_ops(dtype, shift):
         fisher,
         grads,
         weight=0.9,
-        hyper=torch.tensor([0.37], dtype=torch.float64),
+        numbers=torch.tensor([0.37], dtype=torch.float64),
     )
 
 
@@ -144,7 +144,9 @@ def options_of(flags, dtype):
     found |= {"slow_save": random_list(8, dtype)} if "slow_save" in flags else {}
     found |= {"slow_from": random_list(9, dtype), "slow_lr": 0.3} if "slow_from" in flags else {}
     found |= (
-        {"hyper": torch.tensor((0.02, 0.1, 0.6), dtype=torch.float64)} if "hyper" in flags else {}
+        {"numbers": torch.tensor((0.02, 0.1, 0.6), dtype=torch.float64)}
+        if "numbers" in flags
+        else {}
     )
     found |= {"maximize": True} if "maximize" in flags else {}
     found |= {"weight_decay": 0.05} if "decay" in flags else {}
@@ -157,10 +159,10 @@ FLAGS = [
     {"freeze", "decay"},
     {"slow_save", "decay", "grad_scale"},
     {"slow_from", "maximize"},
-    {"hyper", "slow_from", "masks"},
+    {"numbers", "slow_from", "masks"},
     {"found_inf", "slow_from"},
     {"bad_norm", "slow_save"},
-    {"masks", "norm", "grad_scale", "slow_save", "slow_from", "hyper", "maximize", "decay"},
+    {"masks", "norm", "grad_scale", "slow_save", "slow_from", "numbers", "maximize", "decay"},
 ]
 
 
@@ -219,7 +221,7 @@ class Training:
         self.slow = [torch.empty(n, device="cuda") for n in shapes]
         self.masks = to_cuda(random_masks(2, sizes))
         self.masks = [lists.flatten_masks(self.masks, self.params)] if whole else self.masks
-        self.hyper = torch.tensor((0.01, 0.1, 0.5), dtype=torch.float64, device="cuda")
+        self.numbers = torch.tensor((0.01, 0.1, 0.5), dtype=torch.float64, device="cuda")
         self.adam = adam
 
     def step(self, **options):
@@ -230,7 +232,7 @@ class Training:
                 *self.state,
                 self.steps,
                 lr=1.0,
-                hyper=self.hyper,
+                numbers=self.numbers,
                 **options,
             )
         else:
@@ -240,7 +242,7 @@ class Training:
                 self.state[0],
                 momentum=0.9,
                 lr=1.0,
-                hyper=self.hyper,
+                numbers=self.numbers,
                 **options,
             )
 
@@ -256,7 +258,7 @@ each_form = pytest.mark.parametrize("whole", [False, True], ids=["lists", "flat"
 @pytest.mark.checklist("E3")
 @each_form
 @pytest.mark.parametrize("adam", [True, False], ids=["adamw", "sgd"])
-def test_graph_replay_equals_eager_while_hyper_changes(adam, whole):
+def test_graph_replay_equals_eager_while_numbers_change(adam, whole):
     """Captured with ordinary or with flat lists; eager always with ordinary ones."""
     eager, captured = Training(adam=adam), Training(adam=adam, whole=whole)
     start = [
@@ -281,9 +283,9 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam, whole):
         adam=adam, whole=whole
     )  # eager steps between the replays must not disturb the captured tables
     for k in range(5):
-        hyper = torch.tensor((0.01 * (k + 1), 0.1 / (k + 1), 0.5 + 0.1 * k), dtype=torch.float64)
-        eager.hyper.copy_(hyper)
-        captured.hyper.copy_(hyper)
+        numbers = torch.tensor((0.01 * (k + 1), 0.1 / (k + 1), 0.5 + 0.1 * k), dtype=torch.float64)
+        eager.numbers.copy_(numbers)
+        captured.numbers.copy_(numbers)
         for t in (eager, captured):
             for i, grad in enumerate(t.grads):
                 grad.copy_(random_list(10 + k, sizes=[grad.numel()])[0] * (i + 1))
@@ -297,20 +299,20 @@ def test_graph_replay_equals_eager_while_hyper_changes(adam, whole):
 
 @pytest.mark.parametrize("op", ["interpolate_", "fisher_accumulate_"])
 def test_graph_replay_follows_a_changing_number(op):
-    """The captured number is 0.9; every replay takes what ``hyper`` then holds, as the CPU does
+    """The captured number is 0.9; every replay takes what ``numbers`` then holds, as the CPU does
     with that number.
     """
     call = getattr(sf, op)
     captured, other = ([to_cuda(random_list(seed)) for seed in (0, 1)] for _ in range(2))
-    hyper = torch.full((1,), 0.5, dtype=torch.float64, device="cuda")
+    numbers = torch.full((1,), 0.5, dtype=torch.float64, device="cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        call(*captured, 0.9, hyper=hyper)
+        call(*captured, 0.9, numbers=numbers)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call(*captured, 0.9, hyper=hyper)
+        call(*captured, 0.9, numbers=numbers)
     for k in range(5):
         expected = [random_list(10 * k + seed) for seed in (2, 3)]
         for now, new in zip(captured, expected, strict=True):
@@ -318,7 +320,7 @@ def test_graph_replay_follows_a_changing_number(op):
                 a.copy_(b)
         call(*expected, 0.2 * (k + 1))
         call(*other, 0.3)  # eager calls between the replays must not disturb the captured table
-        hyper.fill_(0.2 * (k + 1))
+        numbers.fill_(0.2 * (k + 1))
         graph.replay()
         for now, new in zip(captured, expected, strict=True):
             assert all(torch.equal(a.cpu(), b) for a, b in zip(now, new, strict=True)), k

@@ -18,9 +18,9 @@ from cases import (
     assert_refuses_leaf_and_bumps_version,
     assert_same_bits,
     assert_same_case,
-    bad_hyper,
     bad_lists,
     bad_numbers,
+    bad_tensor_numbers,
     blame,
     compiled_equals_eager,
     each_size,
@@ -34,13 +34,13 @@ from sfron_fast.ops import registry as ops
 
 
 def make(
-    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", weight=0.7, special=False, hyper=None
+    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", weight=0.7, special=False, numbers=None
 ) -> Case:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     fisher = [f.abs() for f in value_list(shapes, wide, device, special=special * 1)]
     tensors = {"fisher": fisher, "grads": value_list(shapes, dtype, device, special=special * 2)}
-    if hyper is not None:
-        tensors["hyper"] = torch.tensor([hyper], dtype=torch.float64, device=device)
+    if numbers is not None:
+        tensors["numbers"] = torch.tensor([numbers], dtype=torch.float64, device=device)
     return Case(tensors, {"weight": weight})
 
 
@@ -89,24 +89,27 @@ def test_compile(device):
 
 
 def test_compile_changing_numbers(device):
-    """A number that changes goes in through ``hyper``: one compilation.
+    """A number that changes goes in through ``numbers``: one compilation.
 
     (Of Python floats torch guards the value.)
     """
-    cases = [make(device=device, hyper=0.1 * i) for i in range(10)]
+    cases = [make(device=device, numbers=0.1 * i) for i in range(10)]
     for kernel in (ops.fisher_accumulate_, functional.fisher_accumulate_):
         assert compiled_equals_eager(kernel, cases) == 1
 
 
 @pytest.mark.parametrize("weight", [0.0, 1 / 3, 128.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_hyper_stands_for_the_number(device, dtype, weight):
-    case, other = make(MIXED, dtype, device, weight), make(MIXED, dtype, device, 0.2, hyper=weight)
+def test_a_tensor_stands_for_the_number(device, dtype, weight):
+    case, other = (
+        make(MIXED, dtype, device, weight),
+        make(MIXED, dtype, device, 0.2, numbers=weight),
+    )
     for name in ("fisher", "grads"):
         other.tensors[name] = [t.clone() for t in case.tensors[name]]
     assert_matches_reference("fisher_accumulate_", other, functional.fisher_accumulate_)
     case.run(functional.fisher_accumulate_)
-    del other.tensors["hyper"]
+    del other.tensors["numbers"]
     assert_same_case(other, case)
 
 
@@ -150,7 +153,7 @@ LISTS = blame(bad_lists("fisher", "grads"), ("grads-short", "grads-shape"), "fis
         *LISTS,
         ("fisher-bf16", halve, "fisher"),
         *bad_numbers(weight=(-1.0,)),
-        *bad_hyper([0.5], ["weight"]),
+        *bad_tensor_numbers([0.5], ["weight"]),
     ]
 )
 def test_rejects(edit, argument):

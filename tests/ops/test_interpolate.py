@@ -18,9 +18,9 @@ from cases import (
     assert_refuses_leaf_and_bumps_version,
     assert_same_bits,
     assert_same_case,
-    bad_hyper,
     bad_lists,
     bad_numbers,
+    bad_tensor_numbers,
     blame,
     compiled_equals_eager,
     each_size,
@@ -34,14 +34,19 @@ from sfron_fast.ops import registry as ops
 
 
 def make(
-    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", slow_lr=0.3, special=False, hyper=None
+    shapes=((3,), (65,)),
+    dtype=torch.float32,
+    device="cpu",
+    slow_lr=0.3,
+    special=False,
+    numbers=None,
 ) -> Case:
     lists = {
         name: value_list(shapes, dtype, device, special=special * number)
         for number, name in ((1, "slow"), (2, "fast"))
     }
-    if hyper is not None:
-        lists["hyper"] = torch.tensor([hyper], dtype=torch.float64, device=device)
+    if numbers is not None:
+        lists["numbers"] = torch.tensor([numbers], dtype=torch.float64, device=device)
     return Case(lists, {"slow_lr": slow_lr})
 
 
@@ -91,27 +96,27 @@ def test_compile(device):
 
 
 def test_compile_changing_numbers(device):
-    """A number that changes goes in through ``hyper``: one compilation.
+    """A number that changes goes in through ``numbers``: one compilation.
 
     (Of Python floats torch guards the value.)
     """
-    cases = [make(device=device, hyper=0.1 * i) for i in range(10)]
+    cases = [make(device=device, numbers=0.1 * i) for i in range(10)]
     for kernel in (ops.interpolate_, functional.interpolate_):
         assert compiled_equals_eager(kernel, cases) == 1
 
 
 @pytest.mark.parametrize("slow_lr", [0.1, 0.5, 0.75])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_hyper_stands_for_the_number(device, dtype, slow_lr):
+def test_a_tensor_stands_for_the_number(device, dtype, slow_lr):
     case, other = (
         make(MIXED, dtype, device, slow_lr),
-        make(MIXED, dtype, device, 0.2, hyper=slow_lr),
+        make(MIXED, dtype, device, 0.2, numbers=slow_lr),
     )
     for name in ("slow", "fast"):
         other.tensors[name] = [t.clone() for t in case.tensors[name]]
     assert_matches_reference("interpolate_", other, functional.interpolate_)
     case.run(functional.interpolate_)
-    del other.tensors["hyper"]
+    del other.tensors["numbers"]
     assert_same_case(other, case)
 
 
@@ -142,7 +147,7 @@ def test_layouts(device, dtype, layout):
 LISTS = blame(bad_lists("slow", "fast"), ("slow-short", "slow-shape"), "fast")
 
 
-@reject_params([*LISTS, *bad_numbers(slow_lr=(-0.1, 1.1)), *bad_hyper([0.5], ["slow_lr"])])
+@reject_params([*LISTS, *bad_numbers(slow_lr=(-0.1, 1.1)), *bad_tensor_numbers([0.5], ["slow_lr"])])
 def test_rejects(edit, argument):
     assert_all_entries_reject("interpolate_", make, edit, argument)
 

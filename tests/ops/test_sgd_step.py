@@ -25,12 +25,12 @@ from cases import (
     assert_same_bits,
     assert_same_case,
     assert_same_lists,
-    bad_hyper,
     bad_lists,
     bad_masks,
     bad_numbers,
     bad_scalar_tensors,
     bad_skipped,
+    bad_tensor_numbers,
     blame,
     compiled_equals_eager,
     each_size,
@@ -73,7 +73,7 @@ def make(
     norm=None,
     grad_scale=None,
     found_inf=None,
-    hyper=None,
+    numbers=None,
     **numbers,
 ) -> Case:
     def scalar(value):
@@ -95,7 +95,9 @@ def make(
         "norm": scalar(norm),
         "grad_scale": scalar(grad_scale),
         "found_inf": scalar(found_inf),
-        "hyper": None if hyper is None else torch.tensor(hyper, dtype=torch.float64, device=device),
+        "numbers": None
+        if numbers is None
+        else torch.tensor(numbers, dtype=torch.float64, device=device),
         "skipped": None if norm is None else torch.tensor(3, device=device),
     }
     return Case(tensors, NUMBERS | numbers)
@@ -140,8 +142,8 @@ FLAGS = {
         "slow_lr": 0.4,
         "lr": 0.03,
     },
-    "hyper": {
-        "hyper": [0.02, 0.1, 0.3],
+    "numbers": {
+        "numbers": [0.02, 0.1, 0.3],
         "slow_from": True,
         "masked": True,
         "freeze_masked": True,
@@ -339,27 +341,27 @@ def test_compile(device):
 
 
 def test_compile_changing_numbers(device):
-    """Numbers that change go in through ``hyper``: one compilation.
+    """Numbers that change go in through ``numbers``: one compilation.
 
     (Of Python floats torch guards the value.)
     """
     cases = [
-        make(device=device, slow_from=True, hyper=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
+        make(device=device, slow_from=True, numbers=[0.1 + 0.1 * i, 0.01 * i, 0.9**i])
         for i in range(12)
     ]
     assert compiled_equals_eager(ops.sgd_step_, cases) == 1
 
 
-def test_hyper_stands_for_the_numbers(device):
+def test_a_tensor_stands_for_the_numbers(device):
     flags = FLAGS["everything"]
     numbers = [flags["lr"], flags["weight_decay"], flags["slow_lr"]]
     case = make(MIXED, torch.float32, device, **flags)
     other = case.clone()
-    other.tensors["hyper"] = torch.tensor(numbers, dtype=torch.float64, device=device)
+    other.tensors["numbers"] = torch.tensor(numbers, dtype=torch.float64, device=device)
     other.scalars |= {"lr": 1.0, "weight_decay": 1.0, "slow_lr": 1.0}
     case.run(functional.sgd_step_)
     other.run(functional.sgd_step_)
-    other.tensors["hyper"] = None
+    other.tensors["numbers"] = None
     assert_same_case(other, case)
 
 
@@ -395,7 +397,7 @@ LISTS = ("params", "grads", "momentum_buffers", "slow_save", "slow_from")
 BAD = [
     *blame(bad_lists(*LISTS), ("params-short", "params-shape"), "grads"),
     *bad_masks(),
-    *bad_hyper([0.1, 0.0, 1.0]),
+    *bad_tensor_numbers([0.1, 0.0, 1.0]),
     *bad_skipped(),
     *bad_scalar_tensors("norm", "grad_scale", "found_inf"),
     *bad_numbers(

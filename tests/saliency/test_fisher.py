@@ -324,4 +324,4 @@ def test_model_digest_tells_weights_apart():
     fishers = [estimate_fisher(build(seed=s), [data(4)]).metadata["model"] for s in (0, 0, 1)]
     assert fishers[0] == fishers[1] != fishers[2]
     wrapped = nn.DataParallel(build(seed=0))
-    assert sf.fisher.model_digest(wrapped) == fishers[0]
+    assert sf.models.names.model_digest(wrapped) == fishers[0]

@@ -408,19 +408,19 @@ def bad_scalar_tensors(*names: str):
     ]
 
 
-def bad_hyper(good: list[float], names=("lr", "weight_decay", "slow_lr")):
+def bad_tensor_numbers(good: list[float], names=("lr", "weight_decay", "slow_lr")):
     """Numbers as one tensor: its own shape and dtype, and the ranges of its elements."""
 
     def put(values, dtype=torch.float64):
-        return lambda case: case.tensors.update(hyper=torch.tensor(values, dtype=dtype))
+        return lambda case: case.tensors.update(numbers=torch.tensor(values, dtype=dtype))
 
     edits = [
-        ("hyper-short", put(good[:-1]), "hyper"),
-        ("hyper-float32", put(good, torch.float32), "hyper"),
+        ("numbers-short", put(good[:-1]), "numbers"),
+        ("numbers-float32", put(good, torch.float32), "numbers"),
     ]
     for i, name in enumerate(names):
         edits += [
-            (f"hyper-{name}={bad}", put([*good[:i], bad, *good[i + 1 :]]), name)
+            (f"numbers-{name}={bad}", put([*good[:i], bad, *good[i + 1 :]]), name)
             for bad in (-0.1, math.nan)
         ]
     return edits

@@ -114,24 +114,24 @@ def step_arguments(draw, make, masks):
         "weight_decay": draw(RATES),
         "slow_lr": draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
     }
-    hyper = (
+    numbers = (
         torch.tensor(list(given.values()), dtype=torch.float64)
         if draw(st.integers(0, 4)) == 0
         else None
     )
-    given = {"lr": 9.0, "weight_decay": 9.0, "slow_lr": 0.9} if hyper is not None else given
+    given = {"lr": 9.0, "weight_decay": 9.0, "slow_lr": 0.9} if numbers is not None else given
     flags = {
         "maximize": draw(st.booleans()),
         "freeze_masked": draw(st.booleans()),
         "max_norm": draw(st.sampled_from([math.inf, 1e-3, 1.0, 50.0])),
     }
-    return tensors, {**given, **flags}, hyper
+    return tensors, {**given, **flags}, numbers
 
 
 @st.composite
 def sgd_case(draw):
     make, masks, dtype, _, _ = draw(lists())
-    shared, scalars, hyper = draw(step_arguments(make, masks))
+    shared, scalars, numbers = draw(step_arguments(make, masks))
     momentum = draw(RESTS)
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     buffers = make(state, "normal", may_be_flat=True) if momentum or draw(st.booleans()) else []
@@ -140,7 +140,7 @@ def sgd_case(draw):
         "grads": make(),
         "momentum_buffers": buffers,
         **shared,
-        "hyper": hyper,
+        "numbers": numbers,
     }
     own = {
         "momentum": momentum,
@@ -154,7 +154,7 @@ def sgd_case(draw):
 @st.composite
 def adamw_case(draw):
     make, masks, dtype, count, flat = draw(lists())
-    shared, scalars, hyper = draw(step_arguments(make, masks))
+    shared, scalars, numbers = draw(step_arguments(make, masks))
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     taken = torch.randint(0, 2000, (count,)).float() * draw(st.sampled_from([0.0, 1.0]))
     tensors = {
@@ -167,7 +167,7 @@ def adamw_case(draw):
         ),
         "steps": [taken] if flat else [t.clone() for t in taken],
         **shared,
-        "hyper": hyper,
+        "numbers": numbers,
     }
     own = {
         "beta1": draw(RESTS),
@@ -189,15 +189,15 @@ def norm_case(draw):
 
 def one_number(value: float, name: str, in_tensor: bool) -> tuple[dict, dict]:
     """A number as such, or in the tensor that overrules it."""
-    hyper = torch.tensor([value], dtype=torch.float64) if in_tensor else None
-    return {"hyper": hyper}, {name: 0.9 if in_tensor else value}
+    numbers = torch.tensor([value], dtype=torch.float64) if in_tensor else None
+    return {"numbers": numbers}, {name: 0.9 if in_tensor else value}
 
 
 @st.composite
 def interpolate_case(draw):
     make, *_ = draw(lists())
-    hyper, scalars = one_number(draw(st.floats(0.0, 1.0)), "slow_lr", draw(st.booleans()))
-    return Case({"slow": make(), "fast": make(may_be_flat=True), **hyper}, scalars)
+    numbers, scalars = one_number(draw(st.floats(0.0, 1.0)), "slow_lr", draw(st.booleans()))
+    return Case({"slow": make(), "fast": make(may_be_flat=True), **numbers}, scalars)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -207,9 +207,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 @st.composite
 def fisher_case(draw):
     make, _, dtype, _, _ = draw(lists())
-    hyper, scalars = one_number(draw(st.floats(0.0, 1e6)), "weight", draw(st.booleans()))
+    numbers, scalars = one_number(draw(st.floats(0.0, 1e6)), "weight", draw(st.booleans()))
     fisher = make(wide(dtype), "normal", positive=True, may_be_flat=True)
-    return Case({"fisher": fisher, "grads": make(), **hyper}, scalars)
+    return Case({"fisher": fisher, "grads": make(), **numbers}, scalars)
 
 
 @st.composite

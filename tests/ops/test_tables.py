@@ -85,12 +85,12 @@ def test_strangers_are_not_described(stranger):
 
 
 def test_a_short_table_is_refused():
-    with pytest.raises(ValueError, match="records: expected a table with room"):
+    with pytest.raises(ValueError, match="table: expected a table with room"):
         native.describe(torch.empty(7, dtype=torch.int64), ([torch.ones(1), torch.ones(1)],))
     table = torch.tensor([5, 5, 0, 0], dtype=torch.int64)  # says ten tensors and holds none
     for wrong in (table, torch.zeros(1, dtype=torch.int64), torch.zeros(8)):
-        with pytest.raises(ValueError, match="records"):
-            torch.ops.sfron_fast.interpolate_.records(wrong, 0.5)
+        with pytest.raises(ValueError, match="table"):
+            torch.ops.sfron_fast.interpolate_.table(wrong, 0.5)
 
 
 def gathered(params, tables):
@@ -143,7 +143,7 @@ def test_strangers_are_not_gathered(stranger):
 
 def test_gathering_looks_before_it_writes():
     short = torch.empty(2, 5, dtype=torch.int64).unbind()
-    with pytest.raises(ValueError, match="records: expected tables with room"):
+    with pytest.raises(ValueError, match="table: expected tables with room"):
         native.gather(with_gradients((2,)), short)
     assert native.gather([object()], torch.empty(2, 6, dtype=torch.int64).unbind()) is None
     with pytest.raises(AttributeError):
@@ -342,7 +342,7 @@ def test_same_results_as_through_handles():
     assert torch.equal(norm, ops.masked_grad_norm(two[1], two[-1], None))
     ops.adamw_step_(*two, norm, None, None, **scalars)
     records = table_of(one)
-    torch.ops.sfron_fast.adamw_step_.records(records, norm, None, None, **scalars)
+    torch.ops.sfron_fast.adamw_step_.table(records, norm, None, None, **scalars)
     for a, b in zip(one, two, strict=True):
         assert all(map(torch.equal, a, b))
 

@@ -14,7 +14,7 @@ def tensors(seed, device="cpu", sizes=(5, 64, 2049)):
     return [torch.randn(n, generator=generator).to(device) for n in sizes]
 
 
-def step(kind, device, numbers, hyper):
+def step(kind, device, numbers, numbers):
     params, grads, slow = tensors(0, device), tensors(1, device), tensors(2, device)
     lr, weight_decay, slow_lr = numbers
     common = {
@@ -22,7 +22,7 @@ def step(kind, device, numbers, hyper):
         "weight_decay": weight_decay,
         "slow_from": slow,
         "slow_lr": slow_lr,
-        "hyper": hyper,
+        "numbers": numbers,
     }
     if kind == "sgd":
         sgd_step_(params, grads, momentum=0.9, momentum_buffers=tensors(3, device), **common)
@@ -50,14 +50,14 @@ def test_tensor_overrides_numbers(kind, native, device, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    ("hyper", "message"),
+    ("numbers", "message"),
     [
-        (torch.tensor(HYPER), "hyper: expected dtype torch.float64"),
-        (torch.tensor(HYPER[:2], dtype=torch.float64), r"hyper: expected shape \(3,\)"),
+        (torch.tensor(HYPER), "numbers: expected dtype torch.float64"),
+        (torch.tensor(HYPER[:2], dtype=torch.float64), r"numbers: expected shape \(3,\)"),
         (torch.tensor((-1.0, 0.0, 1.0), dtype=torch.float64), "lr: expected a number in"),
         (torch.tensor((1.0, 0.0, 2.0), dtype=torch.float64), "slow_lr: expected a number in"),
     ],
 )
-def test_rejects(kind, hyper, message):
+def test_rejects(kind, numbers, message):
     with pytest.raises((ValueError, RuntimeError), match=message):  # which of them depends on torch
-        step(kind, "cpu", HYPER, hyper)
+        step(kind, "cpu", HYPER, numbers)
