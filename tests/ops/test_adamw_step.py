@@ -74,7 +74,7 @@ def make(
     grad_scale=None,
     found_inf=None,
     numbers=None,
-    **numbers,
+    **plain,
 ) -> Case:
     """``step``: updates already applied; without it a different number for each tensor."""
 
@@ -105,7 +105,7 @@ def make(
         else torch.tensor(numbers, dtype=torch.float64, device=device),
         "skipped": None if norm is None else torch.tensor(3, device=device),
     }
-    return Case(tensors, NUMBERS | numbers)
+    return Case(tensors, NUMBERS | plain)
 
 
 FLAGS = {
@@ -362,10 +362,10 @@ def test_compile_changing_numbers(device):
 
 def test_a_tensor_stands_for_the_numbers(device):
     flags = FLAGS["everything"]
-    numbers = [flags["lr"], flags["weight_decay"], flags["slow_lr"]]
+    plain = [flags["lr"], flags["weight_decay"], flags["slow_lr"]]
     case = make(MIXED, torch.float32, device, **flags)
     other = case.clone()
-    other.tensors["numbers"] = torch.tensor(numbers, dtype=torch.float64, device=device)
+    other.tensors["numbers"] = torch.tensor(plain, dtype=torch.float64, device=device)
     other.scalars |= {"lr": 1.0, "weight_decay": 1.0, "slow_lr": 1.0}
     case.run(functional.adamw_step_)
     other.run(functional.adamw_step_)

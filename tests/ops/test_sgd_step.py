@@ -74,7 +74,7 @@ def make(
     grad_scale=None,
     found_inf=None,
     numbers=None,
-    **numbers,
+    **plain,
 ) -> Case:
     def scalar(value):
         return None if value is None else torch.tensor(value, device=device)
@@ -82,7 +82,7 @@ def make(
     def optional(wanted, kind=dtype):
         return value_list(shapes, kind, device) if wanted else []
 
-    buffers = numbers.get("momentum", 0.0) > 0.0 if buffers is None else buffers
+    buffers = plain.get("momentum", 0.0) > 0.0 if buffers is None else buffers
     tensors = {
         "params": value_list(shapes, dtype, device, special=special * 1),
         "grads": value_list(shapes, dtype, device, special=special * 2),
@@ -100,7 +100,7 @@ def make(
         else torch.tensor(numbers, dtype=torch.float64, device=device),
         "skipped": None if norm is None else torch.tensor(3, device=device),
     }
-    return Case(tensors, NUMBERS | numbers)
+    return Case(tensors, NUMBERS | plain)
 
 
 FLAGS = {
@@ -354,10 +354,10 @@ def test_compile_changing_numbers(device):
 
 def test_a_tensor_stands_for_the_numbers(device):
     flags = FLAGS["everything"]
-    numbers = [flags["lr"], flags["weight_decay"], flags["slow_lr"]]
+    plain = [flags["lr"], flags["weight_decay"], flags["slow_lr"]]
     case = make(MIXED, torch.float32, device, **flags)
     other = case.clone()
-    other.tensors["numbers"] = torch.tensor(numbers, dtype=torch.float64, device=device)
+    other.tensors["numbers"] = torch.tensor(plain, dtype=torch.float64, device=device)
     other.scalars |= {"lr": 1.0, "weight_decay": 1.0, "slow_lr": 1.0}
     case.run(functional.sgd_step_)
     other.run(functional.sgd_step_)

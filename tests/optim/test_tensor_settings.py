@@ -1,4 +1,4 @@
-"""lr, weight_decay and slow_lr from a tensor instead of numbers: for CUDA graphs, on every device."""
+"""lr, weight_decay and slow_lr from a tensor instead of plain: for CUDA graphs, on every device."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ def tensors(seed, device="cpu", sizes=(5, 64, 2049)):
     return [torch.randn(n, generator=generator).to(device) for n in sizes]
 
 
-def step(kind, device, numbers, numbers):
+def step(kind, device, plain, numbers):
     params, grads, slow = tensors(0, device), tensors(1, device), tensors(2, device)
-    lr, weight_decay, slow_lr = numbers
+    lr, weight_decay, slow_lr = plain
     common = {
         "lr": lr,
         "weight_decay": weight_decay,
