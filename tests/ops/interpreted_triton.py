@@ -56,7 +56,7 @@ interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _a
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning:triton"
 )  # numpy: log(0) in rows that do not count
-each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, long(torch.float16)])
 
 
 def run_cross_entropy(case):

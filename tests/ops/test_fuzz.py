@@ -1,7 +1,7 @@
 """Random cases by the thousand: list ops and optimizers have the bits of the reference; bad input
 changes nothing.
 
-`make test` runs the same cases every time; `make test-long` draws new ones, forty times as many.
+`make test` runs the same cases every time; `make test-long` draws new ones, sixty times as many.
 """
 
 import re
@@ -31,7 +31,7 @@ CLEAR = re.compile(
     r"[\w.]+(\[[^]]+\])*: expected .+, found |.*Expected a value of type|.*with negation inputs",
     re.S,
 )
-LONG = 40
+LONG = 60
 
 
 def cases(count: int, shards: int = 1):
@@ -83,7 +83,7 @@ def assert_as_expected(op: str, case: Case, got, twin: Case) -> None:
 
 
 @pytest.mark.checklist("B8")
-@cases(120)
+@cases(100)
 @pytest.mark.parametrize("op", OPS)
 def test_list_ops_have_the_bits_of_the_reference(op, examples):
     def check(case):
@@ -143,7 +143,7 @@ def assert_refused_or_right(op: str, case: Case) -> None:
     assert_as_expected(op, case, got, twin)
 
 
-@cases(120)
+@cases(100)
 @pytest.mark.parametrize("op", OPS)
 def test_spoiled_lists_are_refused_whole_or_give_what_the_reference_gives(op, examples):
     hunt(examples, spoiled_case(OPS[op]), lambda drawn: assert_refused_or_right(op, drawn[0]))
@@ -183,7 +183,7 @@ def model_step(subject, forget, grads, scale, found):
 
 
 @pytest.mark.checklist("B1")
-@cases(600, shards=4)
+@cases(400, shards=4)
 def test_optimizers_have_the_bits_of_the_obvious_loop(examples):
     hunt(examples, runs(), lambda subject: None)
 
@@ -209,7 +209,7 @@ def spoiled_runs(draw):
     return way
 
 
-@cases(600, shards=4)
+@cases(400, shards=4)
 def test_a_spoiled_step_is_refused_whole_or_gives_what_the_obvious_loop_gives(examples):
     hunt(examples, spoiled_runs(), lambda way: None)
 
