@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include "common/clip.h"
-#include "common/hd.h"
+#include "formulas/clip.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

@@ -1,11 +1,11 @@
 #include "adamw_step/adamw_step.h"
 
-#include "common/elements.h"
-#include "common/flags.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
-#include "common/step_cpu.h"
+#include "cpu/elements.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
+#include "cpu/step.h"
+#include "formulas/flags.h"
 
 namespace sfron {
 namespace {

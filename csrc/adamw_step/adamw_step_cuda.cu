@@ -2,9 +2,9 @@
 
 #include <type_traits>
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -124,16 +124,17 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
 
 void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options,
                        const StepInputs& inputs, const Queue& queue) {
-  static Plans plans("adamw_step_", adamw_step_kernel<false, false>, adamw_step_kernel<false, true>,
-                     adamw_step_kernel<true, false>, adamw_step_kernel<true, true>);
+  static TableCache tables("adamw_step_", adamw_step_kernel<false, false>,
+                           adamw_step_kernel<false, true>, adamw_step_kernel<true, false>,
+                           adamw_step_kernel<true, true>);
   if (tensors.empty()) return;
   const AdamwTensor& one = first_filled(tensors);
   const bool amsgrad = one.max_exp_avg_sq != nullptr,
              slow_from = one.slow_from != nullptr;  // all tensors or none
   const auto run = [&](auto has_amsgrad, auto has_slow_from) {
     constexpr bool kAmsgrad = has_amsgrad, kSlowFrom = has_slow_from;
-    plans.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
-                 one.slow_save != nullptr);
+    tables.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
+                  one.slow_save != nullptr);
   };
   with_flags(amsgrad, slow_from, run);
 }

@@ -1,6 +1,6 @@
 #include "adamw_step/adamw_step.h"
-#include "common/list_op.h"
-#include "common/step.h"
+#include "host/list_op.h"
+#include "host/step_arguments.h"
 
 namespace sfron {
 namespace {

@@ -1,8 +1,8 @@
 #pragma once
 // Cross-entropy per row with the adaptive per-sample weight (README, equations 4 and 5): row losses
 // and log-sums forward, row_weight * (softmax - onehot) backward.
-#include "common/hd.h"
-#include "common/softmax.h"
+#include "formulas/scalar.h"
+#include "formulas/softmax.h"
 
 namespace sfron {
 

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/weights.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/row_blocks.h"
+#include "cpu/tiles.h"
+#include "formulas/weights.h"
 
 namespace sfron {
 namespace {

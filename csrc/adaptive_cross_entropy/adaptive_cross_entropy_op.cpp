@@ -2,8 +2,8 @@
 
 #include <tuple>
 
-#include "common/check.h"
-#include "common/weights.h"
+#include "formulas/weights.h"
+#include "host/check.h"
 
 namespace sfron {
 namespace {

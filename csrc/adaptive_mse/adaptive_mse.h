@@ -1,7 +1,7 @@
 #pragma once
 // Squared error per sample with the adaptive weight (README, equations 4 and 5), as diffusion
 // models train with.
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

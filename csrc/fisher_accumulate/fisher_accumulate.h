@@ -1,9 +1,9 @@
 #pragma once
 // F += weight * g^2 (README, equation 2), F in fp32 whatever the gradient's dtype:
-// fisher_accumulate_one in common/hd.h.
+// fisher_accumulate_one in formulas/scalar.h.
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

@@ -1,9 +1,9 @@
 #include "fisher_accumulate/fisher_accumulate.h"
 
-#include "common/elements.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/elements.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
 
 namespace sfron {
 namespace {

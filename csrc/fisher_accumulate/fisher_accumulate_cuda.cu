@@ -1,8 +1,8 @@
 #include "fisher_accumulate/fisher_accumulate.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 void launch_fisher_accumulate(const std::vector<FisherTensor>& tensors, const Number& weight,
                               const Queue& queue) {
-  static Plans plans("fisher_accumulate_", fisher_accumulate_kernel);
-  if (any_filled(tensors)) plans.launch(fisher_accumulate_kernel, tensors, queue, weight);
+  static TableCache tables("fisher_accumulate_", fisher_accumulate_kernel);
+  if (any_filled(tensors)) tables.launch(fisher_accumulate_kernel, tensors, queue, weight);
 }
 
 }  // namespace sfron

@@ -1,6 +1,6 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
+#include "host/list_op.h"
 
 namespace sfron {
 namespace {

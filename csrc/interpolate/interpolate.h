@@ -3,7 +3,7 @@
 // for a new one.
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
@@ -21,7 +21,7 @@ SFRON_HD float interpolate_one(float slow, float fast, const Lerp& s) {
   return lerp_one(slow, fast, s);
 }
 
-// Units [begin, end) of the list, see common/runs.h.
+// Units [begin, end) of the list, see cpu/runs.h.
 void interpolate_cpu(const std::vector<InterpolateTensor>& tensors, const Runs& runs, int64_t begin,
                      int64_t end, const Lerp& s);
 void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr,

@@ -1,8 +1,8 @@
 #include "interpolate/interpolate.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr,
                         const Queue& queue) {
-  static Plans plans("interpolate_", interpolate_kernel);
-  if (any_filled(tensors)) plans.launch(interpolate_kernel, tensors, queue, slow_lr);
+  static TableCache tables("interpolate_", interpolate_kernel);
+  if (any_filled(tensors)) tables.launch(interpolate_kernel, tensors, queue, slow_lr);
 }
 
 }  // namespace sfron

@@ -1,5 +1,5 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
+#include "host/list_op.h"
 #include "interpolate/interpolate.h"
 
 namespace sfron {

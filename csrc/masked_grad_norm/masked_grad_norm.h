@@ -4,7 +4,7 @@
 // rounding to fp32.
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

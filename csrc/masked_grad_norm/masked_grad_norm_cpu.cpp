@@ -1,9 +1,9 @@
 #include "masked_grad_norm/masked_grad_norm.h"
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 namespace {

@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -85,8 +85,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
 
 void launch_masked_grad_norm(const std::vector<MaskedGradNormTensor>& tensors,
                              const float* grad_scale, float* norm, const Queue& queue) {
-  static Plans plans("masked_grad_norm", masked_grad_norm_kernel);
-  plans.launch(masked_grad_norm_kernel, tensors, queue, grad_scale, norm);
+  static TableCache tables("masked_grad_norm", masked_grad_norm_kernel);
+  tables.launch(masked_grad_norm_kernel, tensors, queue, grad_scale, norm);
 }
 
 }  // namespace sfron

@@ -1,5 +1,5 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
+#include "host/list_op.h"
 #include "masked_grad_norm/masked_grad_norm.h"
 
 namespace sfron {

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

@@ -1,9 +1,9 @@
 #include "saliency_mask/saliency_mask.h"
 
-#include "common/elements.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/elements.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
 
 namespace sfron {
 namespace {

@@ -1,8 +1,8 @@
 #include "saliency_mask/saliency_mask.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kBlock, kResident)
   saliency_units<true>(list, s, counts);
 }
 
-void launch_either(const char* op, Plans& plans,
+void launch_either(const char* op, TableCache& tables,
                    void (*kernel)(List<SaliencyTensor>, SaliencyScalars, int64_t*),
                    const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s,
                    int64_t* counts, const Queue& queue) {
@@ -128,21 +128,21 @@ void launch_either(const char* op, Plans& plans,
   const size_t bytes = tensors.size() * sizeof(int64_t);
   check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)), op,
              "clearing the counts");
-  if (any_filled(tensors)) plans.launch(kernel, tensors, queue, s, counts);
+  if (any_filled(tensors)) tables.launch(kernel, tensors, queue, s, counts);
 }
 
 }  // namespace
 
 void launch_saliency_mask(const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s,
                           int64_t* counts, const Queue& queue) {
-  static Plans plans("saliency_mask", saliency_mask_kernel);
-  launch_either("saliency_mask", plans, saliency_mask_kernel, tensors, s, counts, queue);
+  static TableCache tables("saliency_mask", saliency_mask_kernel);
+  launch_either("saliency_mask", tables, saliency_mask_kernel, tensors, s, counts, queue);
 }
 
 void launch_fisher_saliency_mask(const std::vector<SaliencyTensor>& tensors,
                                  const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  static Plans plans("fisher_saliency_mask_", fisher_saliency_mask_kernel);
-  launch_either("fisher_saliency_mask_", plans, fisher_saliency_mask_kernel, tensors, s, counts,
+  static TableCache tables("fisher_saliency_mask_", fisher_saliency_mask_kernel);
+  launch_either("fisher_saliency_mask_", tables, fisher_saliency_mask_kernel, tensors, s, counts,
                 queue);
 }
 

@@ -1,7 +1,7 @@
 #include <tuple>
 
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
+#include "host/list_op.h"
 #include "saliency_mask/saliency_mask.h"
 
 namespace sfron {

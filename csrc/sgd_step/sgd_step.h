@@ -3,8 +3,8 @@
 // interpolation (README, equations 6 to 9).
 #include <vector>
 
-#include "common/clip.h"
-#include "common/hd.h"
+#include "formulas/clip.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

@@ -1,11 +1,11 @@
 #include "sgd_step/sgd_step.h"
 
-#include "common/dtype.h"
-#include "common/flags.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
-#include "common/step_cpu.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
+#include "cpu/step.h"
+#include "cpu/tiles.h"
+#include "formulas/flags.h"
 
 namespace sfron {
 namespace {

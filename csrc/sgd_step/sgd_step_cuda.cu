@@ -1,8 +1,8 @@
 #include "sgd_step/sgd_step.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
@@ -90,16 +90,16 @@ __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowFrom>))
 
 void launch_sgd_step(const std::vector<SgdTensor>& tensors, const SgdOptions& options,
                      const StepInputs& inputs, const Queue& queue) {
-  static Plans plans("sgd_step_", sgd_step_kernel<false, false>, sgd_step_kernel<false, true>,
-                     sgd_step_kernel<true, false>, sgd_step_kernel<true, true>);
+  static TableCache tables("sgd_step_", sgd_step_kernel<false, false>, sgd_step_kernel<false, true>,
+                           sgd_step_kernel<true, false>, sgd_step_kernel<true, true>);
   if (tensors.empty()) return;
   const SgdTensor& one = first_filled(tensors);
   const bool momentum = one.momentum != nullptr,
              slow_from = one.slow_from != nullptr;  // all tensors or none
   const auto run = [&](auto has_momentum, auto has_slow_from) {
     constexpr bool kMomentum = has_momentum, kSlowFrom = has_slow_from;
-    plans.launch(sgd_step_kernel<kMomentum, kSlowFrom>, tensors, queue, options, inputs,
-                 one.slow_save != nullptr);
+    tables.launch(sgd_step_kernel<kMomentum, kSlowFrom>, tensors, queue, options, inputs,
+                  one.slow_save != nullptr);
   };
   with_flags(momentum, slow_from, run);
 }

@@ -1,5 +1,5 @@
-#include "common/list_op.h"
-#include "common/step.h"
+#include "host/list_op.h"
+#include "host/step_arguments.h"
 #include "sgd_step/sgd_step.h"
 
 namespace sfron {

@@ -2,8 +2,8 @@
 // T^2 KL(softmax(teacher / T) || softmax(logits / T)) per row: the student of a teacher (Hinton et
 // al. 2015). Losses and log-sums forward, row_weight * (softmax(logits / T) - softmax(teacher / T))
 // backward.
-#include "common/hd.h"
-#include "common/softmax.h"
+#include "formulas/scalar.h"
+#include "formulas/softmax.h"
 
 namespace sfron {
 

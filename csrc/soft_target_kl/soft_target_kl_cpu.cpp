@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/row_blocks.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 namespace {

@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "common/check.h"
+#include "host/check.h"
 #include "soft_target_kl/soft_target_kl.h"
 
 namespace sfron {

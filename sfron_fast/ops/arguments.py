@@ -1,4 +1,4 @@
-"""What the reference kernels demand of their arguments; ``csrc/common/check.h`` demands the same
+"""What the reference kernels demand of their arguments; ``csrc/host/check.h`` demands the same
 natively.
 
 Every message names the argument, what was expected and what was found. A check never writes.

@@ -87,7 +87,7 @@ def warn_once() -> None:
 
 # --- looks at lists of thousands of objects, which Python alone would take one by one -------------
 
-RECORD_WORDS = 6  # int64 per tensor (csrc/common/records.h)
+RECORD_WORDS = 6  # int64 per tensor (csrc/host/records.h)
 
 
 def table_words(lists: tuple[list[Any], ...]) -> int:

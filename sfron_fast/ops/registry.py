@@ -261,7 +261,7 @@ for _name, _schema in SCHEMAS.items():
     _library.impl(_name, default_kernel(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sfron_fast::{_name}", fake_kernel(_name), lib=_library)
     # the same with a table in place of its lists, native only: functional.py writes it,
-    # csrc/common/records.h says why
+    # csrc/host/records.h says why
     _table = re.sub(r"^\((Tensor(\(\w!\))?\[\] \w+,? ?)+", "(Tensor table, ", _schema)
     if _table != _schema:
         _library.define(f"{_name}.table{_table}")

@@ -1,5 +1,5 @@
 """Lists of tensors as tables of numbers, for the ``table`` overloads of the ops
-(csrc/common/records.h says why).
+(csrc/host/records.h says why).
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@
 #include <array>
 #include <string>
 
-#include "common/plan.cuh"
+#include "cuda/launch.cuh"
 
 #include "adamw_step/adamw_step.h"
 #include "fisher_accumulate/fisher_accumulate.h"

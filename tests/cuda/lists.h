@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "common/dtype.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 

@@ -1,6 +1,6 @@
 // How lists are cut into units, and what carries them to the device: parameters, slots, or a
 // captured graph's own copy.
-#include "common/plan.cuh"
+#include "cuda/launch.cuh"
 
 #include <string>
 
@@ -197,14 +197,14 @@ __global__ void first_kernel(const __grid_constant__ List<Sized>) {}
 __global__ void second_kernel(const __grid_constant__ List<Sized>) {}
 
 void test_loading() {
-  Plans plans("op_", first_kernel, second_kernel);
-  plans.launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+  TableCache tables("op_", first_kernel, second_kernel);
+  tables.launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
   CHECK(shim::loaded.count(reinterpret_cast<const void*>(second_kernel)) == 1);
 
   shim::load_error = cudaErrorNoKernelImageForDevice;
   std::string message;
   try {
-    Plans("op_", first_kernel).launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+    TableCache("op_", first_kernel).launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
   } catch (const std::runtime_error& error) {
     message = error.what();
   }

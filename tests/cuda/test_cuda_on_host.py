@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SOURCES = [
     *sorted(ROOT.glob("csrc/*/*_cuda.cu")),
-    *sorted(ROOT.glob("csrc/common/*.cpp")),
+    *sorted(ROOT.glob("csrc/cpu/*.cpp")),  # fp16 of the tests' own buffers
     HERE / "host_tests.cpp",
     HERE / "packing_tests.cpp",
 ]
@@ -113,8 +113,8 @@ MUTATIONS = {
         "",
     ),
     "the ring does not grow": ("slots.cuh", "kMostSlots = 64", "kMostSlots = 8"),
-    "a graph sees refreshes": ("plan.cuh", "captured ? keep(bytes) : ", ""),
-    "loaded under capture": ("plan.cuh", "const BesideCapture beside;", ""),
+    "a graph sees refreshes": ("launch.cuh", "captured ? keep(bytes) : ", ""),
+    "loaded under capture": ("launch.cuh", "const BesideCapture beside;", ""),
     "neighbours are swapped": (
         "group.cuh",
         "words[k / 2] >> (k % 2 * 16)",
@@ -132,10 +132,10 @@ QUICK = (
 def test_planted_mistake_is_caught(build, name, tmp_path):
     """A mistake in the indexing of a kernel, or in what a launch waits for, must not pass."""
     header, right, wrong = MUTATIONS[name]
-    text = (ROOT / "csrc" / "common" / header).read_text()
+    text = (ROOT / "csrc" / "cuda" / header).read_text()
     assert text.count(right) == 1
-    (tmp_path / "common").mkdir()
-    (tmp_path / "common" / header).write_text(text.replace(right, wrong))
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / header).write_text(text.replace(right, wrong))
     source = ROOT / "csrc" / "interpolate" / "interpolate_cuda.cu"
     mutant = compile_one(source, tmp_path / f"{source.name}.o", [tmp_path, *FOLDERS])
     objects = [build / f"{path.name}.o" for path in SOURCES if path != source]
@@ -155,12 +155,12 @@ def test_blocks_that_run_at_once_do_not_race(name, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     right, wrong = RACES[name]
-    text = (ROOT / "csrc" / "common" / "table.cuh").read_text()
+    text = (ROOT / "csrc" / "cuda" / "table.cuh").read_text()
     assert text.count(right) == 1 or not right
-    (tmp_path / "common").mkdir()
-    (tmp_path / "common" / "table.cuh").write_text(text.replace(right, wrong) if right else text)
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "table.cuh").write_text(text.replace(right, wrong) if right else text)
     kernels = [ROOT / f"csrc/{op}/{op}_cuda.cu" for op in ("masked_grad_norm", "adamw_step")]
-    sources = [*kernels, *ROOT.glob("csrc/common/*.cpp"), HERE / "race_tests.cpp"]
+    sources = [*kernels, *ROOT.glob("csrc/cpu/*.cpp"), HERE / "race_tests.cpp"]
     includes = [f"-I{folder}" for folder in (tmp_path, *FOLDERS)]
     flags = [
         "-std=c++17",

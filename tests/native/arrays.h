@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "common/dtype.h"
+#include "cpu/tiles.h"
 
 using namespace sfron;
 

@@ -6,7 +6,7 @@
 #include "adaptive_cross_entropy/adaptive_cross_entropy.h"
 #include "adaptive_mse/adaptive_mse.h"
 #include "arrays.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
 #include "interpolate/interpolate.h"
 #include "masked_grad_norm/masked_grad_norm.h"

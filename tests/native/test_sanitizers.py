@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def harness() -> Path:
     """The harness, built once per content of csrc: objects in parallel, then linked."""
-    sources = sorted(s for s in ROOT.glob("csrc/*/*.cpp") if not s.name.endswith("_op.cpp"))
+    sources = sorted([*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/*/*_cpu.cpp")])
     sources.append(ROOT / "tests/native/sanitize.cpp")
     inputs = [*sources, *sorted(ROOT.glob("csrc/*/*.h")), ROOT / "tests/native/arrays.h"]
     digest = hashlib.sha256(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-PACKAGE, NATIVE = ROOT / "sfron_fast", ROOT / "csrc"
+PACKAGE = ROOT / "sfron_fast"
 LONGEST = 300
 TOO_LONG = {  # path: why it may be longer; no more wanted
     "sfron_fast/ops/reference.py": (
@@ -119,23 +119,6 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def includes(path: Path) -> tuple[set[str], set[str]]:
-    """What a C++ file includes with quotes, and with angle brackets."""
-    text = path.read_text()
-    return set(re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.M)), set(
-        re.findall(r"^\s*#\s*include\s*<([^>]+)>", text, re.M)
-    )
-
-
-def native_files(*suffixes: str) -> list[Path]:
-    files = sorted(path for path in NATIVE.rglob("*") if path.suffix in suffixes)
-    assert files or not NATIVE.exists(), f"no {suffixes} found: the test would say nothing"
-    return files
-
-
-needs_native = pytest.mark.skipif(not NATIVE.exists(), reason="no csrc/")
-
-
 def trespasses(path: Path, tree: ast.AST | None = None) -> set[str]:
     """What a file imports of rooms that its own may not enter."""
     own, _ = imports(path, tree)
@@ -239,67 +222,8 @@ def test_nothing_needs_a_framework():
             assert not foreign & FRAMEWORKS, path
 
 
-@needs_native
-def test_only_op_files_check_h_and_names_h_know_torch():
-    entitled = 0
-    for path in native_files(".cpp", ".h", ".cu", ".cuh"):
-        quoted, angled = includes(path)
-        knows_torch = any(re.match(r"(torch|ATen|c10|aten)/", name) for name in quoted | angled)
-        headers = (NATIVE / "common" / "check.h", NATIVE / "common" / "names.h")
-        may = path.name.endswith("_op.cpp") or path in (*headers, NATIVE / "module.cpp")
-        # headers that include check.h belong to its side and may be included by op files only
-        reaches = "common/check.h" in quoted
-        entitled += knows_torch or reaches
-        assert may or not knows_torch, path
-        assert may or not reaches or (path.parent.name == "common" and path.suffix == ".h"), path
-        assert path == NATIVE / "module.cpp" or "Python.h" not in angled, path
-    assert entitled > 1
-
-
-@needs_native
-def test_kernels_and_formulas_are_free_of_torch():
-    """<op>.h and the kernels see, directly or through other headers, only standard, CUDA and our
-    torch-free ones.
-    """
-
-    def reached(path: Path, seen: set[Path]) -> set[Path]:
-        for name in includes(path)[0]:
-            header = NATIVE / name if (NATIVE / name).exists() else path.parent / name
-            assert header.exists(), (path, name)
-            if header not in seen:
-                seen.add(header)
-                reached(header, seen)
-        return seen
-
-    checked = 0
-    for folder in (NATIVE / op for op in OPS):
-        for path in sorted(folder.glob("*")):
-            if path.suffix not in (".h", ".cpp", ".cu", ".cuh") or path.name.endswith("_op.cpp"):
-                continue
-            assert NATIVE / "common" / "check.h" not in reached(path, set()), path
-            if path.name == f"{folder.name}.h":
-                checked += 1
-                quoted, angled = includes(path)
-                assert all(name.startswith("common/") for name in quoted), (path, quoted)
-                assert all(re.fullmatch(r"[a-z_]+", name) for name in angled), (path, angled)
-    assert checked > 0
-
-
-@needs_native
-def test_each_op_has_its_files():
-    """Folders without any file yet are an op that runs on its reference."""
-    folders = [NATIVE / op for op in OPS if any((NATIVE / op).glob("*"))]
-    assert folders
-    for folder in folders:
-        for name in (f"{folder.name}.h", f"{folder.name}_cpu.cpp", f"{folder.name}_op.cpp"):
-            assert (folder / name).exists(), folder / name
-    assert {path.name for path in NATIVE.iterdir() if path.is_dir()} <= {"common", *OPS}
-
-
 def test_files_are_short():
-    files = sorted(
-        [*PACKAGE.rglob("*.py"), *native_files(".cpp", ".h", ".cu", ".cuh"), ROOT / "setup.py"]
-    )
+    files = sorted([*PACKAGE.rglob("*.py"), ROOT / "setup.py"])
     assert len(files) > 10
     long = {}
     for path in files:
@@ -307,34 +231,6 @@ def test_files_are_short():
         if lines > LONGEST:
             long[str(path.relative_to(ROOT))] = lines
     assert set(long) <= set(TOO_LONG), long
-
-
-@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no setup.py")
-def test_flags_keep_ieee_arithmetic():
-    text = (ROOT / "setup.py").read_text()
-    for flag in (
-        "fast-math",
-        "fast_math",
-        "Ofast",
-        "unsafe-math",
-        "associative-math",
-        "reciprocal-math",
-        "fmad=true",
-        "finite-math",
-        "march=",
-        "fp:fast",
-        "ftz=true",
-        "prec-div=false",
-        "prec-sqrt=false",
-    ):
-        assert flag not in text, flag
-    for flag in ("-ffp-contract=off", "-fmad=false"):
-        assert flag in text, flag
-    for path in native_files(".cpp", ".h", ".cu", ".cuh"):
-        code = re.sub(r"//.*", "", path.read_text())
-        assert not re.search(
-            r"\b__f(?:ma|mul|add|div|sqrt)\w*|\bfmaf?\(|#pragma\s+STDC|optimize\(", code
-        ), path
 
 
 def test_every_op_has_the_same_tests():

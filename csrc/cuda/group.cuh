@@ -4,7 +4,7 @@
 // 16 bytes.
 #include <cuda_runtime.h>
 
-#include "common/dtype.h"
+#include "formulas/dtype.h"
 
 namespace sfron {
 
@@ -22,17 +22,15 @@ __device__ __forceinline__ float widen(BFloat16 x) {
   return from_bfloat16(x.bits);
 }
 
-// The processor's conversions where it has them; they differ from dtype.h in the payload of a NaN
-// only.
+// The processor's conversions where it has them; they differ from the formulas in the payload of a
+// NaN only.
 __device__ __forceinline__ float widen(Float16 x) {
 #if defined(__CUDACC__)
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
   return wide;
 #else
-  float wide;
-  load_float16(&x.bits, &wide, 1);
-  return wide;
+  return from_float16(x.bits);
 #endif
 }
 
@@ -40,7 +38,7 @@ __device__ __forceinline__ void narrow(float x, Float16& to) {
 #if defined(__CUDACC__)
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
 #else
-  store_float16(&x, &to.bits, 1);
+  to.bits = to_float16(x);
 #endif
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 // The gradient's factor and the rule that skips a step, for both optimizers: read from host memory
 // on the CPU and from device memory in a kernel, so that nothing waits for the norm.
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

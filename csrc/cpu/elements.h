@@ -1,9 +1,9 @@
 #pragma once
 // A tensor's elements as the loop of a kernel sees them: floats, whatever the dtype. Where they are
 // fp32 or bf16 they stay in memory and are converted in registers; fp16 goes through a scratch
-// tile. SGD and the norm use tiles for bf16, too (dtype.h): measured, they would gain nothing, and
+// tile. SGD and the norm use tiles for bf16, too (tiles.h): measured, they would gain nothing, and
 // SGD lose a tenth with AVX2.
-#include "common/dtype.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 

@@ -1,6 +1,6 @@
 #pragma once
 // Lists of tensors that belong to another list: gradients, states, masks, step counts.
-#include "common/check.h"
+#include "host/check.h"
 
 namespace sfron {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/hd.h"
-#include "common/isa.h"
+#include "cpu/isa.h"
+#include "formulas/scalar.h"
 
 #if defined(__clang__)
 #define SFRON_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")

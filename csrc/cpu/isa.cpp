@@ -1,4 +1,4 @@
-#include "common/isa.h"
+#include "cpu/isa.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>

@@ -1,7 +1,7 @@
-// fp16 to fp32 and back. The portable text gives the bits that the processors' instructions give,
-// NaNs included.
-#include "common/dtype.h"
-#include "common/isa.h"
+// Arrays of fp16 to fp32 and back, by the processor's own instructions where it has them. They give
+// the bits of the formulas (formulas/dtype.h), NaNs included.
+#include "cpu/isa.h"
+#include "cpu/tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -9,32 +9,6 @@
 
 namespace sfron {
 namespace {
-
-// Moves the 15 value bits into place and corrects the exponent; a subnormal is made by subtracting
-// the implied one.
-SFRON_HD float from_float16(uint16_t h) {
-  const uint32_t value = (h & 0x7fffu) << 13, exponent = value & 0x0f800000u;
-  const uint32_t shifted = value + ((127 - 15) << 23);
-  const uint32_t quiet = value > 0x0f800000u ? 1u << 22 : 0u;       // a NaN becomes quiet
-  const uint32_t special = (shifted + ((128 - 16) << 23)) | quiet;  // inf, NaN
-  const uint32_t small =
-      bits_of(float_of(shifted + (1u << 23)) - float_of(113u << 23));  // subnormal, zero
-  const uint32_t magnitude = exponent == 0x0f800000u ? special : exponent == 0 ? small : shifted;
-  return float_of(magnitude | (static_cast<uint32_t>(h & 0x8000u) << 16));
-}
-
-// To nearest, ties to even. Subnormals let the fp32 adder round: adding 0.5 leaves the half bits at
-// the bottom.
-SFRON_HD uint16_t to_float16(float x) {
-  const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
-  const uint32_t normal =
-      (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-  const uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-  const uint32_t large = magnitude > 0x7f800000u ? nan : 0x7c00u;  // NaN : overflow to inf
-  const uint32_t finite = magnitude < (113u << 23) ? small : normal;
-  return static_cast<uint16_t>(sign | (magnitude >= (143u << 23) ? large : finite));
-}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // Each returns how many elements it did; the portable loop does the rest. The maskz forms, every

@@ -1,7 +1,7 @@
 #pragma once
 // What the optimizer steps share on the host: the checked arguments of both ops.
-#include "common/clip.h"
-#include "common/lists.h"
+#include "formulas/clip.h"
+#include "host/lists.h"
 
 namespace sfron {
 

@@ -15,10 +15,10 @@
 #include <utility>
 #include <vector>
 
-#include "common/flags.h"
-#include "common/hd.h"
-#include "common/slots.cuh"
-#include "common/table.cuh"
+#include "cuda/slots.cuh"
+#include "cuda/table.cuh"
+#include "formulas/flags.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
@@ -61,10 +61,10 @@ int32_t unit_for(const std::vector<Tensor>& tensors, int64_t warps) {
 }
 
 // All launches of one op.
-class Plans {
+class TableCache {
  public:
   template <class... Kernels>
-  explicit Plans(const char* op, Kernels... kernels)
+  explicit TableCache(const char* op, Kernels... kernels)
       : op_(op), kernels_{reinterpret_cast<const void*>(kernels)...} {}
 
   // The list to a kernel, in one launch. The lock is held until it is queued: another thread must

@@ -1,7 +1,7 @@
 #pragma once
-// TEST ONLY, in place of csrc/common/cuda.h: tensors of the CPU stand for those of a GPU, so that
+// TEST ONLY, in place of csrc/host/cuda.h: tensors of the CPU stand for those of a GPU, so that
 // the ops take their CUDA branch, from checks to launch, over shim/cuda_runtime.h.
-#include "common/check.h"
+#include "host/check.h"
 
 #define SFRON_CUDA_OP(name, function)
 

@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 

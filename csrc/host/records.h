@@ -1,7 +1,7 @@
 #pragma once
 // A list of tensors as a table of plain numbers. torch's boxing makes a handle on the heap for
 // every tensor of a list, which takes longer than a step on a tensor of 64 elements; `_C.describe`
-// writes the numbers straight from the Python objects (csrc/module.cpp), and the `table` overload
+// writes the numbers straight from the Python objects (host/describe.cpp), and the `table` overload
 // of an op reads them.
 #include <cstdint>
 
@@ -20,6 +20,6 @@ struct Record {
 
 constexpr int64_t kRecordWords =
     sizeof(Record) / sizeof(int64_t);  // a table is int64: a count for each list, then all
-static_assert(sizeof(Record) == 48, "sfron_fast/_native.py allocates as many");
+static_assert(sizeof(Record) == 48, "sfron_fast/ops/native.py allocates as many");
 
 }  // namespace sfron

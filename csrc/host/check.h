@@ -1,8 +1,8 @@
 #pragma once
-// The side that knows torch: checks arguments as sfron_fast/checks.py does, hands out raw pointers,
-// opens the one parallel region. Every message names the argument, what was expected and what was
-// found; checks come before writes. Lists may hold thousands of tensors, so each property is
-// fetched once, through the C shim, and kept in a View.
+// The side that knows torch: checks arguments as sfron_fast/ops/arguments.py does, hands out raw
+// pointers, opens the one parallel region. Every message names the argument, what was expected and
+// what was found; checks come before writes. Lists may hold thousands of tensors, so each property
+// is fetched once, through the C shim, and kept in a View.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,13 +13,13 @@
 #include <string>
 #include <vector>
 
-#include "common/fail.h"
-#include "common/hd.h"
-#include "common/isa.h"
-#include "common/names.h"
-#include "common/pages.h"
-#include "common/records.h"
-#include "common/runs.h"
+#include "cpu/isa.h"
+#include "cpu/pages.h"
+#include "cpu/runs.h"
+#include "formulas/scalar.h"
+#include "host/fail.h"
+#include "host/names.h"
+#include "host/records.h"
 
 namespace sfron {
 
@@ -103,7 +103,7 @@ inline std::string dtype_name(DType dtype) {
                                                 : c.float16);
 }
 
-// Where the tensors of the running op must be: the CPU, unless a DeviceScope (common/cuda.h) says
+// Where the tensors of the running op must be: the CPU, unless a DeviceScope (host/cuda.h) says
 // otherwise.
 struct Device {
   int32_t type, index;

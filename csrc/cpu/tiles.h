@@ -4,7 +4,7 @@
 // single fp32 text.
 #include <cstring>
 
-#include "common/hd.h"
+#include "formulas/dtype.h"
 
 namespace sfron {
 
@@ -15,38 +15,7 @@ struct Scratch {
   operator float*() { return values; }
 };
 
-SFRON_HD float from_bfloat16(uint16_t h) {
-  return float_of(static_cast<uint32_t>(h) << 16);
-}
-
-// To nearest, ties to even, by adding just under half a unit to the bits; a NaN could overflow so
-// and is replaced.
-SFRON_HD uint16_t to_bfloat16(float x) {
-  const uint32_t u = bits_of(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-// Whether a state is narrower than its parameter, as no state of torch's own is.
-SFRON_HD bool is_narrow(DType state, DType param) {
-  return state == DType::kBFloat16 && param == DType::kFloat32;
-}
-
-// A threshold of 16 bits in place of a half, for an average that moves by less than half a unit of
-// bf16 a step: rounded to nearest it would stand still. An element's thresholds are spread evenly
-// over the steps, by the golden ratio, so what single steps lose adds up to nothing; those of
-// neighbours differ. Both numbers count modulo 2^32.
-SFRON_HD uint32_t dither_threshold(int64_t index, int64_t step) {
-  return (static_cast<uint32_t>(index) * 0x85ebca77u + static_cast<uint32_t>(step) * 0x9e3779b9u) >>
-         16;
-}
-
-SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {
-  const uint32_t u = bits_of(x);
-  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : (u + threshold) >> 16);
-}
-
-// fp16 arrays; with the processor's own conversion where it has one (common/float16.cpp).
+// fp16 arrays; with the processor's own conversion where it has one (cpu/float16.cpp).
 void load_float16(const uint16_t* source, float* target, int64_t n);
 void store_float16(const float* source, uint16_t* target, int64_t n);
 

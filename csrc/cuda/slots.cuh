@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 

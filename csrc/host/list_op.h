@@ -1,9 +1,9 @@
 #pragma once
 // Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose
 // first arguments are `const TensorList&`. It serves both devices, and as `name_.table` a table
-// in place of the lists (common/records.h).
-#include "common/cuda.h"
-#include "common/lists.h"
+// in place of the lists (host/records.h).
+#include "host/cuda.h"
+#include "host/lists.h"
 
 #define SFRON_LIST_OP(name, function)                                                      \
   STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                          \

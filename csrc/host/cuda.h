@@ -2,7 +2,7 @@
 // The side of a CUDA launch that knows torch: its tensors' device and torch's current stream there.
 // An op has one body for both devices; it ends in a launch where `on_cuda()`, else in a parallel
 // loop.
-#include "common/check.h"
+#include "host/check.h"
 
 #if defined(USE_CUDA)
 #include <dlfcn.h>

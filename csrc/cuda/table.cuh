@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
@@ -25,7 +25,7 @@ inline int64_t units_of(int64_t numel, int32_t unit) {
   return (numel + (int64_t{1} << unit) - 1) >> unit;
 }
 
-// What a kernel knows of a list; `data` as table_bytes (plan.cuh) lays it out.
+// What a kernel knows of a list; `data` as table_bytes (launch.cuh) lays it out.
 template <class Tensor>
 struct Table {
   const char* data;    // or null: in the parameters
