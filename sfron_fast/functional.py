@@ -310,28 +310,3 @@ def saliency_mask(
         require(not retain, "retain", "0 tensors", len(retain))
         return [], torch.zeros(0, dtype=torch.int64)
     return _call("saliency_mask", {"forget": forget, "retain": retain}, (), threshold, eps)
-
-
-def fisher_saliency_mask_(
-    retain: Tensors,
-    grads: Tensors,
-    forget: Tensors,
-    *,
-    weight: float,
-    total: float = 1.0,
-    threshold: float,
-    eps: float = reference.FISHER_EPS,
-) -> tuple[list[Tensor], Tensor]:
-    """The last step of the retain Fisher, (retain + weight * grad^2) / total in place, and its
-    ``saliency_mask``.
-
-    The same bits as ``fisher_accumulate_``, a division and ``saliency_mask``, in one pass over
-    memory.
-    """
-    masks = [
-        torch.empty((local(g).numel() + 7) // 8, dtype=torch.uint8, device=g.device) for g in grads
-    ]
-    counts = torch.empty(len(masks), dtype=torch.int64, device=masks[0].device if masks else "cpu")
-    lists = {"retain": retain, "grads": grads, "forget": forget, "masks": masks}
-    _call("fisher_saliency_mask_", lists, ("retain",), counts, weight, total, threshold, eps)
-    return masks, counts

@@ -296,35 +296,3 @@ def saliency_mask(
     _aligned("retain", retain, forget)
     number("threshold", threshold, 0.0, open_low=True)
     number("eps", eps, 0.0)
-
-
-def fisher_saliency_mask_(
-    retain: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    forget: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    counts: Tensor,
-    weight: float,
-    total: float,
-    threshold: float,
-    eps: float,
-) -> None:
-    _floats("grads", grads)
-    _fisher("retain", retain, grads)
-    _fisher("forget", forget, grads)
-    require(len(masks) == len(grads), "masks", f"{len(grads)} tensors", len(masks))
-    for i, (mask, grad) in enumerate(zip(masks, grads, strict=True)):
-        shape = ((grad.numel() + 7) // 8,)
-        require(mask.dtype == torch.uint8, f"masks[{i}]", "dtype torch.uint8", mask.dtype)
-        require(mask.shape == shape, f"masks[{i}]", f"shape {shape}", tuple(mask.shape))
-        require(mask.device == grad.device, f"masks[{i}]", f"device {grad.device}", mask.device)
-    require(counts.dtype == torch.int64, "counts", "dtype torch.int64", counts.dtype)
-    require(counts.shape == (len(grads),), "counts", f"shape ({len(grads)},)", tuple(counts.shape))
-    if grads:
-        require(
-            counts.device == grads[0].device, "counts", f"device {grads[0].device}", counts.device
-        )
-    number("threshold", threshold, 0.0, open_low=True)
-    number("eps", eps, 0.0)
-    number("weight", weight, 0.0)
-    number("total", total, 0.0, open_low=True)

@@ -367,34 +367,6 @@ def saliency_mask(
     return [pack_bits(s) for s in selected], counts
 
 
-def fisher_saliency_mask_(
-    retain: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    forget: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    counts: Tensor,
-    weight: float,
-    total: float,
-    threshold: float,
-    eps: float,
-) -> None:
-    """The retain Fisher gets its last gradient, F = (F + weight * g^2) / total, and is compared:
-    ``saliency_mask``.
-
-    masks [bytes] and counts [tensors] are written.
-    """
-    retain, forget = spread(retain, grads), spread(forget, grads)
-    fisher_accumulate_(retain, grads, weight)
-    for f in retain:
-        f.div_(
-            torch.full((), total, dtype=torch.float64, device=f.device).to(f.dtype)
-        )  # a tensor: see adamw_step_
-    packed, selected = saliency_mask(forget, retain, threshold, eps)
-    for mask, bits in zip(masks, packed, strict=True):
-        mask.copy_(bits)
-    counts.copy_(selected)
-
-
 # --- adaptive losses: equations 4 and 5 -----------------------------------------------------------
 
 

@@ -55,10 +55,6 @@ SCHEMAS = {
     "saliency_mask": (
         "(Tensor[] forget, Tensor[] retain, float threshold, float eps) -> (Tensor[], Tensor)"
     ),
-    "fisher_saliency_mask_": (
-        """(Tensor(a!)[] retain, Tensor[] grads, Tensor[] forget, Tensor(b!)[] masks,
-        Tensor(c!) counts, float weight, float total, float threshold, float eps) -> ()"""
-    ),
     "adaptive_cross_entropy": (
         """(Tensor logits, Tensor labels, float temperature, float floor, int ignore_index)
         -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser, Tensor log_sums)"""
@@ -289,7 +285,6 @@ adamw_step_ = torch.ops.sfron_fast.adamw_step_.default
 interpolate_ = torch.ops.sfron_fast.interpolate_.default
 fisher_accumulate_ = torch.ops.sfron_fast.fisher_accumulate_.default
 saliency_mask = torch.ops.sfron_fast.saliency_mask.default
-fisher_saliency_mask_ = torch.ops.sfron_fast.fisher_saliency_mask_.default
 adaptive_cross_entropy = torch.ops.sfron_fast.adaptive_cross_entropy.default
 adaptive_cross_entropy_backward_ = torch.ops.sfron_fast.adaptive_cross_entropy_backward_.default
 adaptive_cross_entropy_sum_ = torch.ops.sfron_fast.adaptive_cross_entropy_sum_.default
