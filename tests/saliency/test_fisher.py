@@ -10,7 +10,7 @@ from models import bits, build, data, loader, same
 from torch import nn
 
 import sfron_fast as sf
-from sfron_fast import SaliencyMask, estimate_fisher, estimate_mask, functional
+from sfron_fast import SaliencyMask, estimate_fisher, estimate_mask
 
 SAMPLES, BATCH = 11, 4  # batches of 4, 4 and 3
 
