@@ -39,7 +39,6 @@ PER_OP = (
     "interpolate",
     "fisher_accumulate",
     "saliency_mask",
-    "fisher_saliency_mask",
     "adaptive_cross_entropy",
     "adaptive_mse",
     "soft_target_kl",

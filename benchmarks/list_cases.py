@@ -5,7 +5,7 @@ import torch
 from .harness import Case
 from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
 from .peers import peer_case
-from .saliency_cases import fisher_case, last_gradient_case, mask_case
+from .saliency_cases import fisher_case, mask_case
 from .step_cases import SWEEP, compiled_case, graph_case, long_case, norm_case, step_case
 
 
@@ -32,7 +32,6 @@ def cpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("4,000 x 64", many, "adamw", "pair", **on),
         fisher_case(name, wide, device),
         mask_case(name, wide, device),
-        last_gradient_case(name, wide, device),
         step_case("1,000 x 1,024", medium, "adamw", "forget", device),
         step_case(
             "10,000 x 64", small_tensors(60 if tiny else 10_000, 64), "adamw", "forget", device
@@ -66,7 +65,6 @@ def gpu_cases(device: str, tiny: bool) -> list[Case]:
         step_case("10,000 x 64", many, "adamw", "forget", device),
         fisher_case("DiT-XL/2", dit, device),
         mask_case("DiT-XL/2", dit, device),
-        last_gradient_case("DiT-XL/2", dit, device),
         fisher_case("ResNet-18", resnet, device, published=True),
         step_case("DiT-XL/2", dit, "adamw", "plain", device),
         step_case("DiT-XL/2", dit, "sgd", "plain", device),

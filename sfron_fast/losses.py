@@ -18,35 +18,25 @@ import torch
 from torch import Tensor
 
 from .errors import number, require
-from .ops import differentiable, in_place, reference
-from .ops import registry as ops
+from .ops import adaptive_cross_entropy as cross_entropy
+from .ops import adaptive_cross_entropy_over as over_logits
+from .ops import rows
+from .ops.adaptive_mse import adaptive_mse
+from .ops.adaptive_weights import LOSS_FLOOR, adaptive_weights, mean, nothing_of, portion
 from .ops.arguments import FLOAT32_MAX
+from .ops.dtypes import accumulate_dtype
 from .ops.layout import in_memory
+from .ops.soft_target_kl import soft_target_kl
 
-LOSS_FLOOR = 1e-6  # a loss of exactly 0 would take all the weight and give no gradient
-
-
-def adaptive_weights(
-    losses: Tensor, temperature: float = 0.5, floor: float = LOSS_FLOOR, *, group: Any = None
-) -> Tensor:
-    """Weights [samples] = max(l_i, floor)^-temperature / sum_j max(l_j, floor)^-temperature,
-    detached,
-    fp32.
-
-    For any per-sample loss of your own: ``(adaptive_weights(l) * l).sum()``. ``group``: as
-    ``adaptive_cross_entropy``.
-
-    Raises:
-        ValueError: not [samples], empty, or a temperature or floor out of range.
-    """
-    number("temperature", temperature, 0.0)
-    number("floor", floor, 0.0, open_low=True)
-    some = losses.dim() == 1 and (losses.numel() > 0 or group is not None)
-    require(some, "losses", "[samples], at least one", tuple(losses.shape))
-    require(losses.is_floating_point(), "losses", "a floating dtype", losses.dtype)
-    wide = losses.detach().to(reference.accumulate_dtype(losses.dtype))
-    weights, log_normaliser = reference.adaptive_weights(wide, temperature, floor)
-    return weights if group is None else weights * _portion(log_normaliser, group)
+__all__ = [
+    "LOSS_FLOOR",
+    "adaptive_cross_entropy",
+    "adaptive_cross_entropy_parts",
+    "adaptive_cross_entropy_sum_",
+    "adaptive_mse",
+    "adaptive_weights",
+    "soft_target_kl",
+]
 
 
 def adaptive_cross_entropy(
@@ -80,11 +70,11 @@ def adaptive_cross_entropy(
         that is no class.
     """
     if group is not None and logits.shape[0] == 0:
-        return _nothing(logits, group)
+        return nothing_of(logits, group)
     loss, _, _, log_normaliser = _cross_entropy(
         logits, labels, temperature, floor, ignore_index, inplace
     )
-    return loss if group is None else loss * _portion(log_normaliser, group).to(loss.dtype)
+    return loss if group is None else loss * portion(log_normaliser, group).to(loss.dtype)
 
 
 def adaptive_cross_entropy_parts(
@@ -121,12 +111,15 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss [], losses [samples], weights [samples], log_normaliser []"""
     _check_rows(logits, labels, temperature, floor)
-    over = inplace and in_place.wanted(logits)
+    over = inplace and over_logits.wanted(logits)
     if over:
-        in_place.check(logits)
+        over_logits.check_logits(logits)
     if logits.dim() == 2:
         logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
-    kernel = in_place.CrossEntropy.apply if over else _kernel("adaptive_cross_entropy", logits)
+    if over:
+        kernel = over_logits.CrossEntropy.apply
+    else:
+        kernel = rows.kernel("adaptive_cross_entropy", cross_entropy.differentiable, logits)
     return kernel(
         in_memory(logits), in_memory(labels), float(temperature), float(floor), ignore_index
     )[:4]
@@ -177,19 +170,19 @@ def adaptive_cross_entropy_sum_(
             total, own = adaptive_cross_entropy_sum_(
                 logits, labels, temperature, scale=scale, floor=floor, ignore_index=ignore_index
             )
-            return total, _mean(own, group)
-        nothing = logits.sum(dtype=reference.accumulate_dtype(logits.dtype))
-        return nothing, _mean(nothing, group)
+            return total, mean(own, group)
+        nothing = logits.sum(dtype=accumulate_dtype(logits.dtype))
+        return nothing, mean(nothing, group)
     _check_rows(logits, labels, temperature, floor)
     number("scale", scale, -FLOAT32_MAX, FLOAT32_MAX)
-    if not in_place.wanted(logits):
+    if not over_logits.wanted(logits):
         loss, _, _, normaliser = adaptive_cross_entropy_parts(
             logits, labels, temperature, floor=floor, ignore_index=ignore_index
         )
         return loss * normaliser * scale, normaliser
-    in_place.check(logits)
+    over_logits.check_logits(logits)
     _check_range(logits.dtype, float(temperature), float(floor), float(scale))
-    return in_place.CrossEntropySum.apply(
+    return over_logits.CrossEntropySum.apply(
         logits.unsqueeze(1),
         labels.unsqueeze(1).contiguous(),
         float(temperature),
@@ -236,7 +229,7 @@ def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: fl
         return
     low, size = min(math.log10(floor), 0.0), math.log10(abs(scale))
     weight, gradient = size - temperature * low, size + max((1.0 - temperature) * low, 0.0)
-    wide_dtype = reference.accumulate_dtype(dtype)
+    wide_dtype = accumulate_dtype(dtype)
     wide, narrow = (math.log10(torch.finfo(d).max) for d in (wide_dtype, dtype))
     require(
         weight < wide and gradient < narrow,
@@ -253,139 +246,3 @@ def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: fl
         f"1e{vanishing:.1f}",
         "lower it, or use adaptive_cross_entropy(inplace=True)",
     )
-
-
-def adaptive_mse(
-    prediction: Tensor,
-    target: Tensor,
-    temperature: float = 0.5,
-    *,
-    floor: float = LOSS_FLOOR,
-    reduction: str = "mean",
-    group: Any = None,
-) -> Tensor:
-    """sum_i w_i l_i [] of per-sample squared errors (diffusion models).
-
-    Args:
-        prediction, target: [samples, ...], equal shape and dtype; ``target`` must not require grad.
-        reduction: "mean" or "sum" over a sample's elements.
-        group: as ``adaptive_cross_entropy``.
-    Raises:
-        ValueError, RuntimeError: wrong shape, dtype, device or range.
-    """
-    require(
-        prediction.shape == target.shape,
-        "target",
-        f"shape {tuple(prediction.shape)}",
-        tuple(target.shape),
-    )
-    require(prediction.dim() > 1, "prediction", "[samples, ...]", tuple(prediction.shape))
-    some = prediction.shape[0] > 0 or group is not None
-    require(some, "prediction", "at least one sample", tuple(prediction.shape))
-    require(
-        not target.requires_grad,
-        "target",
-        "a constant",
-        "requires_grad=True",
-        "pass target.detach()",
-    )
-    require(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
-    number("temperature", temperature, 0.0)
-    number("floor", floor, 0.0, open_low=True)
-    if prediction.shape[0] == 0:
-        return _nothing(prediction, group)
-    op = _kernel("adaptive_mse", prediction)
-    rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
-    loss, _, _, log_normaliser = op(
-        rows, targets, float(temperature), float(floor), reduction == "mean"
-    )
-    return loss if group is None else loss * _portion(log_normaliser, group).to(loss.dtype)
-
-
-# --- ranks that share a batch: what each back-propagates is averaged ------------------------------
-
-
-def _mean(normaliser: Tensor, group: Any) -> Tensor:
-    """The ranks' average, the same bits on each."""
-    mean = normaliser.detach().clone()
-    torch.distributed.all_reduce(mean, group=group)
-    return mean / torch.distributed.get_world_size(group)
-
-
-def _portion(log_normaliser: Tensor, group: Any) -> Tensor:
-    """What turns a rank's own average into its summand of the whole batch's, times the number of
-    ranks. fp64.
-
-    Of the logarithms, so that no temperature overflows; a NaN of one rank is every rank's.
-    """
-    own, ranks = log_normaliser.detach().reshape(1), torch.distributed.get_world_size(group)
-    everyone = own.new_empty(ranks)
-    torch.distributed.all_gather_into_tensor(everyone, own, group=group)
-    portion = (own[0] - everyone.logsumexp(dim=0)).exp() * ranks
-    return torch.where(
-        own[0] == -math.inf, 0.0, portion
-    )  # no labelled sample here, nor perhaps anywhere
-
-
-def _nothing(source: Tensor, group: Any) -> Tensor:
-    """The summand of a rank without samples: 0, with a gradient, which the other ranks wait for."""
-    nothing = source.sum(dtype=reference.accumulate_dtype(source.dtype))
-    return nothing * _portion(nothing.new_full((), -math.inf, dtype=torch.float64), group).to(
-        nothing.dtype
-    )
-
-
-def soft_target_kl(
-    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
-    """sum_i w_i T^2 KL(softmax(teacher_i / T) || softmax(logits_i / T)) [], forward and backward
-    fused.
-
-    What students of a teacher minimise (Hinton et al. 2015): the bad teacher of BT, and SCRUB,
-    which ascends it too.
-
-    Args: logits: [samples, classes]; fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
-        teacher_logits: of the same shape and dtype; must not require grad. -inf forbids a class,
-        which then adds
-            nothing; where only ``logits`` forbid it the loss is inf.
-        weights: [samples], detached, any sign (negative = ascent); None = 1 / samples each. Rows of
-            weight 0 have no part in anything, whatever their logits.
-        temperature: T > 0. T^2 keeps the gradient's size independent of it.
-    Raises:
-        ValueError, RuntimeError: wrong shape, dtype, device or range.
-    """
-    shape = tuple(logits.shape)
-    require(
-        logits.dim() == 2,
-        "logits",
-        "[samples, classes]",
-        shape,
-        "flatten the tokens of sequences into samples",
-    )
-    require(logits.shape[0] > 0, "logits", "at least one sample", shape, "skip empty batches")
-    require(
-        teacher_logits.shape == logits.shape,
-        "teacher_logits",
-        f"shape {shape}",
-        tuple(teacher_logits.shape),
-    )
-    require(
-        not teacher_logits.requires_grad,
-        "teacher_logits",
-        "a constant",
-        "requires_grad=True",
-        "run the teacher under torch.no_grad()",
-    )
-    number("temperature", temperature, 0.0, open_low=True)
-    if weights is not None:
-        weights = weights.detach().to(reference.accumulate_dtype(logits.dtype)).contiguous()
-    op = _kernel("soft_target_kl", logits)
-    return op(in_memory(logits), in_memory(teacher_logits), weights, float(temperature))[0]
-
-
-def _kernel(name: str, source: Tensor) -> Any:
-    """The op; what torch itself differentiates where there is no kernel (fp64) or torch looks
-    inside.
-    """
-    own = source.dtype == torch.float64 or differentiable.wanted()
-    return getattr(differentiable if own else ops, name)

@@ -10,10 +10,14 @@
 namespace sfron {
 namespace {
 
+// How the lists can be served (sfron_fast/ops/native.py has the same numbers).
+enum Served : int { kByHandles = 0, kByTable = 1, kByCopies = 2 };
+
 // Records of one list: of its tensors, or, if it is a tensor itself, those that were written there
-// before. False for a list that cannot be described.
+// before. False for a list that cannot be described. Clears `plain` if a tensor is not contiguous
+// or of fp64, which no native kernel takes.
 bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t& room,
-                   int64_t* count) {
+                   int64_t* count, bool& plain) {
   Record table;
   const bool known = !PyList_Check(list);
   if (known && !look(torch, list, &table)) return false;
@@ -23,13 +27,11 @@ bool describe_list(const Torch& torch, PyObject* list, Record*& record, int64_t&
                     "table: expected a table with room for all lists, found a shorter one");
     return false;
   }
-  if (known) {
-    std::memcpy(record, table.data, *count * sizeof(Record));
-    record += *count;
-    return true;
-  }
-  for (Py_ssize_t i = 0; i < *count; ++i) {
-    if (!look(torch, PyList_GetItem(list, i), record++)) return false;
+  if (known) std::memcpy(record, table.data, *count * sizeof(Record));
+  const int32_t float64 = codes().float64;
+  for (Py_ssize_t i = 0; i < *count; ++i, ++record) {
+    if (!known && !look(torch, PyList_GetItem(list, i), record)) return false;
+    plain = plain && record->contiguous && record->code != float64;
   }
   return true;
 }
@@ -52,17 +54,18 @@ PyObject* describe(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "OO!:describe", &target, &PyTuple_Type, &lists)) return nullptr;
   const Torch& torch = torch_types();
   Record table;
-  if (torch.exchange == nullptr || !look(torch, target, &table)) Py_RETURN_FALSE;
+  if (torch.exchange == nullptr || !look(torch, target, &table)) return PyLong_FromLong(kByHandles);
   const Py_ssize_t count = PyTuple_Size(lists);
   int64_t* counts = static_cast<int64_t*>(table.data);
   Record* record = reinterpret_cast<Record*>(counts + count);
   int64_t room = table.numel - count;
+  bool plain = true;
   for (Py_ssize_t l = 0; l < count; ++l) {
-    if (describe_list(torch, PyTuple_GetItem(lists, l), record, room, counts + l)) continue;
+    if (describe_list(torch, PyTuple_GetItem(lists, l), record, room, counts + l, plain)) continue;
     if (PyErr_Occurred() != nullptr) return nullptr;
-    Py_RETURN_FALSE;
+    return PyLong_FromLong(kByHandles);
   }
-  Py_RETURN_TRUE;
+  return PyLong_FromLong(plain ? kByTable : kByCopies);
 }
 
 // In one pass, as each tensor is several cache lines far apart: its record, its gradient, and that

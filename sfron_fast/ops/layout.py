@@ -7,6 +7,7 @@ packed mask is packed anew.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from torch.nn.parameter import is_lazy
 
 Order = tuple[int, ...] | None  # dimensions, slowest first; None = as they are
 Orders = tuple[Order, ...]  # of a list of tensors; empty = all as they are
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor; torch.distributed need not be there."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: Any) -> Tensor:
+    """The local shard of a DTensor (it shares storage); any other tensor itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def orders_of(tensors: list[Tensor]) -> Orders:
@@ -25,7 +36,7 @@ def orders_of(tensors: list[Tensor]) -> Orders:
     if torch.compiler.is_compiling():
         return ()
     kept = (
-        is_lazy(t) or t.layout != torch.strided or t.is_contiguous() or hasattr(t, "placements")
+        is_lazy(t) or t.layout != torch.strided or t.is_contiguous() or is_sharded(t)
         for t in tensors
     )
     orders = tuple(

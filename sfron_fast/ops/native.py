@@ -96,20 +96,25 @@ def table_words(lists: tuple[list[Any], ...]) -> int:
 
 
 class Described(list[Any]):
-    """Tensors that were described before, and their part of a table; good until other code may run."""
+    """Tensors described before, and their part of a table; good until other code may run."""
 
     records: Any  # int64 [RECORD_WORDS * len]
 
 
-def describe(table: Any, lists: tuple[list[Any], ...]) -> bool:
+# how lists can be served: not by a table, by one, or by one of contiguous copies (fp64: not at all)
+BY_HANDLES, BY_TABLE, BY_COPIES = range(3)
+
+
+def describe(table: Any, lists: tuple[list[Any], ...]) -> int:
     """Write pointer, shape, dtype and device of every tensor into ``table``, int64
     [table_words(lists)] on the CPU.
 
-    False if one of them is not a plain tensor or parameter on a device with native kernels: then
-    call the op itself.
+    BY_HANDLES if one of them is not a plain tensor or parameter on a device with native kernels:
+    then call the op itself. BY_COPIES if one is not contiguous, or fp64, which no native kernel
+    takes.
     """
     if _module is None:
-        return False
+        return BY_HANDLES
     return _module.describe(table, tuple(t.records if type(t) is Described else t for t in lists))
 
 
@@ -130,7 +135,7 @@ def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Descr
 
 
 def ask_huge_pages(tensor: Any) -> None:
-    """Advise Linux to back a tensor on the CPU, not yet written to, by huge pages, if it is large."""
+    """Advise Linux to back a large tensor on the CPU, not yet written to, by huge pages."""
     if _module is not None:
         _module.ask_huge_pages(tensor, tensor.nbytes)
 

@@ -21,8 +21,8 @@ def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
     op
     has read it.
 
-    None where the dispatcher must see the tensors: under torch.compile, modes, transforms, for
-    subclasses.
+    None where the dispatcher must see the tensors (under torch.compile, modes, transforms, for
+    subclasses), and where native kernels want others: contiguous, and not fp64.
     """
     if _watched():
         return None
@@ -31,7 +31,10 @@ def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
     table = spare.pop() if spare else None
     if table is None or table.shape[0] < words:
         table = torch.empty(words, dtype=torch.int64, device="cpu")
-    return table if native.describe(table, whole) else None
+    if native.describe(table, whole) == native.BY_TABLE:
+        return table
+    spare.append(table)
+    return None
 
 
 def gather(

@@ -28,7 +28,6 @@ from ..ops import reference
 from ..ops.layout import dense, ordered, orders_of
 from ..ops.lists import zeroed
 from .mask import SaliencyMask
-from .selection import checked_fishers
 
 Estimator = Literal["batch", "sample", "batch_equal", "rank"]
 LossFn = Callable[[Any, Tensor], Tensor]
@@ -107,12 +106,11 @@ def estimate_mask(
     progress: bool = False,
     group: Any = None,
 ) -> SaliencyMask:
-    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``, the same bits.
+    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
 
-    The retain Fisher's last gradient, its division and the comparison are one pass over the
-    weights. Arguments and errors are those of the two functions.
+    Arguments and errors are those of the two functions.
     """
-    number("threshold", threshold, 0.0, open_low=True)
+    number("threshold", threshold, 0.0, open_low=True)  # before the passes, not after them
     forget = estimate_fisher(
         model,
         forget_loader,
@@ -122,21 +120,16 @@ def estimate_mask(
         progress=progress,
         group=group,
     )
-    sums = _sum_squares(model, retain_loader, loss_fn, estimator, chunk_size, progress, group)
-    last = [
-        sums.grads[n] if n in sums.grads else torch.zeros_like(f) for n, f in sums.values.items()
-    ]
-    packed, _ = functional.fisher_saliency_mask_(
-        list(sums.values.values()),
-        last,
-        list(forget.values()),
-        weight=sums.weight,
-        total=sums.total,
-        threshold=threshold,
+    retain = estimate_fisher(
+        model,
+        retain_loader,
+        loss_fn,
+        estimator=estimator,
+        chunk_size=chunk_size,
+        progress=progress,
+        group=group,
     )
-    retain = Fisher(sums.values, sums.metadata)
-    checked_fishers(forget, retain)
-    return SaliencyMask.from_packed(packed, forget, retain, threshold)
+    return SaliencyMask.from_fisher(forget, retain, threshold=threshold)
 
 
 class _Sums(NamedTuple):

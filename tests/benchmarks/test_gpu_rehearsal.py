@@ -470,7 +470,7 @@ def test_triton_kernels_are_compiled_before_they_are_launched(tmp_path):
 STAND_INS = """
 import contextlib
 import torch
-from sfron_fast import functional
+from sfron_fast.ops import calls
 
 class Graph:  # a capture remembers the calls, a replay makes them again, with what the tensors then hold
     def replay(self):
@@ -481,14 +481,14 @@ class Graph:  # a capture remembers the calls, a replay makes them again, with w
 
 @contextlib.contextmanager
 def graph(graph):
-    call, graph.calls = functional._call, []
+    call, graph.calls = calls.over_lists, []
     def remembered(*arguments, **numbers):
         result = call(*arguments, **numbers)
         graph.calls.append((call, arguments, numbers, result))
         return result
-    functional._call = remembered
+    calls.over_lists = remembered
     yield
-    functional._call = call
+    calls.over_lists = call
 
 class Stream:
     def wait_stream(self, other):

@@ -21,7 +21,6 @@ def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
         "adamw_step",
         "fisher_accumulate",
         "saliency_mask",
-        "fisher_saliency_mask",
     ):
         assert f"\n{op}_kernel" in out
 

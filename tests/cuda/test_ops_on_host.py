@@ -54,7 +54,6 @@ TESTS = (
     "interpolate",
     "fisher_accumulate",
     "saliency_mask",
-    "fisher_saliency_mask",
     "masked_grad_norm",
     "sgd_step",
     "adamw_step",

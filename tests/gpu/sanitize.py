@@ -29,7 +29,6 @@ LISTS = (
     "interpolate_",
     "fisher_accumulate_",
     "saliency_mask",
-    "fisher_saliency_mask_",
 )
 ROWS = (
     "adaptive_cross_entropy",
@@ -88,10 +87,6 @@ def list_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
             counts,
         ],
     )
-    packed, counts = F.fisher_saliency_mask_(
-        wide[0], g, wide[1], weight=0.25, total=3.0, threshold=0.8
-    )
-    left["fisher_saliency_mask_"] = [*wide[0], *packed, counts]
     clip = {
         "norm": torch.tensor(3.0, device=device),
         "max_norm": 1.0,
@@ -137,8 +132,6 @@ def flat_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
     forget = there(tensors(7, torch.float32, shift, positive=True), device)
     packed, counts = F.saliency_mask(forget, w, 0.8)
     left["fisher_accumulate_"], left["saliency_mask"] = [w[0].clone()], [*packed, counts]
-    packed, counts = F.fisher_saliency_mask_(w, g, forget, weight=0.25, total=3.0, threshold=0.8)
-    left["fisher_saliency_mask_"] = [*w, *packed, counts]
     return left
 
 

@@ -24,7 +24,6 @@ OPS = (
     "interpolate_",
     "fisher_accumulate_",
     "saliency_mask",
-    "fisher_saliency_mask_",
 )
 
 
@@ -108,27 +107,6 @@ def test_cpu_equals_cuda_saliency_mask():
         cuda_masks, cuda_counts = sf.saliency_mask(to_cuda(forget), to_cuda(retain), 0.8)
         assert torch.equal(counts, cuda_counts.cpu())
         assert all(torch.equal(a, b.cpu()) for a, b in zip(masks, cuda_masks, strict=True))
-
-
-@pytest.mark.parametrize("shift", [0, 1, 4])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cpu_equals_cuda_fisher_saliency_mask(dtype, shift):
-    """The Fisher's last gradient and the mask, each of three lists off a multiple of 16 bytes in
-    turn.
-    """
-    for shifts in ((shift, 0, 0), (0, shift, 0), (0, 0, shift)):
-        kinds = ((0, torch.float32, True), (1, dtype, False), (2, torch.float32, True))
-        lists = [
-            random_list(seed, kind, shift=s, positive=p)
-            for (seed, kind, p), s in zip(kinds, shifts, strict=True)
-        ]
-        cuda = to_cuda(lists)
-        numbers = {"weight": 0.7, "total": 3.0, "threshold": 0.8}
-        masks, counts = sf.fisher_saliency_mask_(*lists, **numbers)
-        cuda_masks, cuda_counts = sf.fisher_saliency_mask_(*cuda, **numbers)
-        assert torch.equal(counts, cuda_counts.cpu())
-        for cpu_list, cuda_list in zip((masks, *lists), (cuda_masks, *cuda), strict=True):
-            assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu_list, cuda_list, strict=True))
 
 
 def options_of(flags, dtype):

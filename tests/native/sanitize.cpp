@@ -138,7 +138,6 @@ void lists() {  // norm, Fisher, saliency mask
   const std::vector<Buffer> grad = buffers(), retain = buffers(true, true), retain2 = retain;
   std::vector<Buffer> fisher = buffers(true, true);
   const std::vector<Buffer> fisher2 = fisher;
-  const bool finish = pick(2);  // the retain Fisher still lacks its last gradient
   const std::vector<Mask> masks = masks_like(grad);
   std::vector<MaskedGradNormTensor> norms;
   std::vector<FisherTensor> fishers;
@@ -150,9 +149,8 @@ void lists() {  // norm, Fisher, saliency mask
     float* sums = reinterpret_cast<float*>(fisher[t].data);
     norms.push_back({grad[t].data, masks[t].data(), grad[t].numel, grad[t].dtype});
     fishers.push_back({sums, grad[t].data, grad[t].numel, grad[t].dtype});
-    saliency.push_back({sums, reinterpret_cast<float*>(retain[t].data),
-                        finish ? grad[t].data : nullptr, packed[t].data(), grad[t].numel,
-                        grad[t].dtype});
+    saliency.push_back(
+        {sums, reinterpret_cast<float*>(retain[t].data), packed[t].data(), grad[t].numel});
   }
   const Runs chunks(norms, kNormChunk), runs(fishers);
   std::vector<double> partials(chunks.units());
@@ -161,7 +159,7 @@ void lists() {  // norm, Fisher, saliency mask
   });
   in_pieces(runs.units(),
             [&](int64_t b, int64_t e) { fisher_accumulate_cpu(fishers, runs, b, e, 0.3f); });
-  const SaliencyScalars s{0.9f, 1e-15f, 0.3f, 7.0f};
+  const SaliencyScalars s{0.9f, 1e-15f};
   std::vector<std::atomic<int64_t>> counts(grad.size());
   in_pieces(runs.units(), [&](int64_t b, int64_t e) {
     saliency_mask_cpu(saliency, runs, b, e, s, counts.data());
@@ -175,10 +173,8 @@ void lists() {  // norm, Fisher, saliency mask
       expected += masked_square_one(grad[t].get(i), masks[t].selected(i), 0.3f);
       expect(fisher[t].get(i) == fisher_accumulate_one(fisher2[t].get(i), grad[t].get(i), 0.3f),
              "fisher", "sum", i);
-      const float old = retain2[t].get(i),
-                  now = finish ? finish_fisher_one(old, grad[t].get(i), s) : old;
-      expect(retain[t].get(i) == now, "saliency_mask", "retain", i);
-      const bool selected = saliency_one(fisher[t].get(i), now, s);
+      expect(retain[t].get(i) == retain2[t].get(i), "saliency_mask", "retain", i);
+      const bool selected = saliency_one(fisher[t].get(i), retain[t].get(i), s);
       expect(selected == (packed[t][i / 8] >> (i % 8) & 1), "saliency_mask", "bit", i);
       count += selected;
     }

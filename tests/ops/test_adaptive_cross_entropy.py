@@ -24,7 +24,8 @@ from cases import (
 )
 
 from sfron_fast import losses
-from sfron_fast.ops import reference
+from sfron_fast.ops import adaptive_cross_entropy as op_file
+from sfron_fast.ops import reference, rows
 from sfron_fast.ops import registry as ops
 
 OUTPUTS = ("loss", "losses", "weights", "log_normaliser", "log_sums")
@@ -52,7 +53,7 @@ def make(
 def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     """All outputs and the gradient of ``grad * loss``, from the entry that serves the dtype."""
     logits = case.tensors["logits"].detach().requires_grad_()
-    kernel = losses._kernel("adaptive_cross_entropy", logits)
+    kernel = rows.kernel("adaptive_cross_entropy", op_file.differentiable, logits)
     outputs = dict(
         zip(OUTPUTS, kernel(logits, case.tensors["labels"], *case.scalars.values()), strict=True)
     )

@@ -23,7 +23,8 @@ from cases import (
 )
 
 from sfron_fast import losses
-from sfron_fast.ops import reference
+from sfron_fast.ops import adaptive_mse as op_file
+from sfron_fast.ops import reference, rows
 from sfron_fast.ops import registry as ops
 
 OUTPUTS = ("loss", "losses", "weights", "log_normaliser")
@@ -45,7 +46,7 @@ def make(
 
 def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     prediction = case.tensors["prediction"].detach().requires_grad_()
-    kernel = losses._kernel("adaptive_mse", prediction)
+    kernel = rows.kernel("adaptive_mse", op_file.differentiable, prediction)
     outputs = dict(
         zip(
             OUTPUTS, kernel(prediction, case.tensors["target"], *case.scalars.values()), strict=True

@@ -5,7 +5,6 @@ left alone.
 import pytest
 import test_adamw_step
 import test_fisher_accumulate
-import test_fisher_saliency_mask
 import test_interpolate
 import test_masked_grad_norm
 import test_saliency_mask
@@ -53,7 +52,6 @@ CASES = {  # op: (its arguments, the list that others are like, those that may b
     "interpolate_": (test_interpolate.make, {}, "slow", ("fast",)),
     "fisher_accumulate_": (test_fisher_accumulate.make, {}, "grads", ("fisher",)),
     "saliency_mask": (test_saliency_mask.make, {}, "forget", ("retain",)),
-    "fisher_saliency_mask_": (test_fisher_saliency_mask.make, {}, "grads", ("retain", "forget")),
 }
 WAYS = [(op, name) for op, (*_, names) in CASES.items() for name in (*names, "all")]
 PADDING = 7

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from sfron_fast import adaptive_cross_entropy, adaptive_mse, adaptive_weights, soft_target_kl
-from sfron_fast.losses import LOSS_FLOOR, _kernel, adaptive_cross_entropy_parts
+from sfron_fast.losses import LOSS_FLOOR, adaptive_cross_entropy_parts
+from sfron_fast.ops import adaptive_mse as mse_op
+from sfron_fast.ops import rows
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -59,13 +61,11 @@ def every_weight(losses, temperature, dtype):
     labels = torch.zeros(len(losses), dtype=torch.int64)
     loss, _, weights, _ = adaptive_cross_entropy_parts(logits, labels, temperature)
     yield "cross_entropy", weights, loss, logits
-    rows, target = (
-        losses.sqrt().unsqueeze(1).to(dtype).requires_grad_(),
-        torch.zeros(len(losses), 1, dtype=dtype),
-    )
-    kernel = _kernel("adaptive_mse", rows)
-    loss, _, weights, _ = kernel(rows, target, temperature, LOSS_FLOOR, True)
-    yield "mse", weights, loss, rows
+    roots = losses.sqrt().unsqueeze(1).to(dtype).requires_grad_()
+    target = torch.zeros(len(losses), 1, dtype=dtype)
+    kernel = rows.kernel("adaptive_mse", mse_op.differentiable, roots)
+    loss, _, weights, _ = kernel(roots, target, temperature, LOSS_FLOOR, True)
+    yield "mse", weights, loss, roots
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from cases import (
 )
 
 from sfron_fast import losses
-from sfron_fast.ops import reference
+from sfron_fast.ops import reference, rows
 from sfron_fast.ops import registry as ops
+from sfron_fast.ops import soft_target_kl as op_file
 
 OUTPUTS = ("loss", "losses", "log_sums")
 
@@ -61,7 +62,7 @@ def make(
 def run(case: Case, grad: float = 1.0) -> dict[str, torch.Tensor]:
     logits, teacher, weights = case.tensors.values()
     logits = logits.detach().requires_grad_()
-    kernel = losses._kernel("soft_target_kl", logits)
+    kernel = rows.kernel("soft_target_kl", op_file.differentiable, logits)
     outputs = dict(
         zip(OUTPUTS, kernel(logits, teacher, weights, case.scalars["temperature"]), strict=True)
     )

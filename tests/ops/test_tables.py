@@ -372,9 +372,9 @@ def test_a_table_serves_shorter_lists():
     assert all(torch.equal(s, torch.full((3,), 2.0)) for s in long + short)
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_same_objects(native, monkeypatch):
-    if not native:
+@pytest.mark.parametrize("loaded", [True, False])
+def test_same_objects(loaded, monkeypatch):
+    if not loaded:
         monkeypatch.setattr(native, "_module", None)
     a, b, c = torch.ones(1), torch.ones(1), torch.ones(1)
     assert native.same([a, b], [a, b])

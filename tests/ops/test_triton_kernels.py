@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sfron_fast.ops.triton as row_kernels
 from sfron_fast import __main__
-from sfron_fast.ops import reference, row_checks
+from sfron_fast.ops import reference
 from sfron_fast.ops import registry as ops
 
 INTERPRETED = [
@@ -332,7 +332,8 @@ def test_a_failure_within_a_capture_is_no_reason_to_fall_back(forgetful, monkeyp
 
     monkeypatch.setattr(row_kernels, "launcher", lambda name: unloaded)
     monkeypatch.setattr(row_kernels, "capturing", lambda like: True)
-    kernel = row_kernels.op_kernel("adaptive_mse", row_checks.adaptive_mse, reference.adaptive_mse)
+    check = ops.check_of("adaptive_mse")
+    kernel = row_kernels.op_kernel("adaptive_mse", check, reference.adaptive_mse)
     x = torch.randn(3, 5)
     with pytest.raises(
         RuntimeError, match=r"adaptive_mse: expected .* capture .*not permitted.*call the op once"
@@ -364,7 +365,8 @@ def test_bad_input_and_memory_are_not_reasons_to_fall_back(forgetful, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(row_kernels, "launcher", lambda name: full)
-    kernel = row_kernels.op_kernel("adaptive_mse", row_checks.adaptive_mse, reference.adaptive_mse)
+    check = ops.check_of("adaptive_mse")
+    kernel = row_kernels.op_kernel("adaptive_mse", check, reference.adaptive_mse)
     x = torch.randn(3, 5)
     with pytest.raises(torch.OutOfMemoryError):
         kernel(x, x, 0.5, 1e-6, True)

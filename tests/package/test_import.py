@@ -182,7 +182,7 @@ import sys, hashlib, torch
 sys.path[:0] = ["tests/support", "tests/ops"]
 torch.set_num_threads(1)
 import cases, test_adamw_step, test_adaptive_cross_entropy, test_adaptive_mse, test_fisher_accumulate
-import test_fisher_saliency_mask, test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
+import test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
 import test_soft_target_kl
 from sfron_fast.ops import registry as ops
 shapes = [*cases.ODD, (513,), (2049,)]
@@ -194,7 +194,7 @@ for dtype in cases.NATIVE_DTYPES:
         (test_adamw_step, "adamw_step_", test_adamw_step.FLAGS["everything"]),
         (test_interpolate, "interpolate_", {}), (test_fisher_accumulate, "fisher_accumulate_", {}),
         (test_masked_grad_norm, "masked_grad_norm", {"scaled": True}),
-        (test_saliency_mask, "saliency_mask", {}), (test_fisher_saliency_mask, "fisher_saliency_mask_", {}),
+        (test_saliency_mask, "saliency_mask", {}),
     ):
         kind = torch.float32 if name == "saliency_mask" else dtype
         case = test.make(shapes, kind, "cpu", **flags)

@@ -223,24 +223,6 @@ def mask_case(draw):
     )
 
 
-@st.composite
-def fused_mask_case(draw):
-    make, _, dtype, _, _ = draw(lists())
-    fishers = {
-        name: make(wide(dtype), "normal", positive=True, may_be_flat=True)
-        for name in ("retain", "forget")
-    }
-    numbers = {
-        "threshold": draw(st.floats(1e-3, 1e3)),
-        "eps": draw(st.sampled_from([0.0, 1e-15])),
-        "weight": draw(st.floats(0.0, 1e6)),
-        "total": draw(st.floats(1e-3, 1e6)),
-    }
-    return Case(
-        {"retain": fishers["retain"], "grads": make(), "forget": fishers["forget"]}, numbers
-    )
-
-
 OPS = {
     "masked_grad_norm": norm_case(),
     "sgd_step_": sgd_case(),
@@ -248,7 +230,6 @@ OPS = {
     "interpolate_": interpolate_case(),
     "fisher_accumulate_": fisher_case(),
     "saliency_mask": mask_case(),
-    "fisher_saliency_mask_": fused_mask_case(),
 }
 
 
