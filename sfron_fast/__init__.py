@@ -11,8 +11,8 @@ from .losses import (
 )
 from .methods import Recipe
 from .methods.unlearn import UnlearnResult, unlearn
+from .optim import SFRonAdamW, SFRonSGD
 from .optim.in_backward import step_in_backward
-from .optim.rules import SFRonAdamW, SFRonSGD
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
 from .version import __version__

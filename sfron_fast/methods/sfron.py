@@ -11,8 +11,10 @@ import torch
 
 from ..errors import number, require
 from ..losses import LOSS_FLOOR
+from ..optim.adamw import SFRonAdamW, check_betas
 from ..optim.base import SFRonOptimizer
-from ..optim.rules import MaskSemantics, Moments, SFRonAdamW, SFRonSGD, check_betas
+from ..optim.sgd import SFRonSGD
+from ..optim.validation import MaskSemantics, Moments
 from ..saliency.fisher import Estimator
 from ..saliency.mask import SaliencyMask
 

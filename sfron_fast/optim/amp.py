@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import require
 
 
-class ForgetStep:
+class ForgetView:
     """An optimizer seen through its forget phase: ``scaler.step(optimizer.forget)`` calls
     ``forget_step``.
 
@@ -42,7 +42,6 @@ def amp_scalar(optimizer: Any, name: str, device: torch.device) -> Tensor | None
     if scalar is None:
         return None
     if not (isinstance(scalar, Tensor) and scalar.dtype == torch.float32 and scalar.numel() == 1):
-        require(
-            False, name, "a float32 tensor of one element, or None", repr(scalar)
-        )  # repr waits for the device
+        found = repr(scalar)  # waits for the device
+        require(False, name, "a float32 tensor of one element, or None", found)
     return scalar.to(device)

@@ -1,6 +1,6 @@
 """The optimizers' state as flat lists: one handle for the entries of thousands of parameters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops import native
 from ..ops.layout import Orders
 from ..ops.lists import flat_size, views, zeroed
+from .state_kind import StateKind
 
 
 def same(a: list[Any], b: list[Any]) -> bool:
@@ -29,24 +30,19 @@ def _same_values(dicts: list[dict[str, Any]], values: list[Any]) -> bool:
 
 
 class FlatStates:
-    """The states of one list of parameters, every key a flat list; the entries of the states are
-    its
-    views.
+    """The states of one list of parameters, every key a flat list, of which the entries are views.
 
     An entry that somebody has replaced is taken over at the next step: ``serves`` compares all of
     them.
     """
 
     def __init__(self, params: list[Tensor], state: Mapping[Tensor, Any], orders: Orders) -> None:
-        self.params, self.state, self.device, self.orders = (
-            list(params),
-            state,
-            params[0].device,
-            orders,
-        )
-        self.states: list[
-            dict[str, Any]
-        ] = []  # looked up when the first is needed: no need, no entry
+        self.params = list(params)
+        self.state = state
+        self.device = params[0].device
+        self.orders = orders
+        # looked up when the first is needed: no need, no entry
+        self.states: list[dict[str, Any]] = []
         self.flats: dict[str, Tensor] = {}
         self._entries: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []  # every entry of every state, in order
@@ -87,7 +83,9 @@ class FlatStates:
         self._all = states
         return all(map(is_, map(state.get, self.params), self.states))
 
-    def made(self, used: Iterable[str], kinds: list[tuple[torch.dtype, torch.Size]]) -> bool:
+    def made(
+        self, used: Mapping[str, StateKind], kinds: list[tuple[torch.dtype, torch.Size]]
+    ) -> bool:
         """Whether the states ``used`` are all flat, moments of one dtype, and the parameters those
         they were made for.
 
@@ -96,19 +94,18 @@ class FlatStates:
         """
         if kinds != self._kinds or not all(key in self.flats for key in used):
             return False
-        return len({self.flats[key].dtype for key in used if "exp_avg" in key}) <= 1
+        moments = [key for key, kind in used.items() if kind.role == "moment"]
+        return len({self.flats[key].dtype for key in moments}) <= 1
 
-    def get(
-        self, key: str, dtype: torch.dtype, fill: Sequence[Tensor] | None = None
-    ) -> Tensor | None:
+    def get(self, key: str, kind: StateKind, fill: Sequence[Tensor] | None = None) -> Tensor | None:
         """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.
 
-        None if it cannot be flat: an entry of another kind, dtype, shape or device than expected.
+        None if it cannot be flat: an entry of another type, dtype, shape or device than expected.
         """
         if key in self.flats:
             return self.flats[key]
         self.states = self.states or [self.state[p] for p in self.params]
-        scalar = key.endswith("step")
+        scalar, dtype = kind.role == "count", kind.dtype or self.params[0].dtype
         found = [state.get(key) for state in self.states]
         for entry, param in zip(found, self.params, strict=True):
             shape = torch.Size() if scalar else param.shape

@@ -5,15 +5,12 @@ gradient is freed.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.shards import is_sharded, placed_gradient
+from ..distributed.shards import is_sharded
 from ..errors import require
-from ..ops.layout import orders_of
 from .base import SFRonOptimizer
 from .batch import Batch
 from .step_checks import check_step
@@ -53,7 +50,7 @@ def step_in_backward(optimizer: SFRonOptimizer) -> Iterator[None]:
     ]
     _check(optimizer, [p for p, _ in params])
     hooks = [
-        p.register_post_accumulate_grad_hook(partial(_update, optimizer, group))
+        p.register_post_accumulate_grad_hook(partial(optimizer.retain_one, group))
         for p, group in params
     ]
     try:
@@ -72,7 +69,7 @@ def _check(optimizer: SFRonOptimizer, params: list[Tensor]) -> None:
         "True",
         "use step() alone",
     )
-    if optimizer._in_backward:
+    if optimizer.mid_step:
         raise RuntimeError(
             "step_in_backward: expected step() after the last one, found none; call it to close a"
             " step"
@@ -90,24 +87,3 @@ def _check(optimizer: SFRonOptimizer, params: list[Tensor]) -> None:
     trained = [(g, [p for p in g["params"] if p.requires_grad]) for g in optimizer.param_groups]
     batches = [part for g, ps in trained if ps for part in Batch(g, ps, [], []).split()]
     check_step(optimizer, batches, [], forget=False, single=True)
-
-
-@torch.no_grad()
-def _update(optimizer: SFRonOptimizer, group: dict[str, Any], param: Tensor) -> None:
-    """What ``step()`` does for all parameters, for the one whose gradient has just been
-    accumulated.
-    """
-    done = optimizer._in_backward
-    if param in done:
-        raise RuntimeError(
-            "step_in_backward: expected one gradient for each weight, found a second; sum the"
-            " losses of several backwards, and checkpoint with use_reentrant=False"
-        )
-    grad = placed_gradient(param)
-    assert grad is not None
-    batch = Batch(group, [param], [grad], [], orders=orders_of([param]))
-    check_step(optimizer, [batch], [], forget=False)
-    batch.check()
-    optimizer._retain(batch, {}, counts=not done)
-    done.add(param)
-    param.grad = None

@@ -8,23 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# in the order of the ops' ``numbers``; the numbers are what an op is given beside it
+# in the order of the ops' ``numbers``; the values are what an op is given beside those
 NAMES = {"lr": 0.0, "weight_decay": 0.0, "slow_lr": 1.0}
 
 
-def as_numbers(rule: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """``rule``; if one of its numbers (``NAMES``) is a tensor, all of them in one, fp64 [numbers]
-    on
-    ``device``.
+def on_device(settings: dict[str, float | Tensor], device: torch.device) -> Tensor | None:
+    """``settings`` in one tensor, fp64 [settings], if one of them is a tensor; else None.
 
-    Raises: RuntimeError: under graph capture, a tensor on another device, which a replay could not
-        follow.
+    Raises:
+        RuntimeError: under graph capture, a tensor on another device, which a replay could not
+            follow.
     """
-    names = [name for name in NAMES if name in rule]
-    if not any(isinstance(rule[name], Tensor) for name in names):
-        return rule
-    numbers = torch.stack([_scalar(name, rule[name], device) for name in names])
-    return {**rule, **{name: NAMES[name] for name in names}, "numbers": numbers}
+    if not any(isinstance(value, Tensor) for value in settings.values()):
+        return None
+    return torch.stack([_scalar(name, value, device) for name, value in settings.items()])
 
 
 def _scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:

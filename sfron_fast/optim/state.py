@@ -1,69 +1,63 @@
-"""What SFRonSGD and SFRonAdamW save and load: torch's format, and what torch would lose of it."""
+"""What the optimizers hold: a state for each parameter, made when it is first needed; a mask;
+counts; and what they remember from step to step to be fast.
 
-import inspect
+An optimizer is put together in four floors: this one, its parameter groups (``groups``), what is
+saved and loaded (``saved``), the phases of a cycle (``base``); ``sgd`` and ``adamw`` add a rule.
+"""
+
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from ..distributed.shards import place
 from ..errors import require
-from ..models.names import canonical_name
-from ..ops.lists import zeroed
+from ..ops.layout import ordered
 from ..saliency.mask import SaliencyMask
-from .amp import ForgetStep
+from .amp import ForgetView
+from .batch import Batch
 from .flat_state import FlatStates
 from .masks import GroupMask, check_saliency
 from .scalars import moves_slowly
 from .skips import Skips
-from .validation import check_phase, check_state_dtype, loaded_group, plain_numbers
+from .state_kind import FORGET, SLOW, StateKind, prefix, zero_state
+from .validation import check_state_dtype
 
 
-def zero_state(param: Tensor, key: str, dtype: torch.dtype | None) -> Tensor:
-    """A parameter's new state: a scalar [] for a count, else shaped and strided like it; dtype None
-    = its own.
-    """
-    if key.endswith("step"):
-        return torch.zeros((), dtype=dtype or param.dtype, device=param.device)
-    return zeroed(
-        torch.empty_like(param, dtype=dtype or param.dtype, memory_format=torch.preserve_format)
-    )
-
-
-def _check_placement(state: dict[str, Any], param: Tensor) -> None:
-    """Raise unless a saved state is in shards where its parameter is, on the same mesh, and nowhere
-    else.
-    """
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.dim() > 0:
-            require(
-                place(value)[1] == place(param)[1]
-                and getattr(value, "placements", None) == getattr(param, "placements", None),
-                "state_dict",
-                f"{key!r} placed as its parameter",
-                "another placement",
-                "use set_optimizer_state_dict of torch.distributed.checkpoint.state_dict",
-            )
-
-
-class Resumable(Optimizer):
-    """State dicts, pickles and copies that go on where they stopped, also inside a cycle."""
+class StatefulOptimizer(Optimizer):
+    """State, mask and counts; a subclass declares its kinds of state."""
 
     grad_scale: Tensor | None  # torch.amp's, if set: gradients are divided by it
     found_inf: Tensor | None  # torch.amp's, if set: not 0 = skip the update, on the device
-    forget: ForgetStep
+    forget: ForgetView
     stock: Any  # torch's optimizer class of the same rule
+    checked_settings: list[list[Any]]  # every group's, when ``check_step`` last found them good
     _saliency: SaliencyMask | None
     _skips: Skips
     _masks: dict[int, GroupMask]
     _flat: dict[int, FlatStates]
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
-    _checked: list[list[Any]]  # every group's settings, when they were last found good
     # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the
     # optimizer's attributes.
     _in_backward: set[Tensor]  # whose next step ``step_in_backward`` has done
     _noted: dict[str, Any]
+
+    def _remember_nothing(self) -> None:
+        """As after the constructor: whatever is not saved starts anew."""
+        self._skips = Skips()
+        self._masks, self._flat, self._tables = {}, {}, {}
+        self._noted, self._in_backward, self.checked_settings = {}, set(), []
+        self.forget = ForgetView(self)
+
+    @property
+    def mid_cycle(self) -> bool:
+        """True between a forget step and the retain step that closes its cycle."""
+        return any(group["retain_pending"] for group in self.param_groups)
+
+    @property
+    def mid_step(self) -> bool:
+        """True between ``step_in_backward`` and the ``step()`` that closes it."""
+        return bool(self._in_backward)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -112,25 +106,26 @@ class Resumable(Optimizer):
         self.param_groups[0]["skipped"] += self._skips.take()
         return self.param_groups[0]["skipped"]
 
-    def _kinds(self, group: dict[str, Any]) -> dict[str, torch.dtype | None]:
-        """The states the rule keeps for a parameter, and their dtypes (None = the parameter's)."""
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
+        """The states the rule keeps for a parameter."""
         raise NotImplementedError
 
-    def _used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, torch.dtype | None]:
-        """The states that a forget or a retain step reads or writes, and the dtypes they are made
-        in.
-        """
-        kinds = {} if forget and group["moments"] == "none" else self._kinds(group)
-        prefix = "forget_" if forget and group["moments"] == "separate" else ""
-        slow = moves_slowly(group) and (forget or group["retain_pending"])
-        return {
-            **{f"{prefix}{key}": dtype for key, dtype in kinds.items()},
-            **({"slow": None} if slow else {}),
-        }
+    def known_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
+        """Those, the same for forget steps alone, and slow weights: all that may be there."""
+        kinds = self.state_kinds(group)
+        return {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}, "slow": SLOW}
 
-    def _check_group(self, group: dict[str, Any], *, given: bool = False) -> None:
-        """Raise ValueError or RuntimeError unless the settings are good."""
-        raise NotImplementedError
+    def used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, StateKind]:
+        """The states that a forget or a retain step reads or writes."""
+        used: dict[str, StateKind] = {}
+        if not forget or group["moments"] != "none":
+            begin = prefix(group, forget=forget)
+            used = {begin + key: kind for key, kind in self.state_kinds(group).items()}
+        if moves_slowly(group) and (forget or group["retain_pending"]):
+            used["slow"] = SLOW
+        return used
 
     @torch.no_grad()
     def init_state(self) -> None:
@@ -143,173 +138,45 @@ class Resumable(Optimizer):
         for group in self.param_groups:
             check_state_dtype(group, group["params"])
         for group in self.param_groups:
-            kinds = self._kinds(group)
+            kinds = self.state_kinds(group)
             if group["moments"] == "separate":
-                kinds = {**kinds, **{f"forget_{key}": dtype for key, dtype in kinds.items()}}
+                kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}}
+            if moves_slowly(group):
+                kinds = {**kinds, "slow": SLOW}
             for param in (p for p in group["params"] if p.requires_grad):
+                known = self.state.get(param, {})
                 new = {
-                    key: zero_state(param, key, dtype)
-                    for key, dtype in kinds.items()
-                    if self.state.get(param, {}).get(key) is None
+                    k: zero_state(param, kind) for k, kind in kinds.items() if known.get(k) is None
                 }
-                if moves_slowly(group) and "slow" not in self.state.get(param, {}):
-                    new["slow"] = zero_state(param, "slow", None).copy_(param)
+                if "slow" in new:
+                    new["slow"].copy_(param)
                 if new:
                     self.state[param].update(new)
 
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's; masks are inputs, so only their digest is in it.
+    def _state(
+        self, batch: Batch, key: str, kind: StateKind, fill: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """An entry of each parameter's state, as a flat list where possible.
 
-        Raises:
-            RuntimeError: between ``step_in_backward`` and the ``step()`` that closes it.
+        New ones start as ``fill``, or zero.
         """
-        if self._in_backward:
-            raise RuntimeError(
-                "state_dict: expected step() after step_in_backward, found none; call it to close"
-                " the step, or after an error go on from a checkpoint"
-            )
-        self.param_groups[0]["skipped"] = self.skipped_steps
-        state = super().state_dict()
-        state["param_groups"] = [plain_numbers(group) for group in state["param_groups"]]
-        if self.saliency is not None:
-            digest = self.saliency.digest()  # reads every mask: once, not per group
-            for group in state["param_groups"]:
-                group["mask_digest"] = digest
-        return state
+        if batch.flat is not None and key in batch.flat.flats:
+            return [batch.flat.flats[key]]
+        if any(self.state.get(p, {}).get(key) is None for p in batch.params):
+            batch.check()  # a refusal leaves no state behind
+        if batch.flat is not None:
+            flat = batch.flat.get(key, kind, fill)
+            if flat is not None:
+                return [flat]
+        tensors: list[Tensor] = []
+        for i, param in enumerate(batch.params):
+            state = self.state[param]
+            if state.get(key) is None:  # torch.optim.SGD saves None where there is no momentum yet
+                state[key] = zero_state(param, kind)
+                if fill is not None:
+                    state[key].copy_(fill[i])
+            tensors.append(state[key])
+        return tensors if kind.role == "count" else ordered(tensors, batch.orders)
 
-    def stock_state_dict(self) -> dict[str, Any]:
-        """What ``torch.optim``'s SGD, or AdamW / Adam, would save here: load it there to go on
-        without
-        forgetting.
-
-        Raises:
-            RuntimeError: inside a cycle, whose end the other optimizer would not know.
-        """
-        if any(group["retain_pending"] for group in self.param_groups):
-            raise RuntimeError(
-                "stock_state_dict: expected a finished cycle, found retain steps pending; "
-                "call step() for them first"
-            )
-        saved = self.state_dict()
-        ours = set(self.defaults) - set(self.stock([torch.zeros(())]).defaults)
-        groups = [
-            {k: v for k, v in group.items() if k not in ours} for group in saved["param_groups"]
-        ]
-        on_device = {i for g in groups if g.get("capturable") or g["fused"] for i in g["params"]}
-        states: dict[int, dict[str, Any]] = {}
-        for i, state in saved["state"].items():
-            kept = {k: v for k, v in state.items() if k != "slow" and not k.startswith("forget_")}
-            if "step" in kept and i not in on_device:
-                kept["step"] = kept["step"].cpu()
-            states |= {i: kept} if kept else {}
-        return {"state": states, "param_groups": groups}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but moments keep to ``state_dtype``; torch.optim's own state dicts load too.
-
-        A run that has done forget steps goes on where it was, also inside a cycle, with its own
-        ``forget_lr`` and ``slow_lr``, as with its own ``lr``; its other forget settings must be
-        this optimizer's. The state of a training run, torch.optim's or of one of these optimizers
-        that has done no forget step, leaves all of them as
-        they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr,
-        moments, mask_semantics, state_dtype.
-
-        Raises: ValueError: the state was saved under another mask, a masked group with other names
-            or in another order,
-                of a run that forgets with other settings, or with settings that cannot be.
-        """
-        ours = self.saliency.digest() if self.saliency is not None else None
-        for group in state_dict["param_groups"]:
-            theirs = group.get("mask_digest") or ours
-            require(
-                theirs == ours,
-                "state_dict",
-                f"mask digest {ours}",
-                theirs,
-                "pass the mask the run began with",
-            )
-        for mine, group in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            names, theirs = (
-                [canonical_name(n) for n in g.get("param_names", ())] for g in (mine, group)
-            )
-            same = not mine["masked"] or not theirs or names == theirs
-            require(
-                same,
-                "state_dict",
-                f"parameters {names}",
-                theirs,
-                "pass them in the order of the saved run",
-            )
-            for index, param in zip(group["params"], mine["params"], strict=False):
-                _check_placement(state_dict["state"].get(index, {}), param)
-        # hooks of our own, next to torch's work: the user's see, and may change, what is loaded
-        final: dict[str, Any] = {}
-        before = self.register_load_state_dict_pre_hook(
-            lambda _, state: final.update(self._with_knobs(state)) or final
-        )
-        after = self.register_load_state_dict_post_hook(
-            lambda _: self._keep_dtypes(final), prepend=True
-        )
-        try:
-            super().load_state_dict(state_dict)
-            self._in_backward.clear()  # a step that an error left half done is gone
-        finally:
-            before.remove()
-            after.remove()
-
-    def _with_knobs(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The groups to load, with this optimizer's settings where ``loaded_group`` says so."""
-        saved = state_dict["param_groups"]
-        if len(saved) != len(self.param_groups):
-            return state_dict  # torch objects
-        begun = any(group.get("has_forgotten", "retain_pending" in group) for group in saved)
-        groups = [
-            loaded_group(mine, theirs, begun)
-            for mine, theirs in zip(self.param_groups, saved, strict=True)
-        ]
-        for group, mine in zip(groups, self.param_groups, strict=True):
-            self._check_group(group)
-            check_state_dtype(group, mine["params"])
-        check_phase(groups)
-        return {**state_dict, "param_groups": groups}
-
-    def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """State in the dtype this optimizer would have made it in, from the saved values: torch has
-        cast them.
-        """
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group["mask_digest"] = None  # only saved ones have it: it takes reading the masks
-            kinds = {**self._kinds(group), "slow": None}
-            for index, param in zip(saved["params"], group["params"], strict=True):
-                for key, value in state_dict["state"].get(index, {}).items():
-                    if key.endswith(
-                        "step"
-                    ):  # torch may count in fp64, and once did without a tensor
-                        value = torch.as_tensor(value, dtype=torch.float32)
-                    if isinstance(value, Tensor):
-                        kind = key.removeprefix("forget_")
-                        dtype = kinds[kind] or param.dtype if kind in kinds else value.dtype
-                        self.state[param][key] = value.detach().clone().to(param.device, dtype)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.param_groups[0]["skipped"] = self.skipped_steps  # counted on the device so far
-        return {**super().__getstate__(), "saliency": self.saliency}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        self._saliency = state.pop(
-            "saliency", self.__dict__.get("_saliency")
-        )  # torch loads a state dict this way too
-        super().__setstate__(state)
-        for kind in type(self).__mro__:  # settings newer than the pickle
-            known = inspect.signature(vars(kind).get("__init__", lambda: None)).parameters.values()
-            for setting in (p for p in known if p.default is not p.empty and p.name != "saliency"):
-                self.defaults.setdefault(setting.name, setting.default)
-        if self.defaults["fused"]:
-            self._step_supports_amp_scaling = True
-        self._masks, self._flat, self._tables, self._skips = {}, {}, {}, Skips()
-        self._noted, self._in_backward, self._checked = {}, set(), []
-        self.forget = ForgetStep(self)
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+    def _slow(self, batch: Batch) -> list[Tensor]:
+        return self._state(batch, "slow", SLOW, fill=batch.params)

@@ -1,6 +1,4 @@
-"""What a step is given, looked at before its first write: a step that is refused leaves everything
-as
-it was.
+"""What a step is given, looked at before its first write: a refused step leaves all as it was.
 
 An op looks at all it is given before it writes. A step is an op for each group, device and mesh, so
 what the second would refuse must be found before the first.
@@ -17,7 +15,9 @@ from ..ops.arguments import dense, state_dtypes, strided
 from ..ops.native import Described
 from .amp import amp_scalar
 from .batch import Batch
+from .groups import GroupedOptimizer
 from .scalars import NAMES, check_capture
+from .state_kind import SLOW, StateKind
 from .validation import COUNTS, check_state_dtype, check_tensor_settings
 
 CONVERT = (
@@ -27,7 +27,12 @@ CONVERT = (
 
 
 def check_step(
-    optimizer: Any, batches: list[Batch], idle: list[Batch], *, forget: bool, single: bool = False
+    optimizer: GroupedOptimizer,
+    batches: list[Batch],
+    idle: list[Batch],
+    *,
+    forget: bool,
+    single: bool = False,
 ) -> None:
     """Raise what any op of this step would raise; then have state follow a new ``state_dtype``.
 
@@ -39,7 +44,7 @@ def check_step(
     check_capture(groups, [batch.params[0].device for batch in batches])
     if torch.compiler.is_compiling():
         return
-    if not (batches or single) and (forget or (optimizer.mid_cycle and not optimizer._in_backward)):
+    if not (batches or single) and (forget or (optimizer.mid_cycle and not optimizer.mid_step)):
         name, phase = ("forget_step", "forget") if forget else ("step", "retain")
         warn(
             f"{name} found no gradients, so this {phase} step of the cycle changed no fast weights;"
@@ -47,10 +52,10 @@ def check_step(
             " step"
         )
     known = [[_value(g[k]) for k in optimizer.defaults if k not in COUNTS] for g in groups]
-    changed = known != optimizer._checked
+    changed = known != optimizer.checked_settings
     for group in groups if changed else ():
         check_tensor_settings(group)
-        optimizer._check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
+        optimizer.check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
     for batch in batches:  # a model may have been converted since
         check_state_dtype(batch.group, batch.params)
     for name in ("grad_scale", "found_inf") if batches else ():
@@ -59,25 +64,23 @@ def check_step(
         for batch in batches:
             check_batch(optimizer, batch, forget=forget)
         for batch in idle:
-            _check_state(optimizer, batch, {"slow": None})
+            _check_state(optimizer, batch, {"slow": SLOW})
     if changed:
         _convert_state(optimizer)
         for batch in batches:
-            if batch.flat is not None:
-                batch.flat.serves(
-                    batch.flat.params, optimizer.state, batch.orders
-                )  # takes over what is new
-        optimizer._checked = known
+            if batch.flat is not None:  # which takes over what is new
+                batch.flat.serves(batch.flat.params, optimizer.state, batch.orders)
+        optimizer.checked_settings = known
 
 
 def _value(setting: Any) -> Any:
-    """What a setting is compared by: lists are copied, as somebody may change them where they are."""
+    """What a setting is compared by: lists are copied, as they may be changed where they are."""
     if isinstance(setting, Tensor):
         return id(setting), setting.shape
     return tuple(setting) if isinstance(setting, list) else setting
 
 
-def check_batch(optimizer: Any, batch: Batch, *, forget: bool) -> None:
+def check_batch(optimizer: GroupedOptimizer, batch: Batch, *, forget: bool) -> None:
     """Raise what the ops of this batch would raise."""
     kinds = batch.check()
     if type(batch.params) is not Described and plain(batch.params):
@@ -88,59 +91,58 @@ def check_batch(optimizer: Any, batch: Batch, *, forget: bool) -> None:
             value = batch.group[name]
             if isinstance(value, Tensor) and value.device.type == "cpu":
                 number(name, value.item(), 0.0, 1.0 if name == "slow_lr" else float("inf"))
-    used = optimizer._used_state(batch.group, forget=forget)
+    used = optimizer.used_state(batch.group, forget=forget)
     if batch.flat is None or not batch.flat.made(used, kinds):
         _check_state(optimizer, batch, used)
 
 
-def _check_state(optimizer: Any, batch: Batch, used: dict[str, torch.dtype | None]) -> None:
-    """The states of a step that are there already, by key; a dtype of None is the parameter's."""
-    params = batch.params
-    states = [optimizer.state.get(param) or {} for param in params]
-    averages = [key for key in used if "exp_avg" in key]
-    for i, (state, param) in enumerate(zip(states, params, strict=True)):
-        for key in used:
+def _check_state(optimizer: GroupedOptimizer, batch: Batch, used: dict[str, StateKind]) -> None:
+    """The states of a step that are there already, by key."""
+    moments = [key for key, kind in used.items() if kind.role == "moment"]
+    for i, param in enumerate(batch.params):
+        state = optimizer.state.get(param) or {}
+        for key, kind in used.items():
             if state.get(key) is not None:
-                _check_entry(key, f"{key}[{i}]", state[key], param)
-        found = [
-            used[k] or param.dtype if state.get(k) is None else state[k].dtype for k in averages
+                _check_entry(kind, f"{key}[{i}]", state[key], param)
+        dtypes = [
+            state[key].dtype if state.get(key) is not None else used[key].dtype or param.dtype
+            for key in moments
         ]
-        for key, dtype in zip(averages, found, strict=True):
-            require(
-                dtype == found[0],
-                f"{key}[{i}]",
-                f"dtype {found[0]}, as {averages[0]}",
-                dtype,
-                CONVERT,
-            )
+        for key, dtype in zip(moments, dtypes, strict=True):
+            alike = dtype == dtypes[0]
+            require(alike, f"{key}[{i}]", f"dtype {dtypes[0]}, as {moments[0]}", dtype, CONVERT)
 
 
-def _check_entry(key: str, where: str, value: Any, param: Tensor) -> None:
+def _check_entry(kind: StateKind, where: str, value: Any, param: Tensor) -> None:
     dense(where, value, True)
-    shape = torch.Size() if key.endswith("step") else param.shape
+    count = kind.role == "count"
+    shape = torch.Size() if count else param.shape
     if value.shape != shape and not (shape == () and value.numel() == 1):
         require(False, where, f"shape {tuple(shape)}", tuple(value.shape))
     if value.device != param.device:
         require(False, where, f"device {param.device}", value.device, CONVERT)
-    placed = key.endswith("step") or is_sharded(value) == is_sharded(param)
+    placed = count or is_sharded(value) == is_sharded(param)
     require(placed, where, "sharded as its parameter, or whole as it", "the other", CONVERT)
-    allowed = state_dtypes(param.dtype)
-    if key == "slow" or key.endswith("step"):
-        allowed = {param.dtype if key == "slow" else torch.float32}
+    allowed = {
+        "moment": state_dtypes(param.dtype),
+        "slow": {param.dtype},
+        "count": {torch.float32},
+    }[kind.role]
     if value.dtype not in allowed:
         names = " or ".join(sorted(map(str, allowed)))
-        require(
-            False, where, f"dtype {names} beside a parameter of {param.dtype}", value.dtype, CONVERT
-        )
+        expected = f"dtype {names} beside a parameter of {param.dtype}"
+        require(False, where, expected, value.dtype, CONVERT)
 
 
-def _convert_state(optimizer: Any) -> None:
+def _convert_state(optimizer: GroupedOptimizer) -> None:
     """State that was made before its group's ``state_dtype`` was set to another one."""
     for group in optimizer.param_groups:
-        kinds = optimizer._kinds(group)
-        for param in group["params"] if group["state_dtype"] is not None else ():
+        if group["state_dtype"] is None:
+            continue
+        kinds = optimizer.known_kinds(group)
+        for param in group["params"]:
             state = optimizer.state.get(param, {})
             for key, value in state.items():
-                dtype = kinds.get(key.removeprefix("forget_"))
+                dtype = kinds[key].dtype if key in kinds else None
                 if dtype is not None and value is not None and value.dtype != dtype:
                     state[key] = value.to(dtype)

@@ -3,7 +3,7 @@ run's, nobody's.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..errors import integer, number, require
 from .scalars import NAMES
 
+Moments = Literal["shared", "separate", "none"]
+MaskSemantics = Literal["gradient", "update"]
 SCHEDULED = ("forget_lr", "slow_lr")  # a run may change them on its way, as it does lr
 FORGETTING = (
     "masked",
@@ -50,15 +52,10 @@ def check_settings(group: dict[str, Any]) -> None:
     number("slow_lr", group["slow_lr"], 0.0, 1.0, open_low=True)
     integer("retain_steps", group["retain_steps"], 1)
     for name, choices in CHOICES.items():
-        value = group.get(
-            name
-        )  # the constructor's defaults are looked at before ``masked`` is among them
-        require(
-            value in choices or name not in group,
-            name,
-            " or ".join(map(repr, choices)),
-            repr(value),
-        )
+        # the constructor's defaults are looked at before ``masked`` is among them
+        if name in group:
+            value = group[name]
+            require(value in choices, name, " or ".join(map(repr, choices)), repr(value))
     dtype = group["state_dtype"]
     known = dtype in (None, torch.float32, torch.bfloat16)
     require(known, "state_dtype", "None (the parameter's), torch.float32 or torch.bfloat16", dtype)
@@ -88,10 +85,10 @@ def check_tensor_settings(group: dict[str, Any]) -> None:
 
 
 def own_group(given: dict[str, Any]) -> dict[str, Any]:
-    """A group as the user gave it, in a dict that torch may fill with defaults: in the user's own
-    they
-    would count as given when it makes another optimizer, and replace what that one's constructor is
-    told.
+    """A group as the user gave it, in a dict that torch may fill with defaults.
+
+    In the user's own they would count as given when it makes another optimizer, and replace what
+    that one's constructor is told.
 
     Raises:
         ValueError: a group of another optimizer's ``param_groups``, which is filled already.
@@ -129,9 +126,9 @@ def _plain(value: Any) -> Any:
 
 
 def loaded_group(mine: dict[str, Any], saved: dict[str, Any], begun: bool) -> dict[str, Any]:
-    """The settings of a group when a state is loaded: the saved ones, and this optimizer's where
-    none
-    are saved.
+    """The settings of a group when a state is loaded.
+
+    The saved ones, and this optimizer's where none are saved.
 
     In a state of a run that has not ``begun`` to forget, nobody has chosen settings for it: they
     stay this optimizer's.
