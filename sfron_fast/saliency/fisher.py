@@ -21,14 +21,13 @@ from ..data.batches import (
 )
 from ..distributed.ranks import Ranks
 from ..distributed.shards import local
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..models.modes import evaluating, recording
 from ..models.names import model_digest
 from ..ops import reference
 from ..ops.layout import dense, ordered, orders_of
 from ..ops.lists import zeroed
 from .mask import SaliencyMask
-from .selection import checked_fishers
 
 Estimator = Literal["batch", "sample", "batch_equal", "rank"]
 LossFn = Callable[[Any, Tensor], Tensor]
@@ -95,48 +94,34 @@ def estimate_fisher(
     return Fisher(sums.values, sums.metadata)
 
 
+@by_keyword
 def estimate_mask(
     model: nn.Module,
-    forget_loader: Iterable[Any],
-    retain_loader: Iterable[Any],
-    loss_fn: LossFn = F.cross_entropy,
     *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    loss_fn: LossFn = F.cross_entropy,
     threshold: float = 1.0,
     estimator: Estimator = "batch",
     chunk_size: int = 32,
     progress: bool = False,
     group: Any = None,
 ) -> SaliencyMask:
-    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``, the same bits.
+    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
 
-    The retain Fisher's last gradient, its division and the comparison are one pass over the
-    weights. Arguments and errors are those of the two functions.
+    Args: forget, retain: the loaders of the two sets. The other arguments, and the errors, are
+        those of the two functions.
     """
     number("threshold", threshold, 0.0, open_low=True)
-    forget = estimate_fisher(
-        model,
-        forget_loader,
-        loss_fn,
-        estimator=estimator,
-        chunk_size=chunk_size,
-        progress=progress,
-        group=group,
-    )
-    sums = _sum_squares(model, retain_loader, loss_fn, estimator, chunk_size, progress, group)
-    last = [
-        sums.grads[n] if n in sums.grads else torch.zeros_like(f) for n, f in sums.values.items()
-    ]
-    packed, _ = functional.fisher_saliency_mask_(
-        list(sums.values.values()),
-        last,
-        list(forget.values()),
-        weight=sums.weight,
-        total=sums.total,
-        threshold=threshold,
-    )
-    retain = Fisher(sums.values, sums.metadata)
-    checked_fishers(forget, retain)
-    return SaliencyMask.from_packed(packed, forget, retain, threshold)
+    settings: dict[str, Any] = {
+        "estimator": estimator,
+        "chunk_size": chunk_size,
+        "progress": progress,
+        "group": group,
+    }
+    forget_fisher = estimate_fisher(model, forget, loss_fn, **settings)
+    retain_fisher = estimate_fisher(model, retain, loss_fn, **settings)
+    return SaliencyMask.from_fisher(forget=forget_fisher, retain=retain_fisher, threshold=threshold)
 
 
 class _Sums(NamedTuple):

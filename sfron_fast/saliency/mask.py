@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..distributed.shards import whole
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..models.names import canonical_names, possible_names
 from ..ops import reference
 from .mask_file import load_mask, save_mask
@@ -114,8 +114,9 @@ class SaliencyMask(Mapping[str, Tensor]):
     # --- making one -------------------------------------------------------------------------------
 
     @classmethod
+    @by_keyword
     def from_fisher(
-        cls, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float = 1.0
+        cls, *, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float = 1.0
     ) -> "SaliencyMask":
         """1[F_forget + 1e-15 >= threshold (F_retain + 1e-15)], elementwise.
 
@@ -132,33 +133,20 @@ class SaliencyMask(Mapping[str, Tensor]):
         packed, _ = functional.saliency_mask(
             [forget[n] for n in names], [retain[n] for n in names], threshold
         )
-        return cls.from_packed(packed, forget, retain, threshold)
-
-    @classmethod
-    def from_packed(
-        cls,
-        packed: list[Tensor],
-        forget: Mapping[str, Tensor],
-        retain: Mapping[str, Tensor],
-        threshold: float,
-    ) -> "SaliencyMask":
-        """From the bits that ``functional`` selected of two Fishers, in their order; see
-        ``from_fisher``.
-
-        Of DTensors they are the shards' bits; the mask is whole on every rank.
-        """
+        # the bits of DTensors are those of the shards; the mask is whole on every rank
         whole_packed = map(whole_bits, packed, forget.values())
         bits = without_gradient(dict(zip(forget, whole_packed, strict=True)), forget, retain)
         shapes = {n: tuple(f.shape) for n, f in forget.items()}
         return cls(bits, shapes, {"threshold": float(threshold), **provenance(forget, retain)})
 
     @classmethod
+    @by_keyword
     def top_k(
         cls,
+        *,
         forget: Mapping[str, Tensor],
         retain: Mapping[str, Tensor],
         fraction: float,
-        *,
         per_layer: bool = False,
     ) -> "SaliencyMask":
         """The ``fraction`` of weights with the largest ratio F_forget / F_retain, over all or in

@@ -34,7 +34,7 @@ def test_selection_is_the_authors_ratio(threshold):
     forget, retain = random_fishers(SHAPES)
     forget["a.bias"][:2], retain["a.bias"][:2] = 0.0, 0.0  # 0 / 0
     forget["b.weight"].view(-1)[:3] = retain["b.weight"].view(-1)[:3]  # ratio exactly 1
-    mask = SaliencyMask.from_fisher(forget, retain, threshold)
+    mask = SaliencyMask.from_fisher(forget=forget, retain=retain, threshold=threshold)
     for name in SHAPES:
         expected = (forget[name] + 1e-15) / (retain[name] + 1e-15) >= threshold
         assert torch.equal(mask.to_bool(name), expected), name
@@ -47,7 +47,7 @@ def test_selection_is_the_authors_ratio(threshold):
 def test_from_estimated_fishers(estimator):
     model = build("bn")
     fishers = [estimate_fisher(model, loader(9, 4, seed=s), estimator=estimator) for s in (1, 2)]
-    mask = SaliencyMask.from_fisher(*fishers)
+    mask = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1])
     for name, p in model.named_parameters():
         assert torch.equal(mask.to_bool(name), fishers[0][name] + 1e-15 >= fishers[1][name] + 1e-15)
         assert mask.to_bool(name).shape == p.shape
@@ -68,7 +68,7 @@ def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction,
     flat = torch.tensor(values, dtype=torch.float32)
     parts = {n: t for n, t in (("x", flat[:cut]), ("y", flat[cut:]))}
     ones = {n: torch.ones_like(t) for n, t in parts.items()}
-    mask = SaliencyMask.top_k(parts, ones, fraction, per_layer=per_layer)
+    mask = SaliencyMask.top_k(forget=parts, retain=ones, fraction=fraction, per_layer=per_layer)
     groups = [["x"], ["y"]] if per_layer else [["x", "y"]]
     for names in groups:
         ratio = torch.cat([parts[n] for n in names]).tolist()
@@ -84,12 +84,14 @@ def test_top_k_leaves_out_parameters_without_gradient():
         Fisher({"a": torch.ones(8), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
         Fisher({"a": torch.full((8,), 4.0), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
     )
-    assert SaliencyMask.top_k(forget, retain, 0.5).counts() == {
+    assert SaliencyMask.top_k(forget=forget, retain=retain, fraction=0.5).counts() == {
         "a": 8,
         "b": 0,
     }  # though b's ratio, 1, is larger
-    assert SaliencyMask.top_k(forget, retain, 0.5, per_layer=True).counts() == {"a": 4, "b": 0}
-    assert SaliencyMask.from_fisher(forget, retain).counts() == {"a": 0, "b": 0}
+    assert SaliencyMask.top_k(
+        forget=forget, retain=retain, fraction=0.5, per_layer=True
+    ).counts() == {"a": 4, "b": 0}
+    assert SaliencyMask.from_fisher(forget=forget, retain=retain).counts() == {"a": 0, "b": 0}
 
 
 # --- bits -----------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def test_bits_follow_logical_order_whatever_the_strides():
     expected = SaliencyMask.from_bool({"w": selected})
     assert SaliencyMask.from_bool({"w": selected.to(memory_format=torch.channels_last)}) == expected
     forget = {"w": selected.float().to(memory_format=torch.channels_last)}
-    mask = SaliencyMask.from_fisher(forget, {"w": torch.full((3, 5, 4, 2), 0.5)})
+    mask = SaliencyMask.from_fisher(forget=forget, retain={"w": torch.full((3, 5, 4, 2), 0.5)})
     assert torch.equal(mask.to_bool("w"), selected)
 
 
@@ -181,7 +183,7 @@ def test_a_models_own_names_are_no_wrappers(name, tmp_path):
     """
     model = nn.Sequential(Own(name), nn.Linear(4, 4))
     batches = [(torch.randn(6, 4), torch.randint(4, (6,))) for _ in range(2)]
-    estimate_mask(model, batches[:1], batches[1:])  # can be made
+    estimate_mask(model, forget=batches[:1], retain=batches[1:])  # can be made
     chosen = {n: torch.rand(p.shape) < 0.5 for n, p in model.named_parameters()}
     mask = SaliencyMask.from_bool(chosen)
     for wrap in (lambda m: m, nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m))):
@@ -260,7 +262,7 @@ def saved(tmp_path):
         fisher.metadata.update(
             {"estimator": "sample", "samples": 7, "model": "0" * 64, "batch_size": 4}
         )
-    mask = SaliencyMask.from_fisher(forget, retain, 1.5)
+    mask = SaliencyMask.from_fisher(forget=forget, retain=retain, threshold=1.5)
     mask.save(tmp_path / "mask.safetensors")
     return mask, tmp_path / "mask.safetensors"
 
