@@ -126,6 +126,7 @@ class Run:
             retain=self.retain.loader,
             loss_fn=mean_loss,
             threshold=self.recipe.threshold,
+            zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
             progress=progress,
         )

@@ -102,6 +102,7 @@ def estimate_mask(
     retain: Iterable[Any],
     loss_fn: LossFn = F.cross_entropy,
     threshold: float = 1.0,
+    zero_over_zero: bool = False,
     estimator: Estimator = "batch",
     chunk_size: int = 32,
     progress: bool = False,
@@ -121,7 +122,12 @@ def estimate_mask(
     }
     forget_fisher = estimate_fisher(model, forget, loss_fn, **settings)
     retain_fisher = estimate_fisher(model, retain, loss_fn, **settings)
-    return SaliencyMask.from_fisher(forget=forget_fisher, retain=retain_fisher, threshold=threshold)
+    return SaliencyMask.from_fisher(
+        forget=forget_fisher,
+        retain=retain_fisher,
+        threshold=threshold,
+        zero_over_zero=zero_over_zero,
+    )
 
 
 class _Sums(NamedTuple):

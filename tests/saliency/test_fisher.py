@@ -135,21 +135,17 @@ def test_parameters_without_gradient(estimator):
     assert fishers[0].metadata["no_gradient"] == ["unused.bias", "unused.weight"]
     assert not any(n.startswith("frozen") for n in fishers[0])
     assert not fishers[0]["unused.weight"].any()
-    for mask in (
-        SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1]),
-        SaliencyMask.top_k(forget=fishers[0], retain=fishers[1], fraction=1.0),
-    ):
+    pair = {"forget": fishers[0], "retain": fishers[1]}
+    authors = SaliencyMask.from_fisher(**pair, zero_over_zero=True)
+    for mask in (authors, SaliencyMask.top_k(**pair, fraction=1.0)):
         counts = mask.counts()
         assert counts["unused.weight"] == counts["unused.bias"] == 0
-        assert (
-            counts["dead.weight"] == 24
-        )  # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
-    assert (
-        SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1], threshold=1.0001).counts()[
-            "dead.weight"
-        ]
-        == 0
-    )
+        # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
+        assert counts["dead.weight"] == 24
+    above = SaliencyMask.from_fisher(**pair, threshold=1.0001, zero_over_zero=True)
+    assert above.counts()["dead.weight"] == 0
+    ours = SaliencyMask.from_fisher(**pair).counts()
+    assert ours["dead.weight"] == ours["dead.bias"] == ours["unused.weight"] == 0
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch"])

@@ -34,13 +34,54 @@ def test_selection_is_the_authors_ratio(threshold):
     forget, retain = random_fishers(SHAPES)
     forget["a.bias"][:2], retain["a.bias"][:2] = 0.0, 0.0  # 0 / 0
     forget["b.weight"].view(-1)[:3] = retain["b.weight"].view(-1)[:3]  # ratio exactly 1
-    mask = SaliencyMask.from_fisher(forget=forget, retain=retain, threshold=threshold)
+    mask = SaliencyMask.from_fisher(
+        forget=forget, retain=retain, threshold=threshold, zero_over_zero=True
+    )
     for name in SHAPES:
         expected = (forget[name] + 1e-15) / (retain[name] + 1e-15) >= threshold
         assert torch.equal(mask.to_bool(name), expected), name
         assert mask.counts()[name] == expected.sum()
     assert bool(mask.to_bool("a.bias")[:2].all()) == (threshold <= 1)
     assert bool(mask.to_bool("b.weight").view(-1)[:3].all()) == (threshold <= 1)
+
+
+def test_zero_over_zero_is_not_selected():
+    forget = {"w": torch.tensor([0.0, 0.0, 1e-30, 2.0, 0.0, 3.0, 3.0, 0.0, 0.0, 5.0])}
+    retain = {"w": torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 4.0, 1.0, 1e-30, 0.0, 0.0])}
+    pair = {"forget": forget, "retain": retain}
+    said = [0, 0, 1, 1, 0, 0, 1, 1, 0, 1]  # 1e-30 is not 0, though lost beside 1e-15
+    assert SaliencyMask.from_fisher(**pair).to_bool("w").int().tolist() == said
+    authors = [1, 0, 1, 1, 1, 0, 1, 1, 1, 1]
+    theirs = SaliencyMask.from_fisher(**pair, zero_over_zero=True)
+    assert theirs.to_bool("w").int().tolist() == authors
+    assert SaliencyMask.from_fisher(**pair, threshold=0.5).counts() == {"w": 6}
+
+
+class Adapted(nn.Module):
+    """A linear layer with a fresh low-rank adapter: B is 0, so A has a gradient of exactly 0."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.base = nn.Linear(6, 4).requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, 6))
+        self.lora_B = nn.Parameter(torch.zeros(4, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_fresh_adapter_is_selected_by_what_the_data_say(estimator):
+    forget, retain = loader(9, 4), loader(9, 4, seed=1)
+    model = Adapted()
+    found = estimate_mask(model, forget=forget, retain=retain, estimator=estimator)
+    assert found.counts()["lora_A"] == 0
+    assert found.counts()["lora_B"] > 0
+    theirs = estimate_mask(
+        model, forget=forget, retain=retain, estimator=estimator, zero_over_zero=True
+    )
+    assert theirs.counts() == {"lora_A": 12, "lora_B": found.counts()["lora_B"]}
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
