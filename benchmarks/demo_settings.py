@@ -90,7 +90,7 @@ def run(job: tuple[str, int]) -> dict[str, list[tuple[float, float]]]:
                     **settings
                 )
                 masks[method] = unlearn(
-                    model, retain, forget, recipe=recipe, mask=masks.get(method)
+                    model, retain=retain, forget=forget, recipe=recipe, mask=masks.get(method)
                 ).mask
             reached = accuracy(predict(model, digits.ordered(split.forget)))
             misses[method].append(

@@ -1,10 +1,16 @@
 """How the package refuses and how it warns: what was expected, what was found, and the remedy."""
 
+import functools
+import inspect
 import math
 import operator
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PASSED = (
     __name__.partition(".")[0],
@@ -43,6 +49,32 @@ def number(
 
 def _interval(low: float, high: float, open_low: bool) -> str:
     return f"a number in {'(' if open_low else '['}{low}, {high}{')' if high == math.inf else ']'}"
+
+
+def by_keyword(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose loaders or sets are keyword-only, with a TypeError that shows the form.
+
+    Python's own error counts the arguments; this one says how to write the call. The signature
+    stays: what comes before ``*`` may be given by position, what has no default behind it is shown.
+    """
+    own = ("self", "cls")
+    parameters = list(inspect.signature(function).parameters.values())
+    front = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    name = function.__qualname__.removesuffix(".__init__")
+    shown = [*(n for n in front if n not in own), *(f"{n}=..." for n in named)]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        extra = len(args) - len(front)
+        if extra > 0:
+            raise TypeError(
+                f"{name}: expected {name}({', '.join(shown)}), found {extra} more by position; say"
+                " which is which"
+            )
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def integer(argument: str, value: Any, low: int) -> int:

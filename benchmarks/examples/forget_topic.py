@@ -128,7 +128,9 @@ def estimate_mask(model: nn.Module, data: Data, batch: int) -> sf.SaliencyMask:
         DataLoader(Subset(part, range(rank, len(part), ranks)), batch // ranks)
         for part in (data.forget, data.retain)
     ]
-    return sf.estimate_mask(model, *shares, next_character, group=dist.group.WORLD)
+    return sf.estimate_mask(
+        model, forget=shares[0], retain=shares[1], loss_fn=next_character, group=dist.group.WORLD
+    )
 
 
 class Run:
@@ -223,7 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         slow_lr=0.9,
     )
     loader = sf.PairedLoader(
-        data.forget, data.retain, batch_size=options.batch, retain_steps=options.retain_steps
+        forget=data.forget,
+        retain=data.retain,
+        batch_size=options.batch,
+        retain_steps=options.retain_steps,
     )
     run, found = Run(model, optimizer, loader), latest(folder)
     if found is not None:

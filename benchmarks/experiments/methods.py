@@ -95,12 +95,14 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "FT": lambda t, **s: recipes.finetune(t.model, t.retain, **s),
     "GA": lambda t, **s: recipes.gradient_ascent(t.model, t.forget, **s),
     "RL": lambda t, **s: recipes.random_label(t.model, t.batches(t.split.wrong()), **s),
-    "SalUn": lambda t, **s: recipes.salun(t.model, t.batches(t.split.wrong()), t.forget, **s),
+    "SalUn": lambda t, **s: recipes.salun(
+        t.model, forget=t.forget, mixed=t.batches(t.split.wrong()), **s
+    ),
     "BT": lambda t, **s: recipes.bad_teacher(
         t.model, t.batches(t.split.marked()), make_model(t.scale, t.device), **s
     ),
-    "SCRUB": lambda t, **s: recipes.scrub(t.model, t.retain, t.forget, **s),
-    "SA": lambda t, **s: recipes.selective_amnesia(t.model, t.retain, t.forget, **s),
+    "SCRUB": lambda t, **s: recipes.scrub(t.model, retain=t.retain, forget=t.forget, **s),
+    "SA": lambda t, **s: recipes.selective_amnesia(t.model, retain=t.retain, forget=t.forget, **s),
 }
 PAPER, OFFICIAL, SEPARATE = "SFR-on (paper)", "SFR-on (official)", "SFR-on (separate)"
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -156,5 +158,7 @@ def apply_method(
         if cycle % -(-recipe.cycles // LOOKS) == 0 or cycle == recipe.cycles:
             look(model)
 
-    result = unlearn(task.model, task.retain, task.forget, recipe=recipe, on_cycle=on_cycle)
+    result = unlearn(
+        task.model, retain=task.retain, forget=task.forget, recipe=recipe, on_cycle=on_cycle
+    )
     return Unlearned(task.model, result.seconds, result.mask)

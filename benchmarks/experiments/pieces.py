@@ -138,7 +138,7 @@ class Run:
             )
             result["metrics"] = score(evaluated, reference, seconds)
             if not piece.label:
-                sets = {name: getattr(evaluated, name) for name in ("forget", "test")}
+                sets = {"forget": evaluated.forget, "test": evaluated.holdout}
                 losses = {n: per_sample_loss(p)[:SHOWN].tolist() for n, p in sets.items()}
                 result["losses"] = {
                     n: [float(f"{v:.3g}") for v in values] for n, values in losses.items()
@@ -197,7 +197,10 @@ def _ordered(images: data.Images) -> data.Batches:
 def evaluate(model: nn.Module, split: data.Split) -> Evaluated:
     """Predictions on forget, retain and test set."""
     return collect(
-        model, **{f"{n}_loader": _ordered(getattr(split, n)) for n in ("forget", "retain", "test")}
+        model,
+        forget=_ordered(split.forget),
+        retain=_ordered(split.retain),
+        holdout=_ordered(split.test),
     )
 
 

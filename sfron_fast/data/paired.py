@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..errors import require
+from ..errors import by_keyword, require
 
 Phase = Literal["forget", "retain"]
 FORGET, RETAIN = 0, 1  # keys of the two streams' orders
@@ -53,7 +53,7 @@ class PairedLoader:
     of the next. The place is one number: a state dict fits every rank, another number of ranks too,
     and is found again without loading what came before.
 
-    Args: forget_set, retain_set: data sets with a length, indexed by sample. batch_size: samples of
+    Args: forget, retain: data sets with a length, indexed by sample. batch_size: samples of
         a step on all ranks together, a multiple of ``world_size``; ``batch_size / world_size``
             on each. A smaller forget set is one whole batch in every cycle: no sample is repeated,
             and shares differ by one where it does not divide. Only a loss that is normalised over
@@ -72,11 +72,12 @@ class PairedLoader:
     ``fused=True``, where a skipped step counts.
     """
 
+    @by_keyword
     def __init__(
         self,
-        forget_set: Dataset[Any],
-        retain_set: Dataset[Any],
         *,
+        forget: Dataset[Any],
+        retain: Dataset[Any],
         batch_size: int,
         retain_steps: int,
         rank: int | None = None,
@@ -113,7 +114,7 @@ class PairedLoader:
         require(
             not ours, "loading", "no setting of the order, which is the loader's own", sorted(ours)
         )
-        sets = {"forget_set": forget_set, "retain_set": retain_set}
+        sets = {"forget": forget, "retain": retain}
         for name, data in sets.items():
             sized = (
                 hasattr(data, "__len__")
@@ -124,15 +125,14 @@ class PairedLoader:
         samples = [len(data) for data in sets.values()]  # type: ignore[arg-type]
         require(
             samples[0] >= ranks,
-            "forget_set",
+            "forget",
             f"a sample for each of {ranks} ranks",
             f"{samples[0]} samples",
-            "repeat all of it, ConcatDataset([forget_set] * n): adaptive weights stay in"
-            " proportion",
+            "repeat all of it, ConcatDataset([forget] * n): adaptive weights stay in proportion",
         )
         require(
             samples[1] >= batch_size,
-            "retain_set",
+            "retain",
             f"at least batch_size ({batch_size}) samples",
             samples[1],
             "use a smaller batch_size",

@@ -94,7 +94,7 @@ def apply_method(
             look(model)
 
     recipe = (Recipe.paper if method == "SFR-on (paper)" else Recipe.official)(**settings)
-    result = unlearn(model, retain, forget, recipe=recipe, on_cycle=on_cycle)
+    result = unlearn(model, forget=forget, retain=retain, recipe=recipe, on_cycle=on_cycle)
     return Unlearned(model, result.seconds, result.mask)
 
 
@@ -103,7 +103,11 @@ def run_one(setting: str, seed: int, done: Callable[[], None] = lambda: None) ->
     densities.
     """
     split = make_split(setting, seed)
-    loaders = {f"{n}_loader": ordered(getattr(split, n)) for n in ("forget", "retain", "test")}
+    loaders = {
+        "forget": ordered(split.forget),
+        "retain": ordered(split.retain),
+        "holdout": ordered(split.test),
+    }
     out: dict[str, Any] = {"metrics": {}, "curves": {}, "losses": {}, "density": {}}
 
     with Stopwatch() as original_time:
@@ -139,7 +143,10 @@ def run_one(setting: str, seed: int, done: Callable[[], None] = lambda: None) ->
 
 
 def _losses(evaluated: Evaluated) -> dict[str, list[float]]:
-    return {name: per_sample_loss(getattr(evaluated, name)).tolist() for name in ("forget", "test")}
+    return {
+        "forget": per_sample_loss(evaluated.forget).tolist(),
+        "test": per_sample_loss(evaluated.holdout).tolist(),
+    }
 
 
 def _point(model: nn.Module, split: Split) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfron_fast.data.batches import call, model_device, move
-from sfron_fast.errors import require
+from sfron_fast.errors import by_keyword, require
 from sfron_fast.models.modes import evaluating
 
 Loader = Iterable[Any]  # of batches (inputs, labels); read twice when the reference is a model
@@ -52,7 +52,7 @@ class Predictions:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
     """One model's predictions on the three sets.
 
@@ -61,7 +61,7 @@ class Evaluated:
 
     forget: Predictions
     retain: Predictions
-    test: Predictions
+    holdout: Predictions
 
 
 def _check(logits: Any, labels: Any, where: str) -> None:
@@ -161,19 +161,14 @@ def predict_named(model: nn.Module, loader: Loader, name: str) -> Predictions:
     return Predictions(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def collect(
-    model: nn.Module, *, forget_loader: Loader, retain_loader: Loader, test_loader: Loader
-) -> Evaluated:
+@by_keyword
+def collect(model: nn.Module, *, forget: Loader, retain: Loader, holdout: Loader) -> Evaluated:
     """`predict` on the three sets. Use test-time transforms and shuffle=False.
 
     Raises as `predict` does.
     """
-    loaders = {
-        "forget_loader": forget_loader,
-        "retain_loader": retain_loader,
-        "test_loader": test_loader,
-    }
-    return Evaluated(*(predict_named(model, loader, name) for name, loader in loaders.items()))
+    loaders = {"forget": forget, "retain": retain, "holdout": holdout}
+    return Evaluated(**{name: predict_named(model, data, name) for name, data in loaders.items()})
 
 
 def accuracy(p: Predictions) -> float:
@@ -233,22 +228,13 @@ def entropy(p: Predictions) -> Tensor:
     return -(logp.exp() * logp).sum(1)
 
 
-def modified_entropy(p: Predictions, legacy: bool = False) -> Tensor:
+def modified_entropy(p: Predictions) -> Tensor:
     """Modified prediction entropy in nats, float64 [n], low for a confident correct prediction.
 
     -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal, USENIX Security 2021);
-    each score depends on its own sample alone. `legacy=True`, only for comparing with old tables,
-    is the formula in the code that SalUn, SFR-on and DualOptim share: log p_i where log(1 - p_i) is
-    meant, and a class counts as "the label" of every row once any row of `p` has it, so a score
-    depends on the whole set.
+    each score depends on its own sample alone. The formula in the code that SalUn, SFR-on and
+    DualOptim share has log p_i where log(1 - p_i) is meant, and depends on the whole set.
     """
-    if legacy:
-        probability = p.logits.softmax(
-            1
-        )  # float32 and the floor of 1e-30 belong to the historical values
-        log = torch.where(probability > 0, probability.log(), torch.tensor(1e-30).log())
-        present = torch.zeros(p.logits.shape[1], dtype=torch.bool).index_fill(0, p.labels, True)
-        return -(torch.where(present, 1 - probability, probability) * log).sum(1).double()
     logp = _log_probabilities(p)
     # 1 - p cancels only for the largest p, so there it is the sum of the others.
     top = logp.argmax(1, keepdim=True)
@@ -259,24 +245,24 @@ def modified_entropy(p: Predictions, legacy: bool = False) -> Tensor:
     return -(log_not.exp() * logp).gather(1, at).squeeze(1) - wrong
 
 
-def mia_entropy(retain: Predictions, test: Predictions, forget: Predictions) -> float:
+@by_keyword
+def mia_entropy(*, forget: Predictions, retain: Predictions, holdout: Predictions) -> float:
     """Forget samples that look like members, in PERCENT (0 to 100).
 
     The authors' attack: logistic regression with balanced classes on the prediction entropy, fitted
-    to retain = member and test = non-member (in sample: no held-out split), applied to forget.
+    to retain = member and holdout = non-member (in sample: no held-out split), applied to forget.
     Their code returns the fraction; percent makes the gap comparable with the accuracies in Avg.D.
     ImportError without scikit-learn.
     """
-    return _membership(entropy(retain), entropy(test), entropy(forget))
+    return _membership(entropy(retain), entropy(holdout), entropy(forget))
 
 
+@by_keyword
 def mia_modified_entropy(
-    retain: Predictions, test: Predictions, forget: Predictions, legacy: bool = False
+    *, forget: Predictions, retain: Predictions, holdout: Predictions
 ) -> float:
-    """As `mia_entropy`, in PERCENT, on the modified entropy, which knows the label; `legacy`: see
-    there.
-    """
-    return _membership(*(modified_entropy(p, legacy) for p in (retain, test, forget)))
+    """As `mia_entropy`, in PERCENT, on the modified entropy, which knows the label."""
+    return _membership(*(modified_entropy(p) for p in (retain, holdout, forget)))
 
 
 def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
@@ -304,12 +290,12 @@ def score(
     Raises ValueError when `reference` saw other samples.
     """
     metrics = _compared(evaluated)
-    metrics["MIA_m"] = mia_modified_entropy(evaluated.retain, evaluated.test, evaluated.forget)
+    metrics["MIA_m"] = mia_modified_entropy(**_sets(evaluated))
     if reference is not None:
-        for name in ("forget", "retain", "test"):
-            metrics[f"D_KL_{name}"] = kl_divergence(
-                getattr(reference, name), getattr(evaluated, name)
-            )
+        theirs = _sets(reference)
+        for name, predictions in _sets(evaluated).items():
+            key = "D_KL_test" if name == "holdout" else f"D_KL_{name}"
+            metrics[key] = kl_divergence(theirs[name], predictions)
         target = _compared(reference)
         metrics["Avg.D"] = sum(abs(metrics[name] - target[name]) for name in COMPARED) / len(
             COMPARED
@@ -320,23 +306,29 @@ def score(
 
 
 def _compared(evaluated: Evaluated) -> dict[str, float]:
-    forget, retain, test = evaluated.forget, evaluated.retain, evaluated.test
-    values = accuracy(forget), accuracy(retain), accuracy(test), mia_entropy(retain, test, forget)
-    return dict(zip(COMPARED, values, strict=True))
+    sets = _sets(evaluated)
+    values = [accuracy(sets[name]) for name in ("forget", "retain", "holdout")]
+    return dict(zip(COMPARED, [*values, mia_entropy(**sets)], strict=True))
 
 
+def _sets(evaluated: Evaluated) -> dict[str, Predictions]:
+    names = ("forget", "retain", "holdout")
+    return {name: getattr(evaluated, name) for name in names}
+
+
+@by_keyword
 def evaluate(
     model: nn.Module,
     *,
-    forget_loader: Loader,
-    retain_loader: Loader,
-    test_loader: Loader,
+    forget: Loader,
+    retain: Loader,
+    holdout: Loader,
     reference: nn.Module | Evaluated | None = None,
     rte: float | None = None,
 ) -> dict[str, float]:
     """Metrics of an unlearned classifier.
 
-    FA, RA, TA (accuracy on forget, retain, test), MIA and MIA_m in percent. With `reference`, the
+    FA, RA, TA (accuracy on forget, retain, holdout), MIA and MIA_m in percent. With `reference`, the
     retrained model or what `collect` returned for it, also D_KL_forget, D_KL_retain, D_KL_test in
     nats and Avg.D, the mean absolute gap over FA, RA, TA and MIA in percentage points; absent
     otherwise. RTE is `rte` in seconds,
@@ -353,11 +345,7 @@ def evaluate(
         type(reference).__name__,
         "see `collect`",
     )
-    loaders = {
-        "forget_loader": forget_loader,
-        "retain_loader": retain_loader,
-        "test_loader": test_loader,
-    }
+    loaders = {"forget": forget, "retain": retain, "holdout": holdout}
     if isinstance(reference, nn.Module):
         reference = collect(reference, **loaders)
     return score(collect(model, **loaders), reference, rte)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..data.batches import call, cross_entropy, model_device
 from ..data.endless import EndlessLoader
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..losses import soft_target_kl
 from ..models.modes import evaluating, recording
 from ..saliency.fisher import Estimator, estimate_fisher
@@ -34,12 +34,12 @@ Loader = Iterable[Any]  # of batches (inputs, targets); read once an epoch
 
 
 def finetune(
-    model: nn.Module, retain_loader: Loader, *, epochs: int = 10, lr: float = 0.01, **settings: Any
+    model: nn.Module, retain: Loader, *, epochs: int = 10, lr: float = 0.01, **settings: Any
 ) -> nn.Module:
     """FT: go on training on the retain set."""
     return descend(
         model,
-        _cross_entropies(model, retain_loader, "retain_loader"),
+        _cross_entropies(model, retain, "retain"),
         epochs=epochs,
         lr=lr,
         **settings,
@@ -48,7 +48,7 @@ def finetune(
 
 def gradient_ascent(
     model: nn.Module,
-    forget_loader: Loader,
+    forget: Loader,
     *,
     epochs: int = 9,
     lr: float = 1e-4,
@@ -56,33 +56,34 @@ def gradient_ascent(
     **settings: Any,
 ) -> nn.Module:
     """GA: clipped ascent on the forget set, BatchNorm in eval mode, lr constant."""
-    losses = _cross_entropies(model, forget_loader, "forget_loader", sign=-1.0)
+    losses = _cross_entropies(model, forget, "forget", sign=-1.0)
     settings = {"cosine": False, "training": False, "max_norm": max_norm, **settings}
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
 def random_label(
-    model: nn.Module, mixed_loader: Loader, *, epochs: int = 10, lr: float = 0.003, **settings: Any
+    model: nn.Module, mixed: Loader, *, epochs: int = 10, lr: float = 0.003, **settings: Any
 ) -> nn.Module:
     """RL: train on the retain set and the forget set under one fixed wrong label each
     (``wrong_labels``).
 
-    ``mixed_loader``: batches of both, shuffled together.
+    ``mixed``: batches of both, shuffled together.
     """
     return descend(
         model,
-        _cross_entropies(model, mixed_loader, "mixed_loader"),
+        _cross_entropies(model, mixed, "mixed"),
         epochs=epochs,
         lr=lr,
         **settings,
     )
 
 
+@by_keyword
 def salun(
     model: nn.Module,
-    mixed_loader: Loader,
-    forget_loader: Loader,
     *,
+    forget: Loader,
+    mixed: Loader,
     fraction: float = 0.2,
     epochs: int = 10,
     lr: float = 0.007,
@@ -93,15 +94,15 @@ def salun(
     The others keep their bits, as in the authors' code since they made the mask a hard constraint;
     before, it masked gradients only, and weight decay moved all weights.
 
-    ``mixed_loader`` as for ``random_label``; ``forget_loader`` has the true labels.
+    ``mixed`` as for ``random_label``; ``forget`` has the true labels.
     """
-    mask = gradient_saliency(model, forget_loader, fraction)
-    return random_label(model, mixed_loader, epochs=epochs, lr=lr, mask=mask, **settings)
+    mask = gradient_saliency(model, forget, fraction)
+    return random_label(model, mixed, epochs=epochs, lr=lr, mask=mask, **settings)
 
 
 def bad_teacher(
     model: nn.Module,
-    mixed_loader: Loader,
+    mixed: Loader,
     incompetent: nn.Module,
     *,
     temperature: float = 1.0,
@@ -115,16 +116,16 @@ def bad_teacher(
 
     The loss is the mean of p log(p / q) over samples and classes, as the authors' code takes it.
 
-    ``mixed_loader``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is
+    ``mixed``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is
     bool [samples].
     """
     competent = copy.deepcopy(model)
 
     def losses(_: int) -> Any:
-        for inputs, forgotten in batches(model, mixed_loader, "mixed_loader"):
+        for inputs, forgotten in batches(model, mixed, "mixed"):
             require(
                 forgotten.dtype == torch.bool,
-                "mixed_loader",
+                "mixed",
                 "bool targets: forgotten or not",
                 forgotten.dtype,
             )
@@ -138,11 +139,12 @@ def bad_teacher(
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
+@by_keyword
 def scrub(
     model: nn.Module,
-    retain_loader: Loader,
-    forget_loader: Loader,
     *,
+    forget: Loader,
+    retain: Loader,
     ascent_epochs: int = 2,
     temperature: float = 4.0,
     label_weight: float = 0.99,
@@ -158,11 +160,11 @@ def scrub(
 
     def losses(epoch: int) -> Any:
         if epoch < ascent_epochs:
-            for inputs, _ in batches(model, forget_loader, "forget_loader"):
+            for inputs, _ in batches(model, forget, "forget"):
                 yield -soft_target_kl(
                     call(model, inputs), _teach(original, inputs), temperature=temperature
                 )
-        for inputs, labels in batches(model, retain_loader, "retain_loader"):
+        for inputs, labels in batches(model, retain, "retain"):
             logits = call(model, inputs)
             near = soft_target_kl(logits, _teach(original, inputs), temperature=temperature)
             yield label_weight * cross_entropy(logits, labels) + teacher_weight * near
@@ -170,11 +172,12 @@ def scrub(
     return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
+@by_keyword
 def selective_amnesia(
     model: nn.Module,
-    retain_loader: Loader,
-    forget_loader: Loader,
     *,
+    forget: Loader,
+    retain: Loader,
     penalty: float = 10.0,
     estimator: Estimator = "sample",
     epochs: int = 10,
@@ -191,14 +194,14 @@ def selective_amnesia(
     the uniform prediction is here.
     """
     number("penalty", penalty, 0.0)
-    fisher = estimate_fisher(model, retain_loader, estimator=estimator)
+    fisher = estimate_fisher(model, retain, estimator=estimator)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    forget, device = EndlessLoader(forget_loader, "forget_loader"), model_device(model)
+    endless, device = EndlessLoader(forget, "forget"), model_device(model)
 
     def losses(_: int) -> Any:
-        for inputs, labels in batches(model, retain_loader, "retain_loader"):
+        for inputs, labels in batches(model, retain, "retain"):
             kept = cross_entropy(call(model, inputs), labels)
-            logits = call(model, forget.pair(device)[0])
+            logits = call(model, endless.pair(device)[0])
             gone = soft_target_kl(logits, torch.zeros_like(logits))
             named = dict(model.named_parameters())
             anchor = torch.stack(
@@ -218,20 +221,19 @@ def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator | None
     return (labels + shift.to(labels.device)) % classes
 
 
-def gradient_saliency(
-    model: nn.Module, forget_loader: Loader, fraction: float = 0.5
-) -> SaliencyMask:
+def gradient_saliency(model: nn.Module, forget: Loader, fraction: float = 0.5) -> SaliencyMask:
     """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in
     eval mode.
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with evaluating(model), recording(model):
         sums = {n: torch.zeros_like(p) for n, p in named.items()}
-        for loss in _cross_entropies(model, forget_loader, "forget_loader")(0):
+        for loss in _cross_entropies(model, forget, "forget")(0):
             grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
             torch._foreach_add_(list(sums.values()), list(grads))
     size = {n: s.float().abs() for n, s in sums.items()}
-    return SaliencyMask.top_k(size, {n: torch.ones_like(s) for n, s in size.items()}, fraction)
+    ones = {n: torch.ones_like(s) for n, s in size.items()}
+    return SaliencyMask.top_k(forget=size, retain=ones, fraction=fraction)
 
 
 def _cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:

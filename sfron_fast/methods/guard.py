@@ -16,35 +16,35 @@ class Guard:
     def __init__(
         self,
         run: Any,
-        val_loader: Iterable[Any] | None,
+        holdout: Iterable[Any] | None,
         every: int,
         floor: float | None,
         action: str,
     ) -> None:
-        again = not every or not isinstance(val_loader, Iterator)
+        again = not every or not isinstance(holdout, Iterator)
         require(
             again,
-            "val_loader",
+            "holdout",
             "batches that can be read again and again",
-            f"a {type(val_loader).__name__}, which can be read once",
+            f"a {type(holdout).__name__}, which can be read once",
             "pass a DataLoader or a list",
         )
-        self.run, self.val_loader, self.every, self.action, self.warned = (
+        self.run, self.holdout, self.every, self.action, self.warned = (
             run,
-            val_loader,
+            holdout,
             every,
             action,
             False,
         )
-        if every and floor is None and val_loader is not None:
+        if every and floor is None and holdout is not None:
             floor = run.result.history[0].get("val_accuracy") if run.result.history else None
         self.floor = floor
-        if every and (not run.result.history or (self.floor is None and val_loader is not None)):
+        if every and (not run.result.history or (self.floor is None and holdout is not None)):
             first = self._measure(run.cycle)
             self.floor = first.get("val_accuracy") if floor is None else floor
 
     def _measure(self, cycle: int) -> dict[str, float]:
-        loaders = (self.run.forget, self.run.retain)  # val_loader may share a generator with either
+        loaders = (self.run.forget, self.run.retain)  # holdout may share a generator with either
         state, own = (
             random_state(),
             [loader.own_state() for loader in loaders],
@@ -54,12 +54,10 @@ class Guard:
             "skipped_steps": self.run.optimizer.skipped_steps,
         }
         entry["forget_accuracy"] = accuracy(
-            predict_named(self.run.model, self.run.forget.aside(), "forget_loader")
+            predict_named(self.run.model, self.run.forget.aside(), "forget")
         )
-        if self.val_loader is not None:
-            entry["val_accuracy"] = accuracy(
-                predict_named(self.run.model, self.val_loader, "val_loader")
-            )
+        if self.holdout is not None:
+            entry["val_accuracy"] = accuracy(predict_named(self.run.model, self.holdout, "holdout"))
         set_random_state(state)
         for loader, generators in zip(loaders, own, strict=True):
             loader.set_own_state(generators)

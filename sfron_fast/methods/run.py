@@ -54,8 +54,8 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        retain: Iterable[Any],
         forget: Iterable[Any],
+        retain: Iterable[Any],
         recipe: Recipe,
         loss_fn: SampleLoss | None,
         folder: Path | None,
@@ -63,10 +63,8 @@ class Run:
         self.model, self.recipe, self.loss_fn = model, recipe, loss_fn
         self.folder = None if folder is None else RunFolder(folder)
         self.device = model_device(model)
-        self.retain, self.forget = (
-            EndlessLoader(retain, "retain_loader"),
-            EndlessLoader(forget, "forget_loader"),
-        )
+        self.retain = EndlessLoader(retain, "retain")
+        self.forget = EndlessLoader(forget, "forget")
         if self.folder is not None:
             self.retain.check_resumable()
             self.forget.check_resumable()
@@ -124,10 +122,11 @@ class Run:
 
         return estimate_mask(
             self.model,
-            self.forget.loader,
-            self.retain.loader,
-            mean_loss,
+            forget=self.forget.loader,
+            retain=self.retain.loader,
+            loss_fn=mean_loss,
             threshold=self.recipe.threshold,
+            zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
             progress=progress,
         )
@@ -152,9 +151,8 @@ class Run:
         )
         if forget and retain and forget > retain:
             warn(
-                f"the forget set is larger than the retain set: {forget} samples in forget_loader,"
-                f" {retain} in retain_loader; are they swapped? unlearn(model, retain_loader,"
-                " forget_loader)"
+                f"the forget set is larger than the retain set: {forget} samples in forget, {retain}"
+                " in retain; are they swapped?"
             )
 
     @property

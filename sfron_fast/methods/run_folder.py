@@ -64,7 +64,8 @@ class RunFolder:
             version,
             "finish the run with the version that began it, or start again in another folder",
         )
-        same = theirs == asdict(recipe)
+        # checkpoints from before the setting: the mask, all that it decides, is in the folder
+        same = {"zero_over_zero": recipe.zero_over_zero, **theirs} == asdict(recipe)
         require(
             same,
             "checkpoint",

@@ -38,7 +38,8 @@ class Recipe:
         forget_weight: the factor on the forget loss at the start; forget_decay: its course over the
         cycles. lr_decay: course of ``lr`` over the retain steps ("cosine" or "constant"). slow_lr:
         alpha; temperature: lambda; loss_floor: smallest loss used in a weight. threshold: gamma;
-        None = every weight is salient, and no Fisher is estimated. estimator: how the Fisher is
+        None = every weight is salient, and no Fisher is estimated. zero_over_zero: whether weights
+        whose Fishers are both exactly 0 are selected too (``SaliencyMask.from_fisher``). estimator: how the Fisher is
         estimated (``estimate_fisher``). forget_updates_buffers: whether forget batches enter
         BatchNorm's running statistics. Buffers are
             never masked and never interpolated.
@@ -60,6 +61,7 @@ class Recipe:
     temperature: float = 0.5
     loss_floor: float = LOSS_FLOOR
     threshold: float | None = 1.0
+    zero_over_zero: bool = False
     estimator: Estimator = "sample"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
@@ -82,7 +84,7 @@ class Recipe:
         """What the authors' classification code does for CIFAR-10, ResNet-18.
 
         One SGD with momentum for both phases, cosine decay of lr and forget weight, squared
-        batch-mean gradients, mask then clip to 7, no slow step. Departure: the loss floor (theirs
+        batch-mean gradients, 0 / 0 salient, mask then clip to 7, no slow step. Departure: the loss floor (theirs
         is 1e-15, behind the power).
         """
         settings = {
@@ -92,6 +94,7 @@ class Recipe:
             "forget_weight": 25.0,
             "forget_decay": "cosine",
             "lr_decay": "cosine",
+            "zero_over_zero": True,
             "estimator": "batch_equal",
             "max_norm": 7.0,
             "moments": "shared",
@@ -120,6 +123,12 @@ class Recipe:
                 number(name, getattr(self, name), 0.0, open_low=name != "forget_lr")
         number("slow_lr", self.slow_lr, 0.0, 1.0, open_low=True)
         check_betas(self.betas)
+        require(
+            isinstance(self.zero_over_zero, bool),
+            "zero_over_zero",
+            "True or False",
+            repr(self.zero_over_zero),
+        )
         choices = {
             "forget_decay": tuple(_DECAYS),
             "lr_decay": ("cosine", "constant"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data.batches import progress_bar
 from ..distributed.ranks import shared
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
 from .guard import Guard
@@ -21,12 +21,13 @@ from .sfron import Recipe
 __all__ = ["UnlearnResult", "unlearn"]
 
 
+@by_keyword
 def unlearn(
     model: nn.Module,
-    retain_loader: Iterable[Any],
-    forget_loader: Iterable[Any],
-    val_loader: Iterable[Any] | None = None,
     *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    holdout: Iterable[Any] | None = None,
     recipe: Recipe | None = None,
     mask: SaliencyMask | None = None,
     loss_fn: SampleLoss | None = None,
@@ -38,17 +39,16 @@ def unlearn(
     on_cycle: Callable[[int, nn.Module], None] | None = None,
     progress: bool = False,
 ) -> UnlearnResult:
-    """Make ``model`` forget the samples of ``forget_loader`` and keep what it knows of
-    ``retain_loader``.
+    """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
 
     Args: model: a trained model of this process alone, changed in place; training flags are
         restored. One that comes in
             eval mode is put to train() as a whole for its steps; one that comes in training mode
             keeps each submodule's mode, so a BatchNorm put to eval() keeps its statistics.
-        retain_loader, forget_loader: batches ``(inputs, targets)``, drawn again and again: every
+        forget, retain: batches ``(inputs, targets)``, drawn again and again: every
             ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches without samples
             are skipped.
-        val_loader: held-out batches for the evaluations.
+        holdout: held-out batches for the evaluations.
         recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
         loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy of outputs
@@ -107,19 +107,19 @@ def unlearn(
     )
     if forget_floor is not None:
         number("forget_floor", forget_floor, 0.0, 100.0)
-    armed = eval_every > 0 and (forget_floor is not None or val_loader is not None)
+    armed = eval_every > 0 and (forget_floor is not None or holdout is not None)
     require(
         armed or over_forgetting == "warn",
         "over_forgetting",
-        "eval_every > 0 and a val_loader or forget_floor with 'stop'",
+        "eval_every > 0 and holdout or forget_floor with 'stop'",
         "no evaluation to stop at",
     )
     folder = None if checkpoint is None else Path(checkpoint)
-    run = Run(model, retain_loader, forget_loader, recipe, loss_fn, folder)
+    run = Run(model, forget, retain, recipe, loss_fn, folder)
     with keeping_modes(model), recording(model), run.watch:
         run.prepare(mask, progress)
         with run.watch.pause():
-            guard = Guard(run, val_loader, eval_every, forget_floor, over_forgetting)
+            guard = Guard(run, holdout, eval_every, forget_floor, over_forgetting)
             run.open_folder()
         total = recipe.cycles * (1 + recipe.retain_steps)
         for position in progress_bar(

@@ -21,7 +21,7 @@ from ..data.batches import (
 )
 from ..distributed.ranks import Ranks
 from ..distributed.shards import local
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..models.modes import evaluating, recording
 from ..models.names import model_digest
 from ..ops import reference
@@ -94,13 +94,15 @@ def estimate_fisher(
     return Fisher(sums.values, sums.metadata)
 
 
+@by_keyword
 def estimate_mask(
     model: nn.Module,
-    forget_loader: Iterable[Any],
-    retain_loader: Iterable[Any],
-    loss_fn: LossFn = F.cross_entropy,
     *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    loss_fn: LossFn = F.cross_entropy,
     threshold: float = 1.0,
+    zero_over_zero: bool = False,
     estimator: Estimator = "batch",
     chunk_size: int = 32,
     progress: bool = False,
@@ -108,28 +110,24 @@ def estimate_mask(
 ) -> SaliencyMask:
     """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
 
-    Arguments and errors are those of the two functions.
+    Args: forget, retain: the loaders of the two sets. The other arguments, and the errors, are
+        those of the two functions.
     """
-    number("threshold", threshold, 0.0, open_low=True)  # before the passes, not after them
-    forget = estimate_fisher(
-        model,
-        forget_loader,
-        loss_fn,
-        estimator=estimator,
-        chunk_size=chunk_size,
-        progress=progress,
-        group=group,
+    number("threshold", threshold, 0.0, open_low=True)
+    settings: dict[str, Any] = {
+        "estimator": estimator,
+        "chunk_size": chunk_size,
+        "progress": progress,
+        "group": group,
+    }
+    forget_fisher = estimate_fisher(model, forget, loss_fn, **settings)
+    retain_fisher = estimate_fisher(model, retain, loss_fn, **settings)
+    return SaliencyMask.from_fisher(
+        forget=forget_fisher,
+        retain=retain_fisher,
+        threshold=threshold,
+        zero_over_zero=zero_over_zero,
     )
-    retain = estimate_fisher(
-        model,
-        retain_loader,
-        loss_fn,
-        estimator=estimator,
-        chunk_size=chunk_size,
-        progress=progress,
-        group=group,
-    )
-    return SaliencyMask.from_fisher(forget, retain, threshold=threshold)
 
 
 class _Sums(NamedTuple):

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..distributed.shards import whole
-from ..errors import number, require
+from ..errors import by_keyword, number, require
 from ..models.names import canonical_names, possible_names
 from ..ops import reference
 from .mask_file import load_mask, save_mask
-from .selection import checked_fishers, largest, no_gradient, provenance, without_gradient
+from .selection import (
+    checked_fishers,
+    largest,
+    no_gradient,
+    provenance,
+    without_gradient,
+    without_zeros,
+)
 from .shards import local_bits, whole_bits
 
 _log = logging.getLogger(__name__)
@@ -114,51 +121,47 @@ class SaliencyMask(Mapping[str, Tensor]):
     # --- making one -------------------------------------------------------------------------------
 
     @classmethod
+    @by_keyword
     def from_fisher(
-        cls, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], threshold: float = 1.0
+        cls,
+        *,
+        forget: Mapping[str, Tensor],
+        retain: Mapping[str, Tensor],
+        threshold: float = 1.0,
+        zero_over_zero: bool = False,
     ) -> "SaliencyMask":
         """1[F_forget + 1e-15 >= threshold (F_retain + 1e-15)], elementwise.
 
-        Weights no gradient reached are never selected; where both Fishers are exactly 0 although a
-        gradient exists (dead weights) the ratio is 1, as in the authors' code.
+        Weights no gradient reached are never selected. Where both Fishers are exactly 0 although a
+        gradient exists (dead weights, tokens never seen, a fresh ``lora_A``) the data say nothing.
 
         Args: forget, retain: name -> fp32 Fisher of the parameter's shape (``estimate_fisher``, or
-            any mapping). threshold: gamma > 0.
+            any mapping). threshold: gamma > 0. zero_over_zero: whether 0 / 0 counts as the ratio 1,
+            as in the authors' code, and is selected up to threshold 1; else it is not selected.
         Raises: ValueError: different names, shapes or estimators, a threshold out of range, a
             non-finite Fisher.
         """
         threshold = number("threshold", threshold, 0.0, open_low=True)
         names = checked_fishers(forget, retain)
-        packed, _ = functional.saliency_mask(
-            [forget[n] for n in names], [retain[n] for n in names], threshold
-        )
-        return cls.from_packed(packed, forget, retain, threshold)
-
-    @classmethod
-    def from_packed(
-        cls,
-        packed: list[Tensor],
-        forget: Mapping[str, Tensor],
-        retain: Mapping[str, Tensor],
-        threshold: float,
-    ) -> "SaliencyMask":
-        """From the bits that ``functional`` selected of two Fishers, in their order; see
-        ``from_fisher``.
-
-        Of DTensors they are the shards' bits; the mask is whole on every rank.
-        """
+        sides = [forget[n] for n in names], [retain[n] for n in names]
+        packed, _ = functional.saliency_mask(*sides, threshold)
+        if not zero_over_zero:
+            packed = without_zeros(packed, *sides)
+        # the bits of DTensors are those of the shards; the mask is whole on every rank
         whole_packed = map(whole_bits, packed, forget.values())
         bits = without_gradient(dict(zip(forget, whole_packed, strict=True)), forget, retain)
         shapes = {n: tuple(f.shape) for n, f in forget.items()}
-        return cls(bits, shapes, {"threshold": float(threshold), **provenance(forget, retain)})
+        made = {"threshold": float(threshold), "zero_over_zero": bool(zero_over_zero)}
+        return cls(bits, shapes, {**made, **provenance(forget, retain)})
 
     @classmethod
+    @by_keyword
     def top_k(
         cls,
+        *,
         forget: Mapping[str, Tensor],
         retain: Mapping[str, Tensor],
         fraction: float,
-        *,
         per_layer: bool = False,
     ) -> "SaliencyMask":
         """The ``fraction`` of weights with the largest ratio F_forget / F_retain, over all or in

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.shards import local
 from ..errors import require
+from ..ops import reference
 from .cuts import check_cuts
 
 
@@ -56,6 +58,17 @@ def without_gradient(bits: dict[str, Tensor], *fishers: Mapping[str, Tensor]) ->
     """Packed bits, none of them set where no Fisher has a gradient."""
     gone = no_gradient(*fishers)
     return {n: torch.zeros_like(b) if n in gone else b for n, b in bits.items()}
+
+
+def without_zeros(packed: list[Tensor], forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
+    """Packed bits, none of them set where both Fishers are exactly 0; of DTensors, of the shards."""
+    kept = []
+    for bits, f, r in zip(packed, forget, retain, strict=True):
+        zeros = (local(f) == 0) & (local(r) == 0)
+        if bool(zeros.any()):  # to pack takes memory, and most tensors have none
+            bits = bits & ~reference.pack_bits(zeros)
+        kept.append(bits)
+    return kept
 
 
 def provenance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Any]:

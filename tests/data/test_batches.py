@@ -59,9 +59,12 @@ def test_every_nest_is_taken_everywhere(form):
         fishers = [sf.estimate_fisher(model, batches, estimator=e) for e in ("batch", "sample")]
         predictions = predict(model, batches).logits
         sf.unlearn(
-            model, batches, batches, recipe=sf.Recipe.paper(cycles=2, retain_steps=1, lr=0.1)
+            model,
+            retain=batches,
+            forget=batches,
+            recipe=sf.Recipe.paper(cycles=2, retain_steps=1, lr=0.1),
         )
-        sf.recipes.finetune(model, batches, epochs=1)
+        sf.methods.finetune(model, batches, epochs=1)
         results.append(
             [*fishers[0].values(), *fishers[1].values(), predictions, *model.parameters()]
         )
@@ -109,13 +112,13 @@ def test_tokens_want_a_loss_of_their_own(words):
         {n: torch.ones(p.shape) for n, p in model.named_parameters()}
     )
     calls = [
-        lambda: sf.unlearn(model, batches, batches, recipe=sf.Recipe.paper(cycles=1)),
+        lambda: sf.unlearn(model, retain=batches, forget=batches, recipe=sf.Recipe.paper(cycles=1)),
         lambda: sf.unlearn(
-            model, batches, batches, recipe=sf.Recipe.paper(cycles=1), mask=everything
+            model, retain=batches, forget=batches, recipe=sf.Recipe.paper(cycles=1), mask=everything
         ),
         lambda: sf.estimate_fisher(model, batches),
         lambda: sf.estimate_fisher(model, batches, estimator="sample"),
-        lambda: sf.recipes.finetune(model, batches),
+        lambda: sf.methods.finetune(model, batches),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="loss_fn: expected one of your own"):

@@ -83,7 +83,7 @@ class InPlace(Keeping):
 
 def endless(sampler):
     return EndlessLoader(
-        DataLoader(TensorDataset(torch.arange(SAMPLES)), 2, sampler=sampler), "retain_loader"
+        DataLoader(TensorDataset(torch.arange(SAMPLES)), 2, sampler=sampler), "retain"
     )
 
 
@@ -129,7 +129,7 @@ def test_an_order_that_nothing_saves_is_refused():
     drawn(run, 3)
     with pytest.raises(
         ValueError,
-        match="retain_loader: expected the batches of the checkpointed run, found others",
+        match="retain: expected the batches of the checkpointed run, found others",
     ):
         endless(Hidden()).load_state_dict(run.state_dict())
 
@@ -137,9 +137,7 @@ def test_an_order_that_nothing_saves_is_refused():
 def test_another_kind_of_sampler_is_refused():
     run = endless(Torchs())
     drawn(run, 1)
-    with pytest.raises(
-        ValueError, match="retain_loader: expected the generators the run began with"
-    ):
+    with pytest.raises(ValueError, match="retain: expected the generators the run began with"):
         endless(None).load_state_dict(run.state_dict())
 
 
@@ -167,8 +165,8 @@ def test_evaluations_and_callbacks_do_not_end_a_pass_of_persistent_workers():
     recipe = sf.Recipe.paper(cycles=3, retain_steps=1, lr=0.01)
     sf.unlearn(
         model,
-        [(x + 100, y)],
-        forget,
+        retain=[(x + 100, y)],
+        forget=forget,
         recipe=recipe,
         mask=everything,
         eval_every=1,
@@ -182,15 +180,15 @@ def test_persistent_workers_are_refused_with_checkpoints(tmp_path):
     x, y = data(8)
     persistent = DataLoader(TensorDataset(x, y), 4, num_workers=1, persistent_workers=True)
     for name, loaders in (
-        ("retain_loader", (persistent, [(x, y)])),
-        ("forget_loader", ([(x, y)], persistent)),
+        ("retain", (persistent, [(x, y)])),
+        ("forget", ([(x, y)], persistent)),
     ):
         with pytest.raises(
             ValueError, match=f"{name}: expected persistent_workers=False in a run with checkpoints"
         ):
-            sf.unlearn(build(), *loaders, checkpoint=tmp_path)
+            sf.unlearn(build(), forget=loaders[1], retain=loaders[0], checkpoint=tmp_path)
     with pytest.raises(ValueError, match="persistent_workers=False"):
-        EndlessLoader(persistent, "retain_loader").state_dict()
+        EndlessLoader(persistent, "retain").state_dict()
 
 
 class OneIterator:
@@ -218,19 +216,17 @@ def test_a_shared_iterator_is_refused_before_anything_moves():
     model = build()
     before = model[0].weight.clone()
     settings = {"recipe": sf.Recipe.paper(cycles=2), "mask": random_mask(model), "forget_floor": 0}
-    with pytest.raises(
-        ValueError, match=r"forget_loader: expected a new iterator at every iter\(\)"
-    ):
-        sf.unlearn(model, [(x, y)], OneIterator([(x, y)] * 2), eval_every=1, **settings)
+    with pytest.raises(ValueError, match=r"forget: expected a new iterator at every iter\(\)"):
+        sf.unlearn(
+            model, retain=[(x, y)], forget=OneIterator([(x, y)] * 2), eval_every=1, **settings
+        )
     assert torch.equal(model[0].weight, before)
 
 
-@pytest.mark.parametrize("name", ["retain_loader", "forget_loader", "val_loader"])
+@pytest.mark.parametrize("name", ["retain", "forget", "holdout"])
 def test_generators_are_refused_by_name(name):
     x, y = data(8)
-    loaders = {n: [(x, y)] for n in ("retain_loader", "forget_loader", "val_loader")} | {
-        name: (b for b in [(x, y)])
-    }
+    loaders = {n: [(x, y)] for n in ("retain", "forget", "holdout")} | {name: (b for b in [(x, y)])}
     with pytest.raises(
         ValueError, match=f"{name}: expected batches that can be read again.*, found a generator"
     ):
@@ -244,11 +240,14 @@ def test_empty_batches_are_skipped_everywhere():
     for batches in ([whole], [empty, whole, empty]):
         model = build()
         sf.unlearn(
-            model, batches, batches, recipe=sf.Recipe.paper(cycles=3, retain_steps=2, lr=0.1)
+            model,
+            retain=batches,
+            forget=batches,
+            recipe=sf.Recipe.paper(cycles=3, retain_steps=2, lr=0.1),
         )
         ends.append(
             torch.cat(
-                [p.flatten() for p in sf.recipes.finetune(model, batches, epochs=2).parameters()]
+                [p.flatten() for p in sf.methods.finetune(model, batches, epochs=2).parameters()]
             )
         )
         assert len(evaluation.predict(model, batches).labels) == 8
@@ -258,5 +257,9 @@ def test_empty_batches_are_skipped_everywhere():
             ValueError, match=r"(retain|forget)_loader: expected at least one sample"
         ):
             sf.unlearn(
-                build(), *loaders, recipe=sf.Recipe.paper(cycles=1), mask=random_mask(build())
+                build(),
+                forget=loaders[1],
+                retain=loaders[0],
+                recipe=sf.Recipe.paper(cycles=1),
+                mask=random_mask(build()),
             )

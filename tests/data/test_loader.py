@@ -25,8 +25,8 @@ class Counting(TensorDataset):
 
 def made(rank=0, ranks=1, forget=20, retain=50, batch=BATCH, steps=STEPS, **settings):
     return PairedLoader(
-        Counting(forget, 0),
-        Counting(retain, 1000),
+        forget=Counting(forget, 0),
+        retain=Counting(retain, 1000),
         batch_size=batch,
         retain_steps=steps,
         rank=rank,
@@ -79,7 +79,7 @@ def test_a_forget_set_smaller_than_the_batch_is_one_batch():
     sizes = [len(drawn(made(rank, 2, forget=5))[0][1]) for rank in range(2)]
     assert sizes == [3, 2]
     with pytest.raises(
-        ValueError, match=r"forget_set: expected a sample for each of 6 ranks, found 5 samples"
+        ValueError, match=r"forget: expected a sample for each of 6 ranks, found 5 samples"
     ):
         made(0, 6, forget=5)
 
@@ -152,7 +152,9 @@ class Flaky(Counting):
 
 
 def test_after_an_error_while_loading_the_same_batch_comes_next():
-    loader = PairedLoader(Counting(20, 0), Flaky(50, 1000), batch_size=BATCH, retain_steps=STEPS)
+    loader = PairedLoader(
+        forget=Counting(20, 0), retain=Flaky(50, 1000), batch_size=BATCH, retain_steps=STEPS
+    )
     whole, found, errors = drawn(made(), 3), [], 0
     while len(found) < len(whole):
         try:
@@ -194,7 +196,7 @@ def test_the_global_generator_is_left_alone():
         ("rank", {"rank": 2, "ranks": 2}),
         ("world_size", {"ranks": 0}),
         ("seed", {"seed": -1}),
-        ("retain_set", {"retain": 5}),
+        ("retain", {"retain": 5}),
         ("loading", {"shuffle": True}),
     ],
 )
@@ -204,12 +206,12 @@ def test_rejects(name, settings):
 
 
 def test_rejects_streams_and_places_in_other_data():
-    with pytest.raises(ValueError, match="forget_set: expected a data set with a length"):
-        PairedLoader(iter([1]), Counting(9, 0), batch_size=2, retain_steps=1)
+    with pytest.raises(ValueError, match="forget: expected a data set with a length"):
+        PairedLoader(forget=iter([1]), retain=Counting(9, 0), batch_size=2, retain_steps=1)
     with pytest.raises(
-        ValueError, match=r"retain_set: expected a data set with a length, .* found Stream"
+        ValueError, match=r"retain: expected a data set with a length, .* found Stream"
     ):
-        PairedLoader(Counting(9, 0), Stream(), batch_size=2, retain_steps=1)
+        PairedLoader(forget=Counting(9, 0), retain=Stream(), batch_size=2, retain_steps=1)
     for other in ({"seed": 4}, {"batch": 3}, {"steps": 2}, {"forget": 19}, {"retain": 51}):
         with pytest.raises(ValueError, match=r"^state: expected"):
             made().load_state_dict(made(**other).state_dict())

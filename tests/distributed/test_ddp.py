@@ -373,7 +373,10 @@ def exact_fishers():
             estimate_fisher(exact_model(), batches, mean_square, estimator=estimator)
             for batches in sets
         ]
-        mask, top = SaliencyMask.from_fisher(*single), SaliencyMask.top_k(*single, 0.5)
+        mask, top = (
+            SaliencyMask.from_fisher(forget=single[0], retain=single[1]),
+            SaliencyMask.top_k(forget=single[0], retain=single[1], fraction=0.5),
+        )
         assert 0 < sum(mask.counts().values()) < sum(map(mask.size, mask))
         model = wrap(exact_model())
         grad = next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
@@ -387,9 +390,19 @@ def exact_fishers():
                 assert torch.equal(whole(several[name]), one[name]), (estimator, wrap, name)
             assert {**several.metadata, "world_size": 1} == one.metadata
             assert several.metadata["world_size"] == world
-        assert SaliencyMask.from_fisher(*ours) == mask
-        assert SaliencyMask.top_k(*ours, 0.5) == top
-        assert estimate_mask(model, *mine, mean_square, estimator=estimator, group=group) == mask
+        assert SaliencyMask.from_fisher(forget=ours[0], retain=ours[1]) == mask
+        assert SaliencyMask.top_k(forget=ours[0], retain=ours[1], fraction=0.5) == top
+        assert (
+            estimate_mask(
+                model,
+                forget=mine[0],
+                retain=mine[1],
+                loss_fn=mean_square,
+                estimator=estimator,
+                group=group,
+            )
+            == mask
+        )
         assert next(model.parameters()).grad is grad
 
 

@@ -36,7 +36,11 @@ def training(kind):
     )
     generator = torch.Generator().manual_seed(1)
     forget, retain = (TensorDataset(torch.randn(n, 5, generator=generator)) for n in (7, 40))
-    return model, optimizer, sf.PairedLoader(forget, retain, batch_size=6, retain_steps=2)
+    return (
+        model,
+        optimizer,
+        sf.PairedLoader(forget=forget, retain=retain, batch_size=6, retain_steps=2),
+    )
 
 
 def train(parts, steps, folder=None, kill=None):

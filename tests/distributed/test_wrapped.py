@@ -78,7 +78,7 @@ def one_mask_for_all():
             }
             for factor in (1.0, 0.5)
         ]
-        again = SaliencyMask.from_fisher(*sides, threshold=1.25)
+        again = SaliencyMask.from_fisher(forget=sides[0], retain=sides[1], threshold=1.25)
         assert again == mask, kind
     assert len(names) == 6 * 6, names  # six ways to call a parameter
 
@@ -201,7 +201,7 @@ def unlearning_wrapped():
     for model in (ddp, compiled(ddp), shard(net()), gathered, flat):
         before = [whole(p).clone() for p in model.parameters()]
         with pytest.raises(ValueError, match=r"model: expected one of this process alone.*README"):
-            unlearn(model, batches, batches, recipe=Recipe.paper(threshold=None))
+            unlearn(model, retain=batches, forget=batches, recipe=Recipe.paper(threshold=None))
         assert all(map(torch.equal, before, map(whole, model.parameters())))
 
 

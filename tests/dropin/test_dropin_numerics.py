@@ -314,4 +314,4 @@ def test_unlearn_tells_of_updates_that_round_to_nothing():
     with pytest.warns(
         RuntimeWarning, match="updates round to nothing: of .* moved in a forget step"
     ):
-        sf.unlearn(model, batches, batches, recipe=recipe, mask=random_mask(model))
+        sf.unlearn(model, retain=batches, forget=batches, recipe=recipe, mask=random_mask(model))

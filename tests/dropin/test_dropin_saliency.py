@@ -162,9 +162,8 @@ def test_top_k_sorts_nothing(per_layer, monkeypatch):
     for name in ("sort", "argsort", "topk", "unique"):
         monkeypatch.setattr(torch, name, None)
         monkeypatch.setattr(torch.Tensor, name, None)
-    mask = SaliencyMask.top_k(
-        *random_fishers({"a": (40, 5), "b": (100,)}), 0.3, per_layer=per_layer
-    )
+    forget, retain = random_fishers({"a": (40, 5), "b": (100,)})
+    mask = SaliencyMask.top_k(forget=forget, retain=retain, fraction=0.3, per_layer=per_layer)
     assert sum(mask.counts().values()) == 90
     assert not per_layer or mask.counts() == {"a": 60, "b": 30}
 

@@ -110,7 +110,7 @@ def test_a_mask_is_not_carried_over_to_other_names():
 def test_files_load_with_weights_only_and_masks_say_how_they_were_made(kind, tmp_path):
     model = build()
     fishers = [sf.estimate_fisher(model, loader(6, 4, seed=s), estimator="batch") for s in (1, 2)]
-    mask = SaliencyMask.from_fisher(*fishers, threshold=1.5)
+    mask = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1], threshold=1.5)
     optimizer = kind(model.named_parameters(), saliency=mask, **EVERYTHING[kind])
     for p in model.parameters():
         p.grad = torch.ones_like(p)

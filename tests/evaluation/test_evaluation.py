@@ -43,20 +43,6 @@ def literal_modified_entropy(p):
     return scores
 
 
-def literal_legacy(p):
-    """The historical formula: log p for log(1 - p), and the columns of all labels for each row's
-    own.
-    """
-    scores = []
-    for row in p.logits.tolist():
-        q = softmax(row)
-        weights, logs = list(q), [math.log(v) for v in q]
-        for label in p.labels.tolist():
-            weights[label], logs[label] = 1 - q[label], math.log(q[label])
-        scores.append(-math.fsum(w * v for w, v in zip(weights, logs, strict=True)))
-    return scores
-
-
 def literal_attack(retain, test, forget):
     """Balanced logistic regression on one feature, C = 1, by Newton: % of `forget` called members."""
     half = (len(retain) + len(test)) / 2
@@ -178,7 +164,7 @@ def test_modified_entropy_of_certain_predictions_is_finite_and_exact():
 
 
 @pytest.mark.checklist("H6")
-def test_modified_entropy_does_not_depend_on_the_batch_and_the_legacy_one_does():
+def test_modified_entropy_does_not_depend_on_the_batch():
     p = random_predictions(50, 5)
     alone = [ev.Predictions(p.logits[i : i + 1], p.labels[i : i + 1]) for i in range(50)]
     together = ev.modified_entropy(p)
@@ -186,44 +172,27 @@ def test_modified_entropy_does_not_depend_on_the_batch_and_the_legacy_one_does()
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     shuffled = ev.modified_entropy(ev.Predictions(p.logits[order], p.labels[order]))
     assert shuffled.tolist() == together[order].tolist()
-    legacy_alone = torch.cat([ev.modified_entropy(one, legacy=True) for one in alone])
-    gap = (ev.modified_entropy(p, legacy=True) - legacy_alone).abs()
-    assert (gap > 0.1).float().mean() > 0.9
-
-
-@pytest.mark.checklist("H6")
-def test_modified_entropy_legacy():
-    p = random_predictions(30, 6)
-    p = ev.Predictions(p.logits, p.labels % 3)  # classes 3 and 4 stay unlabelled
-    assert ev.modified_entropy(p, legacy=True).tolist() == pytest.approx(
-        literal_legacy(p), rel=1e-4
-    )
-    assert ev.modified_entropy(p, legacy=True).tolist() != pytest.approx(
-        literal_modified_entropy(p), rel=0.1
-    )
 
 
 @pytest.fixture(scope="module")
 def sets():
     retain = random_predictions(120, 7, scale=4.0)
     right = ev.Predictions(retain.logits, retain.logits.argmax(1))
-    return right, random_predictions(60, 8, scale=1.5), random_predictions(50, 9, scale=2.5)
+    holdout, forget = random_predictions(60, 8, scale=1.5), random_predictions(50, 9, scale=2.5)
+    return {"retain": right, "holdout": holdout, "forget": forget}
 
 
 @pytest.mark.checklist("H6")
 def test_mia_entropy(sets):
-    expected = literal_attack(*(literal_entropy(p) for p in sets))
+    expected = literal_attack(*(literal_entropy(p) for p in sets.values()))
     assert 10 < expected < 90
-    assert ev.mia_entropy(*sets) == pytest.approx(expected)
+    assert ev.mia_entropy(**sets) == pytest.approx(expected)
 
 
 @pytest.mark.checklist("H6")
-@pytest.mark.parametrize(
-    ("legacy", "literal"), [(False, literal_modified_entropy), (True, literal_legacy)]
-)
-def test_mia_modified_entropy(sets, legacy, literal):
-    expected = literal_attack(*(literal(p) for p in sets))
-    assert ev.mia_modified_entropy(*sets, legacy=legacy) == pytest.approx(expected)
+def test_mia_modified_entropy(sets):
+    expected = literal_attack(*(literal_modified_entropy(p) for p in sets.values()))
+    assert ev.mia_modified_entropy(**sets) == pytest.approx(expected)
 
 
 @pytest.mark.checklist("H6")
@@ -231,9 +200,9 @@ def test_mia_of_forget_samples_that_are_plainly_members_or_not():
     sure, unsure = make([[9.0, 0.0]] * 20, [0] * 20), make([[0.1, 0.0]] * 10, [0] * 10)
     mixed = make([[8.0, 0.0]] * 3 + [[0.2, 0.0]], [0] * 4)
     for attack in (ev.mia_entropy, ev.mia_modified_entropy):
-        assert attack(sure, unsure, sure) == 100.0
-        assert attack(sure, unsure, unsure) == 0.0
-        assert attack(sure, unsure, mixed) == 75.0
+        assert attack(forget=sure, retain=sure, holdout=unsure) == 100.0
+        assert attack(forget=unsure, retain=sure, holdout=unsure) == 0.0
+        assert attack(forget=mixed, retain=sure, holdout=unsure) == 75.0
 
 
 @pytest.mark.parametrize("margin", [10.0, 14.0, 18.0])
@@ -241,8 +210,8 @@ def test_mia_separates_tiny_entropies(margin):
     # With the default tolerance the solver stops at once and calls nobody a member.
     members = make([[margin + 4, 0.0]] * 30, [0] * 30)
     others = make([[margin, 0.0]] * 30, [0] * 30)
-    assert ev.mia_entropy(members, others, members) == 100.0
-    assert ev.mia_entropy(members, others, others) == 0.0
+    assert ev.mia_entropy(forget=members, retain=members, holdout=others) == 100.0
+    assert ev.mia_entropy(forget=others, retain=members, holdout=others) == 0.0
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch, sets):
@@ -255,4 +224,4 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch, sets):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install sfron-fast\[eval\]"):
-        ev.mia_entropy(*sets)
+        ev.mia_entropy(**sets)

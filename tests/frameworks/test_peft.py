@@ -49,7 +49,7 @@ def test_mask_over_the_adapters(tmp_path):
     """
     model = lora()
     fishers = [estimate_fisher(model, batches(seed), next_token_loss) for seed in (3, 4)]
-    mask = SaliencyMask.from_fisher(*fishers, threshold=1.0)
+    mask = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1], threshold=1.0)
     assert len(mask) == len(trainable(model)) == 4
     assert all("lora_" in name for name in mask)
     assert all(0.05 < share < 0.95 for share in mask.density().values())

@@ -102,7 +102,7 @@ def test_random_label(forget, retain):
 
 def test_salun(forget, retain):
     ours, theirs, mixed = build("bn"), build("bn"), relabelled(forget, retain)
-    recipes.salun(ours, mixed, forget, fraction=0.3, epochs=3, lr=0.05)
+    recipes.salun(ours, mixed=mixed, forget=forget, fraction=0.3, epochs=3, lr=0.05)
 
     theirs.eval()
     sums = [torch.zeros_like(p) for p in theirs.parameters()]
@@ -147,7 +147,7 @@ def test_bad_teacher(forget, retain):
 
 def test_scrub(forget, retain):
     ours, theirs = build("bn"), build("bn")
-    recipes.scrub(ours, retain, forget, epochs=4, ascent_epochs=2, lr=0.02)
+    recipes.scrub(ours, retain=retain, forget=forget, epochs=4, ascent_epochs=2, lr=0.02)
     original = copy.deepcopy(theirs)
 
     def losses(epoch):
@@ -167,7 +167,7 @@ def test_scrub(forget, retain):
 
 def test_selective_amnesia(forget, retain):
     ours, theirs = build("bn"), build("bn")
-    recipes.selective_amnesia(ours, retain, forget, penalty=7.0, epochs=2, lr=0.05)
+    recipes.selective_amnesia(ours, retain=retain, forget=forget, penalty=7.0, epochs=2, lr=0.05)
     start = [p.detach().clone() for p in theirs.parameters()]
     fisher = [torch.zeros_like(p) for p in start]
     theirs.eval()
@@ -197,7 +197,7 @@ def test_amnesia_stays_where_the_fisher_is_large(forget, retain):
         model = build()
         before = bits(model)
         recipes.selective_amnesia(
-            model, retain, forget, penalty=penalty, epochs=4, lr=0.05, momentum=0.0
+            model, retain=retain, forget=forget, penalty=penalty, epochs=4, lr=0.05, momentum=0.0
         )
         moved.append(sum((v - before[n]).square().sum().item() for n, v in bits(model).items()))
     assert moved[1] < 0.7 * moved[0]
@@ -214,15 +214,15 @@ def test_modes_and_epochs(forget, retain):
     """Training flags are put back, and every epoch is reported, also by the baseline that trains in
     eval mode.
     """
-    for name, args in {
-        "finetune": (retain,),
-        "gradient_ascent": (forget,),
-        "scrub": (retain, forget),
+    for name, loaders in {
+        "finetune": {"retain": retain},
+        "gradient_ascent": {"forget": forget},
+        "scrub": {"forget": forget, "retain": retain},
     }.items():
         model, seen = build("bn"), []
         model[1].eval()
         getattr(recipes, name)(
-            model, *args, epochs=2, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch)
+            model, **loaders, epochs=2, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch)
         )
         assert seen == [1, 2]
         assert [m.training for m in model] == [True, False, True, True]
@@ -240,14 +240,14 @@ def test_a_foreign_mask_is_refused(retain):
 def test_without_saliency(forget, retain):
     recipe = Recipe.paper(cycles=3, retain_steps=2, lr=0.05, forget_lr=0.3)
     ours, theirs = build("bn"), build("bn")
-    result = unlearn(ours, retain, forget, recipe=recipe.without("saliency"))
+    result = unlearn(ours, retain=retain, forget=forget, recipe=recipe.without("saliency"))
     everything = SaliencyMask.from_bool(
         {n: torch.ones(p.shape) for n, p in theirs.named_parameters()}
     )
     assert result.mask == everything
-    unlearn(theirs, retain, forget, recipe=recipe, mask=everything)
+    unlearn(theirs, retain=retain, forget=forget, recipe=recipe, mask=everything)
     agree(ours, theirs, bound=0.0)
-    unlearn(masked := build("bn"), retain, forget, recipe=recipe)
+    unlearn(masked := build("bn"), retain=retain, forget=forget, recipe=recipe)
     assert any(
         not torch.equal(a, b) for a, b in zip(masked.parameters(), ours.parameters(), strict=True)
     )

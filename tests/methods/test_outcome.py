@@ -31,7 +31,7 @@ def run(retain=((X, Y),), forget=((X, Y),), model=None, recipe=None, **settings)
     model = {None: build, "by heart": by_heart}[model]() if model in (None, "by heart") else model
     recipe = Recipe.paper(**GOOD | (recipe or {}))
     settings = {"mask": random_mask(build())} | settings
-    return sf.unlearn(model, list(retain), list(forget), recipe=recipe, **settings)
+    return sf.unlearn(model, retain=list(retain), forget=list(forget), recipe=recipe, **settings)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,17 @@ def test_a_mask_that_selects_nothing_is_refused(estimated):
 
 def test_sets_in_the_wrong_order():
     loaders = [DataLoader(TensorDataset(*data(n)), 4) for n in (8, 16)]
-    with pytest.warns(
-        RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"
-    ):
-        sf.unlearn(build(), *loaders, recipe=Recipe.paper(**GOOD), mask=random_mask(build()))
-    with pytest.warns(
-        RuntimeWarning, match="16 samples in forget_loader, 8 in retain_loader; are they swapped"
-    ):
+    with pytest.warns(RuntimeWarning, match="16 samples in forget, 8 in retain; are they swapped"):
         sf.unlearn(
-            build(), [data(8)], [data(8), data(8)], recipe=Recipe.paper(**GOOD)
+            build(),
+            forget=loaders[1],
+            retain=loaders[0],
+            recipe=Recipe.paper(**GOOD),
+            mask=random_mask(build()),
+        )
+    with pytest.warns(RuntimeWarning, match="16 samples in forget, 8 in retain; are they swapped"):
+        sf.unlearn(
+            build(), retain=[data(8)], forget=[data(8), data(8)], recipe=Recipe.paper(**GOOD)
         )  # counted by the Fisher
 
 
@@ -138,15 +140,15 @@ def test_a_caller_without_autograd(mode):
     """unlearn, the Fisher and the baselines record by themselves; also from inputs made in there."""
     expected, found = build(), build()
     run(
-        model=sf.recipes.finetune(expected, [(X, Y)], epochs=1),
+        model=sf.methods.finetune(expected, [(X, Y)], epochs=1),
         mask=None,
         recipe={"forget_lr": 5.0},
     )
     with mode():
         inside = [(X.clone(), Y.clone())]
-        sf.recipes.finetune(found, inside, epochs=1)
+        sf.methods.finetune(found, inside, epochs=1)
         run(inside, inside, model=found, mask=None, recipe={"forget_lr": 5.0})
-        sf.recipes.gradient_saliency(found, inside)
+        sf.methods.gradient_saliency(found, inside)
     assert same(bits(found), bits(expected))
 
 
@@ -172,7 +174,7 @@ def test_submodules_keep_the_mode_they_were_given():
                 model.eval()
             before, modes = model[1].running_mean.clone(), [m.training for m in model]
             if baseline:
-                sf.recipes.finetune(model, [(X, Y)], epochs=1)
+                sf.methods.finetune(model, [(X, Y)], epochs=1)
             else:
                 run(
                     model=model,

@@ -123,7 +123,7 @@ def compare(literal, recipe, kind, dtype, *, fp64_bound):
     """
     ours, theirs = build(kind, dtype), build(kind, dtype)
     mask = literal(theirs, *batches(dtype))
-    result = sf.unlearn(ours, batches(dtype)[1], batches(dtype)[0], recipe=recipe)
+    result = sf.unlearn(ours, retain=batches(dtype)[1], forget=batches(dtype)[0], recipe=recipe)
     for name, selected in mask.items():
         assert torch.equal(result.mask.to_bool(name), selected)
     assert 0 < sum(result.mask.counts().values()) < sum(p.numel() for p in ours.parameters())
@@ -208,7 +208,7 @@ def test_adamw_recipe_is_torchs_adamw():
     recipe = Recipe.official(
         optimizer="adamw", cycles=5, retain_steps=2, lr=0.01, forget_weight=2.0, max_norm=1e6
     )
-    sf.unlearn(ours, retain, forget, recipe=recipe, mask=everything)
+    sf.unlearn(ours, retain=retain, forget=forget, recipe=recipe, mask=everything)
 
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)

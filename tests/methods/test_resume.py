@@ -30,7 +30,12 @@ def test_resume_is_bit_identical_from_every_position(name, kind, tmp_path):
         retain, forget = loaders(kind)
         torch.randn(stop)
         result = sf.unlearn(
-            model, retain, forget, recipe=RECIPES[name], checkpoint=folder, checkpoint_every=2
+            model,
+            retain=retain,
+            forget=forget,
+            recipe=RECIPES[name],
+            checkpoint=folder,
+            checkpoint_every=2,
         )
         assert same(bits(result.model), expected), stop
         assert result.model is model
@@ -87,7 +92,9 @@ def refused(folder, match, *, model="dropout", recipe=RECIPES["official"], kind=
     before, files = bits(model), {p.name: p.read_bytes() for p in folder.iterdir()}
     flags, state = [m.training for m in model.modules()], torch.get_rng_state()
     with pytest.raises(ValueError, match=match):
-        sf.unlearn(model, retain, forget, recipe=recipe, checkpoint=folder, **settings)
+        sf.unlearn(
+            model, retain=retain, forget=forget, recipe=recipe, checkpoint=folder, **settings
+        )
     assert same(bits(model), before)
     assert [m.training for m in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), state)
@@ -171,7 +178,12 @@ def test_what_could_never_be_read_is_never_written(extra, tmp_path):
 
     def run(folder, **more):
         return sf.unlearn(
-            model, [(x, y)], [(x, y)], checkpoint=tmp_path / folder, **settings, **more
+            model,
+            retain=[(x, y)],
+            forget=[(x, y)],
+            checkpoint=tmp_path / folder,
+            **settings,
+            **more,
         )
 
     model.extra = extra
@@ -223,6 +235,11 @@ def test_checkpoint_every_counts_steps(tmp_path, monkeypatch):
     )
     retain, forget = loaders("own")
     sf.unlearn(
-        build(), retain, forget, recipe=RECIPES["paper"], checkpoint=tmp_path, checkpoint_every=4
+        build(),
+        retain=retain,
+        forget=forget,
+        recipe=RECIPES["paper"],
+        checkpoint=tmp_path,
+        checkpoint_every=4,
     )
     assert positions == [4, 8, 9]

@@ -21,7 +21,7 @@ def test_evaluation_does_not_change_the_run(name, kind):
     expected = whole_run(RECIPES[name], kind)
     for every in (1, 2):
         result = run(
-            RECIPES[name], kind, eval_every=every, val_loader=loaders(kind)[0], forget_floor=0
+            RECIPES[name], kind, eval_every=every, holdout=loaders(kind)[0], forget_floor=0
         )
         assert same(bits(result.model), expected)
         assert [e["cycle"] for e in result.history] == [0, *range(every, CYCLES + 1, every)]
@@ -40,7 +40,14 @@ def test_history_measures_what_it_says():
 
     recipe, val = RECIPES["paper"], [(x, y)]
     result = sf.unlearn(
-        model, retain, forget, val, recipe=recipe, eval_every=1, forget_floor=0, on_cycle=look
+        model,
+        retain=retain,
+        forget=forget,
+        holdout=val,
+        recipe=recipe,
+        eval_every=1,
+        forget_floor=0,
+        on_cycle=look,
     )
     assert [s[0] for s in seen] == [1, 2, 3]
     for entry, (cycle, forgotten, val) in zip(result.history[1:], seen, strict=True):
@@ -67,7 +74,9 @@ def forgetful(**settings):
     everything = sf.SaliencyMask.from_bool(
         {n: torch.ones(p.shape) for n, p in model.named_parameters()}
     )
-    return sf.unlearn(model, loader(8, 4), [(x, y)], recipe=recipe, mask=everything, **settings)
+    return sf.unlearn(
+        model, retain=loader(8, 4), forget=[(x, y)], recipe=recipe, mask=everything, **settings
+    )
 
 
 def test_guard_warns_once():
@@ -91,7 +100,7 @@ def test_guard_stops():
 def test_guard_takes_the_validation_accuracy_before_the_run():
     x, y = data(8, seed=6)
     with pytest.warns(RuntimeWarning, match=r"fell below 100.0 %"):
-        forgetful(eval_every=2, val_loader=[(x, y)])
+        forgetful(eval_every=2, holdout=[(x, y)])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ def test_guard_off(settings):
 def test_a_stop_that_could_never_come_is_refused(settings):
     with pytest.raises(
         ValueError,
-        match="over_forgetting: expected eval_every > 0 and a val_loader or forget_floor",
+        match="over_forgetting: expected eval_every > 0 and holdout or forget_floor",
     ):
         forgetful(over_forgetting="stop", **settings)
 
@@ -134,7 +143,11 @@ def test_a_skipped_step_leaves_batchnorm_alone(recipe, bad):
     model = build("bn")
     mask = random_mask(model)
     result = sf.unlearn(
-        model, batches["retain"], batches["forget"], recipe=recipe(cycles=4), mask=mask
+        model,
+        retain=batches["retain"],
+        forget=batches["forget"],
+        recipe=recipe(cycles=4),
+        mask=mask,
     )
     assert result.skipped_steps > 0
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
@@ -145,7 +158,13 @@ def test_a_bad_label_changes_nothing_not_even_running_statistics():
     model = build("bn")
     mask, before = random_mask(model), bits(model)
     with pytest.raises(ValueError, match="targets: expected classes"):
-        sf.unlearn(model, [(x, y)], [(x, y + 50)], recipe=sf.Recipe.official(cycles=1), mask=mask)
+        sf.unlearn(
+            model,
+            retain=[(x, y)],
+            forget=[(x, y + 50)],
+            recipe=sf.Recipe.official(cycles=1),
+            mask=mask,
+        )
     assert same(bits(model), before)
 
 
@@ -155,7 +174,13 @@ def test_another_mask_in_the_checkpoint_folder_is_not_overwritten(tmp_path):
     other = random_mask(model, seed=9)
     other.save(tmp_path / "mask.safetensors")
     with pytest.raises(ValueError, match="checkpoint: expected no other mask"):
-        sf.unlearn(model, [(x, y)], [(x, y)], recipe=sf.Recipe.paper(cycles=1), checkpoint=tmp_path)
+        sf.unlearn(
+            model,
+            retain=[(x, y)],
+            forget=[(x, y)],
+            recipe=sf.Recipe.paper(cycles=1),
+            checkpoint=tmp_path,
+        )
     assert sf.SaliencyMask.load(tmp_path / "mask.safetensors") == other
 
 
@@ -163,7 +188,7 @@ def test_a_recipe_of_numpy_numbers_can_be_resumed(tmp_path):
     x, y = data(8)
     recipe = sf.Recipe.official(cycles=1, lr=np.float64(0.01), betas=[np.float64(0.9), 0.99])
     for _ in range(2):
-        sf.unlearn(build(), [(x, y)], [(x, y)], recipe=recipe, checkpoint=tmp_path)
+        sf.unlearn(build(), retain=[(x, y)], forget=[(x, y)], recipe=recipe, checkpoint=tmp_path)
 
 
 def test_stopped_run_stays_stopped(tmp_path):
@@ -222,7 +247,7 @@ def test_forget_batches_and_running_statistics(updates):
     )
     model, expected = build("bn"), build("bn")
     forget, retain = data(6, seed=6), data(10, seed=5)
-    sf.unlearn(model, [retain], [forget], recipe=recipe)
+    sf.unlearn(model, retain=[retain], forget=[forget], recipe=recipe)
     expected.train()
     for x, _ in ([forget] if updates else []) + [retain]:
         expected(x)
@@ -235,7 +260,7 @@ def test_training_flags_come_back_also_after_errors():
     model[2].train()
     flags = [m.training for m in model.modules()]
     retain, forget = loaders("own")
-    sf.unlearn(model, retain, forget, recipe=RECIPES["paper"])
+    sf.unlearn(model, retain=retain, forget=forget, recipe=RECIPES["paper"])
     assert [m.training for m in model.modules()] == flags
 
     def fails(cycle, m):
@@ -243,7 +268,7 @@ def test_training_flags_come_back_also_after_errors():
         raise Stop
 
     with pytest.raises(Stop):
-        sf.unlearn(model, retain, forget, recipe=RECIPES["paper"], on_cycle=fails)
+        sf.unlearn(model, retain=retain, forget=forget, recipe=RECIPES["paper"], on_cycle=fails)
     assert [m.training for m in model.modules()] == flags
 
 
@@ -252,8 +277,10 @@ def test_short_loaders_are_drawn_again_and_again():
     once, often = build("bn"), build("bn")
     batches = [data(4, seed=s) for s in range(5)]
     mask = random_mask(once)
-    sf.unlearn(once, batches, [data(4, seed=9)], recipe=recipe, mask=mask)  # 20 steps of 5 batches
-    sf.unlearn(often, batches * 4, [data(4, seed=9)] * 4, recipe=recipe, mask=mask)
+    sf.unlearn(
+        once, retain=batches, forget=[data(4, seed=9)], recipe=recipe, mask=mask
+    )  # 20 steps of 5 batches
+    sf.unlearn(often, retain=batches * 4, forget=[data(4, seed=9)] * 4, recipe=recipe, mask=mask)
     assert same(bits(once), bits(often))
 
 
@@ -263,7 +290,9 @@ def test_non_finite_batches_are_skipped_and_counted():
     bad, good = data(4, seed=1), data(4, seed=2)
     bad[0][1, 1] = float("nan")
     recipe = Recipe.paper(cycles=2, retain_steps=2, lr=0.1, forget_lr=0.1, slow_lr=1.0)
-    result = sf.unlearn(model, [bad, good], [bad], recipe=recipe, mask=random_mask(model))
+    result = sf.unlearn(
+        model, retain=[bad, good], forget=[bad], recipe=recipe, mask=random_mask(model)
+    )
     assert result.skipped_steps == 4  # two forget steps, two retain steps
     assert all(torch.isfinite(p).all() for p in model.parameters())
     twin = build()
@@ -282,7 +311,9 @@ def test_frozen_parameters_stay(tmp_path):
     model[0].requires_grad_(False)
     before = model[0].weight.clone()
     retain, forget = loaders("own")
-    result = sf.unlearn(model, retain, forget, recipe=RECIPES["official"], checkpoint=tmp_path)
+    result = sf.unlearn(
+        model, retain=retain, forget=forget, recipe=RECIPES["official"], checkpoint=tmp_path
+    )
     assert torch.equal(model[0].weight, before)
     assert "0.weight" not in result.mask
 

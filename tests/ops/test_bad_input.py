@@ -438,45 +438,54 @@ def fishers():
     return random_fishers({"a": (3, 2), "b": (4,)})
 
 
+def sides():
+    forget, retain = fishers()
+    return {"forget": dict(forget), "retain": dict(retain)}
+
+
 def other(side, **changes):
-    both = [dict(f) for f in fishers()]
+    both = sides()
     both[side].update(changes)
     return both
 
 
 @table(
     [
-        ("threshold zero", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), 0.0)),
-        ("threshold nan", "threshold", lambda: SaliencyMask.from_fisher(*fishers(), NAN)),
-        ("empty", "forget", lambda: SaliencyMask.from_fisher({}, {})),
-        ("names", "retain", lambda: SaliencyMask.from_fisher(*other(1, c=torch.ones(2)))),
-        ("shape", r"retain\['b'\]", lambda: SaliencyMask.from_fisher(*other(1, b=torch.ones(5)))),
+        ("threshold zero", "threshold", lambda: SaliencyMask.from_fisher(**sides(), threshold=0.0)),
+        ("threshold nan", "threshold", lambda: SaliencyMask.from_fisher(**sides(), threshold=NAN)),
+        ("empty", "forget", lambda: SaliencyMask.from_fisher(forget={}, retain={})),
+        ("names", "retain", lambda: SaliencyMask.from_fisher(**other("retain", c=torch.ones(2)))),
+        (
+            "shape",
+            r"retain\['b'\]",
+            lambda: SaliencyMask.from_fisher(**other("retain", b=torch.ones(5))),
+        ),
         (
             "nan",
             r"forget\['b'\]",
-            lambda: SaliencyMask.from_fisher(*other(0, b=torch.full((4,), NAN))),
+            lambda: SaliencyMask.from_fisher(**other("forget", b=torch.full((4,), NAN))),
         ),
         (
             "inf",
             r"retain\['a'\]",
-            lambda: SaliencyMask.top_k(*other(1, a=torch.full((3, 2), INF)), 0.5),
+            lambda: SaliencyMask.top_k(**other("retain", a=torch.full((3, 2), INF)), fraction=0.5),
         ),
         (
             "negative",
             r"forget\['a'\]",
-            lambda: SaliencyMask.from_fisher(*other(0, a=-torch.ones(3, 2))),
+            lambda: SaliencyMask.from_fisher(**other("forget", a=-torch.ones(3, 2))),
         ),
         (
             "estimator",
             "retain",
             lambda: SaliencyMask.from_fisher(
-                Fisher(fishers()[0], {"estimator": "sample"}),
-                Fisher(fishers()[1], {"estimator": "batch"}),
+                forget=Fisher(fishers()[0], {"estimator": "sample"}),
+                retain=Fisher(fishers()[1], {"estimator": "batch"}),
             ),
         ),
-        ("fraction zero", "fraction", lambda: SaliencyMask.top_k(*fishers(), 0.0)),
-        ("fraction high", "fraction", lambda: SaliencyMask.top_k(*fishers(), 1.1)),
-        ("fraction nan", "fraction", lambda: SaliencyMask.top_k(*fishers(), NAN)),
+        ("fraction zero", "fraction", lambda: SaliencyMask.top_k(**sides(), fraction=0.0)),
+        ("fraction high", "fraction", lambda: SaliencyMask.top_k(**sides(), fraction=1.1)),
+        ("fraction nan", "fraction", lambda: SaliencyMask.top_k(**sides(), fraction=NAN)),
         (
             "bool values",
             r"masks\['w'\]",
@@ -541,9 +550,9 @@ def test_estimate_fisher(estimator, argument, call):
 @pytest.mark.parametrize(
     ("argument", "change"),
     [
-        ("loader", {"forget_loader": []}),
-        ("loader", {"retain_loader": []}),
-        ("loader", {"retain_loader": [(X, Y + 3)]}),
+        ("loader", {"forget": []}),
+        ("loader", {"retain": []}),
+        ("loader", {"retain": [(X, Y + 3)]}),
         ("threshold", {"threshold": 0.0}),
         ("threshold", {"threshold": NAN}),
         ("estimator", {"estimator": "samples"}),
@@ -554,7 +563,7 @@ def test_estimate_fisher(estimator, argument, call):
 def test_estimate_mask(argument, change):
     model = build("bn")
     before = bits(model)
-    settings = {"forget_loader": [(X, Y)], "retain_loader": [(X, Y)], **change}
+    settings = {"forget": [(X, Y)], "retain": [(X, Y)], **change}
     refused(argument, lambda: sf.estimate_mask(model, **settings))
     assert same(bits(model), before)
     assert model.training
@@ -582,30 +591,30 @@ OTHER_MODEL = SaliencyMask.from_bool({"0.weight": torch.ones(10, 7)})
         ("forget_floor", {"forget_floor": -1}),
         ("forget_floor", {"forget_floor": 101}),
         ("forget_floor", {"forget_floor": NAN}),
-        ("retain_loader", {"retain_loader": []}),
-        ("forget_loader", {"forget_loader": []}),
-        ("retain_loader", {"retain_loader": iter(()), "mask": random_mask(build("bn"))}),
-        ("forget_loader", {"forget_loader": iter(()), "mask": random_mask(build("bn"))}),
-        ("forget_loader", {"forget_loader": [X], "mask": random_mask(build("bn"))}),
-        ("retain_loader", {"retain_loader": [(X, Y, Y)], "mask": random_mask(build("bn"))}),
-        ("loader", {"forget_loader": [X]}),
-        ("loader", {"forget_loader": [(X, Y + 3)]}),
-        ("loader", {"retain_loader": [(X, Y - 4)]}),
-        ("targets", {"forget_loader": [(X, Y + 3)], "mask": random_mask(build("bn"))}),
-        ("targets", {"retain_loader": [(X, Y - 1)], "mask": random_mask(build("bn"))}),
-        ("targets", {"forget_loader": [(X, Y.int())], "mask": random_mask(build("bn"))}),
+        ("retain", {"retain": []}),
+        ("forget", {"forget": []}),
+        ("retain", {"retain": iter(()), "mask": random_mask(build("bn"))}),
+        ("forget", {"forget": iter(()), "mask": random_mask(build("bn"))}),
+        ("forget", {"forget": [X], "mask": random_mask(build("bn"))}),
+        ("retain", {"retain": [(X, Y, Y)], "mask": random_mask(build("bn"))}),
+        ("loader", {"forget": [X]}),
+        ("loader", {"forget": [(X, Y + 3)]}),
+        ("loader", {"retain": [(X, Y - 4)]}),
+        ("targets", {"forget": [(X, Y + 3)], "mask": random_mask(build("bn"))}),
+        ("targets", {"retain": [(X, Y - 1)], "mask": random_mask(build("bn"))}),
+        ("targets", {"forget": [(X, Y.int())], "mask": random_mask(build("bn"))}),
         ("saliency", {"mask": OTHER_MODEL}),
         ("saliency", {"mask": {"0.weight": torch.ones(3)}}),
         ("loss_fn", {"loss_fn": lambda o, t: o.sum()}),
-        ("val_loader", {"val_loader": [], "eval_every": 1}),
+        ("holdout", {"holdout": [], "eval_every": 1}),
     ],
 )
 def test_unlearn(argument, changes, tmp_path):
     model = build("bn")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     settings = {
-        "retain_loader": GOOD,
-        "forget_loader": GOOD,
+        "retain": GOOD,
+        "forget": GOOD,
         "checkpoint": tmp_path / "run",
         "recipe": Recipe.paper(cycles=2, lr=0.0, forget_lr=0.0),
     }
@@ -619,7 +628,7 @@ def test_unlearn(argument, changes, tmp_path):
 def test_baselines(method):
     model = build("bn")
     before = bits(model)
-    name = "retain_loader" if method is finetune else "forget_loader"
+    name = "retain" if method is finetune else "forget"
     refused(name, lambda: method(model, []))
     refused(name, lambda: method(model, [X]))
     refused("epochs", lambda: method(model, GOOD, epochs=0))
@@ -630,18 +639,18 @@ def test_baselines(method):
 def test_baselines_of_two_loaders():
     model = build("bn")
     before = bits(model)
-    refused("mixed_loader", lambda: random_label(model, []))
-    refused("forget_loader", lambda: scrub(model, GOOD, []))
-    refused("retain_loader", lambda: scrub(model, [], GOOD, ascent_epochs=0))
-    refused("penalty", lambda: selective_amnesia(model, GOOD, GOOD, penalty=-1.0))
-    refused("forget_loader", lambda: selective_amnesia(model, GOOD, []))
-    refused("mixed_loader", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
+    refused("mixed", lambda: random_label(model, []))
+    refused("forget", lambda: scrub(model, retain=GOOD, forget=[]))
+    refused("retain", lambda: scrub(model, retain=[], forget=GOOD, ascent_epochs=0))
+    refused("penalty", lambda: selective_amnesia(model, retain=GOOD, forget=GOOD, penalty=-1.0))
+    refused("forget", lambda: selective_amnesia(model, retain=GOOD, forget=[]))
+    refused("mixed", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
     refused("classes", lambda: wrong_labels(torch.zeros(3, dtype=torch.int64), 1))
     assert same(bits(model), before)
 
 
 def test_everything_public_has_its_row_here():
-    covered = {"Fisher", "UnlearnResult"}  # records without a rule of their own
+    covered = {"Fisher", "UnlearnResult", "__version__"}  # records without a rule of their own
     covered |= {"PairedLoader", "evaluate", "step_in_backward"}  # have tests of their own
     covered |= {
         "Recipe",

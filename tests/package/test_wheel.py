@@ -28,7 +28,7 @@ y = x[:, :3].argmax(1)
 model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
 retain, forget = (DataLoader(TensorDataset(x[s], y[s]), 16) for s in (slice(16, 64), slice(0, 16)))
 for recipe in (sf.Recipe.paper(cycles=2, forget_weight=50.0), sf.Recipe.official(cycles=2, max_norm=50.0)):
-    result = sf.unlearn(model, retain, forget, recipe=recipe)
+    result = sf.unlearn(model, forget=forget, retain=retain, recipe=recipe)
 result.mask.save("mask.safetensors")
 assert sf.SaliencyMask.load("mask.safetensors") == result.mask
 assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -135,13 +135,17 @@ def test_parameters_without_gradient(estimator):
     assert fishers[0].metadata["no_gradient"] == ["unused.bias", "unused.weight"]
     assert not any(n.startswith("frozen") for n in fishers[0])
     assert not fishers[0]["unused.weight"].any()
-    for mask in (SaliencyMask.from_fisher(*fishers), SaliencyMask.top_k(*fishers, 1.0)):
+    pair = {"forget": fishers[0], "retain": fishers[1]}
+    authors = SaliencyMask.from_fisher(**pair, zero_over_zero=True)
+    for mask in (authors, SaliencyMask.top_k(**pair, fraction=1.0)):
         counts = mask.counts()
         assert counts["unused.weight"] == counts["unused.bias"] == 0
-        assert (
-            counts["dead.weight"] == 24
-        )  # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
-    assert SaliencyMask.from_fisher(*fishers, threshold=1.0001).counts()["dead.weight"] == 0
+        # 0 / 0 where a gradient exists: the ratio is 1, as in the authors' code
+        assert counts["dead.weight"] == 24
+    above = SaliencyMask.from_fisher(**pair, threshold=1.0001, zero_over_zero=True)
+    assert above.counts()["dead.weight"] == 0
+    ours = SaliencyMask.from_fisher(**pair).counts()
+    assert ours["dead.weight"] == ours["dead.bias"] == ours["unused.weight"] == 0
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch"])
@@ -242,8 +246,15 @@ def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes):
     fishers = [
         estimate_fisher(model, batches, estimator=estimator, chunk_size=3) for batches in loaders
     ]
-    wanted = SaliencyMask.from_fisher(*fishers, threshold=0.8)
-    found = estimate_mask(model, *loaders, threshold=0.8, estimator=estimator, chunk_size=3)
+    wanted = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1], threshold=0.8)
+    found = estimate_mask(
+        model,
+        forget=loaders[0],
+        retain=loaders[1],
+        threshold=0.8,
+        estimator=estimator,
+        chunk_size=3,
+    )
     assert found == wanted
     assert found.metadata == wanted.metadata
 
@@ -255,7 +266,7 @@ def test_mask_in_one_call_refuses_gradients_that_are_not_finite():
         return (output.sum() * (len(target) - 5)).abs().sqrt()
 
     with pytest.raises(ValueError, match=r"retain\['.*'\]: expected finite values >= 0"):
-        estimate_mask(build(), [data(4)], [data(5)], loss)
+        estimate_mask(build(), forget=[data(4)], retain=[data(5)], loss_fn=loss)
 
 
 def test_one_gradient_is_held_at_a_time():
@@ -266,7 +277,7 @@ def test_one_gradient_is_held_at_a_time():
         peak(lambda make=make: make(model, batches)) / (16 * 100 * 100 * 4)
         for make in (
             lambda m, b: estimate_fisher(m, b, F.mse_loss),
-            lambda m, b: estimate_mask(m, b, b, F.mse_loss),
+            lambda m, b: estimate_mask(m, forget=b, retain=b, loss_fn=F.mse_loss),
         )
     ]
     assert 2 <= held[0] < 2.3
@@ -279,17 +290,17 @@ def test_batches_of_other_sizes_are_told():
     with pytest.warns(
         RuntimeWarning, match=r"2 samples in a forget batch and 12 in a retain batch"
     ) as caught:
-        estimate_mask(model, cuts(12, 2), cuts(24, 12))
+        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12))
     assert caught[0].filename == __file__
     fishers = [
         estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)
     ]  # a last batch of 1
     with pytest.warns(RuntimeWarning, match=r"on average 4.5 .* and 8 .*'batch_equal'"):
-        SaliencyMask.from_fisher(*fishers)
+        SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        estimate_mask(model, cuts(12, 2), cuts(24, 12), estimator="sample")
-        estimate_mask(model, cuts(23, 6), cuts(24, 6))
+        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12), estimator="sample")
+        estimate_mask(model, forget=cuts(23, 6), retain=cuts(24, 6))
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch"])
@@ -301,8 +312,8 @@ def test_data_parallel(estimator):
     for model in (plain, wrapped):
         sf.unlearn(
             model,
-            loader(9, 3),
-            loader(9, 3),
+            retain=loader(9, 3),
+            forget=loader(9, 3),
             recipe=sf.Recipe.paper(cycles=2, lr=0.5, estimator=estimator),
         )
     assert same(bits(plain), bits(wrapped.module))

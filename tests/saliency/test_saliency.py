@@ -34,7 +34,9 @@ def test_selection_is_the_authors_ratio(threshold):
     forget, retain = random_fishers(SHAPES)
     forget["a.bias"][:2], retain["a.bias"][:2] = 0.0, 0.0  # 0 / 0
     forget["b.weight"].view(-1)[:3] = retain["b.weight"].view(-1)[:3]  # ratio exactly 1
-    mask = SaliencyMask.from_fisher(forget, retain, threshold)
+    mask = SaliencyMask.from_fisher(
+        forget=forget, retain=retain, threshold=threshold, zero_over_zero=True
+    )
     for name in SHAPES:
         expected = (forget[name] + 1e-15) / (retain[name] + 1e-15) >= threshold
         assert torch.equal(mask.to_bool(name), expected), name
@@ -43,11 +45,50 @@ def test_selection_is_the_authors_ratio(threshold):
     assert bool(mask.to_bool("b.weight").view(-1)[:3].all()) == (threshold <= 1)
 
 
+def test_zero_over_zero_is_not_selected():
+    forget = {"w": torch.tensor([0.0, 0.0, 1e-30, 2.0, 0.0, 3.0, 3.0, 0.0, 0.0, 5.0])}
+    retain = {"w": torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 4.0, 1.0, 1e-30, 0.0, 0.0])}
+    pair = {"forget": forget, "retain": retain}
+    said = [0, 0, 1, 1, 0, 0, 1, 1, 0, 1]  # 1e-30 is not 0, though lost beside 1e-15
+    assert SaliencyMask.from_fisher(**pair).to_bool("w").int().tolist() == said
+    authors = [1, 0, 1, 1, 1, 0, 1, 1, 1, 1]
+    theirs = SaliencyMask.from_fisher(**pair, zero_over_zero=True)
+    assert theirs.to_bool("w").int().tolist() == authors
+    assert SaliencyMask.from_fisher(**pair, threshold=0.5).counts() == {"w": 6}
+
+
+class Adapted(nn.Module):
+    """A linear layer with a fresh low-rank adapter: B is 0, so A has a gradient of exactly 0."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.base = nn.Linear(6, 4).requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, 6))
+        self.lora_B = nn.Parameter(torch.zeros(4, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_fresh_adapter_is_selected_by_what_the_data_say(estimator):
+    forget, retain = loader(9, 4), loader(9, 4, seed=1)
+    model = Adapted()
+    found = estimate_mask(model, forget=forget, retain=retain, estimator=estimator)
+    assert found.counts()["lora_A"] == 0
+    assert found.counts()["lora_B"] > 0
+    theirs = estimate_mask(
+        model, forget=forget, retain=retain, estimator=estimator, zero_over_zero=True
+    )
+    assert theirs.counts() == {"lora_A": 12, "lora_B": found.counts()["lora_B"]}
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_from_estimated_fishers(estimator):
     model = build("bn")
     fishers = [estimate_fisher(model, loader(9, 4, seed=s), estimator=estimator) for s in (1, 2)]
-    mask = SaliencyMask.from_fisher(*fishers)
+    mask = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1])
     for name, p in model.named_parameters():
         assert torch.equal(mask.to_bool(name), fishers[0][name] + 1e-15 >= fishers[1][name] + 1e-15)
         assert mask.to_bool(name).shape == p.shape
@@ -68,7 +109,7 @@ def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction,
     flat = torch.tensor(values, dtype=torch.float32)
     parts = {n: t for n, t in (("x", flat[:cut]), ("y", flat[cut:]))}
     ones = {n: torch.ones_like(t) for n, t in parts.items()}
-    mask = SaliencyMask.top_k(parts, ones, fraction, per_layer=per_layer)
+    mask = SaliencyMask.top_k(forget=parts, retain=ones, fraction=fraction, per_layer=per_layer)
     groups = [["x"], ["y"]] if per_layer else [["x", "y"]]
     for names in groups:
         ratio = torch.cat([parts[n] for n in names]).tolist()
@@ -84,12 +125,14 @@ def test_top_k_leaves_out_parameters_without_gradient():
         Fisher({"a": torch.ones(8), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
         Fisher({"a": torch.full((8,), 4.0), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
     )
-    assert SaliencyMask.top_k(forget, retain, 0.5).counts() == {
+    assert SaliencyMask.top_k(forget=forget, retain=retain, fraction=0.5).counts() == {
         "a": 8,
         "b": 0,
     }  # though b's ratio, 1, is larger
-    assert SaliencyMask.top_k(forget, retain, 0.5, per_layer=True).counts() == {"a": 4, "b": 0}
-    assert SaliencyMask.from_fisher(forget, retain).counts() == {"a": 0, "b": 0}
+    assert SaliencyMask.top_k(
+        forget=forget, retain=retain, fraction=0.5, per_layer=True
+    ).counts() == {"a": 4, "b": 0}
+    assert SaliencyMask.from_fisher(forget=forget, retain=retain).counts() == {"a": 0, "b": 0}
 
 
 # --- bits -----------------------------------------------------------------------------------------
@@ -119,7 +162,7 @@ def test_bits_follow_logical_order_whatever_the_strides():
     expected = SaliencyMask.from_bool({"w": selected})
     assert SaliencyMask.from_bool({"w": selected.to(memory_format=torch.channels_last)}) == expected
     forget = {"w": selected.float().to(memory_format=torch.channels_last)}
-    mask = SaliencyMask.from_fisher(forget, {"w": torch.full((3, 5, 4, 2), 0.5)})
+    mask = SaliencyMask.from_fisher(forget=forget, retain={"w": torch.full((3, 5, 4, 2), 0.5)})
     assert torch.equal(mask.to_bool("w"), selected)
 
 
@@ -181,7 +224,7 @@ def test_a_models_own_names_are_no_wrappers(name, tmp_path):
     """
     model = nn.Sequential(Own(name), nn.Linear(4, 4))
     batches = [(torch.randn(6, 4), torch.randint(4, (6,))) for _ in range(2)]
-    estimate_mask(model, batches[:1], batches[1:])  # can be made
+    estimate_mask(model, forget=batches[:1], retain=batches[1:])  # can be made
     chosen = {n: torch.rand(p.shape) < 0.5 for n, p in model.named_parameters()}
     mask = SaliencyMask.from_bool(chosen)
     for wrap in (lambda m: m, nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m))):
@@ -260,7 +303,7 @@ def saved(tmp_path):
         fisher.metadata.update(
             {"estimator": "sample", "samples": 7, "model": "0" * 64, "batch_size": 4}
         )
-    mask = SaliencyMask.from_fisher(forget, retain, 1.5)
+    mask = SaliencyMask.from_fisher(forget=forget, retain=retain, threshold=1.5)
     mask.save(tmp_path / "mask.safetensors")
     return mask, tmp_path / "mask.safetensors"
 

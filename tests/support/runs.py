@@ -83,7 +83,13 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     random.seed(13)
     if stop is None:
         return sf.unlearn(
-            model, retain, forget, recipe=recipe, checkpoint=folder, checkpoint_every=1, **settings
+            model,
+            retain=retain,
+            forget=forget,
+            recipe=recipe,
+            checkpoint=folder,
+            checkpoint_every=1,
+            **settings,
         )
     patch, save = pytest.MonkeyPatch(), run_folder.save_whole
 
@@ -97,8 +103,8 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
         with pytest.raises(Stop):
             sf.unlearn(
                 model,
-                retain,
-                forget,
+                retain=retain,
+                forget=forget,
                 recipe=recipe,
                 checkpoint=folder,
                 checkpoint_every=1,
