@@ -1,7 +1,7 @@
 """A sharded language model forgets one topic of CPython's documentation; run it from the project's
 root:
 
-    torchrun --nproc-per-node 2 -m benchmarks.examples.forget_topic --folder /tmp/forget_topic
+    torchrun --nproc-per-node 2 -m examples.distributed.forget_topic --folder /tmp/forget_topic
 
 On GPUs where there are any. A small transformer is trained on the spot on the characters of
 `pydoc_data.topics`, sharded with FSDP2, forgets `--topic`, and saves checkpoints with
@@ -27,7 +27,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import sfron_fast as sf
-from benchmarks.models import Decoder
 
 CHARACTERS = 128  # ASCII; what is none becomes "?"
 UNSEEN = 8  # every so many topics are kept from the model
@@ -50,6 +49,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
     parser.add_argument("--stop", type=int, help="stop after so many steps, as if interrupted")
     return parser.parse_args(arguments)
+
+
+class Decoder(nn.Module):
+    """A causal transformer over characters."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, length: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [batch, length] -> logits [batch, length, vocabulary]."""
+        length = ids.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device)
+        x = self.tokens(ids) + self.places(torch.arange(length, device=ids.device))
+        return self.head(self.layers(x, mask=mask, is_causal=True))
 
 
 class Data:
@@ -124,11 +147,17 @@ def losses(model: nn.Module, data: Data, device: torch.device) -> dict[str, floa
 def estimate_mask(model: nn.Module, data: Data, batch: int) -> sf.SaliencyMask:
     """Of both sets, each rank with its share of every batch."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shares = [
-        DataLoader(Subset(part, range(rank, len(part), ranks)), batch // ranks)
-        for part in (data.forget, data.retain)
-    ]
-    return sf.estimate_mask(model, *shares, next_character, group=dist.group.WORLD)
+
+    def share(part: TensorDataset) -> DataLoader:
+        return DataLoader(Subset(part, range(rank, len(part), ranks)), batch // ranks)
+
+    return sf.estimate_mask(
+        model,
+        forget=share(data.forget),
+        retain=share(data.retain),
+        loss_fn=next_character,
+        group=dist.group.WORLD,
+    )
 
 
 class Run:
@@ -223,7 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         slow_lr=0.9,
     )
     loader = sf.PairedLoader(
-        data.forget, data.retain, batch_size=options.batch, retain_steps=options.retain_steps
+        forget=data.forget,
+        retain=data.retain,
+        batch_size=options.batch,
+        retain_steps=options.retain_steps,
     )
     run, found = Run(model, optimizer, loader), latest(folder)
     if found is not None:
