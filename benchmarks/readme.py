@@ -1,5 +1,5 @@
-"""`python -m benchmarks.readme`: tables of benchmarks/results/cpu.json, the README's and all arms
-in results/cpu.md.
+"""`python -m benchmarks.readme`: tables of benchmarks/results/cpu.json, the one of docs/results.md and
+all arms in results/cpu.md.
 """
 
 import json
@@ -110,12 +110,12 @@ def _cycles(rows: plots.Rows) -> list[str]:
 
 def main() -> None:
     """Rewrite both tables."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    page = ROOT / "docs/results.md"
+    text = page.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END, 1)
     results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    readme.write_text(f"{before}{BEGIN}\n{headline(results)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{headline(results)}\n{END}{after}")
     (ROOT / "benchmarks/results/cpu.md").write_text(
         f"# Every arm of `make bench`\n\n{table(results)}\n"
     )

@@ -1,4 +1,4 @@
-"""The example of the README: launched, stopped inside a cycle, resumed: the losses of a run that
+"""examples/distributed: launched, stopped inside a cycle, resumed: the losses of a run that
 was never stopped.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ranks import on_ranks
 
-from benchmarks.examples import forget_topic
+from examples.distributed import forget_topic
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -45,7 +45,7 @@ def test_launched_stopped_and_resumed(tmp_path):
             "--nproc-per-node",
             "2",
             "-m",
-            "benchmarks.examples.forget_topic",
+            "examples.distributed.forget_topic",
             "--folder",
             str(folder),
             *TINY,

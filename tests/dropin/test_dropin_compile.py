@@ -75,11 +75,11 @@ def test_compiled_cycles_have_the_eager_bits_and_settle(kind):
 @pytest.mark.checklist("E1")
 @pytest.mark.filterwarnings("ignore")
 def test_a_float_lr_compiles_for_each_value_until_torch_gives_up():
-    """As the README says: torch guards the value of a float. The results are right all the same."""
+    """As docs/optimizers.md says: torch guards the value of a float. The results are right all the same."""
     counts = compiled(SFRonSGD, 0.1, 20)
     assert counts[3] > counts[2] > counts[1]
     assert counts[-1] == counts[-5], counts  # torch's limit is 8 of a kind
-    assert "`lr` as a number" in (ROOT / "README.md").read_text()
+    assert "`lr` as a number" in (ROOT / "docs/optimizers.md").read_text()
 
 
 class NoHostRead(TorchDispatchMode):

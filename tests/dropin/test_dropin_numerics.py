@@ -136,9 +136,9 @@ def test_forget_steps_alone_never_move_masked_weights(kind, moments):
 
 @pytest.mark.checklist("B3")
 @BOTH
-def test_moments_are_shared_unless_told_and_the_readme_says_why(kind):
+def test_moments_are_shared_unless_told_and_the_docs_say_why(kind):
     assert kind(parameters().items()).param_groups[0]["moments"] == "shared"
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/optimizers.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `moments`"))
     assert "\"shared\"` (the optimizers' default, authors' code)" in row
     assert '"separate"` (DualOptim)' in row

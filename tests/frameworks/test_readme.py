@@ -1,8 +1,6 @@
-"""The README's section on frameworks runs as it stands."""
+"""Every block of docs/frameworks.md runs as it stands."""
 
-import re
-from pathlib import Path
-
+import pages
 import pytest
 import pytorch_lightning as lightning
 import torch
@@ -17,20 +15,18 @@ from transformers import Trainer, TrainingArguments
 import sfron_fast as sf
 from sfron_fast.integrations import forget_step
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.split("## With your framework\n")[1].split("\n## ")[0]
-BLOCKS = dict(re.findall(r"\*\*([\w ]+?)\.?\*\*[^*]*?```python\n(.*?)```", SECTION, re.S))
+PAGE = "docs/frameworks.md"
+BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
 
 
-def run(block, **names):
+def run(heading, **names):
     given = {"sf": sf, "F": F, "torch": torch, "forget_step": forget_step, **names}
-    exec(compile(BLOCKS[block], f"README: {block}", "exec"), given)
-    return given
+    return pages.run(BLOCKS[heading], given)
 
 
 def test_every_block_is_run_here():
     assert list(BLOCKS) == ["Hugging Face Trainer", "Accelerate", "Lightning", "PEFT"]
-    assert SECTION.count("```python") == len(BLOCKS)
+    assert len(pages.blocks(PAGE)) == len(BLOCKS)
 
 
 @pytest.mark.checklist("G3")
