@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 WORKERS ?= 2
+CXX_FILES := $(shell find csrc tests/cuda tests/native -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 OLDEST := build/torch-2.11
 OLD := TORCH=torch==2.11.0 TRITON=triton==3.6.0
@@ -25,6 +26,8 @@ demo: build
 
 lint: build
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 
 test: lint test-suite
