@@ -35,6 +35,7 @@ __device__ __forceinline__ void adamw_groups(const AdamwTensor& t, int64_t at, i
     Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
     Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
     uint32_t bits[kUnroll];
+    // loads of all groups, so that they are in flight together
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = clamped(at, u * kStride, stop);
@@ -46,6 +47,7 @@ __device__ __forceinline__ void adamw_groups(const AdamwTensor& t, int64_t at, i
       if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
       bits[u] = mask_bits(t.mask, e);
     }
+    // arithmetic and stores, where the group lies before the end
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = at + u * kStride;
@@ -113,6 +115,7 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
     });
   });
   if (s.skip) return;  // a skipped step does not count
+  // the counts change only after every block has read them
   in_last_block(list.table.finished, [&] {
     const Table<AdamwTensor> table = list.opened();
     for (int64_t i = threadIdx.x; i < table.count; i += kBlock)

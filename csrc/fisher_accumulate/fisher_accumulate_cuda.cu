@@ -19,12 +19,14 @@ __device__ __forceinline__ void fisher_groups(const FisherTensor& t, int64_t at,
   for (; at < stop; at += kUnroll * kStride) {
     Group<F, kCount> fisher[kUnroll];
     Group<E, kCount> grad[kUnroll];
+    // loads of all groups, so that they are in flight together
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = clamped(at, u * kStride, stop);
       fisher[u].load(t.fisher, DType::kFloat32, e);
       grad[u].load(t.grad, t.dtype, e);
     }
+    // arithmetic and stores, where the group lies before the end
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = at + u * kStride;

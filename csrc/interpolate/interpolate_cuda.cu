@@ -24,12 +24,14 @@ __device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, i
 #pragma unroll 1
   for (; at < stop; at += kUnroll * kStride) {
     Group<E, kCount> slow[kUnroll], fast[kUnroll];
+    // loads of all groups, so that they are in flight together
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = clamped(at, u * kStride, stop);
       slow[u].load(t.slow, t.dtype, e);
       fast[u].load(t.fast, t.dtype, e);
     }
+    // arithmetic and stores, where the group lies before the end
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = at + u * kStride;

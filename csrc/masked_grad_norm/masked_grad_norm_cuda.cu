@@ -20,12 +20,14 @@ __device__ __forceinline__ void square_groups(const MaskedGradNormTensor& t, int
   for (; at < stop; at += kUnroll * kStride) {
     Group<E, kCount> grad[kUnroll];
     uint32_t bits[kUnroll];
+    // loads of all groups, so that they are in flight together
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = clamped(at, u * kStride, stop);
       grad[u].load(t.grad, t.dtype, e);
       bits[u] = mask_bits(t.mask, e);
     }
+    // this lane's sum, in double
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (at + u * kStride < stop) {
@@ -42,10 +44,10 @@ __device__ __forceinline__ void square_groups(const MaskedGradNormTensor& t, int
 __device__ __forceinline__ double block_sum(double value) {
   __shared__ double sums[kBlock];
   sums[threadIdx.x] = value;
-  __syncthreads();
+  __syncthreads();  // every value is there before another thread adds it
   for (unsigned half = kBlock / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    __syncthreads();
+    __syncthreads();  // a level is done before the next reads it
   }
   return sums[0];
 }
@@ -70,6 +72,7 @@ __global__ void __launch_bounds__(kBlock, kResident)
           });
     });
   });
+  // one partial for each block, then all of them in the last block
   const double total = block_sum(sum);
   double* const partials = list.table.partials;
   if (threadIdx.x == 0) partials[blockIdx.x] = total;

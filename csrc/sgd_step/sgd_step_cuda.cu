@@ -26,6 +26,7 @@ __device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64
     Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
     Group<M, kCount> momentum[kUnroll];
     uint32_t bits[kUnroll];
+    // loads of all groups, so that they are in flight together
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = clamped(at, u * kStride, stop);
@@ -35,6 +36,7 @@ __device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64
       if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
       bits[u] = mask_bits(t.mask, e);
     }
+    // arithmetic and stores, where the group lies before the end
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t e = at + u * kStride;
