@@ -79,11 +79,11 @@ def unlearn(name, folder=None, told=lambda: None):
         save(state, path)
         told()
 
-    sf.run.save_whole = save_and_tell
+    sf.methods.run.save_whole = save_and_tell
     try:
         return {"model": run_recipe(RECIPES[name], "noisy", folder).model.state_dict()}
     finally:
-        sf.run.save_whole = save
+        sf.methods.run.save_whole = save
 
 
 def content(i):

@@ -98,7 +98,7 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
         if state["position"] == stop:
             raise Stop
 
-    patch.setattr(sf.run, "save_whole", save_and_die)
+    patch.setattr(sf.methods.run, "save_whole", save_and_die)
     try:
         with pytest.raises(Stop):
             sf.unlearn(
