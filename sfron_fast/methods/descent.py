@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import model_device, move
+from ..data.batches import call, cross_entropy, model_device, move
 from ..errors import number, require
-from ..models.modes import keeping_modes, recording, set_modes, training_modes
+from ..models.modes import evaluating, keeping_modes, recording, set_modes, training_modes
 from ..saliency.mask import SaliencyMask
 
+Loader = Iterable[Any]  # of batches (inputs, targets); read once an epoch
 Losses = Callable[[int], Iterator[Tensor]]  # epoch 0, 1, ... -> the losses of its steps
 
 
@@ -80,7 +81,7 @@ def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Te
     return [(p, ~mask.to_bool(n).to(p.device), p.detach().clone()) for n, p in named]
 
 
-def batches(model: nn.Module, loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Tensor]]:
+def batches(model: nn.Module, loader: Loader, name: str) -> Iterator[tuple[Any, Tensor]]:
     """(inputs, targets) on the model's device, of batches with samples; raises ValueError if there
     are none.
     """
@@ -93,3 +94,16 @@ def batches(model: nn.Module, loader: Iterable[Any], name: str) -> Iterator[tupl
     require(
         not empty, name, "at least one batch", "an empty loader", "check the split and drop_last"
     )
+
+
+def cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:
+    """The mean cross-entropy of each batch of ``loader``, every epoch; times ``sign``."""
+    return lambda _: (
+        sign * cross_entropy(call(model, x), y) for x, y in batches(model, loader, name)
+    )
+
+
+def teach(teacher: nn.Module, inputs: Any) -> Tensor:
+    """What a teacher says of the inputs, in eval mode and without gradients."""
+    with evaluating(teacher), torch.no_grad():
+        return call(teacher, inputs)
