@@ -7,7 +7,7 @@ RL      -                   wrong labels                     descent on the reta
 SalUn   hard, for F and R   wrong labels                     descent on the retain set
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
-SA      -                   towards uniform predictions      descent, penalty by a Fisher of the start
+SA      -                   towards uniform predictions      descent, penalty by a fixed Fisher
 """
 
 from .bad_teacher import bad_teacher

@@ -1,5 +1,5 @@
-"""BT (Chundawat et al., AAAI 2023): KL to an incompetent teacher where a sample is forgotten, and to
-the original where it is kept.
+"""BT (Chundawat et al., AAAI 2023): KL to an incompetent teacher where a sample is forgotten, and
+to the original where it is kept.
 
 Changes the model in place and returns it. Defaults are those of the authors' code for CIFAR-10 and
 ResNet-18. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).

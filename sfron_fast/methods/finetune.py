@@ -1,5 +1,5 @@
-"""FT (Warnecke et al., NDSS 2023, as SFR-on's paper runs it): fine-tuning, min over theta of the mean
-cross-entropy of the retain set.
+"""FT (Warnecke et al., NDSS 2023, as SFR-on's paper runs it): fine-tuning, min over theta of the
+mean cross-entropy of the retain set.
 
 Changes the model in place and returns it. Defaults are those of the authors' code for CIFAR-10 and
 ResNet-18. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).

@@ -1,5 +1,5 @@
-"""GA (Thudi et al., EuroS&P 2022, as SFR-on's paper runs it): gradient ascent, max over theta of the
-mean cross-entropy of the forget set.
+"""GA (Thudi et al., EuroS&P 2022, as SFR-on's paper runs it): gradient ascent, max over theta of
+the mean cross-entropy of the forget set.
 
 Changes the model in place and returns it. Defaults are those of the authors' code for CIFAR-10 and
 ResNet-18. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).

@@ -39,9 +39,9 @@ class Recipe:
         cycles. lr_decay: course of ``lr`` over the retain steps ("cosine" or "constant"). slow_lr:
         alpha; temperature: lambda; loss_floor: smallest loss used in a weight. threshold: gamma;
         None = every weight is salient, and no Fisher is estimated. zero_over_zero: whether weights
-        whose Fishers are both exactly 0 are selected too (``SaliencyMask.from_fisher``). estimator: how the Fisher is
-        estimated (``estimate_fisher``). forget_updates_buffers: whether forget batches enter
-        BatchNorm's running statistics. Buffers are
+        whose Fishers are both exactly 0 are selected too (``SaliencyMask.from_fisher``).
+        estimator: how the Fisher is estimated (``estimate_fisher``). forget_updates_buffers:
+        whether forget batches enter BatchNorm's running statistics. Buffers are
             never masked and never interpolated.
         optimizer, momentum, betas, weight_decay, max_norm, moments, mask_semantics: see SFRonSGD,
         SFRonAdamW.
@@ -84,8 +84,8 @@ class Recipe:
         """What the authors' classification code does for CIFAR-10, ResNet-18.
 
         One SGD with momentum for both phases, cosine decay of lr and forget weight, squared
-        batch-mean gradients, 0 / 0 salient, mask then clip to 7, no slow step. Departure: the loss floor (theirs
-        is 1e-15, behind the power).
+        batch-mean gradients, 0 / 0 salient, mask then clip to 7, no slow step. Departure: the
+        loss floor (theirs is 1e-15, behind the power).
         """
         settings = {
             "name": "SFR-on (official)",

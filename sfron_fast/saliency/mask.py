@@ -162,11 +162,8 @@ class SaliencyMask(Mapping[str, Tensor]):
         forget: Mapping[str, Tensor],
         retain: Mapping[str, Tensor],
         fraction: float,
-        per_layer: bool = False,
     ) -> "SaliencyMask":
-        """The ``fraction`` of weights with the largest ratio F_forget / F_retain, over all or in
-        each
-        tensor.
+        """The ``fraction`` of all weights with the largest ratio F_forget / F_retain.
 
         Exactly round(fraction n) weights are selected; ties go to the lower index.
         """
@@ -176,16 +173,13 @@ class SaliencyMask(Mapping[str, Tensor]):
         ratios = {n: whole((forget[n] + eps) / (retain[n] + eps)).reshape(-1) for n in names}
         for name in no_gradient(forget, retain) & ratios.keys():
             ratios[name].zero_()
-        if per_layer:
-            chosen = {n: largest(r, fraction) for n, r in ratios.items()}
-        else:
-            everything = largest(torch.cat(list(ratios.values())), fraction)
-            parts = everything.split([r.numel() for r in ratios.values()])
-            chosen = dict(zip(names, parts, strict=True))
+        everything = largest(torch.cat(list(ratios.values())), fraction)
+        parts = everything.split([r.numel() for r in ratios.values()])
+        chosen = dict(zip(names, parts, strict=True))
         bits = without_gradient(
             {n: reference.pack_bits(c) for n, c in chosen.items()}, forget, retain
         )
-        made = {"top_k": fraction, "per_layer": per_layer, **provenance(forget, retain)}
+        made = {"top_k": fraction, **provenance(forget, retain)}
         return cls(bits, {n: forget[n].shape for n in names}, made)
 
     @classmethod

@@ -61,7 +61,7 @@ def without_gradient(bits: dict[str, Tensor], *fishers: Mapping[str, Tensor]) ->
 
 
 def without_zeros(packed: list[Tensor], forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-    """Packed bits, none of them set where both Fishers are exactly 0; of DTensors, of the shards."""
+    """Packed bits, none of them set where both Fishers are exactly 0; of DTensors the shards'."""
     kept = []
     for bits, f, r in zip(packed, forget, retain, strict=True):
         zeros = (local(f) == 0) & (local(r) == 0)

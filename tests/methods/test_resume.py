@@ -101,6 +101,17 @@ def refused(folder, match, *, model="dropout", recipe=RECIPES["official"], kind=
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == files
 
 
+def test_a_checkpoint_from_before_zero_over_zero_goes_on(tmp_path):
+    """The mask lies in the folder, so the setting it was made with has no more say."""
+    for name, kind in (("official", "own"), ("paper", "global")):
+        folder = tmp_path / name
+        run(RECIPES[name], kind, folder, 4)
+        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+        del saved["recipe"]["zero_over_zero"]
+        torch.save(saved, folder / "checkpoint.pt")
+        assert same(bits(run(RECIPES[name], kind, folder).model), whole_run(RECIPES[name], kind))
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     run(RECIPES["official"], "own", tmp_path, 4)
     refused(tmp_path, "checkpoint: expected a run with this recipe", recipe=RECIPES["paper"])

@@ -101,23 +101,18 @@ def test_from_estimated_fishers(estimator):
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=60),
     st.floats(0.001, 1.0),
-    st.booleans(),
     st.integers(1, 59),
 )
 @settings(max_examples=60, deadline=None)
-def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction, per_layer, cut):
+def test_top_k_counts_are_exact_and_ties_go_to_the_lower_index(values, fraction, cut):
     flat = torch.tensor(values, dtype=torch.float32)
     parts = {n: t for n, t in (("x", flat[:cut]), ("y", flat[cut:]))}
     ones = {n: torch.ones_like(t) for n, t in parts.items()}
-    mask = SaliencyMask.top_k(forget=parts, retain=ones, fraction=fraction, per_layer=per_layer)
-    groups = [["x"], ["y"]] if per_layer else [["x", "y"]]
-    for names in groups:
-        ratio = torch.cat([parts[n] for n in names]).tolist()
-        chosen = torch.cat([mask.to_bool(n) for n in names]).tolist()
-        order = sorted(range(len(ratio)), key=lambda i: (-ratio[i], i))[
-            : round(fraction * len(ratio))
-        ]
-        assert [i for i, c in enumerate(chosen) if c] == sorted(order)
+    mask = SaliencyMask.top_k(forget=parts, retain=ones, fraction=fraction)
+    ratio = torch.cat([parts["x"], parts["y"]]).tolist()
+    chosen = torch.cat([mask.to_bool("x"), mask.to_bool("y")]).tolist()
+    order = sorted(range(len(ratio)), key=lambda i: (-ratio[i], i))[: round(fraction * len(ratio))]
+    assert [i for i, c in enumerate(chosen) if c] == sorted(order)
 
 
 def test_top_k_leaves_out_parameters_without_gradient():
@@ -129,9 +124,6 @@ def test_top_k_leaves_out_parameters_without_gradient():
         "a": 8,
         "b": 0,
     }  # though b's ratio, 1, is larger
-    assert SaliencyMask.top_k(
-        forget=forget, retain=retain, fraction=0.5, per_layer=True
-    ).counts() == {"a": 4, "b": 0}
     assert SaliencyMask.from_fisher(forget=forget, retain=retain).counts() == {"a": 0, "b": 0}
 
 
