@@ -132,6 +132,8 @@ class SFRonOptimizer(Resumable):
 
         Raises:
             RuntimeError: the previous cycle still has retain steps to do.
+        Warns:
+            RuntimeWarning: there is no gradient at all, here or in a retain step of the cycle.
         """
         if self._in_backward:
             raise RuntimeError("forget_step: expected step() after step_in_backward, found none; call it to close the "
