@@ -37,9 +37,14 @@ LAYOUT_SHAPES = [(5,), (33, 17), (2, 3, 5, 7), ()]
 SPECIAL = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 1.2e-38, 3.4e38, -65504.0, 1e-20, 1.0]
 
 
-def long(value):
+def only_long(value):
     """A parameter that only `make test-long` takes."""
     return pytest.param(value, marks=pytest.mark.long)
+
+
+def mostly_long(every, *quick):
+    """All of ``every`` as parameters; those that are not ``quick`` are for `make test-long`."""
+    return [value if value in quick else only_long(value) for value in every]
 
 
 def values(shape, dtype, device, *, scale=1.0, special=0) -> Tensor:

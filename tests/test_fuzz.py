@@ -18,6 +18,7 @@ from sfron_fast import functional, reference
 
 CLEAR = re.compile(r"[\w.]+(\[[^]]+\])*: expected .+, found |.*Expected a value of type|.*with negation inputs", re.S)
 LONG = 60
+pytestmark = pytest.mark.filterwarnings("ignore:.*step found no gradients:RuntimeWarning")  # drawn on purpose
 
 
 def cases(count: int, shards: int = 1):

@@ -63,7 +63,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def native_wheel(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")  # a third of the time
+    return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")  # half the time
 
 
 def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
