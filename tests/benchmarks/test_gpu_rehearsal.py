@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import long
+from cases import only_long
 
 from benchmarks import arms as bench_arms
 from benchmarks import gpu_run, harness, plots, readme
@@ -49,7 +49,7 @@ def test_model_shapes():
     assert counts == [(291, 674_834_720), (62, 11_173_962)]
 
 
-@pytest.mark.parametrize("kind", [long("cpu"), "cuda"])
+@pytest.mark.parametrize("kind", [only_long("cpu"), "cuda"])
 def test_every_case_runs_and_its_arms_agree(kind, tmp_path, capsys):
     status = bench.main(
         ["--device", kind, "--rehearse", "--no-plots", "--out", str(tmp_path / "x")]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import long
+from cases import only_long
 from models import SHAPES, gradients, masks, parameters, run
 from paths import SUPPORT, TESTS
 from torch.profiler import ProfilerActivity, profile
@@ -145,7 +145,7 @@ print(before, status("VmHWM"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
-@pytest.mark.parametrize("kind", [long("SFRonSGD"), "SFRonAdamW"])
+@pytest.mark.parametrize("kind", [only_long("SFRonSGD"), "SFRonAdamW"])
 def test_the_process_does_not_grow_during_steps(kind):
     """Also past torch's allocator: 12 million weights are 46 MiB, the peak of three cycles stays
     within 1 MiB.

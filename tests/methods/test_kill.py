@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import long
+from cases import only_long
 from paths import ROOT, SUPPORT
 
 pytest.importorskip("fcntl", reason="a system without fork")
@@ -44,7 +44,7 @@ def run(job, folder, kills):
     return count, inside, torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("job", [long("sgd"), "adamw", long("official"), "paper"])
+@pytest.mark.parametrize("job", [only_long("sgd"), "adamw", only_long("official"), "paper"])
 def test_killed_again_and_again_ends_with_the_same_bits(job, tmp_path):
     killed_lives, _, result = run(job, tmp_path, 25)
     assert killed_lives >= (

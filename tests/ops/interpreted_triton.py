@@ -14,7 +14,7 @@ import row_cases as rc
 import torch
 import triton
 import triton.language as tl
-from cases import assert_same_bits, long, shifted, transposed
+from cases import assert_same_bits, mostly_long, only_long, shifted, transposed
 from triton.runtime import interpreter
 
 from sfron_fast.ops import reference
@@ -56,7 +56,7 @@ interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _a
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning:triton"
 )  # numpy: log(0) in rows that do not count
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, long(torch.float16)])
+each_dtype = pytest.mark.parametrize("dtype", mostly_long(rc.DTYPES, torch.float32, torch.bfloat16))
 
 
 def run_cross_entropy(case):
@@ -68,7 +68,7 @@ def run_cross_entropy(case):
     return outputs, gradient
 
 
-LARGE = long((3, 20, 70))  # in small tiles hundreds of programs
+LARGE = only_long((3, 20, 70))  # in small tiles hundreds of programs
 
 
 def run_mse(case):
@@ -396,17 +396,24 @@ def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temp
         assert torch.isfinite(loss)
 
 
-def test_counter_is_left_at_zero(small_tiles, monkeypatch):
+@pytest.mark.parametrize(
+    ("tokens", "squares"),
+    [
+        ((2, 3, 70), [(3, 500), (50, 3)]),
+        pytest.param((3, 5, 70), [(3, 1000), (300, 3)], marks=pytest.mark.long),
+    ],
+)
+def test_counter_is_left_at_zero(small_tiles, monkeypatch, tokens, squares):
     counter = torch.zeros(1, dtype=torch.int32)
     monkeypatch.setattr(common, "arrival_counter", lambda like: counter)
-    for shape in ((40, 1, 10), (3, 1, 70), (2, 3, 70)):
+    for shape in ((40, 1, 10), (3, 1, 70), tokens):
         case = rc.cross_entropy(shape, torch.float32)
         run_cross_entropy(case)
         assert counter.item() == 0
         if shape[1] == 1:
             ce.adaptive_cross_entropy_sum_(*case.tensors, *case.numbers, 1.0)
             assert counter.item() == 0
-    for shape in ((3, 500), (50, 3)):
+    for shape in squares:
         run_mse(rc.squared_error(shape, torch.float32))
         run_kl(rc.soft_targets(shape, torch.float32))
         assert counter.item() == 0
@@ -474,7 +481,7 @@ def test_soft_targets_numbers(request, scale, offset, temperature, long):
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", [(13, 10), (3, 33), (5, 257), long((40, 70))], ids=str)
+@pytest.mark.parametrize("shape", [(13, 10), (3, 33), (5, 257), only_long((40, 70))], ids=str)
 def test_soft_targets_beyond_one_tile(small_tiles, shape, dtype):
     case = rc.soft_targets(shape, dtype)
     rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 16)

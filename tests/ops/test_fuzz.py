@@ -32,6 +32,7 @@ CLEAR = re.compile(
     re.S,
 )
 LONG = 60
+pytestmark = pytest.mark.filterwarnings("ignore:.*step found no gradients:RuntimeWarning")  # drawn on purpose
 
 
 def cases(count: int, shards: int = 1):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import assert_same_lists, long, named
+from cases import assert_same_lists, named, only_long
 from paths import ROOT, TESTS
 from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +32,7 @@ ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
 @pytest.mark.checklist("B8")
-@pytest.mark.parametrize("group", [*INTERPRETED, long("long")])
+@pytest.mark.parametrize("group", [*INTERPRETED, only_long("long")])
 def test_interpreted(group):
     """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach
     other tests.
@@ -62,7 +62,7 @@ def test_interpreted(group):
     assert " passed" in done.stdout or "[100%]" in done.stdout
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", long("float32")])
+@pytest.mark.parametrize("dtype", ["bfloat16", only_long("float32")])
 def test_compiles_without_spills(dtype):
     """A part of `make kernels`: the extremes of the shapes in use, and 16-byte loads wherever rows
     are aligned.

@@ -85,9 +85,8 @@ def install(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def native_wheel(tmp_path_factory):
-    return build(
-        tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1"
-    )  # a third of the time
+    # DEBUG=1 halves the time of the build
+    return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")
 
 
 def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):

@@ -56,9 +56,14 @@ SPECIAL = [
 ]
 
 
-def long(value):
+def only_long(value):
     """A parameter that only `make test-long` takes."""
     return pytest.param(value, marks=pytest.mark.long)
+
+
+def mostly_long(every, *quick):
+    """All of ``every`` as parameters; those that are not ``quick`` are for `make test-long`."""
+    return [value if value in quick else only_long(value) for value in every]
 
 
 def values(shape, dtype, device, *, scale=1.0, special=0) -> Tensor:
