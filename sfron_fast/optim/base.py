@@ -49,6 +49,9 @@ class SFRonOptimizer(Resumable):
 
         Raises:
             RuntimeError: the previous cycle still has retain steps to do.
+
+        Warns:
+            RuntimeWarning: there is no gradient at all, here or in a retain step of the cycle.
         """
         if self.mid_step:
             raise RuntimeError(
