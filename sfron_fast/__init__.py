@@ -15,15 +15,18 @@ from .optim import SFRonAdamW, SFRonSGD
 from .optim.in_backward import step_in_backward
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
+from .tasks import Classification, Task
 from .version import __version__
 
 __all__ = [
+    "Classification",
     "Fisher",
     "PairedLoader",
     "Recipe",
     "SFRonAdamW",
     "SFRonSGD",
     "SaliencyMask",
+    "Task",
     "UnlearnResult",
     "__version__",
     "adaptive_cross_entropy",

@@ -28,6 +28,7 @@ struct SaliencyKernel {
     for (; i + kLanes <= end; i += kLanes) {
       prefetch(i, forget, retain);
       uint32_t word = 0;
+      SFRON_INDEPENDENT
       for (int64_t j = 0; j < kLanes; ++j)
         word |= saliency_one(forget[i + j], retain[i + j], s) ? kBit[j] : 0u;
       for (int64_t b = 0; b < 4; ++b) t.mask[i / 8 + b] = static_cast<uint8_t>(word >> (8 * b));

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import require
@@ -55,30 +54,33 @@ def tensors_in(value: Any) -> list[Any]:
     return found
 
 
+def move_tensors(value: Any, device: torch.device) -> Any:
+    """A copy of ``value`` with all tensors in it on ``device``, whatever nest it is."""
+    inference = torch.is_inference_mode_enabled()
+
+    def there(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item.to(device)
+        moved = item.to(device, non_blocking=True)
+        return moved.clone() if moved.is_inference() and not inference else moved
+
+    return each_tensor(value, there)
+
+
 def move(batch: Any, device: torch.device, name: str = "loader") -> tuple[Any, Tensor]:
     """(inputs, targets) of the loader called ``name``, on ``device``: tensors, or nests of them
     (``each_tensor``).
 
-    Raises: ValueError: no such pair, inputs without a tensor, targets that are no tensor [samples,
-        ...].
+    Raises:
+        ValueError: no such pair, inputs without a tensor, targets that are no tensor [samples,
+            ...].
     """
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
     require(pair, name, "batches (inputs, targets)", type(batch).__name__, "change collate_fn")
     inputs, targets = batch
     require(bool(tensors_in(inputs)), name, "inputs with a tensor in them", type(inputs).__name__)
     require(targets.dim() > 0, name, "targets [samples, ...]", "one number")
-
-    def there(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value.to(device)
-        moved = value.to(device, non_blocking=True)
-        return (
-            moved.clone()
-            if moved.is_inference() and not torch.is_inference_mode_enabled()
-            else moved
-        )
-
-    return each_tensor(inputs, there), there(targets)
+    return move_tensors(inputs, device), move_tensors(targets, device)
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -92,63 +94,6 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """The model's output for ``inputs`` of a batch."""
     positional, named = arguments(inputs)
     return model(*positional, **named)
-
-
-def check_classes(output: Any, targets: Tensor) -> None:
-    """Outputs [samples, classes] and a label for each sample, which is what the default losses of
-    ``unlearn`` mean.
-    """
-    require(
-        targets.dtype == torch.int64, "targets", "int64 labels", targets.dtype, "use targets.long()"
-    )
-    found = (
-        f"{tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__},"
-        f" {tuple(targets.shape)}"
-    )
-    plain = isinstance(output, Tensor) and output.dim() == 2 and targets.shape == output.shape[:1]
-    require(
-        plain,
-        "loss_fn",
-        "one of your own, unless outputs are [samples, classes] and targets [samples]",
-        f"none, for outputs and targets of {found}",
-        _TOKENS,
-    )
-
-
-def check_labels(output: Tensor, targets: Tensor) -> None:
-    """A label that is no class, before it reaches a kernel; on other devices the loss itself
-    objects.
-    """
-    if targets.device.type == "cpu" and targets.numel():
-        low, high = int(targets.min()), int(targets.max())
-        classes = output.shape[1]
-        require(
-            low >= 0 and high < classes,
-            "targets",
-            f"classes 0 to {classes - 1}",
-            f"{low} to {high}",
-        )
-
-
-_TOKENS = (
-    "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten())"
-    " in it"
-)
-
-
-def cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """F.cross_entropy, which reads [samples, tokens, classes] along the tokens: in silence where
-    both are as many.
-    """
-    tokens = isinstance(output, Tensor) and output.dim() == 3 and targets.shape == output.shape[:2]
-    require(
-        not tokens,
-        "loss_fn",
-        "one of your own for outputs [samples, tokens, classes]",
-        "F.cross_entropy",
-        _TOKENS,
-    )
-    return F.cross_entropy(output, targets)
 
 
 def progress_bar(steps: Iterable[Any], sized: Any, title: str, show: bool) -> Iterable[Any]:

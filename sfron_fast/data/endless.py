@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import require
-from .batches import move, tensors_in
+from .batches import tensors_in
 from .sampler_state import sampler_state, set_sampler_state
 
 SAMPLED = 4096  # elements of a tensor that tell batches apart
@@ -115,15 +115,17 @@ class EndlessLoader:
         self.drawn += 1
         return batch
 
-    def pair(self, device: torch.device) -> tuple[Any, Tensor]:
-        """The next (inputs, targets) on ``device`` that has samples; raises ValueError if a whole
-        pass has none.
+    def batch(self, task: Any, device: torch.device) -> Any:
+        """The next batch that has samples, prepared by the task (``tasks.Task``) for ``device``.
+
+        Raises:
+            ValueError: a whole pass has none.
         """
         last = self.passes + 1
         while True:
-            inputs, targets = move(self.next(), device, self.name)
-            if len(targets):
-                return inputs, targets
+            batch = task.prepare(self.next(), device, self.name)
+            if task.samples(batch):
+                return batch
             require(
                 self.passes <= last, self.name, "at least one sample", "a pass of empty batches"
             )

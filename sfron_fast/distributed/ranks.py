@@ -97,23 +97,19 @@ class Ranks:
                 self.size,
             )
 
-    def rounds(
-        self, batches: Iterable[tuple[Any, Tensor]]
-    ) -> Iterator[tuple[Any, Tensor | None, list[int]]]:
-        """(inputs, targets, samples by rank), as long as any rank has a batch.
+    def rounds(self, batches: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, list[int]]]:
+        """(batch, samples by rank) of (batch, its samples), as long as any rank has a batch.
 
-        A rank without samples gets (None, None); of a sharded model, which needs every rank to run
-        it, its last ones.
+        A rank without samples gets None; of a sharded model, which needs every rank to run it, its
+        last batch.
         """
         if self.group is None:
-            yield from (
-                (inputs, targets, [len(targets)]) for inputs, targets in batches if len(targets)
-            )
+            yield from ((batch, [count]) for batch, count in batches if count)
             return
         iterator, before, started = iter(batches), None, [False] * self.size
         while True:
-            batch = next(iterator, None)
-            found = self._gather(batch is not None, 0 if batch is None else len(batch[1]))
+            batch, count = next(iterator, (None, 0))
+            found = self._gather(batch is not None, count)
             if not any(there for there, _ in found):
                 return
             counts = [count for _, count in found]
@@ -128,12 +124,7 @@ class Ranks:
                     "a sample on every rank in the first batch, for a sharded model",
                     counts,
                 )
-                inputs, targets = (
-                    before
-                    if before is not None and (counts[self.rank] or self.sharded)
-                    else (None, None)
-                )
-                yield inputs, targets, counts
+                yield (before if counts[self.rank] or self.sharded else None), counts
 
     def _gather(self, *numbers: int) -> list[list[int]]:
         mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfron_fast.data.batches import call, model_device, move
-from sfron_fast.errors import by_keyword, require
-from sfron_fast.models.modes import evaluating
+from ..data.batches import call, model_device, move
+from ..errors import by_keyword, require
+from ..models.modes import evaluating
+from ..tasks import Task
+from ..tasks.classification import check_logits
 
 Loader = Iterable[Any]  # of batches (inputs, labels); read twice when the reference is a model
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 COMPARED = ("FA", "RA", "TA", "MIA")  # the metrics whose gaps to the reference make Avg.D
 METRICS = (*COMPARED, "MIA_m", "D_KL_forget", "D_KL_retain", "D_KL_test", "Avg.D", "RTE")
 
@@ -40,7 +41,7 @@ class Predictions:
     input_sums: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check(self.logits, self.labels, "Predictions")
+        check_logits(self.logits, self.labels, "Predictions")
         found = [(t.dtype, t.device.type) for t in (self.logits, self.labels)]
         expected = [(torch.float32, "cpu"), (torch.int64, "cpu")]
         require(
@@ -62,49 +63,6 @@ class Evaluated:
     forget: Predictions
     retain: Predictions
     holdout: Predictions
-
-
-def _check(logits: Any, labels: Any, where: str) -> None:
-    found: object = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    good = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1
-    require(
-        good,
-        where,
-        "logits [batch, classes >= 2]",
-        found,
-        "let the model return one logit per class",
-    )
-    require(
-        logits.is_floating_point(), where, "floating-point logits", logits.dtype, "return scores"
-    )
-    good = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in INTEGERS
-    found = (
-        (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
-    )
-    require(
-        good, where, "integer labels [batch]", found, "turn one-hot labels into indices: .argmax(1)"
-    )
-    rows, classes = logits.shape
-    require(
-        len(labels) == rows > 0,
-        where,
-        f"{rows or 'some'} labels",
-        len(labels),
-        "one per row of logits",
-    )
-    found = [label for label in (int(labels.min()), int(labels.max())) if not 0 <= label < classes]
-    require(
-        not found, where, f"labels in [0, {classes})", found, "give the model one output per class"
-    )
-    off = logits == -torch.inf  # a class that is switched off
-    bad = int(((~torch.isfinite(logits) & ~off) | off.all(1, keepdim=True)).any(1).sum())
-    found, remedy = (
-        f"NaN or inf in {bad} of {rows} rows",
-        "the model diverged: lower the forget weight or lr",
-    )
-    require(
-        not bad, where, "finite logits (or -inf for classes that are switched off)", found, remedy
-    )
 
 
 def predict(model: nn.Module, loader: Loader) -> Predictions:
@@ -130,7 +88,7 @@ def predict_named(model: nn.Module, loader: Loader, name: str) -> Predictions:
             if not len(target):
                 continue
             output = call(model, inputs)
-            _check(output, target, name)
+            check_logits(output, target, name)
             plain = (
                 isinstance(inputs, Tensor)
                 and not inputs.is_complex()
@@ -174,6 +132,24 @@ def collect(model: nn.Module, *, forget: Loader, retain: Loader, holdout: Loader
 def accuracy(p: Predictions) -> float:
     """Top-1 accuracy in percent, 0 to 100."""
     return 100.0 * int((p.logits.argmax(1) == p.labels).sum()) / len(p.labels)
+
+
+def task_accuracy(model: nn.Module, loader: Loader, name: str, task: Task) -> float:
+    """Units that the model gets right, in percent, 0 to 100, over the batches of ``loader``.
+
+    Raises ValueError for a loader without samples, and for a task that does not say what is right.
+    """
+    device = model_device(model)
+    parts: list[Tensor] = []
+    with evaluating(model), torch.no_grad():
+        for drawn in loader:
+            batch = task.prepare(drawn, device, name)
+            if task.samples(batch):
+                parts.append(task.correct(task.outputs(model, batch), batch, name).cpu())
+    remedy = "pass a DataLoader or list, not a generator"
+    require(bool(parts), name, "at least one batch", "none", remedy)
+    right = torch.cat(parts)
+    return 100.0 * int(right.sum()) / len(right)
 
 
 def per_sample_loss(p: Predictions) -> Tensor:

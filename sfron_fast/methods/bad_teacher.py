@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.batches import call
 from ..errors import require
 from ..losses import soft_target_kl
-from .descent import Loader, batches, descend, teach
+from ..tasks import Task
+from .descent import Loader, batches, descend, task_or_classification, teach
 
 
 def bad_teacher(
@@ -22,35 +22,32 @@ def bad_teacher(
     mixed: Loader,
     incompetent: nn.Module,
     *,
+    task: Task | None = None,
     temperature: float = 1.0,
     epochs: int = 10,
     lr: float = 0.02,
     **settings: Any,
 ) -> nn.Module:
     """BT: match the ``incompetent`` (untrained) model on the forget set and the original on the
-    retain
-    set.
+    retain set.
 
     The loss is the mean of p log(p / q) over samples and classes, as the authors' code takes it.
 
-    ``mixed``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is
-    bool [samples].
+    ``mixed``: batches (inputs, forgotten) of both sets, shuffled together; ``forgotten`` is bool
+    [samples], what ``task.targets`` reads.
     """
+    task = task_or_classification(task)
     competent = copy.deepcopy(model)
 
     def losses(_: int) -> Any:
-        for inputs, forgotten in batches(model, mixed, "mixed"):
-            require(
-                forgotten.dtype == torch.bool,
-                "mixed",
-                "bool targets: forgotten or not",
-                forgotten.dtype,
-            )
-            good, bad = teach(competent, inputs), teach(incompetent, inputs)
-            logits = call(model, inputs)
+        for batch in batches(model, mixed, "mixed", task):
+            forgotten = task.targets(batch)
+            expected = "bool targets: forgotten or not"
+            require(forgotten.dtype == torch.bool, "mixed", expected, forgotten.dtype)
+            good, bad = teach(competent, batch, task), teach(incompetent, batch, task)
+            logits = task.logits(task.outputs(model, batch), batch)
             weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
-            yield soft_target_kl(
-                logits, torch.where(forgotten[:, None], bad, good), weights, temperature
-            )
+            wanted = torch.where(forgotten[:, None], bad, good)
+            yield soft_target_kl(logits, wanted, weights, temperature)
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)

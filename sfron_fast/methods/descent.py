@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import call, cross_entropy, model_device, move
+from ..data.batches import model_device
 from ..errors import number, require
 from ..models.modes import evaluating, keeping_modes, recording, set_modes, training_modes
 from ..saliency.mask import SaliencyMask
+from ..tasks import Classification, Task
+from ..tasks.task import as_task, check_depends
 
-Loader = Iterable[Any]  # of batches (inputs, targets); read once an epoch
+Loader = Iterable[Any]  # of batches that the task reads; read once an epoch
 Losses = Callable[[int], Iterator[Tensor]]  # epoch 0, 1, ... -> the losses of its steps
 
 
@@ -31,12 +33,14 @@ def descend(
 ) -> nn.Module:
     """SGD on ``losses``, in place; every module's own training flag is restored after.
 
-    Args: cosine: lr falls to 0 on a cosine over the epochs, else it stays. training: whether its
-        steps run in training mode, as those of ``unlearn`` (a submodule put to eval() stays
-            so), or in eval mode as a whole.
+    Args:
+        cosine: lr falls to 0 on a cosine over the epochs, else it stays.
+        training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put
+            to eval() stays so), or in eval mode as a whole.
         max_norm: clip of each step's gradient, None = none.
         mask: weights outside it keep their bits; a clip sees the gradients inside.
         on_epoch: called as ``on_epoch(epoch, model)`` after every epoch, the first being 1.
+
     Raises:
         ValueError: a setting out of range, by name; a mask of another model.
     """
@@ -81,29 +85,42 @@ def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Te
     return [(p, ~mask.to_bool(n).to(p.device), p.detach().clone()) for n, p in named]
 
 
-def batches(model: nn.Module, loader: Loader, name: str) -> Iterator[tuple[Any, Tensor]]:
-    """(inputs, targets) on the model's device, of batches with samples; raises ValueError if there
-    are none.
+def task_or_classification(task: Task | None) -> Task:
+    """What every method does without a task: classification."""
+    return as_task(task, Classification())
+
+
+def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator[Any]:
+    """The batches that have samples, prepared by the task for the model's device.
+
+    Raises:
+        ValueError: there are none.
     """
     device, empty = model_device(model), True
-    for batch in loader:
-        inputs, targets = move(batch, device, name)
-        if len(targets):
-            yield inputs, targets
+    for drawn in loader:
+        batch = task.prepare(drawn, device, name)
+        if task.samples(batch):
+            yield batch
             empty = False
-    require(
-        not empty, name, "at least one batch", "an empty loader", "check the split and drop_last"
-    )
+    remedy = "check the split and drop_last"
+    require(not empty, name, "at least one batch", "an empty loader", remedy)
 
 
-def cross_entropies(model: nn.Module, loader: Loader, name: str, sign: float = 1.0) -> Losses:
-    """The mean cross-entropy of each batch of ``loader``, every epoch; times ``sign``."""
-    return lambda _: (
-        sign * cross_entropy(call(model, x), y) for x, y in batches(model, loader, name)
-    )
+def mean_losses(
+    model: nn.Module, loader: Loader, name: str, task: Task, sign: float = 1.0
+) -> Losses:
+    """The mean loss of each batch of ``loader``, every epoch; times ``sign``."""
+
+    def losses(_: int) -> Iterator[Tensor]:
+        for batch in batches(model, loader, name, task):
+            loss = task.mean_loss(model, batch)
+            check_depends(loss, task)
+            yield sign * loss
+
+    return losses
 
 
-def teach(teacher: nn.Module, inputs: Any) -> Tensor:
-    """What a teacher says of the inputs, in eval mode and without gradients."""
+def teach(teacher: nn.Module, batch: Any, task: Task) -> Tensor:
+    """A teacher's logits [units, classes], in eval mode and without gradients."""
     with evaluating(teacher), torch.no_grad():
-        return call(teacher, inputs)
+        return task.logits(task.outputs(teacher, batch), batch)

@@ -1,5 +1,5 @@
 """FT (Warnecke et al., NDSS 2023, as SFR-on's paper runs it): fine-tuning, min over theta of the
-mean cross-entropy of the retain set.
+mean loss of the retain set.
 
 Changes the model in place and returns it. Defaults are those of the authors' code for CIFAR-10 and
 ResNet-18. Further keywords go to ``descend`` (momentum, weight_decay, max_norm, on_epoch).
@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from .descent import Loader, cross_entropies, descend
+from ..tasks import Task
+from .descent import Loader, descend, mean_losses, task_or_classification
 
 
 def finetune(
-    model: nn.Module, retain: Loader, *, epochs: int = 10, lr: float = 0.01, **settings: Any
+    model: nn.Module,
+    retain: Loader,
+    *,
+    task: Task | None = None,
+    epochs: int = 10,
+    lr: float = 0.01,
+    **settings: Any,
 ) -> nn.Module:
     """FT: go on training on the retain set."""
-    return descend(
-        model,
-        cross_entropies(model, retain, "retain"),
-        epochs=epochs,
-        lr=lr,
-        **settings,
-    )
+    losses = mean_losses(model, retain, "retain", task_or_classification(task))
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)

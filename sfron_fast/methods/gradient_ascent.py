@@ -9,19 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from .descent import Loader, cross_entropies, descend
+from ..tasks import Task
+from .descent import Loader, descend, mean_losses, task_or_classification
 
 
 def gradient_ascent(
     model: nn.Module,
     forget: Loader,
     *,
+    task: Task | None = None,
     epochs: int = 9,
     lr: float = 1e-4,
     max_norm: float = 0.1,
     **settings: Any,
 ) -> nn.Module:
     """GA: clipped ascent on the forget set, BatchNorm in eval mode, lr constant."""
-    losses = cross_entropies(model, forget, "forget", sign=-1.0)
+    losses = mean_losses(model, forget, "forget", task_or_classification(task), sign=-1.0)
     settings = {"cosine": False, "training": False, "max_norm": max_norm, **settings}
     return descend(model, losses, epochs=epochs, lr=lr, **settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.endless import random_state, set_random_state
 from ..errors import require, warn
-from ..evaluation.metrics import accuracy, predict_named
+from ..evaluation.metrics import task_accuracy
 
 
 class Guard:
@@ -29,13 +29,8 @@ class Guard:
             f"a {type(holdout).__name__}, which can be read once",
             "pass a DataLoader or a list",
         )
-        self.run, self.holdout, self.every, self.action, self.warned = (
-            run,
-            holdout,
-            every,
-            action,
-            False,
-        )
+        self.run, self.holdout, self.every = run, holdout, every
+        self.action, self.warned = action, False
         if every and floor is None and holdout is not None:
             floor = run.result.history[0].get("val_accuracy") if run.result.history else None
         self.floor = floor
@@ -45,20 +40,19 @@ class Guard:
 
     def _measure(self, cycle: int) -> dict[str, float]:
         loaders = (self.run.forget, self.run.retain)  # holdout may share a generator with either
-        state, own = (
-            random_state(),
-            [loader.own_state() for loader in loaders],
-        )  # looking must not change the run
+        # looking must not change the run
+        state, own = random_state(), [loader.own_state() for loader in loaders]
+        drawn = self.run.task.state_dict()
         entry: dict[str, float] = {
             "cycle": cycle,
             "skipped_steps": self.run.optimizer.skipped_steps,
         }
-        entry["forget_accuracy"] = accuracy(
-            predict_named(self.run.model, self.run.forget.aside(), "forget")
-        )
+        model, task = self.run.model, self.run.task
+        entry["forget_accuracy"] = task_accuracy(model, self.run.forget.aside(), "forget", task)
         if self.holdout is not None:
-            entry["val_accuracy"] = accuracy(predict_named(self.run.model, self.holdout, "holdout"))
+            entry["val_accuracy"] = task_accuracy(model, self.holdout, "holdout", task)
         set_random_state(state)
+        task.load_state_dict(drawn)
         for loader, generators in zip(loaders, own, strict=True):
             loader.set_own_state(generators)
         self.run.result.history.append(entry)

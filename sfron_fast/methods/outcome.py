@@ -34,8 +34,8 @@ class Outcome:
     At its end: what it did not do.
     """
 
-    def __init__(self, model: nn.Module, recipe: Any, plain_loss: bool) -> None:
-        self.model, self.recipe, self.plain_loss = model, recipe, plain_loss
+    def __init__(self, model: nn.Module, recipe: Any, in_nats: bool) -> None:
+        self.model, self.recipe, self.in_nats = model, recipe, in_nats
         self.before = fingerprint(model)
         self.losses: list[Tensor] = []  # [] each: the mean of a forget batch before its step
         self.norms: list[Tensor] = []  # of the masked forget gradients
@@ -97,7 +97,7 @@ class Outcome:
         losses, length = _numbers(self.losses), self.pass_length
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
-            if last - first < (NATS if self.plain_loss else SHARE * abs(first)):
+            if last - first < (NATS if self.in_nats else SHARE * abs(first)):
                 return (
                     f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
                     f" first and {last:.4g} at the end; {remedy}"

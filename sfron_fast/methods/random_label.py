@@ -11,24 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require
-from .descent import Loader, cross_entropies, descend
+from ..tasks import Task
+from .descent import Loader, descend, mean_losses, task_or_classification
 
 
 def random_label(
-    model: nn.Module, mixed: Loader, *, epochs: int = 10, lr: float = 0.003, **settings: Any
+    model: nn.Module,
+    mixed: Loader,
+    *,
+    task: Task | None = None,
+    epochs: int = 10,
+    lr: float = 0.003,
+    **settings: Any,
 ) -> nn.Module:
     """RL: train on the retain set and the forget set under one fixed wrong label each
     (``wrong_labels``).
 
     ``mixed``: batches of both, shuffled together.
     """
-    return descend(
-        model,
-        cross_entropies(model, mixed, "mixed"),
-        epochs=epochs,
-        lr=lr,
-        **settings,
-    )
+    losses = mean_losses(model, mixed, "mixed", task_or_classification(task))
+    return descend(model, losses, epochs=epochs, lr=lr, **settings)
 
 
 def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator | None = None) -> Tensor:

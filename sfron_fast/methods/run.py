@@ -2,18 +2,16 @@
 restored.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from .. import losses
-from ..data.batches import call, check_classes, check_labels, model_device
+from ..data.batches import model_device
 from ..data.endless import EndlessLoader, random_state, set_random_state
 from ..errors import require, warn
 from ..models.buffers import (
@@ -28,12 +26,12 @@ from ..models.names import model_digest
 from ..optim.rounding import rounding_check
 from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
+from ..tasks import Task
+from ..tasks.task import check_depends
 from .outcome import Outcome
 from .run_folder import FORMAT, RunFolder, check_readable, save_whole
 from .sfron import Recipe
 from .stopwatch import Stopwatch
-
-SampleLoss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass
@@ -57,10 +55,10 @@ class Run:
         forget: Iterable[Any],
         retain: Iterable[Any],
         recipe: Recipe,
-        loss_fn: SampleLoss | None,
+        task: Task,
         folder: Path | None,
     ) -> None:
-        self.model, self.recipe, self.loss_fn = model, recipe, loss_fn
+        self.model, self.recipe, self.task = model, recipe, task
         self.folder = None if folder is None else RunFolder(folder)
         self.device = model_device(model)
         self.retain = EndlessLoader(retain, "retain")
@@ -82,7 +80,7 @@ class Run:
         self.watch = Stopwatch()
         self.start = model_digest(model)
         self.modes = training_modes(model)
-        self.outcome = Outcome(model, recipe, plain_loss=loss_fn is None)
+        self.outcome = Outcome(model, recipe, in_nats=task.in_nats)
 
     def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
         """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
@@ -117,14 +115,11 @@ class Run:
                 {n: torch.ones_like(p, dtype=torch.bool) for n, p in named}
             )
 
-        def mean_loss(output: Any, targets: Tensor) -> Tensor:
-            return self._losses(output, targets).mean()
-
         return estimate_mask(
             self.model,
             forget=self.forget.loader,
             retain=self.retain.loader,
-            loss_fn=mean_loss,
+            task=self.task,
             threshold=self.recipe.threshold,
             zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
@@ -160,19 +155,6 @@ class Run:
         """Cycles begun so far."""
         return self.position // (1 + self.recipe.retain_steps)
 
-    def _losses(self, output: Any, targets: Tensor) -> Tensor:
-        if self.loss_fn is None:
-            check_classes(output, targets)
-            return F.cross_entropy(output, targets, reduction="none")
-        values = self.loss_fn(output, targets)
-        require(
-            values.shape == (len(targets),),
-            "loss_fn",
-            f"per-sample losses [{len(targets)}]",
-            list(values.shape),
-        )
-        return values
-
     def advance(self) -> None:
         """One forget or retain step."""
         cycle, done = divmod(self.position, 1 + self.recipe.retain_steps)
@@ -186,13 +168,14 @@ class Run:
         self.position += 1
 
     def _forget_step(self, weight: float) -> None:
-        inputs, targets = self.forget.pair(self.device)
+        batch = self.forget.batch(self.task, self.device)
         if self.forget.passes == 2 and not self.outcome.pass_length:
             self.outcome.pass_length = len(self.outcome.losses)
+        temperature, floor = self.recipe.temperature, self.recipe.loss_floor
         kept = keep_buffers(self.model)
         try:
-            loss, each = self._forget_loss(call(self.model, inputs), targets)
-            _check_depends(loss)
+            loss, each = self.task.adaptive_loss(self.model, batch, temperature, floor)
+            check_depends(loss, self.task)
         except Exception:
             put_back(kept)  # bad input changes nothing
             raise
@@ -207,28 +190,12 @@ class Run:
         if norm is not None:
             self.outcome.norms.append(norm.detach().clone())
 
-    def _forget_loss(self, output: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The adaptive loss [], and each sample's own [samples]."""
-        temperature, floor = self.recipe.temperature, self.recipe.loss_floor
-        if self.loss_fn is None:
-            check_classes(output, targets)
-            check_labels(output, targets)
-            return losses.adaptive_cross_entropy_parts(output, targets, temperature, floor=floor)[
-                :2
-            ]
-        values = self._losses(output, targets)
-        return (losses.adaptive_weights(values, temperature, floor) * values).sum(), values
-
     def _retain_step(self) -> None:
-        inputs, targets = self.retain.pair(self.device)
+        batch = self.retain.batch(self.task, self.device)
         kept = keep_buffers(self.model)
         try:
-            output = call(self.model, inputs)
-            if self.loss_fn is None:
-                check_classes(output, targets)
-                check_labels(output, targets)
-            loss = self._losses(output, targets).mean()
-            _check_depends(loss)
+            loss = self.task.mean_loss(self.model, batch)
+            check_depends(loss, self.task)
         except Exception:
             put_back(kept)
             raise
@@ -267,6 +234,7 @@ class Run:
             "retain": self.retain.state_dict(),
             "forget": self.forget.state_dict(),
             "random": random_state(),
+            "task": self.task.state_dict(),
             "history": self.result.history,
             "outcome": self.outcome.state_dict(),
             "stopped_early": self.result.stopped_early,
@@ -274,9 +242,8 @@ class Run:
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(
-            saved["optimizer"]
-        )  # may refuse, so before anything of the caller's changes
+        # may refuse, so before anything of the caller's changes
+        self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.retain.load_state_dict(saved["retain"])
         self.forget.load_state_dict(saved["forget"])
@@ -284,16 +251,11 @@ class Run:
         self.model.load_state_dict(saved["model"])
         set_unsaved_buffers(self.model, saved["buffers"])
         set_random_state(saved["random"])
+        self.task.load_state_dict(saved.get("task", {}))
         self.outcome.load_state_dict(saved["outcome"])
         self.position, self.earlier_seconds = saved["position"], saved["seconds"]
         self.result.history = saved["history"]
         self.result.stopped_early = saved["stopped_early"]
-
-
-def _check_depends(loss: Tensor) -> None:
-    require(
-        loss.requires_grad, "loss_fn", "a loss that depends on a trainable parameter", "a constant"
-    )
 
 
 def _samples(loader: Any) -> int | None:

@@ -13,7 +13,8 @@ from torch import nn
 from ..errors import by_keyword
 from ..models.modes import evaluating, recording
 from ..saliency.mask import SaliencyMask
-from .descent import Loader, cross_entropies
+from ..tasks import Task
+from .descent import Loader, mean_losses, task_or_classification
 from .random_label import random_label
 
 
@@ -23,6 +24,7 @@ def salun(
     *,
     forget: Loader,
     mixed: Loader,
+    task: Task | None = None,
     fraction: float = 0.2,
     epochs: int = 10,
     lr: float = 0.007,
@@ -35,18 +37,20 @@ def salun(
 
     ``mixed`` as for ``random_label``; ``forget`` has the true labels.
     """
-    mask = gradient_saliency(model, forget, fraction)
-    return random_label(model, mixed, epochs=epochs, lr=lr, mask=mask, **settings)
+    mask = gradient_saliency(model, forget, fraction, task=task)
+    return random_label(model, mixed, task=task, epochs=epochs, lr=lr, mask=mask, **settings)
 
 
-def gradient_saliency(model: nn.Module, forget: Loader, fraction: float = 0.5) -> SaliencyMask:
+def gradient_saliency(
+    model: nn.Module, forget: Loader, fraction: float = 0.5, *, task: Task | None = None
+) -> SaliencyMask:
     """SalUn's mask: the ``fraction`` of weights where the forget batches' gradients sum to most, in
     eval mode.
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with evaluating(model), recording(model):
         sums = {n: torch.zeros_like(p) for n, p in named.items()}
-        for loss in cross_entropies(model, forget, "forget")(0):
+        for loss in mean_losses(model, forget, "forget", task_or_classification(task))(0):
             grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
             torch._foreach_add_(list(sums.values()), list(grads))
     size = {n: s.float().abs() for n, s in sums.items()}

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ..data.batches import call, cross_entropy
 from ..errors import by_keyword
 from ..losses import soft_target_kl
-from .descent import Loader, batches, descend, teach
+from ..tasks import Task
+from .descent import Loader, batches, descend, task_or_classification, teach
 
 
 @by_keyword
@@ -22,6 +22,7 @@ def scrub(
     *,
     forget: Loader,
     retain: Loader,
+    task: Task | None = None,
     ascent_epochs: int = 2,
     temperature: float = 4.0,
     label_weight: float = 0.99,
@@ -33,17 +34,21 @@ def scrub(
     """SCRUB: in the first epochs away from the original on the forget set; in each, near it on the
     retain set.
     """
+    task = task_or_classification(task)
     original = copy.deepcopy(model)
+
+    def divergence(outputs: Any, batch: Any) -> Any:
+        teacher = teach(original, batch, task)
+        return soft_target_kl(task.logits(outputs, batch), teacher, temperature=temperature)
 
     def losses(epoch: int) -> Any:
         if epoch < ascent_epochs:
-            for inputs, _ in batches(model, forget, "forget"):
-                yield -soft_target_kl(
-                    call(model, inputs), teach(original, inputs), temperature=temperature
-                )
-        for inputs, labels in batches(model, retain, "retain"):
-            logits = call(model, inputs)
-            near = soft_target_kl(logits, teach(original, inputs), temperature=temperature)
-            yield label_weight * cross_entropy(logits, labels) + teacher_weight * near
+            for batch in batches(model, forget, "forget", task):
+                yield -divergence(task.outputs(model, batch), batch)
+        for batch in batches(model, retain, "retain", task):
+            outputs = task.outputs(model, batch)
+            near = divergence(outputs, batch)
+            loss = task.checked(task.losses_of(outputs, batch), batch).mean()
+            yield label_weight * loss + teacher_weight * near
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)

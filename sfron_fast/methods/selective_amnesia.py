@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.batches import call, cross_entropy, model_device
+from ..data.batches import model_device
 from ..data.endless import EndlessLoader
 from ..errors import by_keyword, number
 from ..losses import soft_target_kl
 from ..saliency.fisher import Estimator, estimate_fisher
-from .descent import Loader, batches, descend
+from ..tasks import Task
+from .descent import Loader, batches, descend, task_or_classification
 
 
 @by_keyword
@@ -24,6 +25,7 @@ def selective_amnesia(
     *,
     forget: Loader,
     retain: Loader,
+    task: Task | None = None,
     penalty: float = 10.0,
     estimator: Estimator = "sample",
     epochs: int = 10,
@@ -31,8 +33,7 @@ def selective_amnesia(
     **settings: Any,
 ) -> nn.Module:
     """SA, for classifiers: uniform predictions on the forget set, the retain set replayed, and
-    elastic
-    weights.
+    elastic weights.
 
     The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal Fisher at
     the start, which is never estimated again. Each step takes a retain and a forget batch.
@@ -40,14 +41,16 @@ def selective_amnesia(
     the uniform prediction is here.
     """
     number("penalty", penalty, 0.0)
-    fisher = estimate_fisher(model, retain, estimator=estimator)
+    task = task_or_classification(task)
+    fisher = estimate_fisher(model, retain, task=task, estimator=estimator)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     endless, device = EndlessLoader(forget, "forget"), model_device(model)
 
     def losses(_: int) -> Any:
-        for inputs, labels in batches(model, retain, "retain"):
-            kept = cross_entropy(call(model, inputs), labels)
-            logits = call(model, endless.pair(device)[0])
+        for batch in batches(model, retain, "retain", task):
+            kept = task.mean_loss(model, batch)
+            forgotten = endless.batch(task, device)
+            logits = task.logits(task.outputs(model, forgotten), forgotten)
             gone = soft_target_kl(logits, torch.zeros_like(logits))
             named = dict(model.named_parameters())
             anchor = torch.stack(

@@ -14,8 +14,11 @@ from ..distributed.ranks import shared
 from ..errors import by_keyword, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
+from ..tasks import Classification, Task
+from ..tasks.classification import SampleLoss
+from ..tasks.task import as_task
 from .guard import Guard
-from .run import Run, SampleLoss, UnlearnResult
+from .run import Run, UnlearnResult
 from .sfron import Recipe
 
 __all__ = ["UnlearnResult", "unlearn"]
@@ -31,6 +34,7 @@ def unlearn(
     recipe: Recipe | None = None,
     mask: SaliencyMask | None = None,
     loss_fn: SampleLoss | None = None,
+    task: Task | None = None,
     eval_every: int = 0,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
@@ -41,20 +45,23 @@ def unlearn(
 ) -> UnlearnResult:
     """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
 
-    Args: model: a trained model of this process alone, changed in place; training flags are
-        restored. One that comes in
-            eval mode is put to train() as a whole for its steps; one that comes in training mode
-            keeps each submodule's mode, so a BatchNorm put to eval() keeps its statistics.
-        forget, retain: batches ``(inputs, targets)``, drawn again and again: every
-            ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches without samples
-            are skipped.
+    Args:
+        model: a trained model of this process alone, changed in place; training flags are restored.
+            One that comes in eval mode is put to train() as a whole for its steps; one that comes
+            in training mode keeps each submodule's mode, so a BatchNorm put to eval() keeps its
+            statistics.
+        forget, retain: batches ``(inputs, targets)``, or whatever the task reads, drawn again and
+            again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
+            without samples are skipped.
         holdout: held-out batches for the evaluations.
         recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
-        loss_fn: (output, targets) -> per-sample losses [samples]; None = cross-entropy of outputs
-        [samples, classes].
+        loss_fn: short for ``task=Classification(loss_fn)``: (output, targets) -> per-sample losses
+            [samples]; None = cross-entropy of outputs [samples, classes].
+        task: what one sample's loss is, and how a batch is read (``sfron_fast.tasks.Task``); None =
+            classification.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
-        percent.
+            percent.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for
             example what a model that never saw the samples reaches; None = validation accuracy
             before the run; 0 switches the guard off (right when a whole class goes). It acts at
@@ -68,22 +75,24 @@ def unlearn(
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
         progress: show tqdm bars.
-    Raises: ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of
-        another run. Found
-            before the model changes; only without a Fisher pass is a label first seen when its
-            batch comes. Also a model with weights that are not finite, and a mask that selects
-            nothing.
-    Warns: RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient,
-        no weight changed,
-            forget accuracy or loss where it was), the sets look swapped, or their batches differ in
-            size under an estimator that depends on it.
+
+    Raises:
+        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of
+            another run. Found before the model changes; only without a Fisher pass is a label first
+            seen when its batch comes. Also a model with weights that are not finite, and a mask
+            that selects nothing.
+
+    Warns:
+        RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no
+            weight changed, forget accuracy or loss where it was), the sets look swapped, or their
+            batches differ in size under an estimator that depends on it.
     """
     require(
         not shared(model),
         "model",
         "one of this process alone",
         "one of DistributedDataParallel or FSDP",
-        "write the loop with the optimizer: README, 'Many GPUs'",
+        "write the loop with the optimizer: docs/many-gpus.md",
     )
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
@@ -115,7 +124,9 @@ def unlearn(
         "no evaluation to stop at",
     )
     folder = None if checkpoint is None else Path(checkpoint)
-    run = Run(model, forget, retain, recipe, loss_fn, folder)
+    both = task is not None and loss_fn is not None
+    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
+    run = Run(model, forget, retain, recipe, as_task(task, Classification(loss_fn)), folder)
     with keeping_modes(model), recording(model), run.watch:
         run.prepare(mask, progress)
         with run.watch.pause():

@@ -81,7 +81,8 @@ def test_lower_bounds_only_and_the_binary_keeps_to_torchs():
         *project["build-system"]["requires"],
         *extras,
     ):
-        assert not re.search(r"==|~=|<|!=", requirement.split(";")[0]), requirement
+        exact = requirement.startswith("clang-format==")  # its verdict changes with its version
+        assert exact or not re.search(r"==|~=|<|!=", requirement.split(";")[0]), requirement
     for requirements in (project["project"]["dependencies"], project["build-system"]["requires"]):
         assert "torch>=2.11" in requirements
     assert project["project"]["requires-python"] == ">=3.10"

@@ -1,6 +1,5 @@
 """The loops that are marked as independent are vector code at every instruction set, with every
-option
-of an op.
+option of an op.
 
 A loop that GCC gives up on still computes the right bits, up to ten times slower; only its report
 tells.

@@ -23,7 +23,7 @@ def expected():
 
 def resume(model, samples, **settings):
     retain, forget = made.loaders(samples)
-    return sf.unlearn(model, retain, forget, **settings)
+    return sf.unlearn(model, forget=forget, retain=retain, **settings)
 
 
 def test_a_mask(expected):

@@ -23,7 +23,8 @@ ROOMS = {
     "ops": {"errors"},
     "functional": {"ops"},
     "losses": {"errors", "ops"},
-    "evaluation": {"errors", "files", "data", "models"},
+    "tasks": {"errors", "data", "losses"},
+    "evaluation": {"errors", "files", "data", "models", "tasks"},
     "saliency": {
         "errors",
         "files",
@@ -33,6 +34,7 @@ ROOMS = {
         "models",
         "ops",
         "functional",
+        "tasks",
     },
     "optim": {"errors", "distributed", "models", "ops", "functional", "saliency"},
     "methods": {
@@ -45,10 +47,20 @@ ROOMS = {
         "evaluation",
         "saliency",
         "optim",
+        "tasks",
     },
     "integrations": {"errors", "losses", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
-    "__init__": {"version", "data", "losses", "evaluation", "saliency", "optim", "methods"},
+    "__init__": {
+        "version",
+        "data",
+        "losses",
+        "evaluation",
+        "saliency",
+        "optim",
+        "methods",
+        "tasks",
+    },
     "__main__": {"", "ops", "demo"},
 }
 FLOORS = 8
