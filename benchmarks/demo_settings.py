@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from sfron_fast import Recipe, unlearn
 from sfron_fast.demo import digits
-from sfron_fast.evaluation.metrics import accuracy, predict
+from sfron_fast.evaluation import accuracy, predict
 from sfron_fast.methods import finetune, gradient_ascent
 
 SEEDS = (100, 101, 102)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import sfron_fast as sf
 from sfron_fast.demo import digits
-from sfron_fast.evaluation.metrics import accuracy, predict
+from sfron_fast.evaluation import accuracy, predict
 
 SEEDS = range(5)
 CYCLES, RETAIN_STEPS = 200, 5

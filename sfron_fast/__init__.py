@@ -1,7 +1,7 @@
 """sfron_fast: fast, faithful SFR-on unlearning for PyTorch."""
 
 from .data.paired import PairedLoader
-from .evaluation.metrics import evaluate
+from .evaluation import evaluate
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,

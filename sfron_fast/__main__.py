@@ -13,7 +13,7 @@ import torch
 
 
 def environment() -> str:
-    """Versions, devices, and which kernel serves each op on each device, and why not a faster one."""
+    """Versions, devices, which kernel serves each op on each device, and why no faster one."""
     from . import __version__
     from .ops import native, triton
     from .ops import registry as ops

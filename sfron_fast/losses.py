@@ -51,12 +51,13 @@ def adaptive_cross_entropy(
 ) -> Tensor:
     """sum_i w_i l_i [] of per-sample cross-entropies, forward and backward fused.
 
-    Args: logits: [samples, classes], or [samples, tokens, classes] for sequences (a sample's loss
-        is the mean
-            over its labelled tokens); fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
+    Args:
+        logits: [samples, classes], or [samples, tokens, classes] for sequences (a sample's loss is
+            the mean over its labelled tokens); fp32, bf16, fp16 or fp64; the arithmetic is at least
+            fp32.
         labels: int64 [samples] or [samples, tokens]; ``ignore_index`` marks tokens without a label.
         temperature: lambda >= 0; 0 = plain mean. Any: the weights are formed relative to the
-        smallest loss.
+            smallest loss.
         floor: smallest loss used in a weight, > 0.
         inplace: the backward pass writes the gradient over the logits instead of into new memory;
             equal in all bits (but in fp64). Until then the logits are whole. They must be
@@ -66,8 +67,10 @@ def adaptive_cross_entropy(
             the weights are then normalised over the samples of all of them, by one division. The
             mean of the ranks' results is the loss. A rank may have fewer samples, or none: logits
             [0, ...].
-    Raises: ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label
-        that is no class.
+
+    Raises:
+        ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label that is
+            no class.
     """
     if group is not None and logits.shape[0] == 0:
         return nothing_of(logits, group)
@@ -146,17 +149,19 @@ def adaptive_cross_entropy_sum_(
     the step comes from such totals and that nobody else sets ``grad_scale``. Over several batches
     it is the sum of their normalisers.
 
-    Args: logits: [samples, classes]; contiguous, and no leaf. Without grad, or compiled, nothing is
-        written. scale: the factor of the gradient, as -forget_weight. Any other, like -2 in ``(-2 *
-        total).backward()``, is
-            applied too, but costs another pass over the gradient.
+    Args:
+        logits: [samples, classes]; contiguous, and no leaf. Without grad, or compiled, nothing is
+            written.
+        scale: the factor of the gradient, as -forget_weight. Any other, like -2 in ``(-2 *
+            total).backward()``, is applied too, but costs another pass over the gradient.
         group: ranks that average their gradients: the normaliser returned is then the average of
             theirs, the same for each; dividing by it is the one division of the whole batch. A rank
-            may have no samples.
-        The others: as ``adaptive_cross_entropy``. Without any label the normaliser is 0, and the
-        step is skipped.
-    Raises: ValueError, RuntimeError: as ``adaptive_cross_entropy``, or weights that the logits'
-        dtype cannot hold.
+            may have no samples. The others: as ``adaptive_cross_entropy``. Without any label the
+            normaliser is 0, and the step is skipped.
+
+    Raises:
+        ValueError, RuntimeError: as ``adaptive_cross_entropy``, or weights that the logits' dtype
+            cannot hold.
     """
     require(
         logits.dim() == 2,

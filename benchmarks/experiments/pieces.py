@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import provenance
-from sfron_fast.evaluation.metrics import (
+from sfron_fast.evaluation import (
     Evaluated,
     accuracy,
     collect,

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Batches, and loaders that can be stopped anywhere and found again."""

@@ -1,4 +1,4 @@
-"""Forget and retain batches for one or many ranks: the same global batches however many share them."""
+"""Forget and retain batches for one or many ranks, who share the same global batches."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -53,16 +53,19 @@ class PairedLoader:
     of the next. The place is one number: a state dict fits every rank, another number of ranks too,
     and is found again without loading what came before.
 
-    Args: forget, retain: data sets with a length, indexed by sample. batch_size: samples of
-        a step on all ranks together, a multiple of ``world_size``; ``batch_size / world_size``
-            on each. A smaller forget set is one whole batch in every cycle: no sample is repeated,
-            and shares differ by one where it does not divide. Only a loss that is normalised over
-            the ranks is then right; a rank's mean is not. It must have a sample for every rank.
+    Args:
+        forget, retain: data sets with a length, indexed by sample.
+        batch_size: samples of a step on all ranks together, a multiple of ``world_size``;
+            ``batch_size / world_size`` on each. A smaller forget set is one whole batch in every
+            cycle: no sample is repeated, and shares differ by one where it does not divide. Only a
+            loss that is normalised over the ranks is then right; a rank's mean is not. It must have
+            a sample for every rank.
         retain_steps: retain batches a cycle, the optimizer's.
         rank, world_size: of the data-parallel group; None = those of ``torch.distributed``, or one
-        process.
+            process.
         seed: of the orders, the same on all ranks.
         loading: what else DataLoader takes: ``num_workers``, ``collate_fn``, ``pin_memory``, ...
+
     Raises:
         ValueError: naming the argument.
 
@@ -176,10 +179,8 @@ class PairedLoader:
                 self._shares[FORGET].start = cycle + (done > 0)
                 self._shares[RETAIN].start = cycle * self.retain_steps + max(0, done - 1)
                 self._batches = [iter(loader) for loader in self._loaders]
-            batches, self._batches = (
-                self._batches,
-                [],
-            )  # an error while loading ends its iterator: the next is here
+            # an error while loading ends its iterator: the next one begins here
+            batches, self._batches = self._batches, []
             batch = next(batches[FORGET if done == 0 else RETAIN])
             self._batches = batches
             self.position += 1  # before it is out: a state saved during its step goes on behind it

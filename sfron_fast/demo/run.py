@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..data.batches import progress_bar
-from ..evaluation.metrics import Evaluated, accuracy, collect, per_sample_loss, predict, score
+from ..evaluation import Evaluated, accuracy, collect, per_sample_loss, predict, score
 from ..evaluation.report import Report
 from ..methods import Recipe, finetune, gradient_ascent
 from ..methods.stopwatch import Stopwatch

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Shards of DTensors, and ranks that share a batch."""

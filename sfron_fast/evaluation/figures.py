@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sfron_fast.errors import require
+from ..errors import require
+from .labels import place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
 INK, SOFT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 # Okabe and Ito's colours, told apart with any colour vision. Known methods look the same in every
@@ -106,7 +105,7 @@ def tradeoff(
         ]
         axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     else:
-        _place(figure, axes, labels, marks)
+        place_labels(figure, axes, labels, marks)
     return figure
 
 
@@ -290,58 +289,3 @@ def _short(value: float) -> str:
 def _colours(methods: Iterable[str]) -> dict[str, str]:
     rest = [method for method in methods if method not in NAMED]
     return NAMED | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(rest)}
-
-
-def _place(
-    figure: Figure,
-    axes: Axes,
-    labels: Sequence[tuple[str, float, float, str]],
-    marks: Sequence[tuple[float, float]],
-) -> None:
-    """Write each label beside its point where it covers the fewest marks and other labels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure).draw()  # fixes the layout, so that sizes in pixels are known
-    pixels = axes.transData.transform(marks)
-    taken: list[Bbox] = []
-    near = [(12, 0, "left"), (-12, 0, "right"), (0, 14, "center"), (0, -14, "center")]
-    far = [
-        (sx * dx, sy * dy, "left" if sx > 0 else "right")
-        for dx, dy in ((10, 12), (22, 24), (40, 38))
-        for sx in (1, -1)
-        for sy in (1, -1)
-    ]
-    for text, x, y, colour in labels:
-        best: tuple[float, Annotation, Bbox] | None = None
-        for dx, dy, side in near + far:
-            note = axes.annotate(
-                text,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                color=colour,
-                weight="bold",
-                zorder=7,
-            )
-            box = note.get_window_extent().padded(3)
-            inside = (
-                axes.bbox.containsx(box.x0)
-                and axes.bbox.containsx(box.x1)
-                and axes.bbox.containsy(box.y1)
-            )
-            cost = (
-                0.02 * (abs(dx) + abs(dy))
-                + 100 * box.count_overlaps(taken)
-                + box.count_contains(pixels)
-                + (0 if inside else 50)
-            )
-            if best is None or cost < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (cost, note, box)
-            else:
-                note.remove()
-        assert best is not None
-        taken.append(best[2])

@@ -5,29 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sfron_fast.errors import require
-from sfron_fast.evaluation.metrics import COMPARED, METRICS
-from sfron_fast.files import write_whole
+from ..errors import require
+from ..files import write_whole
+from .metrics import COMPARED, METRICS
+from .provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRST = ("Original", "Retrain")  # the rows every table starts with; gaps are to the second
 UNITS = {"RTE": "s"} | dict.fromkeys((*COMPARED, "MIA_m", "Avg.D"), "%")
-PACKAGES = ("sfron-fast", "torch", "numpy", "scikit-learn", "matplotlib")
 WIDTH = 120  # characters per line of the plain table
 REFERENCE = (
     "Reference: models trained anew without the forget set (row Retrain). FA, RA, TA and MIA are"
@@ -130,7 +125,7 @@ class Report:
         """The tables, the `figures` (PNG names without the suffix), and what the numbers do not
         say.
         """
-        return self._markdown(figures, self._provenance())
+        return self._markdown(figures, provenance(self._seeds()))
 
     def to_dict(self) -> dict[str, Any]:
         """Means and deviations, every run, and where they come from, as JSON types.
@@ -148,7 +143,7 @@ class Report:
                 for method, seeds in methods.items()
                 for seed, metrics in seeds.items()
             ],
-            "provenance": self._provenance(),
+            "provenance": provenance(self._seeds()),
             "notes": [*self.notes, *self._caveats()],
         }
 
@@ -285,30 +280,6 @@ class Report:
                 for seed in seeds
             }
         )
-
-    def _provenance(self) -> dict[str, Any]:
-        device = (
-            torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else platform.machine() + " CPU"
-        )
-        return {
-            "versions": (
-                {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-            ),
-            "platform": platform.platform(),
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seeds": self._seeds(),
-        }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _row(cells: Iterable[str]) -> str:

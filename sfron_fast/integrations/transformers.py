@@ -69,11 +69,17 @@ class ForgetCallback(TrainerCallback):
     of a forget step are those of all its batches together. Forget batches come in an order that
     depends on the seed and the step alone, so a resumed run continues it.
 
-    Args: trainer: the Trainer it is added to. forget_dataset: what to forget, in the form of
-        ``train_dataset``; with a length. forget_weight: factor on the forget loss, or a function of
-        the cycle (``recipe.forget_weight_at``). temperature: see ``adaptive_cross_entropy``.
-    Raises: ValueError: a wrong argument, by name. RuntimeError: in a step of the Trainer, if a
-        forget batch cannot be loaded; its cause is the data set's error.
+    Args:
+        trainer: the Trainer it is added to.
+        forget_dataset: what to forget, in the form of ``train_dataset``; with a length.
+        forget_weight: factor on the forget loss, or a function of the cycle
+            (``recipe.forget_weight_at``).
+        temperature: see ``adaptive_cross_entropy``.
+
+    Raises:
+        ValueError: a wrong argument, by name.
+        RuntimeError: in a step of the Trainer, if a forget batch cannot be loaded; its cause is the
+            data set's error.
     """
 
     def __init__(
@@ -182,7 +188,7 @@ class ForgetCallback(TrainerCallback):
             return next(self._batches)
 
     def _endless(self, position: int) -> Iterator[Any]:
-        """Batches for ever from ``position`` on, loaded, shuffled and sharded as the Trainer's own."""
+        """Batches for ever from ``position`` on, loaded, shuffled, sharded as the Trainer's own."""
         trainer, kept = self.trainer, self.trainer.train_dataset
         trainer.train_dataset = self.forget_dataset
         try:

@@ -79,7 +79,7 @@ def descend(
 
 
 def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Each trainable parameter with what of it lies outside the mask, as bool, and its values now."""
+    """Each trainable parameter, what of it lies outside the mask (bool), and its values now."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     mask.resolve(named)  # raises for another model's mask
     return [(p, ~mask.to_bool(n).to(p.device), p.detach().clone()) for n, p in named]

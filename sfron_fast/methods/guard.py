@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.endless import random_state, set_random_state
 from ..errors import require, warn
-from ..evaluation.metrics import task_accuracy
+from ..evaluation import task_accuracy
 
 
 class Guard:

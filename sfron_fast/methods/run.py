@@ -146,8 +146,8 @@ class Run:
         )
         if forget and retain and forget > retain:
             warn(
-                f"the forget set is larger than the retain set: {forget} samples in forget, {retain}"
-                " in retain; are they swapped?"
+                f"the forget set is larger than the retain set: {forget} samples in forget,"
+                f" {retain} in retain; are they swapped?"
             )
 
     @property

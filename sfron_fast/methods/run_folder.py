@@ -88,8 +88,9 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     nobody
     could read it.
 
-    Raises: ValueError: a value that ``torch.load(weights_only=True)`` refuses; found before
-        anything is written.
+    Raises:
+        ValueError: a value that ``torch.load(weights_only=True)`` refuses; found before anything is
+            written.
     """
     check_readable(state)
 

@@ -30,21 +30,28 @@ _DECAYS = {
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings of ``unlearn``; start from ``Recipe.paper()`` or ``Recipe.official()`` and override
-    by
-    keyword.
+    by keyword.
 
-    Attributes: cycles: T_out, outer steps; retain_steps: T_in, retain batches per cycle. lr: eta of
-        the retain steps; forget_lr: beta of the forget step (None = lr, and its schedule).
-        forget_weight: the factor on the forget loss at the start; forget_decay: its course over the
-        cycles. lr_decay: course of ``lr`` over the retain steps ("cosine" or "constant"). slow_lr:
-        alpha; temperature: lambda; loss_floor: smallest loss used in a weight. threshold: gamma;
-        None = every weight is salient, and no Fisher is estimated. zero_over_zero: whether weights
-        whose Fishers are both exactly 0 are selected too (``SaliencyMask.from_fisher``).
-        estimator: how the Fisher is estimated (``estimate_fisher``). forget_updates_buffers:
-        whether forget batches enter BatchNorm's running statistics. Buffers are
-            never masked and never interpolated.
+    Attributes:
+        cycles: T_out, outer steps.
+        retain_steps: T_in, retain batches per cycle.
+        lr: eta of the retain steps.
+        forget_lr: beta of the forget step (None = lr, and its schedule).
+        forget_weight: the factor on the forget loss at the start.
+        forget_decay: its course over the cycles.
+        lr_decay: course of ``lr`` over the retain steps ("cosine" or "constant").
+        slow_lr: alpha.
+        temperature: lambda.
+        loss_floor: smallest loss used in a weight.
+        threshold: gamma; None = every weight is salient, and no Fisher is estimated.
+        zero_over_zero: whether weights whose Fishers are both exactly 0 are selected too
+            (``SaliencyMask.from_fisher``).
+        estimator: how the Fisher is estimated (``estimate_fisher``).
+        forget_updates_buffers: whether forget batches enter BatchNorm's running statistics. Buffers
+            are never masked and never interpolated.
         optimizer, momentum, betas, weight_decay, max_norm, moments, mask_semantics: see SFRonSGD,
-        SFRonAdamW.
+            SFRonAdamW.
+
     Raises:
         ValueError: a value out of range, by name.
     """
@@ -74,7 +81,7 @@ class Recipe:
 
     @classmethod
     def paper(cls, **overrides: Any) -> "Recipe":
-        """The paper's algorithm (README, "Equations"): plain forget step, linear decay, sample
+        """The paper's algorithm (docs/equations.md): plain forget step, linear decay, sample
         Fisher, slow step.
         """
         return cls._with({"name": "SFR-on (paper)", "forget_lr": 0.01, "slow_lr": 0.5}, overrides)

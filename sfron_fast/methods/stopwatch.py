@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Do not count this block; inside another pause, or outside the `with`, it changes nothing."""
+        """Do not count this block; in another pause, or outside the `with`, it changes nothing."""
         running = self._start is not None
         self._total, self._start = self.seconds, None
         try:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is asked of a model whatever it computes: names, digests, modes, buffers."""

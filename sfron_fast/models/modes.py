@@ -60,8 +60,9 @@ def recording(model: nn.Module) -> Iterator[None]:
     """Autograd records inside, also for a caller under ``torch.no_grad`` or
     ``torch.inference_mode``.
 
-    Raises: ValueError: the model was made under ``torch.inference_mode``; autograd can never record
-        for it.
+    Raises:
+        ValueError: the model was made under ``torch.inference_mode``; autograd can never record for
+            it.
     """
     never = [name for name, parameter in model.named_parameters() if parameter.is_inference()]
     require(

@@ -134,9 +134,10 @@ def sgd_step_(
     """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update,
     interpolate.
 
-    Args: params, grads: tensors of equal shape, dtype, device. momentum_buffers: parameter-shaped,
-        fp32 or the parameter's dtype, beside fp32 also bf16; ``first`` marks
-            them uninitialised.
+    Args:
+        params, grads: tensors of equal shape, dtype, device.
+        momentum_buffers: parameter-shaped, fp32 or the parameter's dtype, beside fp32 also bf16;
+            ``first`` marks them uninitialised.
         masks: packed uint8 [ceil(n / 8)] each; deselected gradients count as zero, and with
             ``freeze_masked`` their weights and state keep their bits.
         norm: fp32 [], from ``masked_grad_norm``; clips to ``max_norm``; not finite = the update is
@@ -149,6 +150,7 @@ def sgd_step_(
         numbers: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
             numbers, so that a captured CUDA graph follows a schedule.
         skipped: int64 [] there, one more if the update is skipped.
+
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
     """

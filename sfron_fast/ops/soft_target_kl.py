@@ -174,13 +174,14 @@ def soft_target_kl(
     What students of a teacher minimise (Hinton et al. 2015): the bad teacher of BT, and SCRUB,
     which ascends it too.
 
-    Args: logits: [samples, classes]; fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
+    Args:
+        logits: [samples, classes]; fp32, bf16, fp16 or fp64; the arithmetic is at least fp32.
         teacher_logits: of the same shape and dtype; must not require grad. -inf forbids a class,
-        which then adds
-            nothing; where only ``logits`` forbid it the loss is inf.
+            which then adds nothing; where only ``logits`` forbid it the loss is inf.
         weights: [samples], detached, any sign (negative = ascent); None = 1 / samples each. Rows of
             weight 0 have no part in anything, whatever their logits.
         temperature: T > 0. T^2 keeps the gradient's size independent of it.
+
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device or range.
     """

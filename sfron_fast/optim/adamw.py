@@ -39,12 +39,10 @@ def check_betas(betas: Any) -> None:
 class SFRonAdamW(SFRonOptimizer):
     """torch.optim.AdamW (or, with ``decoupled_weight_decay=False``, Adam) with a forget step.
 
-    Args: lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as
-        torch.optim.AdamW / Adam;
-            betas are numbers.
-        The others: as SFRonSGD.
-    One step count per parameter serves the bias correction of forget and retain steps
-    (``moments="shared"``).
+    Args:
+        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as
+            torch.optim.AdamW / Adam; betas are numbers. The others: as SFRonSGD. One step count per
+            parameter serves the bias correction of forget and retain steps (``moments="shared"``).
     """
 
     stock = torch.optim.AdamW

@@ -38,9 +38,9 @@ def step_in_backward(optimizer: SFRonOptimizer) -> Iterator[None]:
     An error during backward, also one raised by a check here, leaves the step half done: go on from
     a checkpoint.
 
-    Raises: ValueError: a group with ``clip_retain``; a setting, parameter or state that a step
-        would refuse, before the
-            first weight moves. A gradient can only be looked at when it comes.
+    Raises:
+        ValueError: a group with ``clip_retain``; a setting, parameter or state that a step would
+            refuse, before the first weight moves. A gradient can only be looked at when it comes.
         RuntimeError: gradients left from before; the step before was not closed; a weight got a
             second gradient; a job of several ranks whose parameters are not sharded, which nothing
             would reduce in time.

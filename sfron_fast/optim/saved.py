@@ -90,9 +90,10 @@ class Resumable(GroupedOptimizer):
         they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr,
         moments, mask_semantics, state_dtype.
 
-        Raises: ValueError: the state was saved under another mask, a masked group with other names
-            or in another order,
-                of a run that forgets with other settings, or with settings that cannot be.
+        Raises:
+            ValueError: the state was saved under another mask, a masked group with other names or
+                in another order, of a run that forgets with other settings, or with settings that
+                cannot be.
         """
         ours = self.saliency.digest() if self.saliency is not None else None
         for group in state_dict["param_groups"]:

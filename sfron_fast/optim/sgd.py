@@ -21,11 +21,11 @@ from .validation import MaskSemantics, Moments
 class SFRonSGD(SFRonOptimizer):
     """torch.optim.SGD with a forget step: the authors' optimizer for ResNet-18.
 
-    Args: params: ``model.named_parameters()`` (needed with ``saliency``), parameters, or groups.
+    Args:
+        params: ``model.named_parameters()`` (needed with ``saliency``), parameters, or groups.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD. lr,
-        forget_lr, weight_decay
-            and slow_lr may be tensors of one element: the device reads them, no step waits for
-            them.
+            forget_lr, weight_decay and slow_lr may be tensors of one element: the device reads
+            them, no step waits for them.
         foreach, fused: as torch.optim.SGD; each step is one fused pass whatever they say. With
             ``fused=True`` GradScaler leaves scale and overflow to the step, as torch's does.
         differentiable: False; the fused step cannot be differentiated.
@@ -35,7 +35,7 @@ class SFRonSGD(SFRonOptimizer):
         saliency: which weights a forget step changes; None = all.
         forget_lr: learning rate beta of the forget step; None = ``lr``.
         max_norm: clip of the masked gradient norm in forget steps, in retain steps only with
-        ``clip_retain``.
+            ``clip_retain``.
         retain_steps: T_in, calls of ``step()`` that close a cycle.
         slow_lr: alpha in (0, 1]; 1 keeps the fast weights, costs nothing and allocates nothing.
             Change it between cycles; inside one only if it is below 1 before and after.
@@ -48,8 +48,11 @@ class SFRonSGD(SFRonOptimizer):
             low-precision parameters; torch.bfloat16 for half the memory beside fp32 ones. AdamW's
             averages are then rounded so that nothing is lost over the steps
             (``reference.dithered``); SGD's momentum to nearest, so not above 0.99.
-    Raises: ValueError: naming the argument, what was expected and what was found. RuntimeError:
-        ``differentiable``, or ``foreach`` and ``fused`` together (torch's type of error).
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found.
+        RuntimeError: ``differentiable``, or ``foreach`` and ``fused`` together (torch's type of
+            error).
     """
 
     stock = torch.optim.SGD

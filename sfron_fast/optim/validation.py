@@ -133,8 +133,9 @@ def loaded_group(mine: dict[str, Any], saved: dict[str, Any], begun: bool) -> di
     In a state of a run that has not ``begun`` to forget, nobody has chosen settings for it: they
     stay this optimizer's.
 
-    Raises: ValueError: the run has, with other ones than this optimizer's; those that schedules
-        move are the run's.
+    Raises:
+        ValueError: the run has, with other ones than this optimizer's; those that schedules move
+            are the run's.
     """
     if not begun:
         saved = {

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Which weights hold what is to be forgotten: Fishers, and the masks made of them."""

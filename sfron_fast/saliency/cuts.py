@@ -1,4 +1,4 @@
-"""How two sets were cut into batches, which decides how two Fishers of squared batch means compare."""
+"""How two sets were cut into batches, by which Fishers of squared batch means compare."""
 
 from collections.abc import Mapping
 from typing import Any

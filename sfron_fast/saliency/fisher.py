@@ -29,7 +29,7 @@ LossFn = Callable[[Any, Tensor], Tensor]
 
 
 class Fisher(dict[str, Tensor]):
-    """Parameter name -> fp32 tensor of the parameter's shape, with ``metadata`` on how it was made."""
+    """Parameter name -> fp32 tensor of its shape, with ``metadata`` on how it was made."""
 
     def __init__(self, values: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
         super().__init__(values)
@@ -231,7 +231,7 @@ def _add_squares(values: dict[str, Tensor], grads: dict[str, Tensor], weight: fl
 def _go_on(
     start: Fisher, values: dict[str, Tensor], estimator: Estimator, digest: str
 ) -> tuple[int, int, int]:
-    """Put the sums of an earlier estimate into ``values``; its samples, batches and largest batch."""
+    """The sums of an earlier estimate into ``values``; its samples, batches, largest batch."""
     theirs = {"estimator": start.metadata.get("estimator"), "model": start.metadata.get("model")}
     ours = {"estimator": estimator, "model": digest}
     require(theirs == ours, "start", f"an estimate with {ours}", theirs)

@@ -1,4 +1,6 @@
-"""SaliencyMask: which weights a forget step may change, one bit each (README equation 3, paper m)."""
+"""SaliencyMask: which weights a forget step may change, one bit each (docs/equations.md, equation
+3; paper m).
+"""
 
 import hashlib
 import logging
@@ -16,6 +18,7 @@ from ..errors import by_keyword, number, require
 from ..models.names import canonical_names, possible_names
 from ..ops import reference
 from .mask_file import load_mask, save_mask
+from .matching import check_matched, entries_of
 from .selection import (
     checked_fishers,
     largest,
@@ -25,6 +28,7 @@ from .selection import (
     without_zeros,
 )
 from .shards import local_bits, whole_bits
+from .storage import stored
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class SaliencyMask(Mapping[str, Tensor]):
             require(
                 ok, f"bits[{name!r}]", f"uint8 [{size}]", f"{packed.dtype} {list(packed.shape)}"
             )
-        self._stores, self._bits = _stored(given)
+        self._stores, self._bits = stored(given)
         self._check_spare_bits()
 
     def _check_spare_bits(self) -> None:
@@ -135,11 +139,16 @@ class SaliencyMask(Mapping[str, Tensor]):
         Weights no gradient reached are never selected. Where both Fishers are exactly 0 although a
         gradient exists (dead weights, tokens never seen, a fresh ``lora_A``) the data say nothing.
 
-        Args: forget, retain: name -> fp32 Fisher of the parameter's shape (``estimate_fisher``, or
-            any mapping). threshold: gamma > 0. zero_over_zero: whether 0 / 0 counts as the ratio 1,
-            as in the authors' code, and is selected up to threshold 1; else it is not selected.
-        Raises: ValueError: different names, shapes or estimators, a threshold out of range, a
-            non-finite Fisher.
+        Args:
+            forget, retain: name -> fp32 Fisher of the parameter's shape (``estimate_fisher``, or
+                any mapping).
+            threshold: gamma > 0.
+            zero_over_zero: whether 0 / 0 counts as the ratio 1, as in the authors' code, and is
+                selected up to threshold 1; else it is not selected.
+
+        Raises:
+            ValueError: different names, shapes or estimators, a threshold out of range, a
+                non-finite Fisher.
         """
         threshold = number("threshold", threshold, 0.0, open_low=True)
         names = checked_fishers(forget, retain)
@@ -198,18 +207,6 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     # --- using it ---------------------------------------------------------------------------------
 
-    def _entries(self, names: list[str]) -> dict[str, str]:
-        """The entry for each parameter that has one; where two would share one, it is the nearer
-        name's.
-        """
-        found: dict[str, tuple[int, str]] = {}
-        for name in names:
-            for distance, possible in enumerate(possible_names(name)):
-                if possible in self._bits:
-                    found[possible] = min(found.get(possible, (distance, name)), (distance, name))
-                    break
-        return {name: entry for entry, (_, name) in found.items()}
-
     def coverage(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]]
     ) -> dict[str, list[str]]:
@@ -217,7 +214,7 @@ class SaliencyMask(Mapping[str, Tensor]):
         "unused".
         """
         names = [n for n, _ in named_parameters]
-        entries = self._entries(names)
+        entries = entries_of(names, self._bits)
         used = set(entries.values())
         return {
             "matched": [n for n in names if n in entries],
@@ -231,9 +228,9 @@ class SaliencyMask(Mapping[str, Tensor]):
 
         Of a DTensor the mask of the local shard.
 
-        Raises: ValueError: a parameter without mask, or a mask of another shape; both mean another
-            model's mask. An edit
-                that has set bits of no weight.
+        Raises:
+            ValueError: a parameter without mask, or a mask of another shape; both mean another
+                model's mask. An edit that has set bits of no weight.
         """
         if self.version != self._sound:
             self._check_spare_bits()
@@ -242,23 +239,8 @@ class SaliencyMask(Mapping[str, Tensor]):
         _log.info(
             "saliency: %s", ", ".join(f"{len(names)} {kind}" for kind, names in coverage.items())
         )
-        missing = coverage["unmatched"]
-        if missing:
-            frozen = not any(p.requires_grad for n, p in named if n in missing)
-            remedy = (
-                "they are frozen: pass only parameters with requires_grad"
-                if frozen
-                else (
-                    "build it on this model as it is trained, adapters included, or put unmasked"
-                    " parameters in a group with masked=False"
-                )
-            )
-            raise ValueError(
-                f"saliency: expected a mask for each of {len(named)} parameters, found none for"
-                f" {len(missing)} ({_some(missing)}); the mask is for {len(self)}"
-                f" ({_some(list(self))}); {remedy}"
-            )
-        entries = self._entries([n for n, _ in named])
+        check_matched(named, coverage["unmatched"], list(self))
+        entries = entries_of([n for n, _ in named], self._bits)
         for name, parameter in named:
             shape = self.shapes[entries[name]]
             require(
@@ -328,29 +310,3 @@ class SaliencyMask(Mapping[str, Tensor]):
             ValueError: not a mask file, truncated, or changed since it was written.
         """
         return load_mask(path, cls)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-
-
-def _stored(bits: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The bits copied into one tensor per device, and each entry's part of it: an edit of one shows
-    in one version.
-    """
-    total: dict[torch.device, int] = {}
-    places = {}
-    for name, packed in bits.items():
-        places[name] = start = (
-            -(-total.get(packed.device, 0) // 16) * 16
-        )  # so that kernels may load 16 bytes
-        total[packed.device] = start + packed.numel()
-    with torch.inference_mode(False), torch.no_grad():
-        stores = {
-            device: torch.zeros(size, dtype=torch.uint8, device=device)
-            for device, size in total.items()
-        }
-        parts = {
-            n: stores[b.device][places[n] : places[n] + b.numel()].copy_(b) for n, b in bits.items()
-        }
-    return list(stores.values()), parts

@@ -86,7 +86,7 @@ class Task:
         raise self._lacks("logits")
 
     def targets(self, batch: Any) -> Tensor:
-        """What the batch says of its samples [samples, ...]: labels, or whether each is forgotten."""
+        """What the batch says of its samples [samples, ...]: labels, or which are forgotten."""
         raise self._lacks("targets")
 
     def correct(self, outputs: Any, batch: Any, name: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 import sfron_fast as sf
 from sfron_fast.data.batches import each_tensor, move
-from sfron_fast.evaluation.metrics import predict
+from sfron_fast.evaluation import predict
 
 Pair = namedtuple("Pair", "x scale")
 

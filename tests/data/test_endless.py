@@ -11,8 +11,8 @@ from models import build, data, random_mask
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import sfron_fast as sf
+from sfron_fast import evaluation
 from sfron_fast.data.endless import EndlessLoader, random_state, set_random_state
-from sfron_fast.evaluation import metrics as evaluation
 
 SAMPLES = 8
 

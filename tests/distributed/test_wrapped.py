@@ -200,7 +200,9 @@ def unlearning_wrapped():
     ddp = DistributedDataParallel(net())
     for model in (ddp, compiled(ddp), shard(net()), gathered, flat):
         before = [whole(p).clone() for p in model.parameters()]
-        with pytest.raises(ValueError, match=r"model: expected one of this process alone.*many-gpus"):
+        with pytest.raises(
+            ValueError, match=r"model: expected one of this process alone.*many-gpus"
+        ):
             unlearn(model, retain=batches, forget=batches, recipe=Recipe.paper(threshold=None))
         assert all(map(torch.equal, before, map(whole, model.parameters())))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfron_fast.evaluation import metrics as ev
+from sfron_fast import evaluation as ev
 
 
 def make(logits, labels):

@@ -12,7 +12,7 @@ import torch
 from paths import ROOT
 from torch import nn
 
-from sfron_fast.evaluation import metrics as ev
+from sfron_fast import evaluation as ev
 from sfron_fast.methods.stopwatch import Stopwatch
 
 
@@ -223,7 +223,7 @@ def test_evaluate_refuses_another_kind_of_reference():
 
 
 def test_importing_evaluation_needs_no_scikit_learn():
-    code = "import sys; sys.modules['sklearn'] = None; import sfron_fast.evaluation.metrics"
+    code = "import sys; sys.modules['sklearn'] = None; import sfron_fast.evaluation"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

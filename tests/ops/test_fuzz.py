@@ -32,7 +32,9 @@ CLEAR = re.compile(
     re.S,
 )
 LONG = 60
-pytestmark = pytest.mark.filterwarnings("ignore:.*step found no gradients:RuntimeWarning")  # drawn on purpose
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*step found no gradients:RuntimeWarning"
+)  # drawn on purpose
 
 
 def cases(count: int, shards: int = 1):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sfron_fast as sf
-from sfron_fast.evaluation import metrics
+from sfron_fast import evaluation
 from sfron_fast.methods import salun, scrub, selective_amnesia
 
 NAMED = [
@@ -28,10 +28,10 @@ NAMED = [
         "PairedLoader(forget=..., retain=..., batch_size=..., retain_steps=...)",
     ),
     (sf.evaluate, 1, "evaluate(model, forget=..., retain=..., holdout=...)"),
-    (metrics.collect, 1, "collect(model, forget=..., retain=..., holdout=...)"),
-    (metrics.mia_entropy, 0, "mia_entropy(forget=..., retain=..., holdout=...)"),
+    (evaluation.collect, 1, "collect(model, forget=..., retain=..., holdout=...)"),
+    (evaluation.mia_entropy, 0, "mia_entropy(forget=..., retain=..., holdout=...)"),
     (
-        metrics.mia_modified_entropy,
+        evaluation.mia_modified_entropy,
         0,
         "mia_modified_entropy(forget=..., retain=..., holdout=...)",
     ),
