@@ -12,10 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# torch's decorators lie between the caller and an optimizer
 PASSED = (
     __name__.partition(".")[0],
     "torch",
-)  # torch's decorators lie between the caller and an optimizer
+)
 
 
 def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:

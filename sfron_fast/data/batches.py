@@ -40,9 +40,8 @@ def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record: Any = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(
-                record, field.name, each_tensor(getattr(value, field.name), change)
-            )  # frozen ones too
+            # frozen ones too
+            object.__setattr__(record, field.name, each_tensor(getattr(value, field.name), change))
         return record
     return value
 

@@ -199,9 +199,8 @@ class EndlessLoader:
             self._begin()
             for left in range(state["drawn"], 0, -1):
                 if left == 1:
-                    set_random_state(
-                        state["before"]
-                    )  # what it draws in loading samples, it draws again
+                    # what it draws in loading samples, it draws again
+                    set_random_state(state["before"])
                 found = next(self._iterator, None) if left > 1 else self._draw()
                 require(
                     found is not None,

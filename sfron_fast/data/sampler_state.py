@@ -24,9 +24,8 @@ GENERATORS = (
     random.Random,
 )
 PLAIN = (bool, int, float, str, type(None))
-SETTINGS = frozenset(
-    vars(DataLoader(Dataset()))
-)  # of DataLoader itself: nothing in them counts passes
+# of DataLoader itself: nothing in them counts passes
+SETTINGS = frozenset(vars(DataLoader(Dataset())))
 
 
 def _owners(loader: Any) -> dict[str, Any]:

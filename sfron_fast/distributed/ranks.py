@@ -32,9 +32,8 @@ def shared(model: nn.Module) -> bool:
 
 def _sharded_modules(model: nn.Module) -> list[Any]:
     """Those that ``fully_shard`` was applied to."""
-    fsdp = sys.modules.get(
-        "torch.distributed.fsdp"
-    )  # nobody has imported it: nothing is sharded by it
+    # nobody has imported it: nothing is sharded by it
+    fsdp = sys.modules.get("torch.distributed.fsdp")
     return (
         []
         if fsdp is None
@@ -50,9 +49,8 @@ class Ranks:
     def __init__(self, model: nn.Module, group: Any) -> None:
         check_whole(list(model.parameters()))
         bare = getattr(model, "_orig_mod", model)  # of torch.compile
-        self.model: Any = (
-            bare.module if isinstance(bare, DDP) else model
-        )  # DDP has no use for autograd.grad
+        # DDP has no use for autograd.grad
+        self.model: Any = bare.module if isinstance(bare, DDP) else model
         for module in _sharded_modules(
             model
         ):  # without a backward the root stays gathered, and looks plain
@@ -86,9 +84,8 @@ class Ranks:
             "apply fully_shard to the model itself too",
         )
         meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if is_sharded(p)}
-        self.device = torch.device(
-            next(iter(meshes)).device_type, self.device.index
-        )  # also for offloaded weights
+        # also for offloaded weights
+        self.device = torch.device(next(iter(meshes)).device_type, self.device.index)
         for mesh in meshes:
             require(
                 mesh.size() == self.size,

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..errors import require
 
-Layout = tuple[
-    Any, tuple[int, ...]
-]  # a device mesh, and those of its dimensions that split the tensor
+# a device mesh, and those of its dimensions that split the tensor
+Layout = tuple[Any, tuple[int, ...]]
 FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 Place = tuple[torch.device, Layout | None]

@@ -48,9 +48,8 @@ def kl_divergence(reference: Predictions, unlearned: Predictions) -> float:
     )
     require(same, "kl_divergence", expected, found, "use shuffle=False and no random augmentation")
     p, q = a.logits.double().log_softmax(1), b.logits.double().log_softmax(1)
-    terms = torch.where(
-        p == -torch.inf, 0.0, p.exp() * (p - q)
-    )  # a class that the reference switches off adds nothing
+    # a class that the reference switches off adds nothing
+    terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))
     # Rounding can leave a sample a few 1e-17 below zero.
     return float(terms.sum(1).clamp_min(0.0).mean())
 

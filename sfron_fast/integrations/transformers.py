@@ -156,9 +156,8 @@ class ForgetCallback(TrainerCallback):
                     -weight * accelerator.gradient_accumulation_steps * normaliser * loss
                 )
             total, loss_sum = total + normaliser, loss_sum + normaliser * loss.detach()
-        total, loss_sum = (
-            accelerator.reduce(t, reduction="mean") for t in (total, loss_sum)
-        )  # as DDP the gradients
+        # as DDP the gradients
+        total, loss_sum = (accelerator.reduce(t, reduction="mean") for t in (total, loss_sum))
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= total

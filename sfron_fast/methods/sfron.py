@@ -160,9 +160,8 @@ class Recipe:
             "slow_lr",
         ):
             value = getattr(self, name)
-            object.__setattr__(
-                self, name, None if value is None else float(value)
-            )  # checkpoints hold plain numbers
+            # checkpoints hold plain numbers
+            object.__setattr__(self, name, None if value is None else float(value))
         object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
     def replace(self, **overrides: Any) -> "Recipe":

@@ -10,11 +10,12 @@ from torch import nn
 
 from ..distributed.shards import whole
 
+# no model calls its own so
 _WRAPPERS = (
     "_orig_mod",
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
-)  # no model calls its own so
+)
 _PEFT = "base_model.model"
 _PERHAPS = ("module", "base_layer", _PEFT)  # put in by DataParallel or PEFT, or the model's own
 _FEW = 6  # of them in a name; of more, all or none are taken for a wrapper's

@@ -78,9 +78,8 @@ def portion(log_normaliser: Tensor, group: Any) -> Tensor:
     everyone = own.new_empty(ranks)
     torch.distributed.all_gather_into_tensor(everyone, own, group=group)
     portion = (own[0] - everyone.logsumexp(dim=0)).exp() * ranks
-    return torch.where(
-        own[0] == -math.inf, 0.0, portion
-    )  # no labelled sample here, nor perhaps anywhere
+    # no labelled sample here, nor perhaps anywhere
+    return torch.where(own[0] == -math.inf, 0.0, portion)
 
 
 def nothing_of(source: Tensor, group: Any) -> Tensor:

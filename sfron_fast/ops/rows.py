@@ -19,9 +19,8 @@ from .dtypes import accumulate_dtype, only_reference
 def transformed() -> bool:
     """True inside a transform of ``torch.func``, eager or compiled."""
     functorch = torch._C._functorch
-    return isinstance(
-        functorch.peek_interpreter_stack(), functorch.CInterpreter
-    )  # to Dynamo None is not None
+    # to Dynamo None is not None
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
 def torch_looks_inside() -> bool:

@@ -29,9 +29,8 @@ def grad_multiplier(
     if grad_scale is not None:
         factor = factor / grad_scale.reshape(()).to(device=device, dtype=dtype)
     if norm is not None:
-        limit = torch.full((), max_norm, dtype=torch.float64, device=device).to(
-            dtype
-        )  # beyond its range: inf
+        # beyond its range: inf
+        limit = torch.full((), max_norm, dtype=torch.float64, device=device).to(dtype)
         factor = factor * (
             limit / (norm.reshape(()).to(device=device, dtype=dtype) + CLIP_EPS)
         ).clamp(max=1.0)
@@ -84,9 +83,8 @@ def each(
     )
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if slow_save:
-            slow_save[i].copy_(
-                param
-            )  # lazily: the weights a cycle starts from, stored by its forget step
+            # lazily: the weights a cycle starts from, stored by its forget step
+            slow_save[i].copy_(param)
         yield i, param, grad, selected_bits(masks, i, param)
 
 

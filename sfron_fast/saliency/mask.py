@@ -28,7 +28,7 @@ from .selection import (
     without_zeros,
 )
 from .shards import local_bits, whole_bits
-from .storage import stored
+from .storage import check_bits, stored
 
 _log = logging.getLogger(__name__)
 
@@ -61,16 +61,7 @@ class SaliencyMask(Mapping[str, Tensor]):
             "names that differ also without wrappers' prefixes",
             sorted(bits),
         )
-        for name, packed in given.items():
-            whole_numbers = all(
-                type(size) is int and 0 <= size < 2**63 for size in self.shapes[name]
-            )
-            require(whole_numbers, f"shapes[{name!r}]", "integers >= 0", self.shapes[name])
-            size = (math.prod(self.shapes[name]) + 7) // 8
-            ok = packed.dtype == torch.uint8 and packed.shape == (size,)
-            require(
-                ok, f"bits[{name!r}]", f"uint8 [{size}]", f"{packed.dtype} {list(packed.shape)}"
-            )
+        check_bits(given, self.shapes)
         self._stores, self._bits = stored(given)
         self._check_spare_bits()
 
@@ -273,15 +264,12 @@ class SaliencyMask(Mapping[str, Tensor]):
         """Coverage and density per parameter as an aligned table, totals last."""
         counts = self.counts()
         width = max([len(n) for n in counts] + [5])
+        lines = [(n, self.size(n), count) for n, count in counts.items()]
+        lines.append(("total", sum(map(self.size, counts)), sum(counts.values())))
         rows = [f"{'':{width}}  {'weights':>12}  {'selected':>12}  {'density':>8}"]
-        total = (sum(map(self.size, counts)), sum(counts.values()))
-        for name, size, count in [
-            *((n, self.size(n), c) for n, c in counts.items()),
-            ("total", *total),
-        ]:
-            rows.append(
-                f"{name:{width}}  {size:12,}  {count:12,}  {100 * count / max(size, 1):7.2f}%"
-            )
+        for name, size, count in lines:
+            share = 100 * count / max(size, 1)
+            rows.append(f"{name:{width}}  {size:12,}  {count:12,}  {share:7.2f}%")
         return "\n".join(rows)
 
     # --- on disk ----------------------------------------------------------------------------------

@@ -26,9 +26,8 @@ def save_mask(mask: Any, path: str | os.PathLike[str]) -> None:
         "digest": mask.digest(),
         "provenance_digest": _sha256(provenance),
     }
-    bits = {
-        name: packed.cpu().clone() for name, packed in mask.items()
-    }  # safetensors wants memory for each
+    # safetensors wants memory for each
+    bits = {name: packed.cpu().clone() for name, packed in mask.items()}
     write_whole(Path(path), lambda temporary: save_file(bits, temporary, metadata=header))
 
 

@@ -74,6 +74,9 @@ def names(heading):
         given["forget_weight"] = lambda number: 1.0 - number / 300
     if heading == "One label per sample":
         given |= {"logits": model(x) * 1.0, "labels": y}
+    if heading == "Tasks":
+        for side, batches in (("forget", forget), ("retain", retain)):
+            given[f"{side}_dicts"] = [{"x": x, "y": y.float()} for x, y in batches]
     return given
 
 
