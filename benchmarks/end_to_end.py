@@ -21,10 +21,10 @@ import sfron_fast as sf
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
-from .arms import MAX_NORM
+from .cases.arms import MAX_NORM
+from .cases.models import Decoder, ResNet18
+from .cases.saliency_cases import stock_mask
 from .harness import Row, difference, make_row
-from .models import Decoder, ResNet18
-from .saliency_cases import stock_mask
 from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1

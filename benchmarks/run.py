@@ -26,7 +26,8 @@ import torch
 
 from sfron_fast.ops import native
 
-from . import end_to_end, harness, list_cases, row_cases
+from . import end_to_end, harness
+from .cases import list_cases, row_cases
 from .harness import Arm, Case, Row
 from .timer import Clock, Contest, first_line, freed, give_back
 

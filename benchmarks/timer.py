@@ -226,7 +226,7 @@ def replayed(arm: Arm, device: str) -> Arm:
     """The arm as a replayed CUDA graph; checked on its first replay, so the others must be
     ``warmed``.
     """
-    from .arms import change
+    from .cases.arms import change
 
     name = f"{arm.name}, graph"
     if device != "cuda":

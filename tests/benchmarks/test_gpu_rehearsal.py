@@ -17,15 +17,16 @@ import pytest
 import torch
 from cases import only_long
 
-from benchmarks import arms as bench_arms
-from benchmarks import gpu_run, harness, plots, readme
+from benchmarks import harness, plots, readme
 from benchmarks import run as bench
-from benchmarks.arms import STOCK
-from benchmarks.gpu_run import Step, Summary, run_all
+from benchmarks.cases import arms as bench_arms
+from benchmarks.cases.arms import STOCK
+from benchmarks.cases.lists import dit_xl2, resnet18
+from benchmarks.cases.peers import PEERS
 from benchmarks.harness import Arm, Row
-from benchmarks.lists import dit_xl2, resnet18
-from benchmarks.peers import PEERS
 from benchmarks.timer import Clock, Contest, cpu_allocations, turns
+from benchmarks.tools import gpu_run
+from benchmarks.tools.gpu_run import Step, Summary, run_all
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import guard
+from benchmarks.tools import guard
 
 
 def row(case, arm, ms):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kernels_report, kernels_table, sass, sass_loops
+from benchmarks.tools import kernels_report, kernels_table, sass, sass_loops
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 

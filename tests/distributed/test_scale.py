@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import scale
+from benchmarks.tools import scale
 from sfron_fast import SFRonAdamW
 
 KINDS = {

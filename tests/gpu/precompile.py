@@ -35,7 +35,7 @@ def calls() -> list[Call]:
     import sanitize
     import test_triton_ops as tests
 
-    from benchmarks.row_cases import ENTROPIES, SQUARES, TARGETS
+    from benchmarks.cases.row_cases import ENTROPIES, SQUARES, TARGETS
 
     shapes = {
         "cross_entropy": [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sfron_fast as sf
 
-from .harness import Arm, uncounted
+from ..harness import Arm, uncounted
 from .lists import Shape, weights
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}

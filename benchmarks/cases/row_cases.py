@@ -12,9 +12,9 @@ from torch import Tensor
 
 import sfron_fast as sf
 
+from ..harness import Arm, Case
+from ..timer import rotating
 from . import arms
-from .harness import Arm, Case
-from .timer import rotating
 
 TEMPERATURE, FLOOR = 0.5, 1e-6
 ROTATED = 1 << 27  # bytes of inputs that one arm goes through

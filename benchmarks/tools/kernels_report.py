@@ -1,7 +1,7 @@
 """Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU, and reads the machine
 code.
 
-`python -m benchmarks.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel,
+`python -m benchmarks.tools.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel,
 and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if one
 that streams over the list does not load (and store) 16 bytes at once, takes too many instructions
 for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing. `make
@@ -23,7 +23,7 @@ from pathlib import Path
 from . import sass
 from .sass_loops import Loop, streaming
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("csrc/*/*.cu"))
 ARCHS = ("80", "90", "100")
 TIMED = "90"  # whose processor sass.py knows

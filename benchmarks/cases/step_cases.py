@@ -11,11 +11,11 @@ from torch import Tensor
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
+from ..harness import Arm, Case
+from ..timer import replayed, warmed
 from . import arms
 from .arms import ADAMW, MAX_NORM, SGD, Problem
-from .harness import Arm, Case
 from .lists import Shape, weights
-from .timer import replayed, warmed
 
 SWEEP = "sweep, "
 # least bytes a weight of a step; a clip reads gradient and mask twice, a pair stores and reads slow

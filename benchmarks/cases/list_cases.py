@@ -2,7 +2,7 @@
 
 import torch
 
-from .harness import Case
+from ..harness import Case
 from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
 from .peers import peer_case
 from .saliency_cases import fisher_case, mask_case

@@ -9,9 +9,9 @@ from torch import Tensor
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
+from ..harness import Arm, Case
 from . import arms
 from .arms import Problem
-from .harness import Arm, Case
 from .lists import Shape, weights
 
 
