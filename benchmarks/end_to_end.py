@@ -28,10 +28,8 @@ from .harness import Row, difference, make_row
 from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1
-RETAIN_STEPS = {
-    "ResNet-18": 5,
-    "decoder": 1,
-}  # a cycle: of the authors' code for classifiers and for diffusion models
+# a cycle: of the authors' code for classifiers and for diffusion models
+RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -108,9 +106,8 @@ class Stock:
         self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
     ) -> None:
         self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
-        self.masks = [
-            mask.float() for mask in masks.values()
-        ]  # faster than bool: one kernel for many tensors
+        # faster than bool: one kernel for many tensors
+        self.masks = [mask.float() for mask in masks.values()]
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind], fused=True)
         self.slow_weights = [p.detach().clone() for p in self.params]

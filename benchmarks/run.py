@@ -128,9 +128,8 @@ class Run:
             )
             del made, agreeing
             if turn + 1 < len(groups):
-                good = {
-                    i: arm for i, arm in good.items() if i in (0, group[-1])
-                }  # go on to the next group
+                # go on to the next group
+                good = {i: arm for i, arm in good.items() if i in (0, group[-1])}
                 give_back(self.device)
         return contest.rows([names[i] for i in sorted(names)])
 

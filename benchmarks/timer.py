@@ -78,9 +78,8 @@ class Clock:
             run()
             self.wait()
         mine = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        return sum(
-            not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine
-        )  # names of ranges
+        # names of ranges
+        return sum(not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine)
 
     def peak_mb(self, run: Callable[[], Any]) -> float:
         """What one call allocates at most, beside what is there already."""

@@ -126,9 +126,8 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
 
 def peer_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     """Last too: torchao compiles, and importing a package may change what runs after it."""
-    name, shapes = (
-        ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())
-    )  # all arms fit at once
+    # all arms fit at once
+    name, shapes = ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())
     chosen = [(name, shapes, "adamw"), (name, shapes, "sgd")]
     if kind == "cuda":
         chosen.append(("10,000 x 64", small_tensors(10_000, 64), "sgd"))

@@ -131,9 +131,8 @@ def compiled_case(name: str, shapes: list[Shape], kind: str, device: str, backen
         partial(compiled_stock, shapes, kind, device, backend),
         partial(arms.ours, shapes, kind, "forget", device=device),
     ]
-    return Case(
-        f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes)
-    )  # time to compile
+    # time to compile
+    return Case(f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes))
 
 
 def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:

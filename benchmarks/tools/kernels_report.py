@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("csrc/*/*.cu"))
 ARCHS = ("80", "90", "100")
 TIMED = "90"  # whose processor sass.py knows
+# as setup.py
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -35,7 +36,7 @@ FLAGS = [
     "-prec-sqrt=true",
     "-ftz=false",
     "-Icsrc",
-]  # as setup.py
+]
 SINGLE_BLOCK = ("masked_grad_norm_finish_kernel",)  # a handful of partial sums: nothing to stream
 READ_ONLY = ("masked_grad_norm_kernel", "saliency_mask_kernel")  # write scalars or bytes of a mask
 
@@ -52,9 +53,8 @@ class Kernel:
     shared: int = 0
     threads: int = 0  # of a block
     accesses: dict[str, int] = field(default_factory=dict)
-    loops: list[Loop] = field(
-        default_factory=list
-    )  # that stream, one for each combination of element types
+    # that stream, one for each combination of element types
+    loops: list[Loop] = field(default_factory=list)
 
     @property
     def streams(self) -> bool:

@@ -42,11 +42,8 @@ MACHINE = {  # name: (value, unit, where from)
     "hash": (1.5e9, "bytes/s of SHA-256 on a core", GUESS),
 }
 NODE = 8
-GATHERED, REDUCED, STORED = (
-    2,
-    4,
-    4,
-)  # bytes a weight: bf16 all-gather, fp32 reduce-scatter, fp32 shards
+# bytes a weight: bf16 all-gather, fp32 reduce-scatter, fp32 shards
+GATHERED, REDUCED, STORED = 2, 4, 4
 MASK, NORM = 1 / 8, 8  # bytes: a weight's bit; the fp64 sum of squares
 
 
@@ -132,9 +129,8 @@ def seconds(model: Model, gpus: int, retain_steps: int) -> dict[str, float]:
     per_weight = FLOORS["adamw", "pair"] + (retain_steps - 1) * FLOORS["adamw", "plain"]
     shard = (model.layers * padded(model.layer, gpus) + padded(model.rest, gpus)) / gpus
     collectives = 3 * model.layers + 2 if gpus > 1 else 0  # the rest stays gathered
-    whole = (
-        traffic * gpus / max(1, gpus - 1)
-    )  # a node takes in what the others have, once, and spreads it itself
+    # a node takes in what the others have, once, and spreads it itself
+    whole = traffic * gpus / max(1, gpus - 1)
     return {
         "operations": steps * 8 * model.weights * m["tokens"] / (m["flops"] * m["utilised"]),
         "NVLink": traffic / (m["nvlink"] * m["achieved"]),

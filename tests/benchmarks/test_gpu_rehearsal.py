@@ -292,9 +292,8 @@ def test_the_tables_of_the_readme():
     assert "Slower than another arm: step (0.80 of stock)." in found
     with pytest.raises(ValueError, match="step: expected this package's arm last, found 'stock'"):
         readme.table({**results, "rows": slow[:1]})
-    assert "x" not in harness.show(ROWS[:2]).replace(
-        "x86", ""
-    )  # no arm is called ours where ours did not run
+    # no arm is called ours where ours did not run
+    assert "x" not in harness.show(ROWS[:2]).replace("x86", "")
 
 
 def test_what_stands_for_a_backward_pass_is_not_counted():
@@ -396,12 +395,8 @@ def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
     ] * 2
     assert all("no CUDA device" in line for line in lines)
     files = [path.name for path in tmp_path.iterdir() if path.is_file()]
-    assert sorted(files) == [
-        "log-1.txt",
-        "log-2.txt",
-        "log-3.txt",
-        "summary.txt",
-    ]  # beside gpu.json and gpu.csv
+    # beside gpu.json and gpu.csv
+    assert sorted(files) == ["log-1.txt", "log-2.txt", "log-3.txt", "summary.txt"]
 
 
 def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monkeypatch):

@@ -98,10 +98,8 @@ def one_cycle(width):
     return dict(seen.bytes), held
 
 
-WIDTHS = (
-    9,
-    7,
-)  # even and uneven shards of the layers for three ranks; those of the rest are uneven
+# even and uneven shards of the layers for three ranks; those of the rest are uneven
+WIDTHS = (9, 7)
 
 
 def cycles():

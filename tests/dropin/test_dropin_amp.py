@@ -216,9 +216,8 @@ def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, pre
         kept = {n: p.grad.clone() for n, p in params.items()}
         scaler.step(phase)
         scaler.update()
-        assert same(
-            {n: p.grad for n, p in params.items()}, kept
-        )  # the step itself writes no gradient
+        # the step itself writes no gradient
+        assert same({n: p.grad for n, p in params.items()}, kept)
         (twin.step if method == "step" else twin.forget_step)()
         assert same(weights(params), weights(plain))
         for each in (optimizer, twin):

@@ -24,9 +24,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "tests/gpu")]
 
-Call = tuple[
-    str, tuple[int, ...], torch.dtype
-]  # the op, the shape of what it streams, and its dtype
+# the op, the shape of what it streams, and its dtype
+Call = tuple[str, tuple[int, ...], torch.dtype]
 
 
 def calls() -> list[Call]:
