@@ -263,7 +263,7 @@ Size = tuple[int, int]  # of a ResNet-18 and its batches: width, images
 def problem(
     name: str, device: str, tiny: bool, size: Size | None
 ) -> tuple[str, nn.Module, Batch, Batch]:
-    """(optimizer, model, forget batch, retain batch); sizes a CPU can bear, larger ones for a GPU."""
+    """(optimizer, model, forget batch, retain batch): of sizes a CPU can bear; larger on a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     if name == "ResNet-18":

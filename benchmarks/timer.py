@@ -58,7 +58,7 @@ class Clock:
         return first.elapsed_time(last) * 1e-3
 
     def host_seconds(self, run: Callable[[], Any], times: int) -> tuple[float, float]:
-        """(until the call returns, until the device is done): medians, with nothing queued before."""
+        """(until the call returns, until the device is done): medians, nothing queued before."""
         host, wall = [], []
         for _ in range(times):
             self.wait()
@@ -196,9 +196,9 @@ def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-        :300
-    ]
+    said = str(error).strip()
+    line = said.splitlines()[0] if said else ""
+    return f"{type(error).__name__}: {line}"[:300]
 
 
 def rotating(

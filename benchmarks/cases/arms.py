@@ -71,7 +71,7 @@ class Problem:
 
 
 def last(tensor: Tensor) -> Tensor:
-    """The weight of a convolution as ``model.to(memory_format=torch.channels_last)`` lays it out."""
+    """A convolution's weight as ``model.to(memory_format=torch.channels_last)`` lays it out."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 

@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 
 
 def resnet18(width: int = 64, classes: int = 10) -> list[Shape]:
-    """ResNet-18 with the CIFAR stem; width 64 is the paper's (11.2M in 62 tensors), 96 has 25.1M."""
+    """ResNet-18 with the CIFAR stem; width 64 is the paper's (11.2M in 62 tensors), 96: 25.1M."""
 
     def shapes() -> Iterator[Shape]:
         yield from ((width, 3, 3, 3), (width,), (width,))
@@ -81,7 +81,7 @@ def _unet(
     where: set[int],
     image: int,
 ) -> list[Shape]:
-    """Two residual blocks a stage down, three up; ``attention`` after each in the stages ``where``."""
+    """Two residual blocks a stage down, three up, with ``attention`` in the stages ``where``."""
     widths = [width * m for m in stages]
     last = len(widths) - 1
     shapes = [

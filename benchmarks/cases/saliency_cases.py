@@ -1,4 +1,4 @@
-"""The cases of the saliency stage: Fisher, mask, and the last gradient of the one with the other."""
+"""The cases of the saliency stage: Fisher and mask."""
 
 from collections.abc import Callable
 from functools import partial

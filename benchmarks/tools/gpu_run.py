@@ -158,7 +158,7 @@ def newer_than_sources(package: Path, sources: Path) -> bool:
 
 
 def pytest_command(python: str) -> list[str]:
-    """A line for each test and each failure in full when it is known; stacks of a test that hangs."""
+    """A line for each test, each failure in full at once, and the stacks of a test that hangs."""
     instead = "addopts=--strict-markers -v --tb=short -p benchmarks.tools.instant_failures"
     return [
         python,

@@ -1,11 +1,10 @@
-"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU, and reads the machine
-code.
+"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU; reads the machine code.
 
-`python -m benchmarks.tools.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel,
-and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if one
-that streams over the list does not load (and store) 16 bytes at once, takes too many instructions
-for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing. `make
-kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
+`python -m benchmarks.tools.kernels_report`: registers, stack, spills and 128-bit accesses of each
+kernel, and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if
+one that streams over the list does not load (and store) 16 bytes at once, takes too many
+instructions for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing.
+`make kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
 """
 
 import argparse
@@ -37,7 +36,6 @@ FLAGS = [
     "-ftz=false",
     "-Icsrc",
 ]
-SINGLE_BLOCK = ("masked_grad_norm_finish_kernel",)  # a handful of partial sums: nothing to stream
 READ_ONLY = ("masked_grad_norm_kernel", "saliency_mask_kernel")  # write scalars or bytes of a mask
 
 
@@ -58,7 +56,7 @@ class Kernel:
 
     @property
     def streams(self) -> bool:
-        return bool(self.accesses) and self.name.split("<")[0] not in SINGLE_BLOCK
+        return bool(self.accesses)
 
     @property
     def blocks(self) -> int:

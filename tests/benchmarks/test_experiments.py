@@ -201,7 +201,7 @@ def test_splits(archive, setting):
 
 
 def smoke(archive, out, *more):
-    """Arguments of a run of one setting, after it ran with ``more`` too, and its metrics by method."""
+    """Arguments of a run of one setting that has run with ``more``; its metrics by method."""
     arguments = [
         "--data",
         str(archive),
@@ -293,7 +293,7 @@ def check_files(out, metrics):
 
 
 def check_resuming(arguments, out, monkeypatch):
-    """Only what is missing, or was made with other settings, is run, and gives the same bits again."""
+    """Only what is missing or was made with other settings is run, and gives the same bits."""
     done, do = [], pieces.Run.do
     monkeypatch.setattr(
         pieces.Run, "do", lambda run, piece: done.append(piece.method) or do(run, piece)

@@ -50,6 +50,23 @@ def test_model_shapes():
     assert counts == [(291, 674_834_720), (62, 11_173_962)]
 
 
+def test_a_new_file_of_cases_needs_no_entry(tmp_path, monkeypatch):
+    """As docs/kernels.md says of a new op."""
+    (tmp_path / "new_cases.py").write_text(
+        "from benchmarks.harness import Case\n\n\n"
+        "def cases(kind, device, tiny):\n"
+        "    return [Case(f'new op, {kind}, {device}, {tiny}', [], 1)]\n"
+    )
+    before = [case.name for case in bench.chosen_cases("cpu", "cpu", True)]
+    monkeypatch.setattr(bench.cases, "__path__", [*bench.cases.__path__, str(tmp_path)])
+    # so that afterwards it is no module any more
+    monkeypatch.setitem(sys.modules, "benchmarks.cases.new_cases", None)
+    del sys.modules["benchmarks.cases.new_cases"]
+    after = [case.name for case in bench.chosen_cases("cpu", "cpu", True)]
+    assert [name for name in after if name not in before] == ["new op, cpu, cpu, True"]
+    assert [name for name in after if name in before] == before
+
+
 @pytest.mark.parametrize("kind", [only_long("cpu"), "cuda"])
 def test_every_case_runs_and_its_arms_agree(kind, tmp_path, capsys):
     status = bench.main(
@@ -314,7 +331,7 @@ def test_no_arm_of_a_round_follows_itself():
 
 
 def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
-    """Beyond the first step, which every case checks: what one run leaves must not ease the next."""
+    """What one run leaves must not ease the next; the first step is checked by every case."""
     for kind, work in product(("adamw", "sgd"), ("forget", "pair")):
         made = [
             bench_arms.best_stock([(64, 9), (7,)], kind, work, 0.5, how) for how in bench_arms.STOCK
@@ -468,7 +485,8 @@ import contextlib
 import torch
 from sfron_fast.ops import calls
 
-class Graph:  # a capture remembers the calls, a replay makes them again, with what the tensors then hold
+# a capture remembers the calls, a replay makes them again, with what the tensors then hold
+class Graph:
     def replay(self):
         for call, arguments, numbers, result in self.calls:
             again = call(*arguments, **numbers)

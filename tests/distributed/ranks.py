@@ -34,7 +34,7 @@ PRELOAD = [
 
 
 class Outcome(NamedTuple):
-    """How a rank ended: with a value, with an error (its traceback as text), or killed (neither)."""
+    """How a rank ended: with a value, an error (its traceback as text), or killed (neither)."""
 
     value: Any
     error: str | None

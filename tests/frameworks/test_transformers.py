@@ -322,9 +322,11 @@ from test_transformers import SHARED, arguments, gpt, half, sequences, unlearner
 args = arguments(sys.argv[1], per_device_train_batch_size=2, ddp_backend="gloo", **SHARED)
 assert args.world_size == 2
 model = gpt()
-trainer, callback = unlearner(model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4))
+sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
+trainer, callback = unlearner(model, args, half(gpt()), **sets)
 trainer.train()
-torch.save({**bits(model), "forget_loss": callback.forget_loss}, f"{sys.argv[1]}/{args.process_index}.pt")
+found = {**bits(model), "forget_loss": callback.forget_loss}
+torch.save(found, f"{sys.argv[1]}/{args.process_index}.pt")
 """
 
 

@@ -138,7 +138,7 @@ def test_models_that_cannot_move_are_refused():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_caller_without_autograd(mode):
-    """unlearn, the Fisher and the baselines record by themselves; also from inputs made in there."""
+    """unlearn, the Fisher and the baselines record by themselves, on inputs made in there too."""
     expected, found = build(), build()
     run(
         model=sf.methods.finetune(expected, [(X, Y)], epochs=1),
