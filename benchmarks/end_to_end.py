@@ -21,17 +21,15 @@ import sfron_fast as sf
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
-from .arms import MAX_NORM
+from .cases.arms import MAX_NORM
+from .cases.models import Decoder, ResNet18
+from .cases.saliency_cases import stock_mask
 from .harness import Row, difference, make_row
-from .models import Decoder, ResNet18
-from .saliency_cases import stock_mask
 from .timer import turns
 
 SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1
-RETAIN_STEPS = {
-    "ResNet-18": 5,
-    "decoder": 1,
-}  # a cycle: of the authors' code for classifiers and for diffusion models
+# a cycle: of the authors' code for classifiers and for diffusion models
+RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -108,9 +106,8 @@ class Stock:
         self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
     ) -> None:
         self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
-        self.masks = [
-            mask.float() for mask in masks.values()
-        ]  # faster than bool: one kernel for many tensors
+        # faster than bool: one kernel for many tensors
+        self.masks = [mask.float() for mask in masks.values()]
         make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
         self.optimizer = make(self.params, **SETTINGS[kind], fused=True)
         self.slow_weights = [p.detach().clone() for p in self.params]
@@ -266,7 +263,7 @@ Size = tuple[int, int]  # of a ResNet-18 and its batches: width, images
 def problem(
     name: str, device: str, tiny: bool, size: Size | None
 ) -> tuple[str, nn.Module, Batch, Batch]:
-    """(optimizer, model, forget batch, retain batch); sizes a CPU can bear, larger ones for a GPU."""
+    """(optimizer, model, forget batch, retain batch): of sizes a CPU can bear; larger on a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     if name == "ResNet-18":

@@ -235,7 +235,7 @@ def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
 
 
 def show(rows: list[Row]) -> str:
-    """Aligned table: the last arm of a case is ours, if it ran; speed-up of it over each other arm."""
+    """Aligned table with the speed-up of ours, the last arm of a case, over each other."""
     device = any(r.wall_ms for r in rows)
     more = f" {'host ms':>9} {'wall ms':>9} {'launches':>8}" if device else ""
     wide, name = (max([34, *(len(getattr(r, key)) for r in rows)]) for key in ("case", "arm"))

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .cases.peers import PACKAGES
+from .cases.step_cases import SWEEP
 from .harness import is_ours
-from .peers import PACKAGES
-from .step_cases import SWEEP
 
 PROBE = "probe"
 MODEL = ("forward", "backward")  # phases that are no work of an arm's

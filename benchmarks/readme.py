@@ -1,5 +1,6 @@
-"""`python -m benchmarks.readme`: tables of benchmarks/results/cpu.json, the one of docs/results.md and
-all arms in results/cpu.md.
+"""`python -m benchmarks.readme` writes the tables of results/cpu.json.
+
+The cases into docs/results.md, all arms into benchmarks/results/cpu.md.
 """
 
 import json

@@ -15,7 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 # What a careful user sets: without it most of the time of a large tensor that stock torch makes is
@@ -26,7 +28,8 @@ import torch
 
 from sfron_fast.ops import native
 
-from . import end_to_end, harness, list_cases, row_cases
+from . import cases, end_to_end, harness
+from .cases import list_cases, row_cases
 from .harness import Arm, Case, Row
 from .timer import Clock, Contest, first_line, freed, give_back
 
@@ -43,7 +46,18 @@ def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
         *list_cases.compile_cases(kind, device, tiny),
         *list_cases.peer_cases(kind, device, tiny),
     ]
-    return [*lists[:3], *rows[:2], *lists[3:9], *rows[2:4], *lists[9:], *rows[4:], *last]
+    others = other_cases(kind, device, tiny)
+    return [*lists[:3], *rows[:2], *lists[3:9], *rows[2:4], *lists[9:], *rows[4:], *others, *last]
+
+
+def other_cases(kind: str, device: str, tiny: bool) -> list[Case]:
+    """Of every other file of benchmarks/cases that has a function ``cases``, as a new op's has."""
+    found: list[Case] = []
+    for name in sorted(module.name for module in iter_modules(cases.__path__)):
+        module = import_module(f"{cases.__name__}.{name}")
+        if module not in (list_cases, row_cases) and hasattr(module, "cases"):
+            found += module.cases(kind, device, tiny)
+    return found
 
 
 class Run:
@@ -127,9 +141,8 @@ class Run:
             )
             del made, agreeing
             if turn + 1 < len(groups):
-                good = {
-                    i: arm for i, arm in good.items() if i in (0, group[-1])
-                }  # go on to the next group
+                # go on to the next group
+                good = {i: arm for i, arm in good.items() if i in (0, group[-1])}
                 give_back(self.device)
         return contest.rows([names[i] for i in sorted(names)])
 

@@ -58,7 +58,7 @@ class Clock:
         return first.elapsed_time(last) * 1e-3
 
     def host_seconds(self, run: Callable[[], Any], times: int) -> tuple[float, float]:
-        """(until the call returns, until the device is done): medians, with nothing queued before."""
+        """(until the call returns, until the device is done): medians, nothing queued before."""
         host, wall = [], []
         for _ in range(times):
             self.wait()
@@ -78,9 +78,8 @@ class Clock:
             run()
             self.wait()
         mine = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        return sum(
-            not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine
-        )  # names of ranges
+        # names of ranges
+        return sum(not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine)
 
     def peak_mb(self, run: Callable[[], Any]) -> float:
         """What one call allocates at most, beside what is there already."""
@@ -197,9 +196,9 @@ def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-        :300
-    ]
+    said = str(error).strip()
+    line = said.splitlines()[0] if said else ""
+    return f"{type(error).__name__}: {line}"[:300]
 
 
 def rotating(
@@ -226,7 +225,7 @@ def replayed(arm: Arm, device: str) -> Arm:
     """The arm as a replayed CUDA graph; checked on its first replay, so the others must be
     ``warmed``.
     """
-    from .arms import change
+    from .cases.arms import change
 
     name = f"{arm.name}, graph"
     if device != "cuda":

@@ -6,18 +6,13 @@ import numpy
 import pytest
 import torch
 
-DEVICES = [
-    "cpu",
-    *(["cuda"] if torch.cuda.is_available() else []),
-]  # without a GPU not collected, not "skipped"
-M_PERTURB, FILL_0X7F = (
-    -6,
-    0x80,
-)  # glibc fills fresh memory with the complement: 0x7f7f7f7f = 3.4e38, an fp16 NaN
+# without a GPU not collected, not "skipped"
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# glibc fills fresh memory with the complement: 0x7f7f7f7f = 3.4e38, an fp16 NaN
+M_PERTURB, FILL_0X7F = -6, 0x80
 
-torch.set_num_threads(
-    1
-)  # xdist workers that spin on each other's cores are many times slower; see set_threads
+# xdist workers that spin on each other's cores are many times slower; see set_threads
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -179,11 +179,9 @@ def _sweeps(sweeps: Sweeps) -> list[str]:
     """How sensitive is it?"""
     lines = ["## How sensitive is SFR-on (paper)?", ""] if sweeps else []
     for (setting, name), points in sweeps.items():
+        scaled = ", times the chosen one, and the clip" if name == "forget_weight" else ""
         lines += [
-            (
-                f"{name}"
-                f" ({setting}){', times the chosen one, and the clip' if name == 'forget_weight' else ''}:"
-            ),
+            f"{name} ({setting}){scaled}:",
             "",
             f"| | {' | '.join(f'{value:g}' for value, _ in points)} |",
             "| :-- |" + " --: |" * len(points),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.models import ResNet18
+from benchmarks.cases.models import ResNet18
 from sfron_fast import Recipe, SaliencyMask, unlearn
 from sfron_fast import methods as recipes
 from sfron_fast.methods.stopwatch import Stopwatch

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import lists
+from benchmarks.cases import lists
 
 COUNTS = {  # tensors, weights, tensors of at most 1,024 elements
     "resnet18": (62, 11_173_962, 41),

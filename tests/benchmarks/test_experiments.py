@@ -121,9 +121,8 @@ def test_plain_batches_are_the_images_in_order(archive):
     assert torch.equal(labels, train.labels)
     wanted = (torch.tensor(centre(train)) - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
     assert torch.equal(inputs, wanted.permute(0, 3, 1, 2))
-    assert all(
-        x.is_contiguous() for x, _ in batches
-    )  # oneDNN is wrong on channels-last ones: see data.Batches
+    # oneDNN is wrong on channels-last ones: see data.Batches
+    assert all(x.is_contiguous() for x, _ in batches)
 
 
 def test_training_batches_are_crops_and_flips_of_every_image(archive):
@@ -183,9 +182,8 @@ def test_splits(archive, setting):
         assert len(split.forget) == 18
         assert (len(split.val), len(split.test)) == (20, 100)
     whole = data.make_split(train, test, "random", 0)
-    assert torch.equal(
-        whole.train.pixels, split.train.pixels
-    )  # both settings start from one trained model
+    # both settings start from one trained model
+    assert torch.equal(whole.train.pixels, split.train.pixels)
     assert not torch.equal(split.train.pixels, other.train.pixels)
     keys = [
         {p.numpy().tobytes() for p in images.pixels}
@@ -203,7 +201,7 @@ def test_splits(archive, setting):
 
 
 def smoke(archive, out, *more):
-    """Arguments of a run of one setting, after it ran with ``more`` too, and its metrics by method."""
+    """Arguments of a run of one setting that has run with ``more``; its metrics by method."""
     arguments = [
         "--data",
         str(archive),
@@ -295,7 +293,7 @@ def check_files(out, metrics):
 
 
 def check_resuming(arguments, out, monkeypatch):
-    """Only what is missing, or was made with other settings, is run, and gives the same bits again."""
+    """Only what is missing or was made with other settings is run, and gives the same bits."""
     done, do = [], pieces.Run.do
     monkeypatch.setattr(
         pieces.Run, "do", lambda run, piece: done.append(piece.method) or do(run, piece)
@@ -442,9 +440,8 @@ def test_every_method_has_as_many_candidates():
 def test_what_decides_on_settings():
     original = {"FA": 90.0, "RA": 90.0, "VA": 60.0}
     assert miss({"FA": 60.0, "RA": 95.0, "VA": 61.0}, original, "random") == 0
-    assert (
-        miss({"FA": 50.0, "RA": 88.0, "VA": 57.0}, original, "random") == 10 + 2 + 3
-    )  # over-forgetting counts
+    # over-forgetting counts
+    assert miss({"FA": 50.0, "RA": 88.0, "VA": 57.0}, original, "random") == 10 + 2 + 3
     assert miss({"FA": 2.0, "RA": 90.0, "VA": 60.0}, original, "class") == 2
 
 
@@ -474,9 +471,5 @@ def test_mixed_precision_is_bf16_in_training_and_fp32_elsewhere():
     assert {p.grad.dtype for p in plain.parameters()} == {torch.float32}
     assert all(p.is_contiguous() and p.grad.is_contiguous() for p in plain.parameters())
     torch.testing.assert_close(mixed.eval()(x), plain(x))
-    assert [stride == 1 for stride in seen] == [
-        False,
-        True,
-        True,
-        False,
-    ]  # channels last, where it is mixed
+    # channels last, where it is mixed
+    assert [stride == 1 for stride in seen] == [False, True, True, False]

@@ -17,15 +17,16 @@ import pytest
 import torch
 from cases import only_long
 
-from benchmarks import arms as bench_arms
-from benchmarks import gpu_run, harness, plots, readme
+from benchmarks import harness, plots, readme
 from benchmarks import run as bench
-from benchmarks.arms import STOCK
-from benchmarks.gpu_run import Step, Summary, run_all
+from benchmarks.cases import arms as bench_arms
+from benchmarks.cases.arms import STOCK
+from benchmarks.cases.lists import dit_xl2, resnet18
+from benchmarks.cases.peers import PEERS
 from benchmarks.harness import Arm, Row
-from benchmarks.lists import dit_xl2, resnet18
-from benchmarks.peers import PEERS
 from benchmarks.timer import Clock, Contest, cpu_allocations, turns
+from benchmarks.tools import gpu_run
+from benchmarks.tools.gpu_run import Step, Summary, run_all
 
 PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
 ROWS = [
@@ -47,6 +48,23 @@ def test_model_shapes():
         for shapes in (dit_xl2(), resnet18())
     ]
     assert counts == [(291, 674_834_720), (62, 11_173_962)]
+
+
+def test_a_new_file_of_cases_needs_no_entry(tmp_path, monkeypatch):
+    """As docs/kernels.md says of a new op."""
+    (tmp_path / "new_cases.py").write_text(
+        "from benchmarks.harness import Case\n\n\n"
+        "def cases(kind, device, tiny):\n"
+        "    return [Case(f'new op, {kind}, {device}, {tiny}', [], 1)]\n"
+    )
+    before = [case.name for case in bench.chosen_cases("cpu", "cpu", True)]
+    monkeypatch.setattr(bench.cases, "__path__", [*bench.cases.__path__, str(tmp_path)])
+    # so that afterwards it is no module any more
+    monkeypatch.setitem(sys.modules, "benchmarks.cases.new_cases", None)
+    del sys.modules["benchmarks.cases.new_cases"]
+    after = [case.name for case in bench.chosen_cases("cpu", "cpu", True)]
+    assert [name for name in after if name not in before] == ["new op, cpu, cpu, True"]
+    assert [name for name in after if name in before] == before
 
 
 @pytest.mark.parametrize("kind", [only_long("cpu"), "cuda"])
@@ -291,9 +309,8 @@ def test_the_tables_of_the_readme():
     assert "Slower than another arm: step (0.80 of stock)." in found
     with pytest.raises(ValueError, match="step: expected this package's arm last, found 'stock'"):
         readme.table({**results, "rows": slow[:1]})
-    assert "x" not in harness.show(ROWS[:2]).replace(
-        "x86", ""
-    )  # no arm is called ours where ours did not run
+    # no arm is called ours where ours did not run
+    assert "x" not in harness.show(ROWS[:2]).replace("x86", "")
 
 
 def test_what_stands_for_a_backward_pass_is_not_counted():
@@ -314,7 +331,7 @@ def test_no_arm_of_a_round_follows_itself():
 
 
 def test_the_clip_in_the_step_and_moving_gradients_are_equal_work():
-    """Beyond the first step, which every case checks: what one run leaves must not ease the next."""
+    """What one run leaves must not ease the next; the first step is checked by every case."""
     for kind, work in product(("adamw", "sgd"), ("forget", "pair")):
         made = [
             bench_arms.best_stock([(64, 9), (7,)], kind, work, 0.5, how) for how in bench_arms.STOCK
@@ -395,12 +412,8 @@ def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
     ] * 2
     assert all("no CUDA device" in line for line in lines)
     files = [path.name for path in tmp_path.iterdir() if path.is_file()]
-    assert sorted(files) == [
-        "log-1.txt",
-        "log-2.txt",
-        "log-3.txt",
-        "summary.txt",
-    ]  # beside gpu.json and gpu.csv
+    # beside gpu.json and gpu.csv
+    assert sorted(files) == ["log-1.txt", "log-2.txt", "log-3.txt", "summary.txt"]
 
 
 def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monkeypatch):
@@ -472,7 +485,8 @@ import contextlib
 import torch
 from sfron_fast.ops import calls
 
-class Graph:  # a capture remembers the calls, a replay makes them again, with what the tensors then hold
+# a capture remembers the calls, a replay makes them again, with what the tensors then hold
+class Graph:
     def replay(self):
         for call, arguments, numbers, result in self.calls:
             again = call(*arguments, **numbers)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import guard
+from benchmarks.tools import guard
 
 
 def row(case, arm, ms):
@@ -80,9 +80,8 @@ def test_what_is_missing_is_said():
 def test_an_arm_of_ours_that_is_gone_fell():
     new = [r for r in OLD if (r["case"], r["arm"]) != ("step", "sfron_fast")]
     assert guard.compare(new, OLD, 0.15)[0] == ["step: sfron_fast is gone"]
-    assert (
-        guard.compare([r for r in OLD if r["case"] != "step"], OLD, 0.15)[0] == []
-    )  # not run at all
+    # not run at all
+    assert guard.compare([r for r in OLD if r["case"] != "step"], OLD, 0.15)[0] == []
 
 
 def test_not_a_number_fell():

@@ -33,10 +33,8 @@ FLAGS = [
     "-fno-sanitize-recover=all",
 ]
 FOLDERS = [HERE / "shim", ROOT / "csrc", HERE]
-NO_LEAKS = {
-    **os.environ,
-    "ASAN_OPTIONS": "detect_leaks=0",
-}  # cached tables live as long as the process
+# cached tables live as long as the process
+NO_LEAKS = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def compile_one(source: Path, target: Path, folders: list[Path]) -> Path:
@@ -46,9 +44,8 @@ def compile_one(source: Path, target: Path, folders: list[Path]) -> Path:
 
 
 def link(objects: list[Path], target: Path) -> Path:
-    partial = target.with_suffix(
-        f".{os.getpid()}"
-    )  # complete or absent, also when two test processes build at once
+    # complete or absent, also when two test processes build at once
+    partial = target.with_suffix(f".{os.getpid()}")
     subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", partial], check=True)
     return partial.replace(target)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kernels_report, kernels_table, sass, sass_loops
+from benchmarks.tools import kernels_report, kernels_table, sass, sass_loops
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -29,7 +29,8 @@ def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
 def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
     source = tmp_path / "bad.cu"
     source.write_text("""
-        __global__ void bad_kernel(float* x, int n) {  // an array that is indexed at run time lies in local memory
+        // an array that is indexed at run time lies in local memory
+        __global__ void bad_kernel(float* x, int n) {
           float local[64];
           for (int i = 0; i < 64; ++i) local[(i * n) % 64] = x[threadIdx.x + i];
           x[threadIdx.x] = local[n % 64];
@@ -50,7 +51,8 @@ def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
 
 
 SLOW = """
-    __global__ void __launch_bounds__(64) slow_kernel(float4* x, int n) {  // 16 chained roots for each element
+    // 16 chained roots for each element
+    __global__ void __launch_bounds__(64) slow_kernel(float4* x, int n) {
       for (int i = threadIdx.x; i < n; i += 64) {
         float4 v = x[i];
         float* f = &v.x;
@@ -63,7 +65,7 @@ SLOW = """
 
 @needs_nvcc
 def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
-    """A planted kernel with 16 roots an element, and 16 bytes for each of its few resident threads."""
+    """A planted kernel: 16 roots an element, and 16 bytes for each of few resident threads."""
     source = tmp_path / "slow.cu"
     source.write_text(SLOW)
     nvcc = shutil.which("nvcc")

@@ -1,4 +1,4 @@
-"""What inputs may be, for Fisher, unlearn and evaluation alike; and what the default losses mean."""
+"""What inputs may be, for Fisher, unlearn and evaluation; what the default losses mean."""
 
 import dataclasses
 from collections import OrderedDict, UserDict, namedtuple

@@ -40,7 +40,7 @@ def drawn(loader, epochs=1):
 
 
 def together(ranks, epochs=1, **settings):
-    """Every step's phase, and the samples of all ranks as one process would have them in its batch."""
+    """Every step's phase and the samples of all ranks, as in the batch of one process."""
     steps = zip(
         *(drawn(made(rank, ranks, **settings), epochs) for rank in range(ranks)), strict=True
     )

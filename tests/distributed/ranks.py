@@ -34,7 +34,7 @@ PRELOAD = [
 
 
 class Outcome(NamedTuple):
-    """How a rank ended: with a value, with an error (its traceback as text), or killed (neither)."""
+    """How a rank ended: with a value, an error (its traceback as text), or killed (neither)."""
 
     value: Any
     error: str | None
@@ -129,10 +129,8 @@ def _rank(
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
     try:
-        answer, failed = (
-            pickle.dumps((function(*args), None)),
-            0,
-        )  # whole tensors, not handles to shared ones
+        # whole tensors, not handles to shared ones
+        answer, failed = pickle.dumps((function(*args), None)), 0
     except BaseException:
         answer, failed = pickle.dumps((None, traceback.format_exc())), 1
     pipe.send_bytes(answer)

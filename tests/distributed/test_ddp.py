@@ -108,9 +108,8 @@ def bound_of(x, y, w, temperature):
     x, w = x.double(), w.double()
     features, samples, classes = x.shape[1], x.shape[0], w.shape[1]
     logits = x @ w
-    slack = (
-        features * U * (x.abs() @ w.abs()).amax(1)
-    )  # of a logit: a sum over features, in any order
+    # of a logit: a sum over features, in any order
+    slack = features * U * (x.abs() @ w.abs()).amax(1)
     losses = F.cross_entropy(logits, y, reduction="none")
     # the loss: two logits, and a log-sum-exp of classes (exp and log within 4 U, sums, the
     # differences)

@@ -17,11 +17,8 @@ from torch.utils.data import TensorDataset
 
 import sfron_fast as sf
 
-STEPS, SAVED, KILLED = (
-    9,
-    5,
-    7,
-)  # cycles of three: saved, and killed, between the forget step and the last retain step
+# cycles of three: saved, and killed, between the forget step and the last retain step
+STEPS, SAVED, KILLED = 9, 5, 7
 
 
 def training(kind):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import scale
+from benchmarks.tools import scale
 from sfron_fast import SFRonAdamW
 
 KINDS = {
@@ -98,10 +98,8 @@ def one_cycle(width):
     return dict(seen.bytes), held
 
 
-WIDTHS = (
-    9,
-    7,
-)  # even and uneven shards of the layers for three ranks; those of the rest are uneven
+# even and uneven shards of the layers for three ranks; those of the rest are uneven
+WIDTHS = (9, 7)
 
 
 def cycles():

@@ -1,4 +1,4 @@
-"""step_in_backward on shards: the bits of the ordinary sharded step, no whole gradient on any rank."""
+"""step_in_backward on shards: the ordinary sharded step's bits, no whole gradient on a rank."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sfron_fast import step_in_backward
 
 
 def cycles(kind, inside, **options):
-    """Two cycles with each rank's own data; after every retain backward, which gradients are left."""
+    """Two cycles with each rank's data; which gradients are left after every retain backward."""
     model = net()
     saliency = mask_of(model)
     shard(model, **options)

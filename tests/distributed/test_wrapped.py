@@ -26,7 +26,7 @@ def compiled(model):
 
 
 class Base(nn.Module):
-    """PEFT's names: base_model.model.<name>, and base_layer where an adapter is put around a layer."""
+    """PEFT's names: base_model.model.<name>, and base_layer inside an adapter."""
 
     def __init__(self, model):
         super().__init__()

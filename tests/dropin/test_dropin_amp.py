@@ -216,9 +216,8 @@ def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, pre
         kept = {n: p.grad.clone() for n, p in params.items()}
         scaler.step(phase)
         scaler.update()
-        assert same(
-            {n: p.grad for n, p in params.items()}, kept
-        )  # the step itself writes no gradient
+        # the step itself writes no gradient
+        assert same({n: p.grad for n, p in params.items()}, kept)
         (twin.step if method == "step" else twin.forget_step)()
         assert same(weights(params), weights(plain))
         for each in (optimizer, twin):
@@ -230,7 +229,7 @@ def test_fused_unscaling_honours_the_scalers_tensors(kind, method, unscaled, pre
 @BOTH
 @pytest.mark.parametrize("method", ["forget", "step"])
 def test_fused_overflow_is_skipped_on_the_device(kind, method, monkeypatch):
-    """No value is read on the host; weights and moments keep their bits, and the skip is counted."""
+    """The host reads no value; weights and moments keep their bits, the skip is counted."""
     params = parameters(torch.float32)
     optimizer = make(kind, params, retain_steps=1, fused=True)
     scaler = scaler_of()

@@ -75,7 +75,7 @@ def test_compiled_cycles_have_the_eager_bits_and_settle(kind):
 @pytest.mark.checklist("E1")
 @pytest.mark.filterwarnings("ignore")
 def test_a_float_lr_compiles_for_each_value_until_torch_gives_up():
-    """As docs/optimizers.md says: torch guards the value of a float. The results are right all the same."""
+    """As docs/optimizers.md says: torch guards a float's value. The results are right."""
     counts = compiled(SFRonSGD, 0.1, 20)
     assert counts[3] > counts[2] > counts[1]
     assert counts[-1] == counts[-5], counts  # torch's limit is 8 of a kind

@@ -86,9 +86,8 @@ def test_lower_bounds_only_and_the_binary_keeps_to_torchs():
     for requirements in (project["project"]["dependencies"], project["build-system"]["requires"]):
         assert "torch>=2.11" in requirements
     assert project["project"]["requires-python"] == ">=3.10"
-    assert (
-        "-DTORCH_TARGET_VERSION=0x020b000000000000" in (ROOT / "setup.py").read_text()
-    )  # 2.11 in its bytes
+    # 2.11 in its bytes
+    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in (ROOT / "setup.py").read_text()
     make = (ROOT / "Makefile").read_text()
     assert "OLD := TORCH=torch==2.11.0 " in make  # what `make test-torch-2.11` runs the suite on
     assert "test-long: build test-torch-2.11\n" in make

@@ -131,7 +131,8 @@ import sfron_fast
 def status(key):
     return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-optimizer, params = training(getattr(sfron_fast, sys.argv[1]), sizes=(8_000_003, 4_000_000), slow_lr=0.5)
+kind = getattr(sfron_fast, sys.argv[1])
+optimizer, params = training(kind, sizes=(8_000_003, 4_000_000), slow_lr=0.5)
 for _ in range(2):
     cycle(optimizer)
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts at what is resident now

@@ -98,10 +98,8 @@ def test_a_mask_is_not_carried_over_to_other_names():
             assert optimizer.param_groups[0]["lr"] == 0.5
         else:
             optimizer.load_state_dict(saved)
-    saved["param_groups"][0]["param_names"] = [
-        "module.a",
-        "module.b",
-    ]  # a wrapper's prefix is no other name
+    # a wrapper's prefix is no other name
+    saved["param_groups"][0]["param_names"] = ["module.a", "module.b"]
     optimizer.load_state_dict(saved)
 
 
@@ -161,9 +159,8 @@ def test_init_state_makes_all_of_it_and_changes_nothing_else(kind, state_dtype):
             }
         )
     assert ranks[0] == ranks[1]
-    assert same(
-        values(params), values(plain)
-    )  # bit by bit, though all state was there from the start
+    # bit by bit, though all state was there from the start
+    assert same(values(params), values(plain))
     keys = {frozenset(state) for state in ranks[0].values()}
     assert len(keys) == 1
     moments = (

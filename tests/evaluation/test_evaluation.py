@@ -1,4 +1,4 @@
-"""Every metric against a literal loop in plain Python, worked examples, and what must be refused."""
+"""Every metric against a literal loop in plain Python; worked examples; what is refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def literal_modified_entropy(p):
 
 
 def literal_attack(retain, test, forget):
-    """Balanced logistic regression on one feature, C = 1, by Newton: % of `forget` called members."""
+    """Balanced logistic regression, one feature, C = 1, Newton: % of `forget` called members."""
     half = (len(retain) + len(test)) / 2
     data = [(x, 1.0, half / len(retain)) for x in retain] + [
         (x, 0.0, half / len(test)) for x in test

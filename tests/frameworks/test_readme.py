@@ -105,9 +105,8 @@ def test_lightning(tmp_path):
     )
     trainer.fit(module, data)
     assert not same(bits(module.net), start)
-    assert (
-        trainer.optimizers[0].param_groups[0]["retain_pending"] == 2
-    )  # the second cycle began with the fourth batch
+    # the second cycle began with the fourth batch
+    assert trainer.optimizers[0].param_groups[0]["retain_pending"] == 2
 
 
 @pytest.mark.checklist("G6")

@@ -42,10 +42,8 @@ def arguments(folder, **more):
     )
 
 
-ADAM = {
-    "lr": 0.01,
-    "eps": 1e-3,
-}  # this eps, because the gradients of some biases are rounding errors around 0
+# this eps, because the gradients of some biases are rounding errors around 0
+ADAM = {"lr": 0.01, "eps": 1e-3}
 FORMS = {
     "optimizers": lambda model: {
         "optimizers": (SFRonAdamW(model.named_parameters(), **ADAM), None)
@@ -226,9 +224,8 @@ def by_hand(model, mask, retain, forget, max_norm, *, order):
             optimizer.step()
         optimizer.zero_grad()
         batches = [retain[i % len(retain)] for i in range(4 * update, 4 * update + 4)]
-        losses, labelled = token_losses(
-            model, batches, torch.float32
-        )  # transformers' own loss is fp32 always
+        # transformers' own loss is fp32 always
+        losses, labelled = token_losses(model, batches, torch.float32)
         (losses.sum() / labelled.sum()).backward()
         norms["retain"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2))
         optimizer.step()
@@ -257,9 +254,8 @@ def test_forget_callback_is_mask_then_clip_by_hand(max_norm, tmp_path):
     by_hand(wanted, mask, retain, forget, max_norm, order=("mask", "clip"))
     by_hand(wrong, mask, retain, forget, max_norm, order=("clip", "mask"))
     for ours, theirs in zip(model.parameters(), wanted.parameters(), strict=True):
-        torch.testing.assert_close(
-            ours, theirs, rtol=0, atol=5e-8
-        )  # fp32: the norm, and the Trainer's loss
+        # fp32: the norm, and the Trainer's loss
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-8)
     apart = max(
         (a - b).abs().max() for a, b in zip(wanted.parameters(), wrong.parameters(), strict=True)
     )
@@ -326,9 +322,11 @@ from test_transformers import SHARED, arguments, gpt, half, sequences, unlearner
 args = arguments(sys.argv[1], per_device_train_batch_size=2, ddp_backend="gloo", **SHARED)
 assert args.world_size == 2
 model = gpt()
-trainer, callback = unlearner(model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4))
+sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
+trainer, callback = unlearner(model, args, half(gpt()), **sets)
 trainer.train()
-torch.save({**bits(model), "forget_loss": callback.forget_loss}, f"{sys.argv[1]}/{args.process_index}.pt")
+found = {**bits(model), "forget_loss": callback.forget_loss}
+torch.save(found, f"{sys.argv[1]}/{args.process_index}.pt")
 """
 
 

@@ -24,9 +24,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "tests/gpu")]
 
-Call = tuple[
-    str, tuple[int, ...], torch.dtype
-]  # the op, the shape of what it streams, and its dtype
+# the op, the shape of what it streams, and its dtype
+Call = tuple[str, tuple[int, ...], torch.dtype]
 
 
 def calls() -> list[Call]:
@@ -35,7 +34,7 @@ def calls() -> list[Call]:
     import sanitize
     import test_triton_ops as tests
 
-    from benchmarks.row_cases import ENTROPIES, SQUARES, TARGETS
+    from benchmarks.cases.row_cases import ENTROPIES, SQUARES, TARGETS
 
     shapes = {
         "cross_entropy": [

@@ -87,10 +87,8 @@ def list_ops(dtype: torch.dtype, shift: int, device: str) -> dict[str, list[Tens
             counts,
         ],
     )
-    clip = {
-        "norm": torch.tensor(3.0, device=device),
-        "max_norm": 1.0,
-    }  # the same number on both devices
+    # the same number on both devices
+    clip = {"norm": torch.tensor(3.0, device=device), "max_norm": 1.0}
     numbers = torch.tensor((0.1, 0.01, 0.5), dtype=torch.float64, device=device)
     forget = {"lr": 0.1, "weight_decay": 0.01, "masks": bits, "slow_save": s, **clip}
     for freeze in (False, True):
@@ -215,10 +213,8 @@ def main() -> int:
     options = parser.parse_args()
     device = "cpu" if options.rehearse else "cuda"
     wrong = []
-    exact: dict[str, float | None] = {
-        "masked_grad_norm": 1e-6,
-        **dict.fromkeys(ROWS),
-    }  # others: the same bits
+    # others: the same bits
+    exact: dict[str, float | None] = {"masked_grad_norm": 1e-6, **dict.fromkeys(ROWS)}
     for dtype in DTYPES:
         results = [
             (run(dtype, shift, device), run(dtype, shift, "cpu"))
@@ -245,9 +241,8 @@ def main() -> int:
                     wrong.append(f"{name}, {dtype}: off by {error:.1e}")
     if device == "cuda":
         torch.cuda.synchronize()
-    served = {
-        name: ops.kernel_for(name, device) for name in (*LISTS, *ROWS)
-    }  # now: one that fails is replaced
+    # now: one that fails is replaced
+    served = {name: ops.kernel_for(name, device) for name in (*LISTS, *ROWS)}
     print(", ".join(f"{name}: {kernel}" for name, kernel in served.items()))
     if not options.any_kernel:
         wrong += [

@@ -177,9 +177,8 @@ def test_norm_is_close_and_repeatable(dtype):
     cpu, cuda, cuda_masks = sf.masked_grad_norm(grads, masks), to_cuda(grads), to_cuda(masks)
     results = [sf.masked_grad_norm(cuda, cuda_masks).cpu() for _ in range(20)]
     assert all(torch.equal(result, results[0]) for result in results)
-    torch.testing.assert_close(
-        results[0], cpu, rtol=1.2e-7, atol=0
-    )  # one ulp: the additions are in double
+    # one ulp: the additions are in double
+    torch.testing.assert_close(results[0], cpu, rtol=1.2e-7, atol=0)
 
 
 class Training:
@@ -257,9 +256,8 @@ def test_graph_replay_equals_eager_while_numbers_change(adam, whole):
         strict=True,
     ):
         now.copy_(before)
-    other = Training(
-        adam=adam, whole=whole
-    )  # eager steps between the replays must not disturb the captured tables
+    # eager steps between the replays must not disturb the captured tables
+    other = Training(adam=adam, whole=whole)
     for k in range(5):
         numbers = torch.tensor((0.01 * (k + 1), 0.1 / (k + 1), 0.5 + 0.1 * k), dtype=torch.float64)
         eager.numbers.copy_(numbers)

@@ -47,9 +47,8 @@ def test_a_fused_scaler_step_waits_for_nothing(kind):
         put(params, grads, 1024.0)
         put(others, grads)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode(
-            "error" if i > 1 else "default"
-        )  # state and tables are made in the first cycle
+        # state and tables are made in the first cycle
+        torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
         try:
             scaler.step(optimizer if i % 2 else optimizer.forget)
         finally:

@@ -136,9 +136,8 @@ def test_bad_teacher(forget, retain):
             teacher = torch.where(
                 forgotten[:, None], taught(fresh, x), taught(original, x)
             ).softmax(1)
-            yield F.kl_div(
-                theirs(x).log_softmax(1), teacher
-            )  # the default mean: over samples and classes
+            # the default mean: over samples and classes
+            yield F.kl_div(theirs(x).log_softmax(1), teacher)
 
     with pytest.warns(UserWarning, match="batchmean"):
         literal(theirs, 3, losses, lr=0.2)

@@ -47,9 +47,8 @@ def run(job, folder, kills):
 @pytest.mark.parametrize("job", [only_long("sgd"), "adamw", only_long("official"), "paper"])
 def test_killed_again_and_again_ends_with_the_same_bits(job, tmp_path):
     killed_lives, _, result = run(job, tmp_path, 25)
-    assert killed_lives >= (
-        14 if job in ("sgd", "adamw") else 2
-    )  # a life makes four checkpoints at most
+    # a life makes four checkpoints at most
+    assert killed_lives >= (14 if job in ("sgd", "adamw") else 2)
     assert equal(result, killed.JOBS[job]())
     if job in ("official", "paper"):
         assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -112,9 +112,10 @@ def test_sets_in_the_wrong_order():
             mask=random_mask(build()),
         )
     with pytest.warns(RuntimeWarning, match="16 samples in forget, 8 in retain; are they swapped"):
+        # counted by the Fisher
         sf.unlearn(
             build(), retain=[data(8)], forget=[data(8), data(8)], recipe=Recipe.paper(**GOOD)
-        )  # counted by the Fisher
+        )
 
 
 def test_models_that_cannot_move_are_refused():
@@ -137,7 +138,7 @@ def test_models_that_cannot_move_are_refused():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_caller_without_autograd(mode):
-    """unlearn, the Fisher and the baselines record by themselves; also from inputs made in there."""
+    """unlearn, the Fisher and the baselines record by themselves, on inputs made in there too."""
     expected, found = build(), build()
     run(
         model=sf.methods.finetune(expected, [(X, Y)], epochs=1),

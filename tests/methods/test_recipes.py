@@ -197,10 +197,8 @@ def test_paper_defaults():
 
 
 def test_adamw_recipe_is_torchs_adamw():
-    ours, theirs = (
-        build("plain", torch.float64),
-        build("plain", torch.float64),
-    )  # Adam makes much of a 1e-17 gradient
+    # Adam makes much of a 1e-17 gradient
+    ours, theirs = build("plain", torch.float64), build("plain", torch.float64)
     forget, retain = batches(torch.float64)
     everything = sf.SaliencyMask.from_bool(
         {n: torch.ones(p.shape) for n, p in ours.named_parameters()}
@@ -259,9 +257,8 @@ def test_cycle_is_the_low_pass_filter_of_remaining_curvature(inner):
         weights.grad = unlearn_gradient.clone()
         optimizer.forget_step()
         for _ in range(inner):
-            weights.grad = hessian @ (
-                weights.detach() - theta
-            )  # minimum of the retain loss at theta
+            # minimum of the retain loss at theta
+            weights.grad = hessian @ (weights.detach() - theta)
             optimizer.step()
         assert (weights.detach() - theta - slow_lr * moved).abs().max() < 1e-14
     assert moved.abs().max() > 1e-2

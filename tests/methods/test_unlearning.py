@@ -277,9 +277,8 @@ def test_short_loaders_are_drawn_again_and_again():
     once, often = build("bn"), build("bn")
     batches = [data(4, seed=s) for s in range(5)]
     mask = random_mask(once)
-    sf.unlearn(
-        once, retain=batches, forget=[data(4, seed=9)], recipe=recipe, mask=mask
-    )  # 20 steps of 5 batches
+    # 20 steps of 5 batches
+    sf.unlearn(once, retain=batches, forget=[data(4, seed=9)], recipe=recipe, mask=mask)
     sf.unlearn(often, retain=batches * 4, forget=[data(4, seed=9)] * 4, recipe=recipe, mask=mask)
     assert same(bits(once), bits(often))
 

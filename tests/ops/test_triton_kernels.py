@@ -68,7 +68,7 @@ def test_compiles_without_spills(dtype):
     are aligned.
     """
     pytest.importorskip("triton")
-    from benchmarks import triton_report
+    from benchmarks.tools import triton_report
 
     picked = getattr(torch, dtype)
     launches = triton_report.cross_entropy_launches(256, 1, 1000, picked)
@@ -99,7 +99,7 @@ def test_the_last_program_reads_what_others_wrote():
     """Of every kernel that counts arrivals, in PTX: each store to global memory, a barrier, the
     counter's acquire and release, and only then a load past L1."""
     pytest.importorskip("triton")
-    from benchmarks import triton_report
+    from benchmarks.tools import triton_report
 
     launches = triton_report.cross_entropy_launches(256, 1, 1000, torch.float32)
     launches += triton_report.cross_entropy_launches(256, 1, 9000, torch.float32)
@@ -158,7 +158,7 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
     outputs.
     """
     pytest.importorskip("triton")
-    from benchmarks.triton_report import recorded
+    from benchmarks.tools.triton_report import recorded
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
     from sfron_fast.ops.triton import common
 
@@ -190,7 +190,7 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5_000_000), (256, 3072), (100_000, 10)], ids=str)
 def test_mse_launches(monkeypatch, shape):
     pytest.importorskip("triton")
-    from benchmarks.triton_report import recorded
+    from benchmarks.tools.triton_report import recorded
     from sfron_fast.ops.triton import adaptive_mse as op
     from sfron_fast.ops.triton import common
 
@@ -212,7 +212,7 @@ def test_mse_launches(monkeypatch, shape):
 @pytest.mark.parametrize("shape", [(1, 1), (8192, 10), (8192, 1000), (1024, 32000)], ids=str)
 def test_kl_launches(monkeypatch, shape, weighted):
     pytest.importorskip("triton")
-    from benchmarks.triton_report import recorded
+    from benchmarks.tools.triton_report import recorded
     from sfron_fast.ops.triton import common
     from sfron_fast.ops.triton import soft_target_kl as op
 
@@ -231,7 +231,7 @@ def test_kl_launches(monkeypatch, shape, weighted):
 def test_numbers_are_run_time_scalars():
     """A new temperature, floor or batch size must not compile anything."""
     pytest.importorskip("triton")
-    from benchmarks.triton_report import recorded
+    from benchmarks.tools.triton_report import recorded
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
 
     kinds = set()

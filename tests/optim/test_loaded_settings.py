@@ -53,9 +53,8 @@ def test_the_state_of_a_training_run_leaves_what_the_constructor_was_told(kind, 
     before = {n: p.detach().clone() for n, p in params.items()}
     optimizer.forget_step()
     for name, p in params.items():
-        assert torch.equal(
-            p[~masks()[name]], before[name][~masks()[name]]
-        )  # "update" semantics, masked
+        # "update" semantics, masked
+        assert torch.equal(p[~masks()[name]], before[name][~masks()[name]])
     assert optimizer.param_groups[0]["retain_pending"] == 3
     assert not torch.equal(params["e"], before["e"])
 

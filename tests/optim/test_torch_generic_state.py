@@ -66,9 +66,8 @@ def test_state_dict_is_deterministic(info, i, named, named_too):
     assert equal(nameless(optimizer.state_dict()), nameless(other.state_dict()))
     names = [g.get("param_names") for g in other.param_groups]
     assert names == [["name0", "name1"] if named or named_too else None]
-    other.param_groups.extend(
-        other.param_groups
-    )  # the same parameter is the same index wherever it is
+    # the same parameter is the same index wherever it is
+    other.param_groups.extend(other.param_groups)
     last = [nameless(o.state_dict())["param_groups"][-1] for o in (optimizer, other)]
     assert equal(*last)
 

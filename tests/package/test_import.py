@@ -52,8 +52,8 @@ before = set(sys.modules)
 import sfron_fast
 from sfron_fast import functional
 from sfron_fast.ops import native, registry as ops
-heavy = ["triton", "sklearn", "matplotlib", "tqdm", "transformers", "accelerate", "pytorch_lightning", "peft",
-         "torchvision", "pandas", "scipy"]
+heavy = ["triton", "sklearn", "matplotlib", "tqdm", "transformers", "accelerate",
+         "pytorch_lightning", "peft", "torchvision", "pandas", "scipy"]
 assert not set(heavy) & (set(sys.modules) - before), set(heavy) & (set(sys.modules) - before)
 assert not torch.cuda.is_initialized()
 assert not native.available() and "SFRON_FAST_NATIVE=0" in native.reason()
@@ -107,7 +107,7 @@ for wish, problem in (
 
 @pytest.mark.checklist("I2")
 def test_missing_kernels_are_told_once():
-    """On first use, not at import: one RuntimeWarning that gives the reason and how to silence it."""
+    """On first use, not at import: one RuntimeWarning with the reason and how to silence it."""
     script = """
 import importlib.abc, sys, warnings
 class Blocker(importlib.abc.MetaPathFinder):
@@ -181,9 +181,9 @@ DIGEST = """
 import sys, hashlib, torch
 sys.path[:0] = ["tests/support", "tests/ops"]
 torch.set_num_threads(1)
-import cases, test_adamw_step, test_adaptive_cross_entropy, test_adaptive_mse, test_fisher_accumulate
-import test_interpolate, test_masked_grad_norm, test_saliency_mask, test_sgd_step
-import test_soft_target_kl
+import cases, test_adamw_step, test_fisher_accumulate, test_interpolate, test_masked_grad_norm
+import test_saliency_mask, test_sgd_step
+import test_adaptive_cross_entropy as entropy, test_adaptive_mse as mse, test_soft_target_kl as kl
 from sfron_fast.ops import registry as ops
 shapes = [*cases.ODD, (513,), (2049,)]
 for dtype in cases.NATIVE_DTYPES:
@@ -200,9 +200,9 @@ for dtype in cases.NATIVE_DTYPES:
         case = test.make(shapes, kind, "cpu", **flags)
         outputs = cases.flat_outputs(case.run(getattr(ops, name)))
         tensors += [t for _, t in case.flat()] + outputs
-    tensors += test_adaptive_cross_entropy.run(test_adaptive_cross_entropy.make((3, 5, 2085), dtype)).values()
-    tensors += test_adaptive_mse.run(test_adaptive_mse.make((3, 2085), dtype)).values()
-    tensors += test_soft_target_kl.run(test_soft_target_kl.make((5, 2085), dtype, temperature=3.0)).values()
+    tensors += entropy.run(entropy.make((3, 5, 2085), dtype)).values()
+    tensors += mse.run(mse.make((3, 2085), dtype)).values()
+    tensors += kl.run(kl.make((5, 2085), dtype, temperature=3.0)).values()
     digest = hashlib.sha256()
     for t in tensors:
         digest.update(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -64,21 +64,10 @@ ROOMS = {
     "__main__": {"", "ops", "demo"},
 }
 FLOORS = 8
-FRAMEWORKS = {
-    "transformers",
-    "accelerate",
-    "pytorch_lightning",
-    "lightning",
-    "peft",
-}  # only in integrations/
-OPTIONAL = {
-    "triton",
-    "sklearn",
-    "matplotlib",
-    "tqdm",
-    "torchvision",
-    *FRAMEWORKS,
-}  # only inside functions
+# only in integrations/
+FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}
+# only inside functions
+OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}
 OPS = (
     "masked_grad_norm",
     "sgd_step",
@@ -160,9 +149,8 @@ def test_a_planted_import_is_found():
 def test_floors():
     floors = {}
     for name, below in ROOMS.items():
-        floors[name] = 1 + max(
-            (floors[other] for other in below if other), default=0
-        )  # KeyError: a circle
+        # KeyError: a circle
+        floors[name] = 1 + max((floors[other] for other in below if other), default=0)
     assert max(floor for name, floor in floors.items() if not name.startswith("__")) <= FLOORS
 
 

@@ -1,4 +1,4 @@
-"""The wheel, built as a release would be, installed into an environment of its own and used there."""
+"""The wheel, built as for a release, installed into an environment of its own and used there."""
 
 import os
 import shutil
@@ -25,9 +25,11 @@ assert (Path(sf.__file__).parent / "py.typed").exists()
 torch.manual_seed(0)
 x = torch.randn(64, 8)
 y = x[:, :3].argmax(1)
-model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+nn = torch.nn
+model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 retain, forget = (DataLoader(TensorDataset(x[s], y[s]), 16) for s in (slice(16, 64), slice(0, 16)))
-for recipe in (sf.Recipe.paper(cycles=2, forget_weight=50.0), sf.Recipe.official(cycles=2, max_norm=50.0)):
+paper = sf.Recipe.paper(cycles=2, forget_weight=50.0)
+for recipe in (paper, sf.Recipe.official(cycles=2, max_norm=50.0)):
     result = sf.unlearn(model, forget=forget, retain=retain, recipe=recipe)
 result.mask.save("mask.safetensors")
 assert sf.SaliencyMask.load("mask.safetensors") == result.mask

@@ -238,9 +238,8 @@ class Sometimes(Partly):
 @pytest.mark.parametrize(
     "make", [Partly, Sometimes, lambda: build("dropout")], ids=["partly", "sometimes", "dropout"]
 )
-@pytest.mark.parametrize(
-    "sizes", [(9, 4), (11, 4), (3, 5)], ids=str
-)  # several batches, the last of 3, a single one
+# several batches, the last of 3, a single one
+@pytest.mark.parametrize("sizes", [(9, 4), (11, 4), (3, 5)], ids=str)
 def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes):
     model, loaders = make().to(dtype), [loader(*sizes, dtype, seed=s) for s in (1, 2)]
     fishers = [
@@ -292,9 +291,8 @@ def test_batches_of_other_sizes_are_told():
     ) as caught:
         estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12))
     assert caught[0].filename == __file__
-    fishers = [
-        estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)
-    ]  # a last batch of 1
+    # a last batch of 1
+    fishers = [estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)]
     with pytest.warns(RuntimeWarning, match=r"on average 4.5 .* and 8 .*'batch_equal'"):
         SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1])
     with warnings.catch_warnings():

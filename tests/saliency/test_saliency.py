@@ -120,10 +120,11 @@ def test_top_k_leaves_out_parameters_without_gradient():
         Fisher({"a": torch.ones(8), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
         Fisher({"a": torch.full((8,), 4.0), "b": torch.zeros(8)}, {"no_gradient": ["b"]}),
     )
+    # though b's ratio, 1, is larger
     assert SaliencyMask.top_k(forget=forget, retain=retain, fraction=0.5).counts() == {
         "a": 8,
         "b": 0,
-    }  # though b's ratio, 1, is larger
+    }
     assert SaliencyMask.from_fisher(forget=forget, retain=retain).counts() == {"a": 0, "b": 0}
 
 
@@ -236,9 +237,8 @@ def test_a_models_own_names_are_no_wrappers(name, tmp_path):
     mask.save(tmp_path / "mask")
     again = SaliencyMask.load(tmp_path / "mask")
     assert all(torch.equal(again.to_bool(n), c) for n, c in chosen.items())
-    one = SaliencyMask.from_bool(
-        {"0.weight": chosen["0.weight"]}
-    )  # of another model: serves one of the two
+    # of another model: serves one of the two
+    one = SaliencyMask.from_bool({"0.weight": chosen["0.weight"]})
     assert one.coverage(model.named_parameters())["unmatched"] == [
         n for n in chosen if n != "0.weight"
     ]
@@ -342,9 +342,8 @@ def test_no_byte_can_change_unnoticed(saved):
         broken[position] ^= 1
         path.write_bytes(broken)
         found = load_or_none(path)
-        unchanged = (
-            found is not None and found == mask and found.metadata == mask.metadata
-        )  # json's own freedom
+        # json's own freedom
+        unchanged = found is not None and found == mask and found.metadata == mask.metadata
         assert found is None or (unchanged and position not in telling), position
     path.write_bytes(whole)
     assert SaliencyMask.load(path) == mask
@@ -480,9 +479,8 @@ def test_entries_that_share_memory_and_edits(tmp_path):
         assert twin.version != before
         assert mask.counts()["a"] == 16
     many = {f"w{i}": torch.ones(800) for i in range(50)}
-    assert (
-        len(pickle.dumps(SaliencyMask.from_bool(many))) < 50 * 1000
-    )  # not every entry with the memory of all
+    # not every entry with the memory of all
+    assert len(pickle.dumps(SaliencyMask.from_bool(many))) < 50 * 1000
     mask = SaliencyMask.from_bool({"w": torch.ones(3)})
     mask["w"].fill_(255)
     with pytest.raises(ValueError, match="unused high bits"):

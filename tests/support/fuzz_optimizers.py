@@ -97,9 +97,8 @@ def subjects(draw):
             if masked:
                 masks[name] = torch.rand(shape) < density
         settings = {**groups[0]} if groups and same else {**common, **draw(group_settings(kind))}
-        mine = [
-            params[name] for name in names
-        ]  # how a narrow state is rounded depends on where its element lies
+        # how a narrow state is rounded depends on where its element lies
+        mine = [params[name] for name in names]
         if not all(p.dtype in (torch.float32, torch.bfloat16) and p.is_contiguous() for p in mine):
             settings = settings | {"state_dtype": None}
         groups.append({**settings, "names": names, "masked": masked})

@@ -155,10 +155,8 @@ def main(job, folder, kills):
         life, checkpoints = Life(job, folder), random.randrange(4)
         if killed == kills:
             checkpoints = sys.maxsize
-        alive, within = (
-            True,
-            (0.004 if checkpoints else 0.1),
-        )  # seconds: in a step, or in what comes before the first
+        # seconds: in a step, or in what comes before the first
+        alive, within = True, 0.004 if checkpoints else 0.1
         while alive and checkpoints:
             alive, checkpoints = life.go_on(), checkpoints - 1
         if alive:

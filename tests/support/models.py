@@ -9,9 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from sfron_fast import Fisher, SaliencyMask, SFRonAdamW, SFRonSGD
 
 FEATURES, CLASSES = 6, 4
-torch.set_num_threads(
-    1
-)  # tiny tensors: a second thread only waits, for ages if the machine is busy
+# tiny tensors: a second thread only waits, for ages if the machine is busy
+torch.set_num_threads(1)
 
 
 def build(kind: str = "plain", dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:

@@ -35,9 +35,8 @@ def _errors(theirs):
             yield error
         sample = torch.empty((), device=device, dtype=dtype)
         for flags in ({"foreach": True, "fused": True}, {"fused": True, "differentiable": True}):
-            given = common.OptimizerInput(
-                params=[sample], kwargs=flags
-            )  # torch lists them for GPUs only
+            # torch lists them for GPUs only
+            given = common.OptimizerInput(params=[sample], kwargs=flags)
             yield common.ErrorOptimizerInput(
                 given, error_type=RuntimeError, error_regex=": expected "
             )

@@ -20,9 +20,8 @@ TINY = {
     torch.float16: 2.0**-24,
     torch.float64: 0.0,
 }
-FUNCTION = (
-    4 * U
-)  # exp, log, pow: a good library is within 2 ulp, and 1 ulp is at most 2 U of the value
+# exp, log, pow: a good library is within 2 ulp, and 1 ulp is at most 2 U of the value
+FUNCTION = 4 * U
 
 
 def roundings(terms: int) -> float:
@@ -67,9 +66,8 @@ def weighted(
     safe = normaliser if normaliser > 0 else torch.ones_like(normaliser)
     normaliser_relative = (raw * relative).sum() / safe + roundings(raw.numel()) * U
     weights = raw / safe
-    weight_relative = (
-        relative + normaliser_relative + 2 * U
-    )  # first order, division and second-order terms
+    # first order, division and second-order terms
+    weight_relative = relative + normaliser_relative + 2 * U
     products = (weights * losses).abs()
     loss = (products * weight_relative + weights * loss_error * 1.001).sum()
     loss = loss + (roundings(raw.numel()) + 1) * U * products.sum() + 2.0**-149
@@ -288,10 +286,8 @@ def soft_target_kl(
     gradient_error = gradient_error * 1.001 + 5 * U * gradient.abs()
     stored_error = stored(gradient.abs() + gradient_error, logits.dtype)
     gradient_error = torch.where(counted.unsqueeze(1), gradient_error + stored_error, 0.0)
-    exact, unread = (
-        torch.zeros_like(x_error),
-        torch.where(counted, 0.0, torch.inf),
-    )  # of a row without weight
+    # of a row without weight
+    exact, unread = torch.zeros_like(x_error), torch.where(counted, 0.0, torch.inf)
     sums_error = torch.stack([exact, x_error, exact, y_error]) + unread
     return {
         "loss": (loss, loss_error),

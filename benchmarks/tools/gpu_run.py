@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NO_DEVICE = "no CUDA device"
 PARTS = (1, 2, 3)
 MOST_LOG = 5 << 20  # bytes that the log keeps of one step: its beginning and its end
@@ -158,8 +158,8 @@ def newer_than_sources(package: Path, sources: Path) -> bool:
 
 
 def pytest_command(python: str) -> list[str]:
-    """A line for each test and each failure in full when it is known; stacks of a test that hangs."""
-    instead = "addopts=--strict-markers -v --tb=short -p benchmarks.instant_failures"
+    """A line for each test, each failure in full at once, and the stacks of a test that hangs."""
+    instead = "addopts=--strict-markers -v --tb=short -p benchmarks.tools.instant_failures"
     return [
         python,
         "-m",

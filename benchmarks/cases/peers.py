@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..harness import Arm, Case
 from . import arms
 from .arms import ADAMW, SGD, Problem, list_arm
-from .harness import Arm, Case
 from .lists import Shape, weights
 from .step_cases import FLOORS
 

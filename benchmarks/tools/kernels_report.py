@@ -1,11 +1,10 @@
-"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU, and reads the machine
-code.
+"""Compiles every .cu of csrc/ for sm_80, sm_90 and sm_100, without a GPU; reads the machine code.
 
-`python -m benchmarks.kernels_report`: registers, stack, spills and 128-bit accesses of each kernel,
-and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if one
-that streams over the list does not load (and store) 16 bytes at once, takes too many instructions
-for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing. `make
-kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
+`python -m benchmarks.tools.kernels_report`: registers, stack, spills and 128-bit accesses of each
+kernel, and for sm_90 what sass.py says of its speed. Fails if a kernel spills or has a stack, or if
+one that streams over the list does not load (and store) 16 bytes at once, takes too many
+instructions for that, or keeps too few bytes in flight. Says so and succeeds where nvcc is missing.
+`make kernels` (kernels_table.py) puts these rows beside those of the Triton kernels.
 """
 
 import argparse
@@ -23,10 +22,11 @@ from pathlib import Path
 from . import sass
 from .sass_loops import Loop, streaming
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("csrc/*/*.cu"))
 ARCHS = ("80", "90", "100")
 TIMED = "90"  # whose processor sass.py knows
+# as setup.py
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -35,8 +35,7 @@ FLAGS = [
     "-prec-sqrt=true",
     "-ftz=false",
     "-Icsrc",
-]  # as setup.py
-SINGLE_BLOCK = ("masked_grad_norm_finish_kernel",)  # a handful of partial sums: nothing to stream
+]
 READ_ONLY = ("masked_grad_norm_kernel", "saliency_mask_kernel")  # write scalars or bytes of a mask
 
 
@@ -52,13 +51,12 @@ class Kernel:
     shared: int = 0
     threads: int = 0  # of a block
     accesses: dict[str, int] = field(default_factory=dict)
-    loops: list[Loop] = field(
-        default_factory=list
-    )  # that stream, one for each combination of element types
+    # that stream, one for each combination of element types
+    loops: list[Loop] = field(default_factory=list)
 
     @property
     def streams(self) -> bool:
-        return bool(self.accesses) and self.name.split("<")[0] not in SINGLE_BLOCK
+        return bool(self.accesses)
 
     @property
     def blocks(self) -> int:

@@ -1,10 +1,12 @@
-"""`make guard`: measure again and say which ratios fell against the committed result. Times are a
-machine's affair.
+"""`make guard`: measure again and say which ratios fell against the committed result.
 
-`python -m benchmarks.guard NEW.json OLD.json [--tolerance 0.25] [--again 2]` compares two results
-and exits with 1 if a ratio fell, if an arm of this package is gone or failed, or if there was
-nothing to compare. A process may be unlucky in its memory and its neighbours, so the cases that
-fell are measured again, and have fallen if they do so every time.
+Times themselves are a machine's affair, and are not compared.
+
+    python -m benchmarks.tools.guard NEW.json OLD.json [--tolerance 0.25] [--again 2]
+
+exits with 1 if a ratio fell, if an arm of this package is gone or failed, or if there was nothing
+to compare. A process may be unlucky in its memory and its neighbours, so the cases that fell are
+measured again, and have fallen if they do so every time.
 """
 
 import argparse
@@ -13,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .harness import failures, is_ours
-from .plots import PROBE, Rows, fractions, kernels, speedups
+from ..harness import failures, is_ours
+from ..plots import PROBE, Rows, fractions, kernels, speedups
 
 # of the probe's bandwidth: below it the work computes, and the ratio is the processor's
 STREAMING = 0.5

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 
 import sfron_fast as sf
 
-from .harness import Arm, uncounted
+from ..harness import Arm, uncounted
 from .lists import Shape, weights
 
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
-SGD = {
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-}  # clipped gradients: smaller steps would drown in rounding
+# clipped gradients: smaller steps would drown in rounding
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 MAX_NORM = 1.0
 
 
@@ -35,9 +32,8 @@ class Problem:
         channels_last: bool = False,
     ) -> None:
         on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
-        size = (
-            1.0 if dtype == torch.float32 else 1e-3
-        )  # where a step of ADAMW moves most weights by several roundings
+        # where a step of ADAMW moves most weights by several roundings
+        size = 1.0 if dtype == torch.float32 else 1e-3
         self.params = [nn.Parameter(torch.randn(s, **on, dtype=dtype).mul_(size)) for s in shapes]
         self.gradients = [torch.randn(s, **on, dtype=dtype).mul_(1e-3) for s in shapes]
         self.masks = [torch.rand(s, **on) < density for s in shapes]
@@ -75,7 +71,7 @@ class Problem:
 
 
 def last(tensor: Tensor) -> Tensor:
-    """The weight of a convolution as ``model.to(memory_format=torch.channels_last)`` lays it out."""
+    """A convolution's weight as ``model.to(memory_format=torch.channels_last)`` lays it out."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
@@ -85,9 +81,8 @@ def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[T
     """
     before = [value.clone() for value in values()]
     run()
-    torch._foreach_sub_(
-        before, values()
-    )  # and not a second copy, for which the longest lists leave no room
+    # and not a second copy, for which the longest lists leave no room
+    torch._foreach_sub_(before, values())
     return before
 
 
@@ -109,9 +104,8 @@ def held(
         weight += size + (who == AUTHORS[0])  # the copy for the interpolation
     else:
         weight += size * (work == "pair")  # slow weights
-        masks = {"ours": 0.25, "bool mask": 1}.get(
-            who, size
-        )  # ours: packed, by name and as one list
+        # ours: packed, by name and as one list
+        masks = {"ours": 0.25, "bool mask": 1}.get(who, size)
         weight += masks * (work != "plain")
     return int(weight * weights(shapes))
 

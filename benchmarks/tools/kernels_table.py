@@ -1,6 +1,4 @@
-"""`make kernels`: every GPU kernel compiled, without a GPU; the table of what its machine code says
-is
-kept.
+"""`make kernels`: a table of what the machine code of every GPU kernel says, without a GPU.
 
 CUDA C++ (kernels_report.py, for sm_80, sm_90 and sm_100) and Triton (triton_report.py, for sm_90);
 sass.py says what issue load and bytes in flight are. Fails if a kernel spills or has a stack, if a
@@ -19,9 +17,10 @@ from typing import Any
 
 import torch
 
-from . import harness, kernels_report, sass, triton_report
+from .. import harness
+from . import kernels_report, sass, triton_report
 
-RESULT = Path(__file__).parent / "results/kernels.md"
+RESULT = Path(__file__).parents[1] / "results/kernels.md"
 # bytes of a launch that is judged: four times what must be in flight on the whole card
 LEAST_READ = 16_000_000
 COLUMNS = (
@@ -36,18 +35,21 @@ COLUMNS = (
 )
 ABOUT = f"""# Machine code of the GPU kernels
 
-Compiled for sm_90 with {{tools}}, commit {{commit}}. **Nothing was run**; `make kernels` writes this file.
+Compiled for sm_90 with {{tools}}, commit {{commit}}. **Nothing was run**; `make kernels` writes
+this file.
 
-- issue load: instructions of all threads at the speed of a copy ({sass.COPY / 1e12:g} TB/s), as a part of what an
-  H100's schedulers issue ({sass.PROCESSORS} processors x {sass.LANES} lanes x {sass.CLOCK / 1e9:g} GHz); should be at
-  most {sass.MOST_LOAD}.
-- MUFU load: the same of exponentials, roots and reciprocals, for which there is an eighth of the lanes.
-- KB in flight: of one processor, resident threads x bytes that each loads before it waits; should be at least
-  {sass.LEAST_FLIGHT // 1000}.
+- issue load: instructions of all threads at the speed of a copy ({sass.COPY / 1e12:g} TB/s), as a
+  part of what an H100's schedulers issue ({sass.PROCESSORS} processors x {sass.LANES} lanes x
+  {sass.CLOCK / 1e9:g} GHz); should be at most {sass.MOST_LOAD}.
+- MUFU load: the same of exponentials, roots and reciprocals, for which there is an eighth of the
+  lanes.
+- KB in flight: of one processor, resident threads x bytes that each loads before it waits; should
+  be at least {sass.LEAST_FLIGHT // 1000}.
 
-CUDA C++ kernels hold a loop for every combination of dtypes; told is the worst, on its longest way. Of Triton kernels
-the launches in use are told, and those that read less than {LEAST_READ // 1_000_000} MB are not judged by load and
-bytes in flight: they are over before the card is full. No numbers: the kernel does not stream.
+CUDA C++ kernels hold a loop for every combination of dtypes; told is the worst, on its longest way.
+Of Triton kernels the launches in use are told, and those that read less than
+{LEAST_READ // 1_000_000} MB are not judged by load and bytes in flight: they are over before the
+card is full. No numbers: the kernel does not stream.
 
 """
 Row = dict[str, Any]

@@ -2,7 +2,7 @@
 
 import torch
 
-from .harness import Case
+from ..harness import Case
 from .lists import Shape, ddpm_unet, dit_xl2, llama_1b, resnet18, sd14_unet, small_tensors, swin_t
 from .peers import peer_case
 from .saliency_cases import fisher_case, mask_case
@@ -126,9 +126,8 @@ def compile_cases(kind: str, device: str, tiny: bool) -> list[Case]:
 
 def peer_cases(kind: str, device: str, tiny: bool) -> list[Case]:
     """Last too: torchao compiles, and importing a package may change what runs after it."""
-    name, shapes = (
-        ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())
-    )  # all arms fit at once
+    # all arms fit at once
+    name, shapes = ("DDPM U-Net", ddpm_unet()) if kind == "cuda" else ("ResNet-18", resnet18())
     chosen = [(name, shapes, "adamw"), (name, shapes, "sgd")]
     if kind == "cuda":
         chosen.append(("10,000 x 64", small_tensors(10_000, 64), "sgd"))

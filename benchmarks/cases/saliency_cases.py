@@ -1,4 +1,4 @@
-"""The cases of the saliency stage: Fisher, mask, and the last gradient of the one with the other."""
+"""The cases of the saliency stage: Fisher and mask."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,9 +9,9 @@ from torch import Tensor
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
+from ..harness import Arm, Case
 from . import arms
 from .arms import Problem
-from .harness import Arm, Case
 from .lists import Shape, weights
 
 

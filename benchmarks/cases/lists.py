@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 
 
 def resnet18(width: int = 64, classes: int = 10) -> list[Shape]:
-    """ResNet-18 with the CIFAR stem; width 64 is the paper's (11.2M in 62 tensors), 96 has 25.1M."""
+    """ResNet-18 with the CIFAR stem; width 64 is the paper's (11.2M in 62 tensors), 96: 25.1M."""
 
     def shapes() -> Iterator[Shape]:
         yield from ((width, 3, 3, 3), (width,), (width,))
@@ -81,7 +81,7 @@ def _unet(
     where: set[int],
     image: int,
 ) -> list[Shape]:
-    """Two residual blocks a stage down, three up; ``attention`` after each in the stages ``where``."""
+    """Two residual blocks a stage down, three up, with ``attention`` in the stages ``where``."""
     widths = [width * m for m in stages]
     last = len(widths) - 1
     shapes = [
@@ -115,9 +115,8 @@ def ddpm_unet(width: int = 128) -> list[Shape]:
     """The DDPM U-Net for CIFAR-10, conditional on 10 classes: 38,632,323 weights in 334 tensors."""
     classes = [(10, width), (width,), *_linear(4 * width, width), *_linear(4 * width, 4 * width)]
     attention = lambda c: [*_norm(c), *4 * _linear(c, c, 1, 1)]  # noqa: E731
-    return classes + _unet(
-        width, (1, 2, 2, 2), 8 * width, attention, {1}, 3
-    )  # time and class embedding, side by side
+    # time and class embedding, side by side
+    return classes + _unet(width, (1, 2, 2, 2), 8 * width, attention, {1}, 3)
 
 
 def sd14_unet(width: int = 320, context: int = 768) -> list[Shape]:

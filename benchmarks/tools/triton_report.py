@@ -1,9 +1,9 @@
-"""Compiles every Triton kernel for sm_90 as the launchers would launch it, without a GPU, and reads
-its machine code.
+"""Compiles every Triton kernel for sm_90 as it would be launched; reads the machine code.
 
-`python -m benchmarks.triton_report`: registers, stack, spills, how wide the loads and stores are,
-and what ``sass.py`` says of the speed, for the shapes in use. Fails if a kernel spills, or if a
-kernel that could move 16 bytes at once does not. ``analysis`` gives the same rows to other reports.
+`python -m benchmarks.tools.triton_report`, which needs no GPU: registers, stack, spills, how wide
+the loads and stores are, and what ``sass.py`` says of the speed, for the shapes in use. Fails if a
+kernel spills, or if one that could move 16 bytes at once does not. ``analysis`` gives the same rows
+to other reports.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import sass
+from benchmarks.tools import sass
 
 CLASSES = (10, 200, 1000, 32000, 50257, 128256, 152064)
 SAMPLES = {

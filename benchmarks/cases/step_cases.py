@@ -11,11 +11,11 @@ from torch import Tensor
 from sfron_fast import functional
 from sfron_fast.ops import reference
 
+from ..harness import Arm, Case
+from ..timer import replayed, warmed
 from . import arms
 from .arms import ADAMW, MAX_NORM, SGD, Problem
-from .harness import Arm, Case
 from .lists import Shape, weights
-from .timer import replayed, warmed
 
 SWEEP = "sweep, "
 # least bytes a weight of a step; a clip reads gradient and mask twice, a pair stores and reads slow
@@ -131,9 +131,8 @@ def compiled_case(name: str, shapes: list[Shape], kind: str, device: str, backen
         partial(compiled_stock, shapes, kind, device, backend),
         partial(arms.ours, shapes, kind, "forget", device=device),
     ]
-    return Case(
-        f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes)
-    )  # time to compile
+    # time to compile
+    return Case(f"{name}, {kind} forget, compiled", made, moved, needs=0.2 * len(shapes))
 
 
 def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 # an H100 SXM: processors, lanes a cycle, clock, and what a copy reaches of its 3.35 TB/s
 PROCESSORS, LANES, CLOCK, COPY = 132, 128, 1.755e9, 3.0e12
 THREADS, REGISTERS, SHARED, BLOCKS = 2048, 65536, 233472, 32  # of one processor
-MOST_LOAD, LEAST_FLIGHT = (
-    0.8,
-    30_000,
-)  # what `make kernels` lets pass; the latter in bytes of one processor
+# what `make kernels` lets pass; the latter in bytes of one processor
+MOST_LOAD, LEAST_FLIGHT = 0.8, 30_000
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import sfron_fast as sf
 
+from ..harness import Arm, Case
+from ..timer import rotating
 from . import arms
-from .harness import Arm, Case
-from .timer import rotating
 
 TEMPERATURE, FLOOR = 0.5, 1e-6
 ROTATED = 1 << 27  # bytes of inputs that one arm goes through
@@ -120,9 +120,8 @@ def cross_entropy_case(
 
         step, ring = differentiated(liger), inputs(True)
         arm = rotating("Liger, weighted", step, ring)
-        return Arm(
-            arm.name, arm.run, lambda: step(inputs(True)[0]), tolerance
-        )  # it writes over its logits
+        # it writes over its logits
+        return Arm(arm.name, arm.run, lambda: step(inputs(True)[0]), tolerance)
 
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         return rotating(name, differentiated(function), inputs(True), tolerance)
@@ -138,15 +137,10 @@ def cross_entropy_case(
         partial(arm, "sfron_fast", ours),
     ]
     ring = copies(size) * size
-    held = [
-        arms.probe_bytes(2 * size),
-        *3 * [2 * ring],
-        *2 * [ring],
-        2 * ring,
-    ]  # logits, and gradients beside them
-    more = (
-        ring + 2 * size + 4 * 4 * samples * classes
-    )  # inputs of a check, what two arms did; what eager torch makes
+    # logits, and gradients beside them
+    held = [arms.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]
+    # inputs of a check, what two arms did; what eager torch makes
+    more = ring + 2 * size + 4 * 4 * samples * classes
     title = f"cross-entropy {samples:,} x {classes:,} {short(dtype)}"
     return Case(title, made, 2 * size, 1.5, held=held, more=more)
 
