@@ -8,7 +8,8 @@ import math
 import pytest
 import row_cases as rc
 import torch
-from cases import Case, assert_opcheck, assert_same_bits, compiled_equals_eager
+from cases import Case
+from judging import assert_opcheck, assert_same_bits, compiled_equals_eager
 
 import sfron_fast as sf
 from sfron_fast.ops import registry as ops
