@@ -95,12 +95,6 @@ def op(name: str) -> Any:
     return getattr(torch.ops.sfron_fast, name).default
 
 
-def __getattr__(name: str) -> Any:
-    if name in SCHEMAS:
-        return op(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def described(name: str) -> Op:
     """What its file tells of an op."""
     return _ops[name]

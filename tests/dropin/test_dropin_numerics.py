@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from cases import assert_matches_reference, assert_same_bits, shifted
+from cases import shifted
+from judging import assert_matches_reference, assert_same_bits
 from models import (
     SHAPES,
     build,
@@ -18,8 +19,7 @@ from models import (
     values,
 )
 from paths import ROOT
-from test_adamw_step import make as adamw_case
-from test_sgd_step import make as sgd_case
+from step_ops import adamw_case, sgd_case
 from torch import nn
 
 import sfron_fast as sf

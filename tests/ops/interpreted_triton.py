@@ -14,7 +14,8 @@ import row_cases as rc
 import torch
 import triton
 import triton.language as tl
-from cases import assert_same_bits, mostly_long, only_long, shifted, transposed
+from cases import mostly_long, only_long, shifted, transposed
+from judging import assert_same_bits
 from triton.runtime import interpreter
 
 from sfron_fast.ops import reference

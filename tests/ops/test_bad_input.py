@@ -2,11 +2,10 @@
 changes.
 """
 
-import copy
-
 import pytest
 import torch
 from models import bits, build, data, random_fishers, random_mask, same
+from op_table import LISTS
 
 import sfron_fast as sf
 from sfron_fast import Fisher, Recipe, SaliencyMask, functional
@@ -46,101 +45,6 @@ def tensors(*shapes, dtype=torch.float32):
 
 
 SHAPES = ((3, 4), (5,))
-BYTES = [torch.tensor([255, 15], dtype=torch.uint8), torch.tensor([31], dtype=torch.uint8)]
-
-
-def arguments(op):
-    """Good arguments of an op, fresh."""
-    p, g, s = tensors(*SHAPES), tensors(*SHAPES), tensors(*SHAPES)
-    return {
-        "masked_grad_norm": {"grads": g, "masks": list(BYTES)},
-        "sgd_step_": {
-            "params": p,
-            "grads": g,
-            "momentum_buffers": s,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "masks": list(BYTES),
-        },
-        "adamw_step_": {
-            "params": p,
-            "grads": g,
-            "exp_avgs": s,
-            "exp_avg_sqs": tensors(*SHAPES),
-            "lr": 0.1,
-            "steps": tensors((), ()),
-            "masks": list(BYTES),
-        },
-        "interpolate_": {"slow": p, "fast": g, "slow_lr": 0.5},
-        "fisher_accumulate_": {"fisher": p, "grads": g, "weight": 1.0},
-        "saliency_mask": {"forget": p, "retain": g, "threshold": 1.0},
-    }[op]
-
-
-STEP = {
-    "grads": [tensors((3, 4)), tensors((4, 3), (5,)), tensors(*SHAPES, dtype=torch.float64)],
-    "lr": [-0.1, NAN],
-    "weight_decay": [-1.0, NAN],
-    "max_norm": [0.0, -1.0, NAN],
-    "slow_lr": [-0.1, 1.5, NAN],
-    "masks": [BYTES[:1], [BYTES[0].bool(), BYTES[1]], [BYTES[0], BYTES[0]]],
-    "norm": [torch.ones(2), torch.ones((), dtype=torch.float64)],
-    "grad_scale": [torch.ones(3)],
-    "found_inf": [torch.zeros((), dtype=torch.int64)],
-    "slow_save": [tensors((3, 4))],
-    "slow_from": [tensors((4, 3), (5,))],
-}
-BAD = {
-    "masked_grad_norm": {
-        "masks": STEP["masks"],
-        "grad_scale": STEP["grad_scale"],
-        "grads": [[torch.ones(3, dtype=torch.int64)]],
-    },
-    "sgd_step_": {
-        **STEP,
-        "momentum": [-0.1, NAN],
-        "momentum_buffers": [tensors((5,)), tensors((4, 3), (5,))],
-    },
-    "adamw_step_": {
-        **STEP,
-        "beta1": [1.0, -0.1, NAN],
-        "beta2": [1.0, NAN],
-        "eps": [-1.0, NAN],
-        "exp_avgs": [tensors((3, 4))],
-        "exp_avg_sqs": [tensors((4, 3), (5,))],
-        "steps": [tensors(()), tensors((2,), ())],
-        "max_exp_avg_sqs": [tensors((5,))],
-    },
-    "interpolate_": {"fast": [tensors((3, 4)), tensors((4, 3), (5,))], "slow_lr": [-0.1, 1.1, NAN]},
-    "fisher_accumulate_": {
-        "fisher": [tensors((5,), (5,)), tensors((3, 4)), tensors(*SHAPES, dtype=torch.float64)],
-        "weight": [-1.0, NAN],
-    },
-    "saliency_mask": {
-        "retain": [tensors((3, 4)), tensors((4, 3), (5,))],
-        "threshold": [0.0, -1.0, NAN],
-        "forget": [tensors(*SHAPES, dtype=torch.bfloat16)],
-        "eps": [-1.0, NAN],
-    },
-}
-
-
-@pytest.mark.parametrize(("op", "argument"), [(op, a) for op, rows in BAD.items() for a in rows])
-def test_functional(op, argument):
-    for value in BAD[op][argument]:
-        good = arguments(op)
-        kept = copy.deepcopy({k: v for k, v in good.items() if k != argument})
-        changed = good | {argument: value}
-        before = copy.deepcopy(value)
-        refused(argument, lambda changed=changed: getattr(functional, op)(**changed))
-        for key, tensor_list in kept.items():
-            if isinstance(tensor_list, list):
-                assert all(
-                    torch.equal(a, b) for a, b in zip(tensor_list, changed[key], strict=True)
-                ), key
-        if isinstance(value, list):
-            assert all(torch.equal(a, b) for a, b in zip(before, value, strict=True))
-    getattr(functional, op)(**arguments(op))  # the good ones are good
 
 
 def test_a_leaf_that_requires_grad_is_refused():
@@ -670,7 +574,7 @@ def test_everything_public_has_its_row_here():
         "unlearn",
     }
     assert set(sf.__all__) - {"__version__"} == covered
-    assert set(functional.__all__) == set(BAD)
+    assert set(functional.__all__) <= set(LISTS)  # each with its mistakes
 
 
 # --- names, not the numbers of torch's ABI --------------------------------------------------------

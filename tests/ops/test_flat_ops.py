@@ -3,57 +3,17 @@ left alone.
 """
 
 import pytest
-import test_adamw_step
-import test_fisher_accumulate
-import test_interpolate
-import test_masked_grad_norm
-import test_saliency_mask
-import test_sgd_step
 import torch
-from cases import (
-    NATIVE_DTYPES,
-    ODD,
-    Case,
-    assert_rejected,
-    assert_same_bits,
-    assert_same_case,
-    entries,
-    flat_outputs,
-    shifted,
-)
+from cases import NATIVE_DTYPES, ODD, Case, shifted
+from judging import assert_same_bits, assert_same_case, entries, flat_outputs
+from op_table import LISTS
+from spoiling import assert_rejected
 from torch import Tensor
 
 from sfron_fast.ops.lists import UNIT
 
 SHAPES = [(0,), *ODD, (511,), (2049,), (3, 683), (2,)]
-STEP = {
-    "masked": True,
-    "slow_save": True,
-    "slow_from": True,
-    "slow_lr": 0.3,
-    "norm": 5.0,
-    "max_norm": 1.0,
-}
-STATES = ("slow_save", "slow_from", "masks")
-CASES = {  # op: (its arguments, the list that others are like, those that may be flat)
-    "masked_grad_norm": (test_masked_grad_norm.make, {}, "grads", ("masks",)),
-    "sgd_step_": (
-        test_sgd_step.make,
-        {**STEP, "momentum": 0.9},
-        "params",
-        ("grads", "momentum_buffers", *STATES),
-    ),
-    "adamw_step_": (
-        test_adamw_step.make,
-        {**STEP, "amsgrad": True},
-        "params",
-        ("grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps", *STATES),
-    ),
-    "interpolate_": (test_interpolate.make, {}, "slow", ("fast",)),
-    "fisher_accumulate_": (test_fisher_accumulate.make, {}, "grads", ("fisher",)),
-    "saliency_mask": (test_saliency_mask.make, {}, "forget", ("retain",)),
-}
-WAYS = [(op, name) for op, (*_, names) in CASES.items() for name in (*names, "all")]
+WAYS = [(name, flat) for name, op in LISTS.items() for flat in (*op.flat, "all")]
 PADDING = 7
 
 
@@ -69,10 +29,11 @@ def flatten(name: str, tensors: list[Tensor], like: list[Tensor]) -> Tensor:
 
 
 def make(op, dtype, device):
-    """An op's case, and the same with one tensor in place of each list of ``names``."""
-    build, flags, key, _ = CASES[op]
-    case = build(SHAPES, torch.float32 if op == "saliency_mask" else dtype, device, **flags)
-    return case, case.tensors[key]
+    """An op's case, and the list that the others are like."""
+    entry = LISTS[op]
+    kind = dtype if dtype in entry.dtypes else torch.float32
+    case = entry.make(SHAPES, kind, device, **entry.flat_settings)
+    return case, case.tensors[entry.like]
 
 
 def with_flat(case: Case, like: list[Tensor], names, off=False) -> Case:
@@ -101,7 +62,7 @@ def assert_equal(
 def test_flat_equals_lists(device, op, name, dtype, off):
     """Of both kernels; and of the CPU's reference, whatever the device."""
     case, like = make(op, dtype, device)
-    names = CASES[op][3] if name == "all" else (name,)
+    names = LISTS[op].flat if name == "all" else (name,)
     expected = case.map(lambda t: t.cpu()).clone()
     outputs = expected.run(dict(entries(op))["reference"])
     for _, kernel in entries(op):

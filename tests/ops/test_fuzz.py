@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from cases import Case, assert_same_bits, assert_same_lists, flat_outputs, named
+from cases import Case
 from fuzz_lists import OPS, spoiled_case
 from fuzz_optimizers import (
     BETWEEN,
@@ -22,6 +22,7 @@ from fuzz_optimizers import (
 )
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from judging import assert_same_bits, assert_same_lists, flat_outputs, named
 from torch import Tensor
 
 from sfron_fast import functional

@@ -8,7 +8,8 @@ import pytest
 import tolerances as tol
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, assert_same_bits, values
+from cases import DTYPES, values
+from judging import assert_same_bits
 from row_cases import last_layer
 from torch.utils.checkpoint import checkpoint
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import assert_same_bits
+from judging import assert_same_bits
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, functional
 from sfron_fast.ops import reference

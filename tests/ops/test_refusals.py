@@ -5,7 +5,8 @@ right.
 import numpy
 import pytest
 import torch
-from cases import Case, assert_matches_reference, assert_same_bits
+from cases import Case
+from judging import assert_matches_reference, assert_same_bits
 from models import gradients, parameters, run
 from torch import nn
 

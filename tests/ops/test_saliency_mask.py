@@ -2,59 +2,16 @@ import math
 
 import pytest
 import torch
-from cases import (
-    LAYOUT_SHAPES,
-    LAYOUTS,
-    MIXED,
-    SIZES,
-    Case,
-    assert_all_entries_reject,
-    assert_deterministic,
-    assert_layout_does_not_matter,
-    assert_matches_reference,
-    assert_noncontiguous_is_right_or_refused,
-    assert_opcheck,
-    bad_lists,
-    bad_numbers,
-    blame,
-    compiled_equals_eager,
-    each_size,
-    mask_bits,
-    reject_params,
-    shifted,
-    value_list,
-)
+from cases import mask_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from list_ops import SALIENCY_MASK
 
 from sfron_fast import functional
 from sfron_fast.ops import reference
-from sfron_fast.ops import registry as ops
-
-FLOATS = [torch.float32, torch.float64]
-EPS = reference.FISHER_EPS
 
 
-def make(
-    shapes=((3,), (65,)), dtype=torch.float32, device="cpu", threshold=1.0, eps=EPS, special=False
-) -> Case:
-    lists = {
-        name: [f * f for f in value_list(shapes, dtype, device, special=special * number)]
-        for number, name in ((1, "forget"), (2, "retain"))
-    }
-    return Case(lists, {"threshold": threshold, "eps": eps})
-
-
-@pytest.mark.parametrize("threshold", [0.1, 1.0, 3.0, 1e30])
-@pytest.mark.parametrize("eps", [0.0, EPS, 1.0])
-@pytest.mark.parametrize("special", [False, True], ids=["normal", "special"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_matches_reference(device, dtype, special, eps, threshold):
-    case = make(MIXED, dtype, device, threshold, eps, special)
-    assert_matches_reference("saliency_mask", case, functional.saliency_mask)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SALIENCY_MASK.dtypes, ids=str)
 def test_hand_example(device, dtype):
     """forget (4, 1, 2, 0 ... 0, 9), retain (1, 1, 1, 1 ...
 
@@ -68,7 +25,7 @@ def test_hand_example(device, dtype):
     assert functional.saliency_mask([retain], [retain], 1.0)[0][0].tolist() == [255, 1]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SALIENCY_MASK.dtypes, ids=str)
 def test_masked_out_is_untouched(device, dtype):
     """Neither NaN nor the unused bits of the last byte ever count as selected; the inputs stay."""
     for n in (1, 7, 8, 31, 33, 63, 65, 513):
@@ -81,74 +38,6 @@ def test_masked_out_is_untouched(device, dtype):
         assert not masks[1].any()
         assert not masks[2].any()
         assert (ones == 1).all()
-
-
-@pytest.mark.checklist("E2")
-def test_opcheck(device):
-    assert_opcheck("saliency_mask", make([(5,), (0,), (), (65,)], torch.float32, device))
-
-
-def test_compile(device):
-    cases = [make([(5,), (0,), (70,)], torch.float32, device) for _ in range(3)]
-    assert compiled_equals_eager(ops.saliency_mask, cases) == 1
-
-
-@pytest.mark.checklist("B7")
-def test_deterministic(device, set_threads):
-    assert_deterministic(
-        make([*MIXED, (200_001,)], torch.float32, device), ops.saliency_mask, set_threads
-    )
-
-
-@each_size
-def test_empty_odd_and_large(device, dtype, size):
-    if dtype not in FLOATS:
-        dtype = torch.float32
-    masks, counts = functional.saliency_mask([], [], 1.0)
-    assert masks == []
-    assert counts.tolist() == []
-    case = make(SIZES[size], dtype, device)
-    assert_matches_reference("saliency_mask", case.clone(), functional.saliency_mask)
-    if size != "many":
-        assert_matches_reference("saliency_mask", case.map(shifted), functional.saliency_mask)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(device, dtype, layout):
-    """Bit i is element i in logical order, whatever the strides."""
-    case = make(LAYOUT_SHAPES, dtype, device)
-    assert_layout_does_not_matter("saliency_mask", case, LAYOUTS[layout], functional.saliency_mask)
-    if dtype != torch.float64:
-        assert_noncontiguous_is_right_or_refused("saliency_mask", case)
-
-
-def low_precision(case):
-    case.tensors["forget"][0] = case.tensors["forget"][0].bfloat16()
-
-
-LISTS = blame(
-    bad_lists("forget", "retain"), ("forget-short", "forget-shape", "forget-meta"), "retain"
-)
-
-
-@reject_params(
-    [
-        *LISTS,
-        ("forget-bf16", low_precision, "forget"),
-        *bad_numbers(threshold=(0.0, -1.0), eps=(-1.0,)),
-    ]
-)
-def test_rejects(edit, argument):
-    assert_all_entries_reject("saliency_mask", make, edit, argument)
-
-
-def test_version_counter():
-    """Nothing is written: no version moves."""
-    case = make()
-    before = [t._version for _, t in case.flat()]
-    case.run(functional.saliency_mask)
-    assert [t._version for _, t in case.flat()] == before
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import assert_same_lists, named, only_long
+from cases import only_long
+from judging import assert_same_lists, named
 from paths import ROOT, TESTS
 from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -181,28 +181,18 @@ DIGEST = """
 import sys, hashlib, torch
 sys.path[:0] = ["tests/support", "tests/ops"]
 torch.set_num_threads(1)
-import cases, test_adamw_step, test_fisher_accumulate, test_interpolate, test_masked_grad_norm
-import test_saliency_mask, test_sgd_step
-import test_adaptive_cross_entropy as entropy, test_adaptive_mse as mse, test_soft_target_kl as kl
-from sfron_fast.ops import registry as ops
+import cases, op_table
 shapes = [*cases.ODD, (513,), (2049,)]
+longer = {"adaptive_cross_entropy": (3, 5, 2085), "adaptive_mse": (3, 2085)}
+longer["soft_target_kl"] = (5, 2085)
+assert set(longer) == set(op_table.ROWS)
 for dtype in cases.NATIVE_DTYPES:
     torch.manual_seed(0)
     tensors = []
-    for test, name, flags in (
-        (test_sgd_step, "sgd_step_", test_sgd_step.FLAGS["everything"]),
-        (test_adamw_step, "adamw_step_", test_adamw_step.FLAGS["everything"]),
-        (test_interpolate, "interpolate_", {}), (test_fisher_accumulate, "fisher_accumulate_", {}),
-        (test_masked_grad_norm, "masked_grad_norm", {"scaled": True}),
-        (test_saliency_mask, "saliency_mask", {}),
-    ):
-        kind = torch.float32 if name == "saliency_mask" else dtype
-        case = test.make(shapes, kind, "cpu", **flags)
-        outputs = cases.flat_outputs(case.run(getattr(ops, name)))
-        tensors += [t for _, t in case.flat()] + outputs
-    tensors += entropy.run(entropy.make((3, 5, 2085), dtype)).values()
-    tensors += mse.run(mse.make((3, 2085), dtype)).values()
-    tensors += kl.run(kl.make((5, 2085), dtype, temperature=3.0)).values()
+    for name, op in {**op_table.LISTS, **op_table.ROWS}.items():
+        kind = dtype if dtype in op.dtypes else torch.float32
+        for case in op.full(longer.get(name, shapes), kind):
+            tensors += op.outcome(case) + [t for _, t in case.flat()]
     digest = hashlib.sha256()
     for t in tensors:
         digest.update(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cases import assert_same_bits
 from fuzz_lists import DTYPES, KINDS, LAYOUT_NAMES, SHAPES, laid_out, numbers, scalar
 from hypothesis import strategies as st
+from judging import assert_same_bits
 from obvious import Obvious
 from torch import Tensor, nn
 
