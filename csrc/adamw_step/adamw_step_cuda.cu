@@ -4,6 +4,7 @@
 
 #include "cuda/group.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
 #include "cuda/table.cuh"
 
 namespace sfron {
@@ -21,37 +22,29 @@ constexpr int kResident = kAmsgrad || kSlowFrom ? 2 : kPlain;
 
 // E: dtype of the parameters, S: of the moments. With kSlowFrom the result is interpolated from the
 // slow weights.
-template <class E, class S, int kCount, bool kAmsgrad, bool kSlowFrom>
-__device__ __forceinline__ void adamw_groups(const AdamwTensor& t, int64_t at, int64_t stop,
-                                             int64_t step, Corrections c, const AdamwScalars& s) {
-  constexpr int kUnroll =
-      kCount == 8 ? 1
-                  : 2;  // four to twelve 16-byte loads in flight, or eight to twelve single ones
-  constexpr int64_t kStride = kWarp * kCount;
+template <bool kAmsgrad, bool kSlowFrom, class E, class S, int kCount>
+__device__ __forceinline__ void adamw_groups(Held<E, S, kCount>, const AdamwTensor& t, int64_t at,
+                                             int64_t stop, int64_t step, Corrections c,
+                                             const AdamwScalars& s) {
+  // four to twelve 16-byte loads in flight, or eight to twelve single ones
+  constexpr int kUnroll = kCount == 8 ? 1 : 2;
   constexpr bool kAny = std::is_same_v<E, AnyElement>;
   const bool narrow = kAny ? is_narrow(t.state_dtype, t.dtype) : sizeof(S) < sizeof(E);
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
-    Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
-    uint32_t bits[kUnroll];
-    // loads of all groups, so that they are in flight together
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      param[u].load(t.param, t.dtype, e);
-      grad[u].load(t.grad, t.dtype, e);
-      avg[u].load(t.exp_avg, t.state_dtype, e);
-      square[u].load(t.exp_avg_sq, t.state_dtype, e);
-      if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.state_dtype, e);
-      if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
-      bits[u] = mask_bits(t.mask, e);
-    }
-    // arithmetic and stores, where the group lies before the end
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
+  Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
+  Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
+  uint32_t bits[kUnroll];
+  each_group<kCount, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        param[u].load(t.param, t.dtype, e);
+        grad[u].load(t.grad, t.dtype, e);
+        avg[u].load(t.exp_avg, t.state_dtype, e);
+        square[u].load(t.exp_avg_sq, t.state_dtype, e);
+        if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.state_dtype, e);
+        if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
+        bits[u] = mask_bits(t.mask, e);
+      },
+      [&](int u, int64_t e) {
         if (t.slow_save != nullptr) param[u].store(t.slow_save, e);
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -76,9 +69,7 @@ __device__ __forceinline__ void adamw_groups(const AdamwTensor& t, int64_t at, i
         square[u].store(t.exp_avg_sq, e);
         if constexpr (kAmsgrad) largest[u].store(t.max_exp_avg_sq, e);
         param[u].store(t.param, e);
-      }
-    }
-  }
+      });
 }
 
 template <bool kAmsgrad, bool kSlowFrom>
@@ -99,20 +90,12 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
                            static_cast<int64_t>(step));
     }
     const int64_t count = static_cast<int64_t>(step);
-    dispatch(t.dtype, t.state_dtype, [&](auto e, auto m) {
-      using E = decltype(e);
-      using S = decltype(m);
-      sweep(
-          begin, end, kGroupOf<E, S>,
+    sweep(begin, end, t.dtype, t.state_dtype,
           all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_save,
                       t.slow_from),
-          [&](int64_t at, int64_t stop) {
-            adamw_groups<E, S, kGroupOf<E, S>, kAmsgrad, kSlowFrom>(t, at, stop, count, c, s);
-          },
-          [&](int64_t at, int64_t stop) {
-            adamw_groups<AnyElement, AnyElement, 1, kAmsgrad, kSlowFrom>(t, at, stop, count, c, s);
+          [&](auto held, int64_t at, int64_t stop) {
+            adamw_groups<kAmsgrad, kSlowFrom>(held, t, at, stop, count, c, s);
           });
-    });
   });
   if (s.skip) return;  // a skipped step does not count
   // the counts change only after every block has read them

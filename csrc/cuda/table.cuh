@@ -111,29 +111,6 @@ __device__ __forceinline__ void each_unit(const List<Tensor>& list, const Body& 
   }
 }
 
-// Where to load from for the group at `at` + `ahead`: beyond the end the first group again, and
-// unused. A load without a condition needs no register before it, and those of a loop are in flight
-// together.
-__device__ __forceinline__ int64_t clamped(int64_t at, int64_t ahead, int64_t stop) {
-  return at + ahead < stop ? at + ahead : at;
-}
-
-// Elements [begin, end) by one warp: run_groups(first, stop) of this lane over whole groups, if the
-// pointers allow it, and run_singles(first, stop) over the rest. Units begin at multiples of every
-// group, so no head is needed: a pointer is at a multiple of 16 bytes for the whole tensor or, by
-// singles that still coalesce, for none of it.
-template <class Groups, class Singles>
-__device__ __forceinline__ void sweep(int64_t begin, int64_t end, int group, bool vector,
-                                      const Groups& run_groups, const Singles& run_singles) {
-  const int lane = threadIdx.x % kWarp;
-  int64_t rest = begin;
-  if (vector) {
-    rest = end - (end - begin) % group;
-    run_groups(begin + lane * group, rest);
-  }
-  if (rest < end) run_singles(rest + lane, end);
-}
-
 // f() in the block that finishes last: every other block has read all it wants to, and what they
 // wrote is seen.
 template <class F>

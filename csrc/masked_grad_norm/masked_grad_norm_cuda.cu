@@ -4,6 +4,7 @@
 
 #include "cuda/group.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
 #include "cuda/table.cuh"
 
 namespace sfron {
@@ -12,32 +13,25 @@ namespace {
 constexpr int kUnroll = 4;    // one stream: it takes four 16-byte loads to hide the latency
 constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
 
-template <class E, int kCount>
-__device__ __forceinline__ void square_groups(const MaskedGradNormTensor& t, int64_t at,
-                                              int64_t stop, float inverse_scale, double& sum) {
-  constexpr int64_t kStride = kWarp * kCount;
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<E, kCount> grad[kUnroll];
-    uint32_t bits[kUnroll];
-    // loads of all groups, so that they are in flight together
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      grad[u].load(t.grad, t.dtype, e);
-      bits[u] = mask_bits(t.mask, e);
-    }
-    // this lane's sum, in double
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (at + u * kStride < stop) {
+// Adds to this lane's sum, in double.
+template <class E, class S, int kCount>
+__device__ __forceinline__ void square_groups(Held<E, S, kCount>, const MaskedGradNormTensor& t,
+                                              int64_t at, int64_t stop, float inverse_scale,
+                                              double& sum) {
+  Group<E, kCount> grad[kUnroll];
+  uint32_t bits[kUnroll];
+  each_group<kCount, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        grad[u].load(t.grad, t.dtype, e);
+        bits[u] = mask_bits(t.mask, e);
+      },
+      [&](int u, int64_t) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
           sum += masked_square_one(grad[u].get(k), (bits[u] >> k & 1) != 0, inverse_scale);
         }
-      }
-    }
-  }
+      });
 }
 
 // The sum over the block, in thread 0; a tree, so always in the same order.
@@ -60,16 +54,8 @@ __global__ void __launch_bounds__(kBlock, kResident)
   const float inverse_scale = grad_scale == nullptr ? 1.0f : 1.0f / *grad_scale;
   double sum = 0.0;
   each_unit(list, [&](const MaskedGradNormTensor t, int64_t, int64_t begin, int64_t end) {
-    dispatch(t.dtype, t.dtype, [&](auto e, auto) {
-      using E = decltype(e);
-      sweep(
-          begin, end, kGroupOf<E>, aligned(t.grad),
-          [&](int64_t at, int64_t stop) {
-            square_groups<E, kGroupOf<E>>(t, at, stop, inverse_scale, sum);
-          },
-          [&](int64_t at, int64_t stop) {
-            square_groups<AnyElement, 1>(t, at, stop, inverse_scale, sum);
-          });
+    sweep(begin, end, t.dtype, t.dtype, aligned(t.grad), [&](auto held, int64_t at, int64_t stop) {
+      square_groups(held, t, at, stop, inverse_scale, sum);
     });
   });
   // one partial for each block, then all of them in the last block

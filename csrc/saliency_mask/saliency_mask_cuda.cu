@@ -2,43 +2,37 @@
 
 #include "cuda/group.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
 #include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
 
 constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
-constexpr int kByte =
-    8;  // a lane makes whole bytes of the mask, so no two lanes write the same one
+// A lane makes whole bytes of the mask, so no two lanes write the same one.
+constexpr int kByte = 8;
 constexpr int64_t kStride = kWarp * kByte;
 
 // Whole bytes by 16-byte loads; returns how many bits are set.
 __device__ __forceinline__ uint32_t saliency_groups(const SaliencyTensor& t, int64_t at,
                                                     int64_t stop, const SaliencyScalars& s) {
   constexpr int kUnroll = 2;  // eight 16-byte loads in flight
+  Group<float, kByte> forget[kUnroll], retain[kUnroll];
   uint32_t selected = 0;
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<float, kByte> forget[kUnroll], retain[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      forget[u].load(t.forget, DType::kFloat32, e);
-      retain[u].load(t.retain, DType::kFloat32, e);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
+  each_group<kByte, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        forget[u].load(t.forget, DType::kFloat32, e);
+        retain[u].load(t.retain, DType::kFloat32, e);
+      },
+      [&](int u, int64_t e) {
         uint32_t byte = 0;
 #pragma unroll
         for (int k = 0; k < kByte; ++k)
           byte |= saliency_one(forget[u].get(k), retain[u].get(k), s) ? 1u << k : 0u;
         in_global(t.mask)[e / kByte] = static_cast<uint8_t>(byte);
         selected += __popc(byte);
-      }
-    }
-  }
+      });
   return selected;
 }
 

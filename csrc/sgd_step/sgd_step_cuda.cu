@@ -2,45 +2,45 @@
 
 #include "cuda/group.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
 #include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
 
-// Blocks per processor, hence at most 64 or 80 registers.
+// Blocks per processor, hence at most 64 or 80 registers: four streams need 80, and Blackwell's
+// code for three of them too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kThreeStreams = 3;
+#else
+constexpr int kThreeStreams = 4;
+#endif
 template <bool kMomentum, bool kSlowFrom>
-constexpr int kResident = kMomentum && kSlowFrom ? 3 : 4;
+constexpr int kResident = !kSlowFrom  ? 4
+                          : kMomentum ? 3
+                                      : kThreeStreams;
 
-// E: dtype of the parameters, M: of the momentum. With kSlowFrom the result is interpolated from
+// E: dtype of the parameters, M: of their momentum. With kSlowFrom the result is interpolated from
 // the slow weights.
-template <class E, class M, int kCount, bool kMomentum, bool kSlowFrom>
-__device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64_t stop,
-                                           const SgdScalars& s) {
-  constexpr int kSingles = kMomentum && kSlowFrom ? 2 : 4;  // eight to twelve loads in flight
-  constexpr int kUnroll = kCount == 1                ? kSingles
-                          : kMomentum && kCount != 4 ? 1
-                                                     : 2;  // four to eight of 16 bytes
-  constexpr int64_t kStride = kWarp * kCount;
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
-    Group<M, kCount> momentum[kUnroll];
-    uint32_t bits[kUnroll];
-    // loads of all groups, so that they are in flight together
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      param[u].load(t.param, t.dtype, e);
-      grad[u].load(t.grad, t.dtype, e);
-      if constexpr (kMomentum) momentum[u].load(t.momentum, t.momentum_dtype, e);
-      if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
-      bits[u] = mask_bits(t.mask, e);
-    }
-    // arithmetic and stores, where the group lies before the end
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
+template <bool kMomentum, bool kSlowFrom, class E, class M, int kCount>
+__device__ __forceinline__ void sgd_groups(Held<E, M, kCount>, const SgdTensor& t, int64_t at,
+                                           int64_t stop, const SgdScalars& s) {
+  constexpr int kSingles = kMomentum && kSlowFrom ? 2 : 4;    // eight to twelve loads in flight
+  constexpr int kVectors = kMomentum && kCount != 4 ? 1 : 2;  // four to eight of 16 bytes
+  constexpr int kUnroll = kCount == 1 ? kSingles : kVectors;
+  Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
+  Group<M, kCount> momentum[kUnroll];
+  uint32_t bits[kUnroll];
+  each_group<kCount, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        param[u].load(t.param, t.dtype, e);
+        grad[u].load(t.grad, t.dtype, e);
+        if constexpr (kMomentum) momentum[u].load(t.momentum, t.momentum_dtype, e);
+        if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
+        bits[u] = mask_bits(t.mask, e);
+      },
+      [&](int u, int64_t e) {
         if (t.slow_save != nullptr) param[u].store(t.slow_save, e);
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
@@ -59,9 +59,7 @@ __device__ __forceinline__ void sgd_groups(const SgdTensor& t, int64_t at, int64
         }
         if constexpr (kMomentum) momentum[u].store(t.momentum, e);
         param[u].store(t.param, e);
-      }
-    }
-  }
+      });
 }
 
 template <bool kMomentum, bool kSlowFrom>
@@ -72,19 +70,12 @@ __global__ void __launch_bounds__(kBlock, (kResident<kMomentum, kSlowFrom>))
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowFrom && !slow_save && !(kMomentum && s.first)) return;
   each_unit(list, [&](const SgdTensor t, int64_t, int64_t begin, int64_t end) {
-    dispatch(t.dtype, t.momentum_dtype, [&](auto e, auto m) {
-      using E = decltype(e);
-      using M = decltype(m);
-      constexpr int kCount = kMomentum ? kGroupOf<E, M> : kGroupOf<E>;
-      sweep(
-          begin, end, kCount, all_aligned(t.param, t.grad, t.momentum, t.slow_save, t.slow_from),
-          [&](int64_t at, int64_t stop) {
-            sgd_groups<E, M, kCount, kMomentum, kSlowFrom>(t, at, stop, s);
-          },
-          [&](int64_t at, int64_t stop) {
-            sgd_groups<AnyElement, AnyElement, 1, kMomentum, kSlowFrom>(t, at, stop, s);
+    const DType state = kMomentum ? t.momentum_dtype : t.dtype;
+    sweep(begin, end, t.dtype, state,
+          all_aligned(t.param, t.grad, t.momentum, t.slow_save, t.slow_from),
+          [&](auto held, int64_t at, int64_t stop) {
+            sgd_groups<kMomentum, kSlowFrom>(held, t, at, stop, s);
           });
-    });
   });
 }
 

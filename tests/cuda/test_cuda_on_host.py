@@ -94,9 +94,9 @@ def test_planted_overrun_is_caught(build, fault):
 
 MUTATIONS = {
     "one element is skipped": (
-        "table.cuh",
-        "run_singles(rest + lane, end)",
-        "run_singles(rest + lane + 1, end)",
+        "sweep.cuh",
+        "1>{}, rest + lane, end)",
+        "1>{}, rest + lane + 1, end)",
     ),
     "half of a unit is forgotten": (
         "table.cuh",
@@ -121,6 +121,7 @@ MUTATIONS = {
 # one of each header, or `make test` takes too long
 QUICK = (
     "one element is skipped",
+    "the index is off by one",
     "a slot is used too early",
     "a graph sees refreshes",
     "neighbours are swapped",
