@@ -121,7 +121,8 @@ NOTES = {  # where a line holds in another form than its first wording
         " happen"
     ),
     "D2": (
-        "opt-in by fused=True; the host does not see a skip, so the cycle counts the step (README)"
+        "opt-in by fused=True; the host does not see a skip, so the cycle counts the step"
+        " (docs/mixed-precision.md)"
     ),
     "E1": (
         "lr as a tensor; as a number torch compiles for each value, 8 times, and then runs eagerly"
