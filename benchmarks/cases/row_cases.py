@@ -1,6 +1,4 @@
-"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's
-kernels.
-"""
+"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's."""
 
 from collections.abc import Callable
 from functools import partial

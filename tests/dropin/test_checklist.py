@@ -1,5 +1,4 @@
-"""The drop-in checklist: every line has a test, marked with ``@pytest.mark.checklist("A1")``. This
-file only counts.
+"""The drop-in checklist: every line has a test marked ``@pytest.mark.checklist``; counted here.
 
 Tiers: M must hold, S should (or NOTES says why not), L may fail, with a clear message.
 """
