@@ -30,7 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_DEVICE = "no CUDA device"
 PARTS = (1, 2, 3)
 MOST_LOG = 5 << 20  # bytes that the log keeps of one step: its beginning and its end
+# files of tests that take a device, in the order in which they matter
 PER_OP = (
+    "every_op",
+    "steps",
     "masked_grad_norm",
     "sgd_step",
     "adamw_step",

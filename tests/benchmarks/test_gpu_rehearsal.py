@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -382,6 +383,16 @@ def test_steps_are_independent_and_limited(tmp_path):
     assert "better" in log
     run_all([shell("late", "true")], summary, "a GPU", 1.0)
     assert "the time is used up" in (tmp_path / "summary.txt").read_text()
+
+
+def test_per_op_tests_are_the_files_that_take_a_device():
+    """All but those of the losses that write over their logits, which tests/gpu has."""
+    taking = {
+        path.stem.removeprefix("test_")
+        for path in (gpu_run.ROOT / "tests").glob("*/test_*.py")
+        if re.search(r"^def test_\w+\((?:.*, )?device[,)]", path.read_text(), re.M)
+    }
+    assert taking == {*gpu_run.PER_OP, "in_place", "cross_entropy_sum"}
 
 
 def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
