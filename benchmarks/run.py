@@ -221,7 +221,6 @@ def main(arguments: list[str] | None = None) -> int:
         0.0 if chosen.rehearse else chosen.scale,
         memory_limit(device),
     )
-    spent = lambda: time.perf_counter() - began  # noqa: E731
     if not chosen.rehearse and origin["load"] > 0.5:
         # stock torch meets its threads once a tensor, this package once a list
         run.note(
@@ -238,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         name, needs = (job, 0.0) if isinstance(job, str) else (job.name, job.needs)
         if chosen.only not in name:
             continue
-        if spent() + needs > chosen.budget:
+        if time.perf_counter() - began + needs > chosen.budget:
             run.note(
                 name, "", f"skipped: too little is left of the budget of {chosen.budget:.0f} s"
             )

@@ -114,7 +114,10 @@ def _unet(
 def ddpm_unet(width: int = 128) -> list[Shape]:
     """The DDPM U-Net for CIFAR-10, conditional on 10 classes: 38,632,323 weights in 334 tensors."""
     classes = [(10, width), (width,), *_linear(4 * width, width), *_linear(4 * width, 4 * width)]
-    attention = lambda c: [*_norm(c), *4 * _linear(c, c, 1, 1)]  # noqa: E731
+
+    def attention(channels: int) -> list[Shape]:
+        return [*_norm(channels), *4 * _linear(channels, channels, 1, 1)]
+
     # time and class embedding, side by side
     return classes + _unet(width, (1, 2, 2, 2), 8 * width, attention, {1}, 3)
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.tools import scale
+from benchmarks.tools import scale, scale_formulas
 from sfron_fast import SFRonAdamW
 
 KINDS = {
@@ -54,7 +54,9 @@ def small(width):
         nn.Linear(width, 20, bias=False),
     )
     layer = [(width, width), (width,)]
-    return scale.Model("small", layer, LAYERS, [(20, width), (20, width)], width, 20), model
+    return scale_formulas.Model(
+        "small", layer, LAYERS, [(20, width), (20, width)], width, 20
+    ), model
 
 
 def one_cycle(width):
@@ -110,21 +112,21 @@ def test_bytes_sent_and_held_are_those_of_the_formulas():
     ranks = on_ranks(3, cycles)
     for i, width in enumerate(WIDTHS):
         paper, _ = small(width)
-        parts = scale.sent(paper, 3, STEPS)
+        parts = scale_formulas.sent(paper, 3, STEPS)
         expected = {
             "all-gather": parts["all-gather, forward"] + parts["all-gather, backward"],
             "reduce-scatter": parts["reduce-scatter"],
             "all-reduce": parts["all-reduce of the norm"],
         }
         assert all(cycle[i][0] == pytest.approx(expected, rel=1e-12) for cycle in ranks)
-        kept = scale.held(paper, 3)
+        kept = scale_formulas.held(paper, 3)
         for kind, largest in ranks[0][i][1].items():  # torch gives the first rank the largest shard
             assert largest == kept[kind] > ranks[-1][i][1][kind]
 
 
 def test_weights_are_those_of_the_names():
     named = {"1B": 1e9, "8B": 8e9, "70B": 70e9, "405B": 405e9, "1T": 1e12}
-    for model in scale.llamas():
+    for model in scale_formulas.llamas():
         assert model.weights == pytest.approx(
             named[model.name], rel=0.03 if model.name != "1B" else 0.25
         )
