@@ -24,10 +24,11 @@ from benchmarks.cases.lists import dit_xl2, resnet18
 from benchmarks.cases.peers import PEERS
 from benchmarks.harness import Arm, Row
 from benchmarks.timer import Clock, Contest, cpu_allocations, turns
-from benchmarks.tools import gpu_run
-from benchmarks.tools.gpu_run import Step, Summary, run_all
+from benchmarks.tools import gpu_run, gpu_steps
+from benchmarks.tools.gpu_run import Summary, run_all
+from benchmarks.tools.gpu_steps import Step
 
-PACKAGE = Path(gpu_run.ROOT) / "sfron_fast"
+PACKAGE = Path(gpu_steps.ROOT) / "sfron_fast"
 ROWS = [
     Row("step", "probe: copy", 1.0, 1.0, 1.0, 7, 8, 9.0),
     Row("step", "stock", 3.0, 4.0, 5.0, 7, 8, 2.0, peak_mb=9.0),
@@ -389,17 +390,17 @@ def test_per_op_tests_are_the_files_that_take_a_device():
     """All but those of the losses that write over their logits, which tests/gpu has."""
     taking = {
         path.stem.removeprefix("test_")
-        for path in (gpu_run.ROOT / "tests").glob("*/test_*.py")
+        for path in (gpu_steps.ROOT / "tests").glob("*/test_*.py")
         if re.search(r"^def test_\w+\((?:.*, )?device[,)]", path.read_text(), re.M)
     }
-    assert taking == {*gpu_run.PER_OP, "in_place", "cross_entropy_sum"}
+    assert taking == {*gpu_steps.PER_OP, "in_place", "cross_entropy_sum"}
 
 
 def test_without_a_gpu_steps_are_skipped_or_rehearsed(tmp_path):
     for part in gpu_run.PARTS:
         (tmp_path / str(part)).mkdir()
     every = {
-        part: gpu_run.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part)
+        part: gpu_steps.steps(sys.executable, "-", tmp_path, tmp_path / str(part), part)
         for part in gpu_run.PARTS
     }
     names = {part: [s.name for s in chosen] for part, chosen in every.items()}
@@ -435,16 +436,16 @@ def test_what_a_killed_step_said_is_kept_and_the_log_stays_small(tmp_path, monke
         " os._exit(3)\n"
     )
     command = [
-        *gpu_run.pytest_command(sys.executable),
+        *gpu_steps.pytest_command(sys.executable),
         "-c",
-        str(gpu_run.ROOT / "pyproject.toml"),
+        str(gpu_steps.ROOT / "pyproject.toml"),
         "--rootdir",
         str(tmp_path),
         "test_two.py",
     ]
     asked = ["sh", "-c", "trap 'echo asked to end; exit 1' INT; sleep 60 & wait"]
     chosen = [
-        Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_run.ROOT)}, cwd=tmp_path),
+        Step("pytest", 300.0, command, env={"PYTHONPATH": str(gpu_steps.ROOT)}, cwd=tmp_path),
         Step("waits", 1.0, asked),
         Step("talks", 9.0, ["seq", "100000"]),
     ]
@@ -479,9 +480,9 @@ def test_triton_kernels_are_compiled_before_they_are_launched(tmp_path):
         assert "TypeError" in precompile.attempt(("squared_error", None, torch.float32))
         print(sorted(path.name for path in precompile.compiled()))
     """
-    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(gpu_run.ROOT)}
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(gpu_steps.ROOT)}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, cwd=gpu_run.ROOT, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=gpu_steps.ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert eval(result.stdout) == [
         "_adaptive_mse_bwd_kernel.cubin",
@@ -540,7 +541,7 @@ def test_the_gpu_tests_pass_on_the_cpu(tmp_path):
 
     Left out: what asks the device, and two thirds of the longest.
     """
-    text = (Path(gpu_run.ROOT) / "tests/gpu/test_cuda_ops.py").read_text()
+    text = (Path(gpu_steps.ROOT) / "tests/gpu/test_cuda_ops.py").read_text()
     assert '"cuda"' in text
     (tmp_path / "test_rehearsed.py").write_text(text.replace('"cuda"', '"cpu"'))
     (tmp_path / "conftest.py").write_text(STAND_INS)
@@ -551,14 +552,14 @@ def test_the_gpu_tests_pass_on_the_cpu(tmp_path):
         "-p",
         "no:cacheprovider",
         "-c",
-        str(gpu_run.ROOT / "pyproject.toml"),
+        str(gpu_steps.ROOT / "pyproject.toml"),
         "--rootdir",
         str(tmp_path),
         "-k",
         f"not ({' or '.join(LEFT_OUT)})",
         str(tmp_path),
     ]
-    result = subprocess.run(command, cwd=gpu_run.ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=gpu_steps.ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
@@ -567,12 +568,12 @@ def test_a_wheel_is_loaded_from_its_own_folder(tmp_path):
     dist, scratch = tmp_path / "dist", tmp_path / "scratch"
     dist.mkdir()
     scratch.mkdir()
-    assert "no wheel" in gpu_run.wheel(sys.executable, scratch, dist).missing
+    assert "no wheel" in gpu_steps.wheel(sys.executable, scratch, dist).missing
     with zipfile.ZipFile(dist / "sfron_fast-0-cp310-abi3-linux_x86_64.whl", "w") as archive:
         for file in [*PACKAGE.rglob("*.py"), *PACKAGE.glob("_C*.so")]:
             archive.write(file, file.relative_to(PACKAGE.parent))
     summary = Summary(tmp_path)
-    run_all([gpu_run.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
+    run_all([gpu_steps.wheel(sys.executable, scratch, dist)], summary, "", 100.0)
     assert "wheel          ok" in (tmp_path / "summary.txt").read_text(), (
         tmp_path / "log-1.txt"
     ).read_text()

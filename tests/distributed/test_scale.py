@@ -54,9 +54,8 @@ def small(width):
         nn.Linear(width, 20, bias=False),
     )
     layer = [(width, width), (width,)]
-    return scale_formulas.Model(
-        "small", layer, LAYERS, [(20, width), (20, width)], width, 20
-    ), model
+    rest = [(20, width), (20, width)]
+    return scale_formulas.Model("small", layer, LAYERS, rest, width, 20), model
 
 
 def one_cycle(width):
