@@ -53,9 +53,7 @@ def val_accuracy(model: torch.nn.Module, split: digits.Split) -> float:
 
 
 def target(setting: str, model: torch.nn.Module, split: digits.Split) -> float:
-    """Forget accuracy to expect of a model that never saw the forget set, from validation data
-    alone.
-    """
+    """Forget accuracy to expect of a model that never saw the forget set, by validation data."""
     if setting == "one class":
         return 0.0
     images, labels = split.val.tensors
@@ -64,9 +62,7 @@ def target(setting: str, model: torch.nn.Module, split: digits.Split) -> float:
 
 
 def run(job: tuple[str, int]) -> dict[str, list[tuple[float, float]]]:
-    """Per method and candidate: how far the forget accuracy is above the target, and the validation
-    accuracy lost.
-    """
+    """Per method and candidate: forget accuracy above the target, validation accuracy lost."""
     setting, seed = job
     torch.set_num_threads(1)
     split = digits.make_split(setting, seed)

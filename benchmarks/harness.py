@@ -33,9 +33,7 @@ class Arm:
 
 @dataclass
 class Case:
-    """``arms`` are made one by one, so that one that cannot be made costs only itself; the last is
-    this package.
-    """
+    """``arms`` are made one by one, so that one that fails costs only itself; ours is the last."""
 
     name: str
     arms: Sequence[Callable[[], Arm]]
@@ -50,8 +48,7 @@ class Case:
         return sum(self.held) + self.more
 
     def groups(self, limit: float) -> list[list[int]]:
-        """Which arms are timed in turn: all, or as many rivals at a time as ``limit`` bytes hold
-        beside first and last.
+        """Arms timed in turn: all, or as many rivals as fit ``limit`` bytes beside first and last.
 
         [] where not even one fits.
         """
@@ -73,9 +70,7 @@ class Case:
 
 
 class Uncounted:
-    """Time inside a call that is no part of the work measured: what a backward pass would do in
-    between.
-    """
+    """Time that is no part of the work: what a backward pass would do in between."""
 
     seconds = 0.0
 
@@ -118,8 +113,7 @@ def failures(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """Norm of the difference over the norm of ``wanted``; NaN stays NaN. Few launches however many
-    tensors.
+    """Norm of the difference over the norm of ``wanted``, in few launches; NaN stays NaN.
 
     ``found`` is written over: for the longest lists there is no room for a difference beside both.
     """
@@ -167,9 +161,7 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """HEAD, marked if there are changes; without a repository ``$COMMIT``, or a digest of the
-    sources.
-    """
+    """HEAD, marked if there are changes; without a repository ``$COMMIT`` or a digest."""
     head = _output("git", "rev-parse", "--short", "HEAD")
     if head:
         return head + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")

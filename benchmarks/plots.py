@@ -38,9 +38,7 @@ def by_case(rows: Rows) -> dict[str, Rows]:
 
 
 def fractions(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> arm -> bandwidth over that of the same case's copy; the bytes are the floor, so waste
-    counts as time.
-    """
+    """Case -> arm -> bandwidth over the copy's; bytes are the floor, so waste counts as time."""
     found = {}
     for case, arms in by_case(rows).items():
         probe = next((r for r in arms if r["arm"].startswith(PROBE)), None)
@@ -69,9 +67,7 @@ def kernels(rows: Rows) -> Rows:
 
 
 def telling(rows: Rows) -> Rows:
-    """Of each case the probe, the authors' arm, the fastest of the others (all, if packages are
-    compared), and ours.
-    """
+    """Of each case the probe, the authors', the fastest other (of packages all), and ours."""
     kept = []
     for case, (*others, last) in by_case(rows).items():
         probes = [r for r in others if r["arm"].startswith(PROBE)]
@@ -155,9 +151,7 @@ def draw(result: Path) -> str:
 
 
 def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1.0) -> Any:
-    """Horizontal bars, a group for each case, from the top; ours in one colour, the authors' in the
-    lightest grey.
-    """
+    """Horizontal bars, a group a case; ours in one colour, the authors' in the lightest grey."""
     from matplotlib.figure import Figure
 
     height = 0.19  # of a bar, inches
@@ -194,9 +188,7 @@ def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1
 
 
 def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
-    """A stack of phases for each arm of each cycle, in ms: the optimizer's share is what is
-    coloured.
-    """
+    """A stack of phases for each arm of each cycle, in ms: coloured is the optimizer's share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 1.8 * len(cycles) + 0.6), layout="constrained")

@@ -14,9 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def headline(results: dict) -> str:
-    """A line for every case: ours, the share of the probe's bandwidth, against the best other arm
-    and the authors'.
-    """
+    """A line a case: ours, share of the probe's bandwidth, against the best other and authors."""
     lines = [
         _origin(results["provenance"]),
         "",

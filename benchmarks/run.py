@@ -37,9 +37,7 @@ ROOM = 70 * 2**30  # bytes: the arms of every case, beside torch's own, on a GPU
 
 
 def chosen_cases(kind: str, device: str, tiny: bool) -> list[Case]:
-    """For a ``kind`` of device, most important first: what the time does not reach is dropped from
-    the end.
-    """
+    """Most important first: what the time does not reach is dropped from the end."""
     lists, rows = list_cases.cases(kind, device, tiny), row_cases.cases(kind, device, tiny)
     last = [
         *list_cases.compile_cases(kind, device, tiny),
@@ -158,9 +156,7 @@ class Run:
 
 
 def memory_limit(device: str) -> float:
-    """Bytes that the arms of a case may hold together: of a GPU nine tenths of what is free, at
-    most ``ROOM``.
-    """
+    """Bytes that a case's arms may hold: on a GPU 0.9 of what is free, at most ``ROOM``."""
     return min(ROOM, 0.9 * torch.cuda.mem_get_info()[0]) if device == "cuda" else math.inf
 
 

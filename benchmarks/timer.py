@@ -35,9 +35,7 @@ class Clock:
             torch.cuda.synchronize()
 
     def flush(self) -> None:
-        """Fill the L2 cache with other lines; by reading, as lines written here would be written
-        out later.
-        """
+        """Fill the L2 cache by reading: lines written here would be written out later."""
         if self.cuda:
             torch.sum(self.flusher, 0, out=self.sum)
 
@@ -93,9 +91,7 @@ class Clock:
 
 
 def cpu_allocations(run: Callable[[], Any]) -> list[int]:
-    """Bytes that a call takes from torch's CPU allocator, and with a minus gives back, one after
-    the other.
-    """
+    """Bytes that a call takes from torch's CPU allocator or, with a minus, gives back, in order."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with silent(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
         run()
@@ -104,9 +100,7 @@ def cpu_allocations(run: Callable[[], Any]) -> list[int]:
 
 
 class Contest:
-    """The arms of one case, timed in turn: all of them, or some rivals at a time against the same
-    two.
-    """
+    """The arms of one case, timed in turn: all, or some rivals at a time against the same two."""
 
     def __init__(
         self, case: str, moved: int, clock: Clock, note: Note, least: int = 7, most: int = 100
@@ -183,9 +177,7 @@ class Contest:
 
 
 def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
-    """Rounds in random order; none begins with what ended the last, which would find its own data
-    in the caches.
-    """
+    """Rounds in random order; none begins with what ended the last, whose data are cached."""
     draw, order = random.Random(0), list(arms)
     while True:
         last = order[-1]
@@ -204,9 +196,7 @@ def first_line(error: BaseException) -> str:
 def rotating(
     name: str, step: Callable[[Any], Any], inputs: list[Any], tolerance: float = 1e-3
 ) -> Arm:
-    """``step`` on one input after the other, so that small ones are not found in a cache; the first
-    is checked.
-    """
+    """``step`` on one input after the other, none found in a cache; the first is checked."""
     turn = cycle(inputs)
     return Arm(name, lambda: step(next(turn)), lambda: step(inputs[0]), tolerance)
 
@@ -222,9 +212,7 @@ def warmed(arm: Arm) -> Arm:
 
 
 def replayed(arm: Arm, device: str) -> Arm:
-    """The arm as a replayed CUDA graph; checked on its first replay, so the others must be
-    ``warmed``.
-    """
+    """The arm as a CUDA graph, checked on its first replay; so the others must be ``warmed``."""
     from .cases.arms import change
 
     name = f"{arm.name}, graph"

@@ -43,15 +43,11 @@ class Problem:
             p.grad = g
 
     def prepare(self, work: str) -> None:
-        """A pair has two lists of gradients: what masks in place must not find its retain gradients
-        masked.
-        """
+        """A pair has two lists of gradients: the retain ones must not be found masked in place."""
         self.others = [g.clone() for g in self.gradients] if work == "pair" else []
 
     def next_gradients(self) -> None:
-        """The other list, as after a backward pass: no gradient stays where it was, and no bytes
-        move.
-        """
+        """The other list: as after a backward pass gradients lie elsewhere, yet no bytes move."""
         with uncounted:
             now = [p.grad for p in self.params]
             for p, g in zip(self.params, self.others, strict=True):
@@ -74,9 +70,7 @@ def last(tensor: Tensor) -> Tensor:
 
 
 def change(values: Callable[[], list[Tensor]], run: Callable[[], Any]) -> list[Tensor]:
-    """What ``run`` takes off the values; a comparison of the values themselves would hardly see one
-    step.
-    """
+    """What ``run`` takes off the values; the values themselves would hardly show a step."""
     before = [value.clone() for value in values()]
     run()
     # and not a second copy, for which the longest lists leave no room
@@ -92,9 +86,7 @@ def held(
     dtype: torch.dtype = torch.float32,
     state_dtype: torch.dtype | None = None,
 ) -> int:
-    """Bytes that an arm keeps on its device from the first run on; ``who``: "ours", one of STOCK,
-    or of AUTHORS.
-    """
+    """Bytes that an arm keeps on its device; ``who``: "ours", one of STOCK, or of AUTHORS."""
     size, moments = dtype.itemsize, 2 if kind == "adamw" else 1
     weight = size * (3 if work == "pair" else 2)  # parameters and gradients
     weight += moments * (state_dtype or dtype).itemsize
@@ -109,9 +101,7 @@ def held(
 
 
 def compared(shapes: list[Shape], dtype: torch.dtype = torch.float32, unfused: bool = False) -> int:
-    """Bytes for what two arms did, their comparison in fp32, and what torch's ``unfused``
-    optimizers allocate.
-    """
+    """Bytes of two arms' results, their comparison in fp32, and torch's ``unfused`` optimizers."""
     work = max(dtype.itemsize * unfused, 8 * (dtype != torch.float32))
     return weights(shapes) * (2 * dtype.itemsize + work)
 
@@ -188,8 +178,7 @@ def best_stock(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Arm:
-    """A careful user's stock torch: device masks, foreach clip, fused optimizer, foreach lerp and
-    copy.
+    """A careful user's stock torch: foreach mask, clip, lerp and copy, a fused optimizer.
 
     "clip in the step": what an expert writes; the clip is handed to the fused step as GradScaler's
     divisor.
@@ -242,8 +231,7 @@ def authors_style(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Arm:
-    """The published loop's shape: per-tensor mask, clip, default optimizer, deepcopy, per-tensor
-    interpolation.
+    """The published loop: mask, clip and interpolation by tensor, default optimizer, deepcopy.
 
     ``cpu_masks``: as published, where the masks stay on the CPU and cross to the GPU in every step.
     """

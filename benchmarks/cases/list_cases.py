@@ -10,9 +10,7 @@ from .step_cases import SWEEP, compiled_case, graph_case, long_case, norm_case, 
 
 
 def cases(kind: str, device: str, tiny: bool) -> list[Case]:
-    """The selection for a ``kind`` of device, most important first; ``tiny``: on lists of a few
-    thousand weights.
-    """
+    """For a ``kind`` of device, most important first; ``tiny``: of a few thousand weights."""
     return (gpu_cases if kind == "cuda" else cpu_cases)(device, tiny)
 
 

@@ -50,9 +50,7 @@ def bitsandbytes_8bit(problem: Problem, kind: str) -> Any:
 
 
 def torchao(problem: Problem, kind: str, name: str = "AdamW8bit") -> Any:
-    """torchao's AdamW with 8-bit moments, a compiled function per shape, called for every
-    parameter.
-    """
+    """torchao's AdamW with 8-bit moments: a compiled function per shape, called per parameter."""
     import torchao.optim as peer
 
     if kind != "adamw":
@@ -102,9 +100,7 @@ def peer(name: str, shapes: list[Shape], kind: str, device: str) -> Arm:
 
 
 def peer_case(name: str, shapes: list[Shape], kind: str, device: str) -> Case:
-    """Apart from the plain steps, as some take seconds, compile for longer, and would leave the
-    others few rounds.
-    """
+    """Apart from the plain steps: slow ones would leave the others few rounds."""
     moved = int(FLOORS[kind, "plain"] * weights(shapes))
     about: dict[str, Any] = {"shapes": shapes, "kind": kind, "device": device}
     made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]

@@ -58,8 +58,9 @@ def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = F
 
 
 def stock_mask(forget: list[Tensor], retain: list[Tensor], threshold: float = 1.0) -> list[Tensor]:
-    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor; the ratio's bits where a Fisher
-    is much above eps.
+    """F_f + eps >= threshold (F_r + eps) in two kernels a tensor.
+
+    The ratio's bits where a Fisher is much above eps.
     """
     above = reference.FISHER_EPS * (threshold - 1.0)
     return [torch.sub(f, r, alpha=threshold) >= above for f, r in zip(forget, retain, strict=True)]

@@ -41,9 +41,9 @@ def step_case(
     channels_last: bool = False,
     narrow: bool = False,
 ) -> Case:
-    """A step of every arm. A GPU's cache is flushed before each, so lists need no rotation, small
-    ones
-    included.
+    """A step of every arm.
+
+    A GPU's cache is flushed before each, so no list needs rotation, however small.
 
     ``narrow``: also with moments of bf16, which move less than the bytes that the probe moves.
     """
@@ -134,8 +134,7 @@ def compiled_case(name: str, shapes: list[Shape], kind: str, device: str, backen
 
 
 def compiled_stock(shapes: list[Shape], kind: str, device: str, backend: str = "inductor") -> Arm:
-    """The stock maths of a forget step as one compiled function; unlike stock torch it writes no
-    gradient.
+    """The stock maths of a forget step as one compiled function, which writes no gradient.
 
     Masks of the kind that is faster there: Inductor's CPU code of a bool mask takes several times
     that of a float one.

@@ -19,9 +19,7 @@ def answers(
     measured: Mapping[str, Any],
     selected: Mapping[str, Any],
 ) -> str:
-    """README.md of the results folder; ``measured`` is cycles.json, ``selected`` chosen/SCALE.json,
-    if there.
-    """
+    """README.md of the results folder, from cycles.json and, if there, chosen/SCALE.json."""
     lines = [
         "# CIFAR-10: answers from the data",
         "",
@@ -123,9 +121,7 @@ def _pairs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
 
 
 def _proposal(selected: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """The settings that did best by the criterion that sees neither test set nor Retrain, and what
-    came of them.
-    """
+    """The settings chosen on validation data alone, without Retrain, and what came of them."""
     if not selected:
         return []
     lines = [

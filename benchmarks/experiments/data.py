@@ -29,9 +29,7 @@ HOW_TO_GET_IT = (
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels uint8 [n, 40, 40, 3], with a margin of 4 to crop from, and labels int64 [n], on one
-    device.
-    """
+    """Pixels uint8 [n, 40, 40, 3], with a margin of 4 to crop from, and labels int64 [n]."""
 
     pixels: Tensor
     labels: Tensor
@@ -117,9 +115,7 @@ class Split:
 
 
 def make_split(train: Images, test: Images, setting: str, seed: int) -> Split:
-    """Validation set and forget set ("random": a tenth, "class": all of one class) drawn by
-    ``seed``.
-    """
+    """Validation and forget set ("random": a tenth, "class": all of one) drawn by ``seed``."""
     generator = torch.Generator().manual_seed(1000 + seed)
     order = torch.randperm(len(train), generator=generator).to(train.labels.device)
     cut = round(VAL_SHARE * len(train))
@@ -138,9 +134,9 @@ def make_split(train: Images, test: Images, setting: str, seed: int) -> Split:
 def load(
     path: Path, train_size: int | None, test_size: int | None, device: str
 ) -> tuple[Images, Images, int]:
-    """Training and test images, the first of one fixed shuffle if fewer are asked for, and a
-    checksum
-    of the labels.
+    """Training and test images, and a checksum of the labels.
+
+    Fewer are the first of one fixed shuffle.
 
     Raises ValueError, saying how to get the data, if ``path`` holds none.
     """

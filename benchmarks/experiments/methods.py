@@ -21,9 +21,9 @@ LOOKS = 5  # points on a method's way
 
 
 class MixedPrecision(nn.Module):
-    """A model that trains in bf16: its weights, gradients and logits are fp32, and so is all it
-    does
-    in eval mode.
+    """A model that trains in bf16.
+
+    Its weights, gradients and logits are fp32, and so is all it does in eval mode.
 
     Activations are channels-last, as tensor cores want them; weights and gradients stay contiguous,
     as the kernels do.
@@ -46,9 +46,7 @@ def make_model(scale: Scale, device: str) -> nn.Module:
 
 
 def train(scale: Scale, split_part: Any, seed: int, device: str) -> tuple[nn.Module, float]:
-    """A model trained from scratch, and the seconds it took: SGD with Nesterov momentum, one cycle
-    of lr.
-    """
+    """A model from scratch, and the seconds: SGD with Nesterov momentum, one cycle of lr."""
     torch.manual_seed(seed)
     model = make_model(scale, device)
     loader = Batches(split_part, scale.train_batch, train=True, crop=scale.crop)
@@ -137,9 +135,7 @@ class Unlearned:
 def apply_method(
     method: str, settings: dict[str, Any], task: Task, look: Look = lambda model: None
 ) -> Unlearned:
-    """Run a method on a copy of the task's model, with ``LOOKS`` looks or fewer on the way, off the
-    clock.
-    """
+    """Run a method on a copy of the task's model, with at most ``LOOKS`` looks, off the clock."""
     task = Task(copy.deepcopy(task.model), task.split, task.scale, task.device)
     if method in BASELINES:
         with Stopwatch() as watch:

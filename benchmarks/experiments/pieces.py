@@ -79,9 +79,7 @@ class Run:
         return found if found["made_with"] == self._made_with(piece) else None
 
     def lacks_model(self, piece: Piece) -> bool:
-        """Whether the piece trains a model that is not there (models are not kept with the
-        results).
-        """
+        """Whether the piece trains a model that is not there: the results do not keep models."""
         return piece.method in ("Train", "Retrain") and not self.weights(piece).exists()
 
     def _made_with(self, piece: Piece) -> dict[str, Any]:
@@ -229,8 +227,7 @@ class Clock:
 
 
 def run_all(run: Run, phases: list[list[Piece]], workers: int, clock: Clock) -> bool:
-    """Do what is not done yet, phase after phase, and return whether all is; each worker has one
-    thread.
+    """Do what is not done yet, phase by phase, each worker with one thread; whether all is done.
 
     One worker is this process, with all its threads.
     """

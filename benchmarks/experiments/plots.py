@@ -41,9 +41,7 @@ def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
 def sweep(
     name: str, points: Sequence[tuple[float, Mapping[str, float]]], reference: Mapping[str, float]
 ) -> Any:
-    """FA and RA (percent, Retrain's dashed) and Avg.D along one setting; points (value, mean
-    metrics).
-    """
+    """FA and RA (percent, Retrain's dashed) and Avg.D by one setting: (value, mean metrics)."""
     figure, axes = _figure(4.6, 3.2)
     x, lines = range(len(points)), {"FA": "#D55E00", "RA": "#0072B2", "Avg.D": INK}
     for metric, colour in lines.items():

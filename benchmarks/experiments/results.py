@@ -24,9 +24,7 @@ Found = dict[Piece, dict[str, Any]]
 
 
 def measure_cycles(run: Run) -> None:
-    """Time whole cycles of the fused path, of stock torch and of the authors' style on this device,
-    at this scale.
-    """
+    """Time whole cycles: fused, stock torch and the authors' style, on this device and scale."""
     scale, split = SCALES[run.scale], run.split(Piece("Original", 0))
     smoke = scale.name == "smoke"
     inside = methods.MixedPrecision if run.device == "cuda" else None  # as the methods' models
@@ -43,9 +41,7 @@ def measure_cycles(run: Run) -> None:
 
 
 def report(run: Run, pieces: list[Piece]) -> Report | None:
-    """Write report.md, report.json, figures and README.md of what is done so far; None if no
-    setting has a Retrain.
-    """
+    """Write report, figures and README.md of what is done; None if no setting has a Retrain."""
     found: Found = {
         p: r for p in pieces if p.method != "Train" and (r := run.result(p)) is not None
     }

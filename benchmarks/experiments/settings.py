@@ -99,9 +99,7 @@ CHOSEN = Path(__file__).parent / "chosen"
 
 
 def chosen(scale: str, setting: str) -> dict[str, dict[str, Any]]:
-    """Method -> settings, as ``benchmarks.experiments.choose`` left them; before that, one inside
-    the grid.
-    """
+    """Method -> settings as ``experiments.choose`` left them; before that, one inside the grid."""
     settings = {method: grid[len(grid) // 2] for method, grid in GRIDS[scale].items()}
     path = CHOSEN / f"{scale}.json"
     if path.exists():

@@ -37,9 +37,7 @@ print(torch.cuda.get_device_name() if there else "")
 
 
 class Summary:
-    """A line for each step of a part, on disk as soon as it is known; other parts' lines stay, with
-    ``keep`` all.
-    """
+    """A line for each step, on disk at once; other parts' lines stay, with ``keep`` all lines."""
 
     def __init__(self, out: Path, part: int = 1, keep: bool = False) -> None:
         self.path, self.part, self.failed = out / "summary.txt", part, 0

@@ -42,9 +42,7 @@ for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
 
 @dataclass
 class Step:
-    """``command`` needs a GPU unless ``anywhere``; ``rehearsal`` stands in for it where there is
-    none.
-    """
+    """``command`` needs a GPU unless ``anywhere``; where none is, ``rehearsal`` stands in."""
 
     name: str
     limit: float  # seconds
@@ -150,9 +148,7 @@ def pytest_command(python: str) -> list[str]:
 
 
 def gpu_tests(python: str) -> Step:
-    """In one process, as a test reads how much memory is free; without pytest the same ops by a
-    short program.
-    """
+    """In one process, as a test reads what memory is free; without pytest a short program."""
     if has(python, "pytest"):
         return Step("tests/gpu", 250, [*pytest_command(python), "tests/gpu"])
     return Step("tests/gpu", 60, [python, "tests/gpu/sanitize.py"])
@@ -192,9 +188,7 @@ def sanitizer(name: str, python: str) -> Step:
 
 
 def build_root(python: str, scratch: Path) -> Path:
-    """The checkout; for a setuptools that cannot read its pyproject.toml (< 77) a folder of links
-    without that.
-    """
+    """The checkout; for setuptools < 77, which cannot read its pyproject.toml, links without it."""
     code = "import setuptools as s; assert int(s.__version__.split('.')[0]) >= 77"
     if subprocess.run([python, "-c", code], capture_output=True).returncode == 0:
         return ROOT
@@ -206,9 +200,7 @@ def build_root(python: str, scratch: Path) -> Path:
 
 
 def wheel(python: str, scratch: Path, dist: Path) -> Step:
-    """A wheel built elsewhere, perhaps against another torch and Python, is loaded from a folder of
-    its own.
-    """
+    """A wheel built elsewhere, perhaps for another torch and Python, loaded from its own folder."""
     found = sorted(glob.glob(str(dist / "*.whl")), key=os.path.getmtime)
     if not found:
         return Step(

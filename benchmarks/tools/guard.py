@@ -23,9 +23,7 @@ STREAMING = 0.5
 
 
 def ratios(rows: Rows) -> dict[tuple[str, str], float]:
-    """(case, arm) -> the other arm's time over ours, or ours against the probe; larger is better
-    for us.
-    """
+    """(case, arm) -> the other's time over ours, or ours against the probe; larger is better."""
     rows = kernels(rows)  # the phases of a whole cycle are too noisy
     found = {
         (case, arm): value for case, arms in speedups(rows).items() for arm, value in arms.items()
@@ -47,9 +45,7 @@ def fallen(new: Rows, old: Rows, tolerance: float) -> list[tuple[str, str]]:
 
 
 def compare(new: Rows, old: Rows, tolerance: float) -> tuple[list[str], list[str]]:
-    """(what fell by more than ``tolerance``, a fraction, or is gone; what could not be compared), a
-    line each.
-    """
+    """What fell by more than ``tolerance`` or is gone; what could not be compared. A line each."""
     now, before = ratios(new), ratios(old)
     fell = [
         f"{case}, against {arm}: {before[case, arm]:.2f} -> {now[case, arm]:.2f}"

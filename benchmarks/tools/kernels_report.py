@@ -152,9 +152,7 @@ def read_sass(text: str) -> dict[tuple[str, str], list[sass.Instruction]]:
 
 
 def count_accesses(code: list[sass.Instruction]) -> dict[str, int]:
-    """How many loads and stores of global memory there are, how many of 16 bytes and more, how many
-    local.
-    """
+    """Loads and stores of global memory: all, those of 16 bytes and more; and local ones."""
     counts = dict.fromkeys(("ld128", "ld", "st128", "st", "local"), 0)
     for one in code:
         counts["local"] += one.op in ("LDL", "STL")
@@ -238,9 +236,7 @@ def table(kernels: list[Kernel]) -> str:
 
 
 def compile_all(nvcc: str, sources: list[Path], archs: tuple[str, ...], jobs: int) -> list[Kernel]:
-    """Every kernel of these files, by name and architecture; says so where the machine code cannot
-    be read.
-    """
+    """Every kernel of these files by name and architecture; says where no code could be read."""
     cuobjdump = find_cuobjdump(nvcc)
     if cuobjdump is None:
         print(

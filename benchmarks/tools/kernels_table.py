@@ -56,9 +56,7 @@ Row = dict[str, Any]
 
 
 def cuda_rows(nvcc: str, workers: int) -> list[Row]:
-    """Compiles, prints the report of all architectures, and gives the rows; problems of others than
-    sm_90 too.
-    """
+    """Compiles, prints the report, gives the rows; other architectures' problems too."""
     kernels = kernels_report.compile_all(
         nvcc, kernels_report.SOURCES, kernels_report.ARCHS, workers
     )

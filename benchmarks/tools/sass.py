@@ -51,9 +51,7 @@ def read(text: str) -> list[Instruction]:
 
 
 def path(code: list[Instruction]) -> list[Instruction]:
-    """What every thread runs: up to the counter of arrivals, if there is one, and up to the end of
-    the program.
-    """
+    """What every thread runs: up to a counter of arrivals, or to the end of the program."""
     ends = [i for i, one in enumerate(code) if one.op in ("ATOMG", "ATOM")]
     ends += [i for i, one in enumerate(code) if one.op == "BRA" and target(one) == one.address]
     return code[: min(ends) + 1] if ends else code
@@ -124,9 +122,7 @@ def speed(
     read_tensors: int,
     moved_tensors: int,
 ) -> dict[str, float]:
-    """Of a kernel that streams over ``elements`` once, reading some tensors of them and moving some
-    in all.
-    """
+    """Of a kernel that streams over ``elements`` once, reading some tensors of all it moves."""
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
     counts, flight = {one.address: 1 for one in code}, loaded(code)

@@ -37,9 +37,7 @@ class Loop:
 
     @property
     def issue_load(self) -> float:
-        """See sass.py; the elements cancel out, as a turn's instructions and bytes belong to the
-        same ones.
-        """
+        """See sass.py; elements cancel: a turn's instructions and bytes are of the same ones."""
         return sass.issue_load(len(self.way), self.moved)
 
 
@@ -70,8 +68,9 @@ def successors(code: list[Instruction]) -> list[list[int]]:
 
 
 def natural_loops(after: list[list[int]]) -> dict[int, set[int]]:
-    """Head -> what leads back to it without leaving it; jumps back that are no loop lead back to
-    the beginning too.
+    """Head -> what leads back to it without leaving it.
+
+    Jumps back that are no loop lead back to the beginning too.
     """
     before: list[list[int]] = [[] for _ in after]
     for i, found in enumerate(after):

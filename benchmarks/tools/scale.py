@@ -211,9 +211,7 @@ def answers() -> list[str]:
 
 
 def draw(target: Path) -> None:
-    """Bytes a GPU against the number of GPUs; seconds of each resource at the fewest that hold the
-    model.
-    """
+    """Bytes a GPU by number of GPUs; seconds of each resource at the fewest that hold the model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")

@@ -44,9 +44,7 @@ MASK, NORM = 1 / 8, 8  # bytes: a weight's bit; the fp64 sum of squares
 
 @dataclass(frozen=True)
 class Model:
-    """``layer`` is repeated and gathered on its own; ``rest`` (embeddings, last norm, head) stays
-    until backward.
-    """
+    """``layer`` repeats and is gathered on its own; ``rest`` (embeddings, head) until backward."""
 
     name: str
     layer: Sequence[Shape]
@@ -84,9 +82,7 @@ def llamas() -> list[Model]:
 def sent(
     model: Model, gpus: int, retain_steps: int, gathered: int = GATHERED, reduced: int = REDUCED
 ) -> dict[str, float]:
-    """Collective -> bytes that each rank sends in a cycle: rings, so all but its own part of each
-    message.
-    """
+    """Collective -> bytes that each rank sends in a cycle: rings, all but its part of a message."""
     steps, others = 1 + retain_steps, (gpus - 1) / gpus
     layers, rest = model.layers * padded(model.layer, gpus), padded(model.rest, gpus)
     return {

@@ -267,9 +267,7 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
 
 
 def analysis(launches: list[Launch], workers: int = 1) -> list[dict[str, Any]]:
-    """A row for each launch, with the keys of COLUMNS; those of SPEED are "" where a kernel walks
-    over samples.
-    """
+    """A row for each launch with the keys of COLUMNS; SPEED's are "" for kernels over samples."""
     if workers == 1:
         return [compiled_row(launch) for launch in launches]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
