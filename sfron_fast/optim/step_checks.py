@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.shards import is_sharded, plain
+from ..distributed.shards import plain
 from ..errors import number, require, warn
 from ..ops.arguments import dense, state_dtypes, strided
+from ..ops.layout import is_sharded
 from ..ops.native import Described
 from .amp import amp_scalar
 from .batch import Batch

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from .. import functional
 from ..data.batches import progress_bar
 from ..distributed.ranks import Ranks
-from ..distributed.shards import local
 from ..errors import by_keyword, number, require
 from ..models.modes import evaluating, recording
 from ..models.names import model_digest
 from ..ops import reference
-from ..ops.layout import dense, ordered, orders_of
+from ..ops.layout import dense, local, ordered, orders_of
 from ..ops.lists import zeroed
 from ..tasks import Task
 from ..tasks.classification import MeanLoss
