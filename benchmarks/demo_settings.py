@@ -1,13 +1,12 @@
-"""Choose the demo's settings: `python -m benchmarks.demo_settings` prints what
-``sfron_fast/demo.py``
-holds as CHOSEN.
+"""`python -m benchmarks.demo_settings` chooses the demo's settings.
 
-The rule, for every method and setting: the weakest candidate that reaches, for each of three seeds
-the demo does not use, the forget accuracy of a model that never saw the forget set, within 2
-points, and loses at most 1 point of validation accuracy. The target is 0 for a class, and for wrong
-labels the rate at which the original model agrees with wrong labels put on validation data. Where
-no candidate does, the one with the smallest sum of both misses, the stronger in a tie. Neither the
-test set nor a retrained model is touched.
+It prints what ``sfron_fast/demo/run.py`` holds as CHOSEN. The rule, for every method and setting:
+the weakest candidate that reaches, for each of three seeds the demo does not use, the forget
+accuracy of a model that never saw the forget set, within 2 points, and loses at most 1 point of
+validation accuracy. The target is 0 for a class, and for wrong labels the rate at which the
+original model agrees with wrong labels put on validation data. Where no candidate does, the one
+with the smallest sum of both misses, the stronger in a tie. Neither the test set nor a retrained
+model is touched.
 """
 
 import copy

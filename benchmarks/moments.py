@@ -1,6 +1,4 @@
-"""What moments of bf16 cost: `python -m benchmarks.moments` writes results/moments.md (4 minutes,
-two
-cores).
+"""What moments of bf16 cost: `python -m benchmarks.moments`, 4 minutes on two cores.
 
 The demo's ConvNet forgets its wrong labels with SFRonAdamW, 200 cycles of one forget and five
 retain steps, from the

@@ -1,5 +1,4 @@
-"""Figures from a result of `benchmarks.run`: share of the probe's bandwidth, speed-up, phases of a
-cycle, cost by size.
+"""Figures from a result of `benchmarks.run`: bandwidth, speed-up, phases of a cycle, cost by size.
 
 `python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png`,
 those it has data for, beside it; says so and succeeds where matplotlib is missing.

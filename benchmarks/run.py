@@ -1,5 +1,4 @@
-"""`make bench` = `python -m benchmarks.run`: this package against stock PyTorch and others, ratios
-from one run.
+"""`make bench` = `python -m benchmarks.run`: us against stock PyTorch and others, in one run.
 
 The first arm of a case is a probe that moves as many bytes as the work must move at least; the last
 is this package, through its public API. Arms are compared before they are timed, then run in turn,

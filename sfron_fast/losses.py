@@ -1,6 +1,6 @@
-"""Adaptive losses: each sample is weighted by its own, detached loss (README equations 4 and 5,
-paper
-eps~).
+"""Adaptive losses: each sample is weighted by its own, detached loss.
+
+docs/equations.md, 4 and 5; paper: eps~.
 
 Samples the model still remembers (small loss) get most of the weight. The result is sum_i w_i l_i
 with sum_i w_i = 1; ascend it by minimising its negative, ``(-alpha * loss).backward()``.

@@ -1,6 +1,4 @@
-"""The optimizer's work as different people write it: the authors' loop, the best stock composition,
-this package.
-"""
+"""The optimizer's work as different people write it: the authors, a careful user, this package."""
 
 import copy
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""Two models that people unlearn, for end-to-end timings: ResNet-18 with the CIFAR stem, and a
-small decoder.
-"""
+"""Two models that people unlearn, for whole cycles: ResNet-18 (CIFAR stem), a small decoder."""
 
 import torch
 import torch.nn.functional as F

@@ -1,9 +1,8 @@
-"""Other packages' optimizers, where installed, each as its users write it: plain steps, as none has
-masks.
+"""Other packages' optimizers, where installed, as their users write them.
 
-What keeps its moments in 8 bits moves fewer bytes; its first step, which is what is checked, is
-still that of fp32. On a CPU torchao and bitsandbytes run (`make bench` installs them); apex, built
-from NVIDIA's source, and FlashOptim need a GPU and say so.
+Plain steps only, as none has masks. What keeps its moments in 8 bits moves fewer bytes; its first
+step, which is what is checked, is still that of fp32. On a CPU torchao and bitsandbytes run (`make
+bench` installs them); apex, built from NVIDIA's source, and FlashOptim need a GPU and say so.
 """
 
 from collections.abc import Callable

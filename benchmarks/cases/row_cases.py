@@ -1,6 +1,4 @@
-"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's
-kernels.
-"""
+"""The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -220,7 +218,7 @@ def copies(size: int) -> int:
 
 
 def weighted(losses: Tensor) -> Tensor:
-    """Equations 4 and 5 of the README in plain torch."""
+    """Equations 4 and 5 of docs/equations.md in plain torch."""
     raw = losses.detach().clamp_min(FLOOR).pow(-TEMPERATURE)
     return (raw / raw.sum() * losses).sum()
 

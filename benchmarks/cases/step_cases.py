@@ -1,6 +1,4 @@
-"""The cases of an optimizer's step: every arm, compiled, as a replayed graph, and the norm that
-clips it.
-"""
+"""The cases of an optimizer's step: every arm, compiled, as a replayed graph; the clip's norm."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,13 +1,11 @@
-"""`python -m benchmarks.experiments.choose --data PATH --scale SCALE`: settings of every method, on
-validation data.
+"""`python -m benchmarks.experiments.choose`: settings of every method, on validation data.
 
 Each method has the same number of candidates, along the setting that decides how strongly it
-forgets. The choice is
-the candidate with the smallest sum of three misses, in points of accuracy: how far the forget set
-is from what a model that never saw it is expected to reach (for random samples the original's
-validation accuracy, for a class 0), and what retain and validation set lose against the original.
-Neither the test set nor a retrained model is touched, and the seed is none of the experiment's.
-Writes chosen/SCALE.json, with every candidate's accuracies.
+forgets. The choice is the candidate with the smallest sum of three misses, in points of accuracy:
+how far the forget set is from what a model that never saw it is expected to reach (for random
+samples the original's validation accuracy, for a class 0), and what retain and validation set lose
+against the original. Neither the test set nor a retrained model is touched, and the seed is none of
+the experiment's. Writes chosen/SCALE.json, with every candidate's accuracies.
 """
 
 import argparse

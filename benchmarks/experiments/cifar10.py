@@ -1,9 +1,9 @@
-"""`python -m benchmarks.experiments.cifar10 --data PATH --scale smoke|small|full`: the paper's
-comparison, for real.
+"""The paper's comparison, for real.
 
-Pretrains a ResNet-18, retrains it without the forget set, runs every method from the same start,
-evaluates, and writes table, JSON and figures to --out. What is done is kept: run it again to go on,
-or after ``--max-minutes`` stopped it.
+`python -m benchmarks.experiments.cifar10 --data PATH --scale smoke|small|full` pretrains a
+ResNet-18, retrains it without the forget set, runs every method from the same start, evaluates, and
+writes table, JSON and figures to --out. What is done is kept: run it again to go on, or after
+``--max-minutes`` stopped it.
 """
 
 import argparse

@@ -1,6 +1,4 @@
-"""The experiment in pieces that are done once each: a JSON file per piece, models beside them, all
-written whole.
-"""
+"""The experiment in pieces, done once each: a JSON file and perhaps models, written whole."""
 
 import json
 import re

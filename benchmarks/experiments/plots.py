@@ -1,6 +1,4 @@
-"""Figures of the experiment beside those of `sfron_fast.evaluation.figures`: bars of a metric,
-curves of a sweep.
-"""
+"""The experiment's own figures, beside `sfron_fast.evaluation.figures`: bars and sweeps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,6 +1,4 @@
-"""The report of an experiment, from its pieces: table, JSON, figures, and the questions answered
-with numbers.
-"""
+"""The report of an experiment, from its pieces: table, JSON, figures, questions with answers."""
 
 import json
 import statistics

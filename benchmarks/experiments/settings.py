@@ -1,6 +1,4 @@
-"""Scales of the experiment, the settings every method runs with, and the candidates they were
-chosen from.
-"""
+"""Scales of the experiment, every method's settings, and the candidates they come from."""
 
 import json
 from dataclasses import dataclass

@@ -1,13 +1,11 @@
-"""`make gpu`: builds, tests, measures and sanitizes on a machine with a GPU, in parts of nine
-minutes,
-off the network.
+"""`make gpu`: builds, tests, measures and sanitizes on a machine with a GPU.
 
-`make gpu PART=1` builds and tests, `PART=2` measures, `PART=3` runs the sanitizers and the tests of
-single ops; without PART all three, one after the other. Each part stands alone (2 and 3 build only
-what is missing) and leaves what it knows at any moment, should it be killed. Needs python3 with
-torch >= 2.11, setuptools, ninja, nvcc and g++; uses pytest, Triton and compute-sanitizer where they
-are, and says what it skips where they are not. Steps are independent: each has its own time limit,
-and those after a failed one still run.
+Off the network, in parts of nine minutes: `make gpu PART=1` builds and tests, `PART=2` measures,
+`PART=3` runs the sanitizers and the tests of single ops; without PART all three, one after the
+other. Each part stands alone (2 and 3 build only what is missing) and leaves what it knows at any
+moment, should it be killed. Needs python3 with torch >= 2.11, setuptools, ninja, nvcc and g++; uses
+pytest, Triton and compute-sanitizer where they are, and says what it skips where they are not.
+Steps are independent: each has its own time limit, and those after a failed one still run.
 
 `$OUT` (default: build/gpu) receives at most six files, flat, of at most 16 MB: summary.txt (a line
 for each step), log-1.txt to log-3.txt (all output), gpu.json and gpu.csv, from which `python -m

@@ -1,6 +1,4 @@
-"""A pytest plugin: each failure in full as soon as it is known, as a run that is killed prints no
-summary.
-"""
+"""A pytest plugin: each failure in full at once, as a run that is killed prints no summary."""
 
 import pytest
 

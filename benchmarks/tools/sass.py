@@ -1,6 +1,4 @@
-"""What the machine code of a kernel says of its speed: instructions an element, issue load, bytes
-in
-flight.
+"""What a kernel's machine code says of its speed: instructions, issue load, bytes in flight.
 
 Nothing is run. The path of a thread is read from the disassembly up to the atomic of the
 last-program pattern, both sides of a branch counted. A backward branch makes a loop, which is taken

@@ -1,5 +1,4 @@
-"""The loops in which a list kernel streams: the longest way through each, in instructions and
-bytes.
+"""The loops in which a list kernel streams: instructions and bytes of the longest way through.
 
 A kernel of CUDA C++ holds a loop for every combination of element types, with branches for what is
 optional (a mask, slow weights to store). The longest way takes every optional part and of two

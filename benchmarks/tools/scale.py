@@ -1,12 +1,10 @@
-"""What a cycle costs on many GPUs, on paper: bytes held, streamed and sent, and what runs out
-first.
+"""A cycle on many GPUs, on paper: bytes held, streamed and sent, and what runs out first.
 
 `python -m benchmarks.tools.scale` writes benchmarks/results/scale.md and scale.png. Nothing here is
-measured but the bytes
-through collectives: tests/distributed/test_scale.py counts those of small runs, which the same
-formulas must give exactly. Weights, gradients, moments and slow weights are fp32 shards of FSDP2
-(`fully_shard` of every layer and of the rest), gathered in bf16; AdamW; activations are
-checkpointed at every layer.
+measured but the bytes through collectives: tests/distributed/test_scale.py counts those of small
+runs, which the same formulas must give exactly. Weights, gradients, moments and slow weights are
+fp32 shards of FSDP2 (`fully_shard` of every layer and of the rest), gathered in bf16; AdamW;
+activations are checkpointed at every layer.
 """
 
 from collections.abc import Callable, Sequence

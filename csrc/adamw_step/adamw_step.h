@@ -1,6 +1,6 @@
 #pragma once
 // One pass of torch.optim.AdamW (or Adam) over a list: unscale, clip, mask, decay, moments, update,
-// slow interpolation (README, equations 6 to 9).
+// slow interpolation (docs/equations.md, 6 to 9).
 #include <cmath>
 #include <vector>
 

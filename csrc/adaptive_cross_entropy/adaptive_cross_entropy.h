@@ -1,6 +1,6 @@
 #pragma once
-// Cross-entropy per row with the adaptive per-sample weight (README, equations 4 and 5): row losses
-// and log-sums forward, row_weight * (softmax - onehot) backward.
+// Cross-entropy per row with the adaptive per-sample weight (docs/equations.md, 4 and 5): row
+// losses and log-sums forward, row_weight * (softmax - onehot) backward.
 #include "formulas/scalar.h"
 #include "formulas/softmax.h"
 

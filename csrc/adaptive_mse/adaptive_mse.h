@@ -1,5 +1,5 @@
 #pragma once
-// Squared error per sample with the adaptive weight (README, equations 4 and 5), as diffusion
+// Squared error per sample with the adaptive weight (docs/equations.md, 4 and 5), as diffusion
 // models train with.
 #include "formulas/scalar.h"
 

@@ -1,5 +1,5 @@
 #pragma once
-// F += weight * g^2 (README, equation 2), F in fp32 whatever the gradient's dtype:
+// F += weight * g^2 (docs/equations.md, 2), F in fp32 whatever the gradient's dtype:
 // fisher_accumulate_one in formulas/scalar.h.
 #include <vector>
 

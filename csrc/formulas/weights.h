@@ -1,6 +1,6 @@
 #pragma once
-// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum (README, equations 4
-// and 5). Host, in double.
+// From per-sample losses to the adaptive weights max(l, floor)^-lambda / sum
+// (docs/equations.md, 4 and 5). Host, in double.
 #include <cmath>
 #include <cstdint>
 #include <limits>

@@ -1,5 +1,5 @@
 #pragma once
-// slow += alpha (fast - slow); fast = slow (README, equation 9): the op to read first and to copy
+// slow += alpha (fast - slow); fast = slow (docs/equations.md, 9): the op to read first and to copy
 // for a new one.
 #include <vector>
 

@@ -1,7 +1,7 @@
 #pragma once
-// The L2 norm of the selected, unscaled gradients (README, equation 6). Squares of floats are exact
-// in double, so the only error is that of the additions: below 2 n 2^-53 of the sum, and the final
-// rounding to fp32.
+// The L2 norm of the selected, unscaled gradients (docs/equations.md, 6). Squares of floats are
+// exact in double, so the only error is that of the additions: below 2 n 2^-53 of the sum, and the
+// final rounding to fp32.
 #include <vector>
 
 #include "formulas/scalar.h"

@@ -1,6 +1,6 @@
 #pragma once
-// F_forget + eps >= gamma (F_retain + eps) (README, equation 3): one bit per weight, and how many
-// are set.
+// F_forget + eps >= gamma (F_retain + eps) (docs/equations.md, 3): one bit per weight, and how
+// many are set.
 #include <atomic>
 #include <vector>
 

@@ -1,6 +1,6 @@
 #pragma once
 // One pass of torch.optim.SGD over a list: unscale, clip, mask, decay, momentum, update, slow
-// interpolation (README, equations 6 to 9).
+// interpolation (docs/equations.md, 6 to 9).
 #include <vector>
 
 #include "formulas/clip.h"

@@ -1,5 +1,6 @@
-"""A sharded language model forgets one topic of CPython's documentation; run it from the project's
-root:
+"""A sharded language model forgets one topic of CPython's documentation.
+
+Run it from the project's root:
 
     torchrun --nproc-per-node 2 -m examples.distributed.forget_topic --folder /tmp/forget_topic
 

@@ -1,4 +1,4 @@
-"""Squared errors of samples, weighted by themselves: README equations 4 and 5."""
+"""Squared errors of samples, weighted by themselves: docs/equations.md, 4 and 5."""
 
 from typing import Any
 

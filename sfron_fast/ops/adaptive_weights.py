@@ -1,4 +1,4 @@
-"""Weights of samples by their losses: README equations 4 and 5 (paper: eps~)."""
+"""Weights of samples by their losses: docs/equations.md, 4 and 5 (paper: eps~)."""
 
 import math
 from typing import Any

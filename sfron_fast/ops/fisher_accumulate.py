@@ -1,4 +1,4 @@
-"""Sums of squared gradients, the diagonal of the Fisher matrix: README equation 3."""
+"""Sums of squared gradients, the diagonal of the Fisher matrix: docs/equations.md, 2."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The slow step: README equation 9 (paper: R-on)."""
+"""The slow step: docs/equations.md, 9 (paper: R-on)."""
 
 from collections.abc import Sequence
 

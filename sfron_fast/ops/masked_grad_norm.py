@@ -1,4 +1,4 @@
-"""The norm of the selected gradients: README equation 6 (paper: clip of S * grad L^f)."""
+"""The norm of the selected gradients: docs/equations.md, 6 (paper: clip of S * grad L^f)."""
 
 from collections.abc import Sequence
 
@@ -62,8 +62,8 @@ def masked_grad_norm(
     ``grad_scale``.
 
     ``masks``: packed uint8 [ceil(n / 8)] per gradient, zero bytes = all selected. inf or NaN tells
-    of a non-finite selected gradient. No host synchronisation. Source: README equation 6 (paper:
-    clip of S * grad L^f).
+    of a non-finite selected gradient. No host synchronisation. Source: docs/equations.md, 6
+    (paper: clip of S * grad L^f).
     """
     if not grads:
         return torch.zeros(())

@@ -7,7 +7,7 @@ on the store; fp64 stays fp64. Lists may be empty where the schema says so (= "a
 (``lists.py``).
 
 ``[n]`` is the shape of a tensor flattened in logical order, ``[bytes]`` its packed mask of ceil(n /
-8) bytes. Equation numbers are those of the README.
+8) bytes. Equation numbers are those of docs/equations.md.
 """
 
 from .adamw_step import formula as adamw_step_

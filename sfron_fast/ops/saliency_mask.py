@@ -1,4 +1,4 @@
-"""Which weights matter more to forgetting than to what is retained: README equation 3."""
+"""Which weights matter more to forgetting than to what is retained: docs/equations.md, 3."""
 
 from collections.abc import Sequence
 

@@ -2,8 +2,8 @@
 
 A cycle is one ``forget_step()`` (masked, clipped ascent on fast weights) and ``retain_steps`` calls
 of ``step()`` (ordinary descent); the last of them also interpolates the slow weights. ``step()``
-outside a cycle is the stock optimizer. Source: Huang et al., NeurIPS 2024, algorithm of README
-section "Equations"; the knobs are its table.
+outside a cycle is the stock optimizer. Source: Huang et al., NeurIPS 2024, as in
+docs/equations.md; docs/optimizers.md has the knobs.
 """
 
 from .adamw import SFRonAdamW

@@ -1,6 +1,4 @@
-"""The CIFAR-10 experiment on synthetic images: formats, batches, splits, resuming; and every method
-does its work.
-"""
+"""The CIFAR-10 experiment on synthetic images: formats, splits, resuming; every method works."""
 
 import io
 import json

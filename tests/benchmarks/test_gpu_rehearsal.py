@@ -1,6 +1,4 @@
-"""`make gpu` and its benchmark, as far as they run without a GPU: every line but the device's
-clock.
-"""
+"""`make gpu` and its benchmark without a GPU: every line but the device's clock."""
 
 import gc
 import json

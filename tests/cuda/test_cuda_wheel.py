@@ -1,6 +1,4 @@
-"""A CUDA wheel can be built where neither a GPU nor a CUDA build of torch is, and loads there for
-its CPU kernels.
-"""
+"""A CUDA wheel is built where no GPU nor CUDA build of torch is, and its CPU kernels load there."""
 
 import os
 import shutil

@@ -1,6 +1,4 @@
-"""The package with the CUDA branch of every list op, on the host and under sanitizers: its own
-tests
-must pass.
+"""The CUDA branch of every list op, on the host and under sanitizers: the ops' own tests pass.
 
 The extension is built with the ops' CUDA code over the shims of this folder, so a call goes the way
 it goes on a GPU,

@@ -1,6 +1,4 @@
-"""EndlessLoader: passes nobody else can disturb, places found again by whatever a sampler keeps,
-empty batches.
-"""
+"""EndlessLoader: undisturbed passes, places found again for every sampler, empty batches."""
 
 import random
 

@@ -1,6 +1,4 @@
-"""torch.distributed.checkpoint: saved on some ranks, loaded on as many or others, in mid-cycle,
-going on the same.
-"""
+"""torch.distributed.checkpoint: loaded on as many or other ranks, in mid-cycle, bits kept."""
 
 import pytest
 import torch

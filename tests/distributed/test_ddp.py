@@ -1,6 +1,4 @@
-"""DDP and plain ranks that share a batch: losses, gradients, steps, Fisher and mask are those of
-one process.
-"""
+"""DDP and plain ranks that share a batch: all results are those of one process."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""examples/distributed: launched, stopped inside a cycle, resumed: the losses of a run that
-was never stopped.
-"""
+"""examples/distributed, stopped inside a cycle and resumed: the losses of a run never stopped."""
 
 import os
 import re

@@ -1,6 +1,4 @@
-"""One mask for many launchers: names and shards of wrapped models; and the wrappers that cannot be
-served.
-"""
+"""One mask for many launchers: names and shards of wrapped models; wrappers that are refused."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""The drop-in checklist: every line has a test, marked with ``@pytest.mark.checklist("A1")``. This
-file only counts.
+"""The drop-in checklist: every line has a test marked ``@pytest.mark.checklist``; counted here.
 
 Tiers: M must hold, S should (or NOTES says why not), L may fail, with a clear message.
 """
@@ -121,7 +120,8 @@ NOTES = {  # where a line holds in another form than its first wording
         " happen"
     ),
     "D2": (
-        "opt-in by fused=True; the host does not see a skip, so the cycle counts the step (README)"
+        "opt-in by fused=True; the host does not see a skip, so the cycle counts the step"
+        " (docs/mixed-precision.md)"
     ),
     "E1": (
         "lr as a tensor; as a number torch compiles for each value, 8 times, and then runs eagerly"

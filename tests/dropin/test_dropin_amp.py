@@ -1,6 +1,4 @@
-"""The drop-in checklist, section D: torch.amp.GradScaler around forget and retain steps, on the
-CPU.
-"""
+"""Checklist D: torch.amp.GradScaler around forget and retain steps, on the CPU."""
 
 import copy
 import re

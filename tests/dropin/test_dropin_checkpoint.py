@@ -1,6 +1,4 @@
-"""Checklist C: torch.distributed.checkpoint with one process, and the step by which it makes an
-optimizer's state.
-"""
+"""Checklist C: torch.distributed.checkpoint in one process, and the step it makes state with."""
 
 import copy
 

@@ -1,6 +1,4 @@
-"""The drop-in checklist, section E, as far as a CPU can prove it: a compiled step, no waiting, no
-autotuning.
-"""
+"""Checklist E, as far as a CPU proves it: a compiled step, no waiting, no autotuning."""
 
 import ast
 

@@ -1,6 +1,4 @@
-"""Checklist A: what code written for torch.optim expects of SFRonSGD and SFRonAdamW, beyond the
-stock step.
-"""
+"""Checklist A: what code for torch.optim expects beyond the stock step."""
 
 import copy
 import inspect

@@ -1,6 +1,4 @@
-"""Checklist I: what installing and importing the package asks for, and what `python -m sfron_fast
-env` tells.
-"""
+"""Checklist I: what installing and importing ask for, and what `python -m sfron_fast env` tells."""
 
 import os
 import re

@@ -1,6 +1,4 @@
-"""What a step may allocate: state once, in its first cycle; after that nothing that grows with the
-parameters.
-"""
+"""What a step may allocate: state in its first cycle; then nothing that grows with the weights."""
 
 import re
 import subprocess

@@ -1,6 +1,4 @@
-"""Checklist C: state in and out of torch.optim and Accelerate, all of it made at once, and what
-files say.
-"""
+"""Checklist C: state in and out of torch.optim and Accelerate, made at once, and in files."""
 
 import copy
 import io

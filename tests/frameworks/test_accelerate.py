@@ -196,7 +196,7 @@ def test_one_scaler_for_both_phases(kind):
 @BOTH
 @pytest.mark.checklist("D3")
 def test_a_skipped_retain_step_is_made_up_for(kind):
-    """As in the README: no forget step before the cycle is closed."""
+    """As in docs/frameworks.md: no forget step before the cycle is closed."""
     model = build()
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)

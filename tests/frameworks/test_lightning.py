@@ -1,6 +1,4 @@
-"""Lightning, on the CPU: manual optimisation for the two phases, automatic optimisation for the
-retain phase alone.
-"""
+"""Lightning on the CPU: both phases by manual optimisation, the retain phase by automatic too."""
 
 import warnings
 

@@ -1,5 +1,4 @@
-"""Compiles the Triton kernels that tests/gpu and the benchmark launch into Triton's cache, on all
-cores.
+"""Compiles the Triton kernels of tests/gpu and the benchmark into Triton's cache, on all cores.
 
 `python3 tests/gpu/precompile.py`: otherwise the tests compile some 275 kernels one after the other.
 The launchers are called as they are, with tensors that have no memory; a launch compiles its kernel

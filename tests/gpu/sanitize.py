@@ -1,5 +1,4 @@
-"""Calls every op on small odd lists on the GPU and compares with the CPU: a short program for
-compute-sanitizer.
+"""Every op on small odd lists, GPU against CPU: a short program for compute-sanitizer.
 
 `compute-sanitizer --tool memcheck --error-exitcode 9 python3 tests/gpu/sanitize.py`, with
 PYTORCH_NO_CUDA_MEMORY_CACHING=1, as otherwise tensors share allocations and an access beyond one of

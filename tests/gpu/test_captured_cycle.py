@@ -1,6 +1,4 @@
-"""The optimizers on a GPU: a captured cycle follows settings that are tensors; nothing waits for
-the device.
-"""
+"""A captured cycle follows settings that are tensors; nothing waits for the device."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""The CUDA list kernels on a GPU: against the CPU's bits, repeated, captured, on huge and on
-numerous tensors.
-"""
+"""The CUDA list kernels: the CPU's bits, repeated, captured, on huge and on numerous tensors."""
 
 import itertools
 import os

@@ -1,6 +1,4 @@
-"""Lines of the drop-in checklist that only a device can prove: GradScaler without waiting, memory,
-reads a batch.
-"""
+"""Checklist lines that only a device proves: GradScaler without waiting, memory, reads a batch."""
 
 import warnings
 

@@ -1,6 +1,4 @@
-"""Every baseline against a loop written out from its paper or the authors' code, without the
-package's pieces.
-"""
+"""Every baseline against a loop written from its paper or the authors' code, not our pieces."""
 
 import copy
 

@@ -1,6 +1,4 @@
-"""Checklist C5: SIGKILL at random moments, on in a new process: the bits of a run that was never
-stopped.
-"""
+"""Checklist C5: SIGKILL at random moments, on in a new process: the bits of an undisturbed run."""
 
 import os
 import subprocess

@@ -1,6 +1,4 @@
-"""Both recipes against loops written out from the algorithm's text; this file computes nothing with
-the package.
-"""
+"""Both recipes against loops written from the algorithm's text, without the package's pieces."""
 
 import math
 

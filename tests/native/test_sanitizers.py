@@ -1,6 +1,4 @@
-"""The CPU kernels under the address and undefined-behaviour sanitizers, at every instruction set of
-this machine.
-"""
+"""The CPU kernels under address and UB sanitizers, at every instruction set of this machine."""
 
 import hashlib
 import os

@@ -1,5 +1,4 @@
-"""The loops that are marked as independent are vector code at every instruction set, with every
-option of an op.
+"""Independent loops are vector code at every instruction set, with every option of an op.
 
 A loop that GCC gives up on still computes the right bits, up to ten times slower; only its report
 tells.

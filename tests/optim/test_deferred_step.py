@@ -1,6 +1,4 @@
-"""The normaliser left to the optimizer: a forget step on ``adaptive_cross_entropy_sum_`` is the
-step on the loss.
-"""
+"""The normaliser left to the optimizer: ``adaptive_cross_entropy_sum_`` gives the loss's step."""
 
 from functools import partial
 

@@ -1,6 +1,4 @@
-"""Whose settings count: the constructor's, those of a run that is loaded, or of groups that were
-used before.
-"""
+"""Whose settings count: the constructor's, a loaded run's, or those of groups used before."""
 
 import copy
 

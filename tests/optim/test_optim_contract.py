@@ -1,6 +1,4 @@
-"""What every torch optimizer must do: the stock step, schedulers, closures, hooks, unusual
-parameters.
-"""
+"""What every torch optimizer must do: stock step, schedulers, closures, hooks, odd parameters."""
 
 import inspect
 

@@ -1,6 +1,4 @@
-"""torch's generic optimizer tests, written anew over its table of inputs: steps, schedules, groups,
-hooks, errors.
-"""
+"""torch's generic optimizer tests over its inputs: steps, schedules, groups, hooks, errors."""
 
 import copy
 import warnings

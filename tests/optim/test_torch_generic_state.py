@@ -1,6 +1,4 @@
-"""torch's generic optimizer tests, written anew over its table of inputs: state dicts, their hooks,
-copies.
-"""
+"""torch's generic optimizer tests over its inputs: state dicts, their hooks, copies."""
 
 import copy
 import io

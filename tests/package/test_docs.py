@@ -1,6 +1,7 @@
-"""README and docs: every code block runs, every link leads somewhere, the README stays short."""
+"""README and docs: blocks run, links and citations lead somewhere, the README stays short."""
 
 import re
+from importlib.util import find_spec
 from itertools import cycle, pairwise
 from types import SimpleNamespace
 
@@ -186,6 +187,42 @@ def test_relative_links_resolve(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text()), link
+
+
+def test_the_changelog_names_modules_that_exist():
+    """What is under "now" in its table of modules; `.name` is beside the one before."""
+    rows = re.findall(r"^\| `sfron_fast\..*\| (.*) \|$", pages.text("CHANGELOG.md"), re.M)
+    assert len(rows) > 5
+    for row in rows:
+        beside = ""
+        for name in re.findall(r"`([\w.]+)`", row):
+            if name.startswith("."):
+                name = beside + name
+            beside = name.rpartition(".")[0]
+            assert find_spec(name), name
+
+
+SOURCES = [
+    path
+    for folder in ("sfron_fast", "csrc", "benchmarks", "examples", "tests")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu")
+]
+
+
+def test_sources_cite_pages_that_exist():
+    """`docs/<page>.md`, and numbers of equations by their page, not the README."""
+    numbers = set(re.findall(r"^\| (\d+) \|", pages.text("docs/equations.md"), re.M))
+    cited = set()
+    for path in SOURCES:
+        text = path.read_text()
+        for page in re.findall(r"\bdocs/[\w-]+\.md", text):
+            assert page in pages.PAGES, (path, page)
+        for first, last in re.findall(r"docs/equations\.md, (\d+)(?: (?:and|to) (\d+))?", text):
+            cited |= {first, last} - {""}
+        assert not re.search(r"README,? (?:equation|section)|README, [\"']", text), path
+    assert len(cited) > 4
+    assert cited <= numbers
 
 
 def test_every_page_is_reached_in_order():

@@ -1,6 +1,4 @@
-"""Runs that SIGKILL ends at random moments, each life in a process of its own; a program, and what
-it
-runs.
+"""Runs that SIGKILL ends at random moments, each life a process: the program and what it runs.
 
 `python killed.py JOB FOLDER KILLS` forks lives of the job one after another, kills KILLS of them,
 lets the last one finish, and prints how many were killed and how many of those died inside a write.

@@ -1,5 +1,4 @@
-"""What SFRonSGD and SFRonAdamW have to do: one parameter at a time, over reference.py, in
-dictionaries.
+"""What SFRonSGD and SFRonAdamW have to do, parameter by parameter, over reference.py, in dicts.
 
 No groups of tensors, no flat state, no native kernels. Names stand for parameters; a mask is bool
 or None.

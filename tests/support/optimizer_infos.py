@@ -1,5 +1,4 @@
-"""SFRonSGD and SFRonAdamW as entries of torch's table of optimizers under test, with torch's own
-inputs for them.
+"""SFRonSGD and SFRonAdamW as entries of torch's table of optimizers, with torch's own inputs.
 
 The table is in torch's wheel, the tests that go through it are not; test_torch_generic*.py are such
 tests.

@@ -1,6 +1,4 @@
-"""Inputs of the row ops and their judgement against the truth in fp64, for the interpreter and for
-a GPU alike.
-"""
+"""Inputs of the row ops, judged against the truth in fp64: for the interpreter and a GPU alike."""
 
 import math
 from dataclasses import dataclass

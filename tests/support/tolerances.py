@@ -1,5 +1,4 @@
-"""How far a result may be from the truth in fp64: (operations) x (error of one), each with its
-derivation.
+"""How far a result may be from the truth in fp64: operations x error of one, each derived.
 
 ``U`` is the error of one rounded fp32 operation. Elementwise results have no tolerance: they are
 compared bitwise.

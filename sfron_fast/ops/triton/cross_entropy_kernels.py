@@ -1,9 +1,7 @@
-"""Forward kernels of the adaptive cross-entropy (README equation 4): rows that fit a program, and
-long
-ones.
+"""Forward kernels of the adaptive cross-entropy: rows that fit a program, and long ones.
 
-``adaptive_cross_entropy.py`` launches them. Row offsets have 64 bits, what is added within a row
-32.
+docs/equations.md, 4. ``adaptive_cross_entropy.py`` launches them. Row offsets have 64 bits, what is
+added within a row 32.
 """
 
 import triton

@@ -1,6 +1,7 @@
-"""The last stage over the samples, of losses l_i: weights w_i = b_i^-temperature / sum_j
-b_j^-temperature, where b_i = max(l_i, floor) (README equation 4), their normaliser, and the sum of
-w_i l_i.
+"""The last stage over the samples, of losses l_i: their weights and the sum of w_i l_i.
+
+w_i = b_i^-temperature / sum_j b_j^-temperature, where b_i = max(l_i, floor), and the normaliser is
+the sum below (docs/equations.md, 4).
 
 Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last
 program of the kernel that made the losses (``arrived_last``, ``finish``), many of two launches
