@@ -1,4 +1,4 @@
-"""Forward kernel of the adaptive cross-entropy (README equation 4), for long rows.
+"""Forward kernel of the adaptive cross-entropy (docs/equations.md, 4), for long rows.
 
 ``adaptive_cross_entropy.py`` launches it. Row offsets have 64 bits, what is added within a row 32.
 """
