@@ -108,6 +108,7 @@ def _forward(
     }
     rest = (*numbers, 1.0 if scale is None else scale)
     with common.on_device(logits):
+        # the rows: several to a program, or one by one where a row fills it
         if classes <= MAX_TILE_CLASSES:
             depth, tile_rows, lanes = common.tile_shape(rows, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(rows, tile_rows)
@@ -144,6 +145,7 @@ def _forward(
                 **options,
                 **common.STRICT,
             )
+        # the tokens of each sample
         if not one_token:
             _adaptive_cross_entropy_samples_fwd_kernel[(samples,)](
                 row_losses,

@@ -53,6 +53,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     lane = tl.arange(0, LANES)
     offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
     here = tl.where(valid, label, -1).to(tl.int32)
+    # the elements before and behind the aligned part, one a lane; without them lanes start empty
     if PEEL:
         head, columns = interior(row, classes, PEEL)
         edge, edge_mask = edges(lane, head, columns, classes, PEEL)
@@ -68,6 +69,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         most = tl.full([LANES], -LARGEST, tl.float32)
         rest = tl.zeros([LANES], tl.float32)
         pieces_ptr = row_ptr
+    # first reading: each lane's running maximum, and its sum without the label's logit
     EVICT: tl.constexpr = "evict_last" if GRADIENT else ""  # it will be read again: keep it
     for start in range(0, columns, DEPTH * LANES):
         column = start + offset
@@ -84,6 +86,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         larger = tl.minimum(tl.maximum(most, tl.max(x, 0)), LARGEST)
         rest = rest * exp(most - larger) + tl.sum(exp(x - larger[None, :]), 0)
         most = larger
+    # the lanes' sums, brought to the largest maximum, give the row's loss
     largest = tl.max(most, 0)
     shift, log_sum, loss = with_label(tl.sum(rest * exp(most - largest), 0), largest, picked, valid)
     store_rows(
@@ -100,6 +103,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
         floor,
         ONE_TOKEN,
     )
+    # second reading: the gradient over the logits, the label's element apart
     if GRADIENT:
         kind = logits_ptr.dtype.element_ty
         scale = (
@@ -128,6 +132,7 @@ def _adaptive_cross_entropy_long_fwd_kernel(
             tl.store(at, gradient.to(kind), mask=column < columns, eviction_policy="evict_first")
         tl.debug_barrier()  # the label's element comes last, from another thread
         tl.store(row_ptr + label, (expm1(-loss) * scale).to(kind), mask=valid)
+    # the last program to arrive adds the rows up
     if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, programs):
             finish(

@@ -35,6 +35,7 @@ def _samples_totals_kernel(
     """The totals of a group; the last program to arrive joins them, each brought to the least base
     of all.
     """
+    # this group's least base and sums, where the last program will find them
     program = tl.program_id(0)
     first = program.to(tl.int64) * group
     last = tl.minimum(first + group, samples)
@@ -45,6 +46,7 @@ def _samples_totals_kernel(
     tl.store(partials_ptr + groups + program, weight_sum)
     tl.store(partials_ptr + 2 * groups + program, loss_sum)
     if arrived_last(counter_ptr, groups):
+        # the least base of all groups that have a labelled sample
         lane = tl.arange(0, BLOCK)
         lowest = tl.full([BLOCK], float("inf"), tl.float32)
         wrong = tl.zeros([BLOCK], tl.int32)
@@ -62,6 +64,7 @@ def _samples_totals_kernel(
             wrong |= (base != base).to(tl.int32)
         least = least_of(lowest, wrong)
         inverse = 1.0 / least.to(tl.float64)
+        # the groups' sums, each brought from its own least base to that of all
         weights = tl.zeros([BLOCK], tl.float64)
         losses = tl.zeros([BLOCK], tl.float64)
         for start in range(0, groups, BLOCK):

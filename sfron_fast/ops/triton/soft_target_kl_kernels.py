@@ -200,6 +200,7 @@ def _soft_target_kl_long_fwd_kernel(
     classes = class_groups * ALIGN
     lane = tl.arange(0, LANES)
     offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
+    # the elements before and behind the aligned part, one a lane; without them lanes start empty
     if PEEL:
         head, columns = interior(row, classes, PEEL)
         edge, edge_mask = edges(lane, head, columns, classes, PEEL)
@@ -217,15 +218,14 @@ def _soft_target_kl_long_fwd_kernel(
         sum_x = tl.zeros([LANES], tl.float32)
         sum_y, cross = sum_x, sum_x
         first = row * classes
+    # each lane's running maxima, and its sums relative to them; a row of weight 0 is not read
     wanted = tl.where(counted, columns, 0)
     for start in range(0, wanted, DEPTH * LANES):
         column = start + offset
         x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
         y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
-        new_x, new_y = (
-            finite(tl.maximum(most_x, tl.max(x, 0))),
-            finite(tl.maximum(most_y, tl.max(y, 0))),
-        )
+        new_x = finite(tl.maximum(most_x, tl.max(x, 0)))
+        new_y = finite(tl.maximum(most_y, tl.max(y, 0)))
         sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
         b = (x - new_x[None, :]) * inverse
         a = (y - new_y[None, :]) * inverse
@@ -234,6 +234,7 @@ def _soft_target_kl_long_fwd_kernel(
         sum_y += tl.sum(power, 0)
         cross += tl.sum(_terms(power, a, b), 0)
         most_x, most_y = new_x, new_y
+    # the lanes' sums, brought to the largest maxima, give the row's divergence
     largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
     sum_x, sum_y, cross = _rescale(
         sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse
