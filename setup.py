@@ -33,10 +33,11 @@ except ImportError as error:
         " --no-build-isolation`"
     )
 CUDA = os.environ.get("USE_CUDA", str(int(bool(torch and torch.version.cuda and NVCC)))) == "1"
+# loads in torch >= 2.11
 DEFINES = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     *(["-DUSE_CUDA"] if CUDA else []),
-]  # loads in torch >= 2.11
+]
 
 
 class Build(Builder):

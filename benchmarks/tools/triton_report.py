@@ -115,10 +115,15 @@ def type_name(value: Any) -> str:
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Within, the launchers take tensors on the meta device, and their launches are noted."""
-    from sfron_fast.ops.triton import adaptive_cross_entropy, adaptive_mse, samples, soft_target_kl
+    from sfron_fast.ops.triton import (
+        adaptive_cross_entropy,
+        adaptive_mse,
+        many_samples,
+        soft_target_kl,
+    )
 
     launches: list[Launch] = []
-    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, samples)
+    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, many_samples)
     found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
     kernels = {(m, n): getattr(m, n) for m, n in found}
     for (module, name), kernel in kernels.items():

@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
   const AdamwScalars s = adamw_scalars(options, step_numbers(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowFrom && !slow_save) return;
-  float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes
-                       // some time in double
+  // the step that `c` belongs to: most lists have a single one, and it takes some time in double
+  float known = 0.0f;
   Corrections c{};
   each_unit(list, [&](const AdamwTensor t, int64_t, int64_t begin, int64_t end) {
     const float step = *in_global(t.step) + 1.0f;
@@ -115,8 +115,9 @@ void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptio
                            adamw_step_kernel<true, true>);
   if (tensors.empty()) return;
   const AdamwTensor& one = first_filled(tensors);
-  const bool amsgrad = one.max_exp_avg_sq != nullptr,
-             slow_from = one.slow_from != nullptr;  // all tensors or none
+  // all tensors have them, or none
+  const bool amsgrad = one.max_exp_avg_sq != nullptr;
+  const bool slow_from = one.slow_from != nullptr;
   const auto run = [&](auto has_amsgrad, auto has_slow_from) {
     constexpr bool kAmsgrad = has_amsgrad, kSlowFrom = has_slow_from;
     tables.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,

@@ -155,8 +155,8 @@ struct SumKernel {
         sum = row_forward(t, row, t.labels[row], picked, scratch);
         losses[row] = static_cast<float>(cross_entropy_loss(sum, picked));
         raw[row] = raw_weight(weight_base(losses[row], rule.floor), 1.0, rule.temperature);
-        sum.log_sum =
-            static_cast<float>(sum.log_sum);  // as it is stored between two passes: their bits
+        // as it is stored between two passes: the same bits as theirs
+        sum.log_sum = static_cast<float>(sum.log_sum);
       }
       row_backward(t, row, picked, sum, static_cast<float>(raw[row] * rule.scale), gradient,
                    scratch, result);

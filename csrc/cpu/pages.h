@@ -19,8 +19,8 @@ inline void want_huge_pages(void* data, int64_t bytes) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(data), last = first + bytes;
   const uintptr_t begin = (first + kHugePage - 1) / kHugePage * kHugePage,
                   end = last / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(begin), end - begin,
-          MADV_HUGEPAGE);  // a hint: a refusal changes nothing
+  // a hint: a refusal changes nothing
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 

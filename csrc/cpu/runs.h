@@ -11,8 +11,8 @@ namespace sfron {
 // dtype.
 constexpr int64_t kUnit = 64;
 constexpr size_t kSoon = 4;  // tensors ahead: for what is fetched before it is needed
-constexpr int64_t kPiece =
-    2048;  // units: of fp32 half a MB, long enough for the hardware to fetch ahead within it
+// Units: of fp32 half a MB, long enough for the hardware to fetch ahead within it.
+constexpr int64_t kPiece = 2048;
 
 class Runs {
  public:

@@ -20,8 +20,8 @@ namespace sfron {
 // end_stream() after the last one.
 class SlowCopy {
  public:
-  static constexpr int64_t kStreamed =
-      1 << 16;  // elements; what is smaller may well stay in the cache
+  // Elements; what is smaller may well stay in the cache.
+  static constexpr int64_t kStreamed = 1 << 16;
 
   // Elements [at, at + n) of two tensors [numel]; `to` may be null: nothing is copied. What no
   // block covers goes first.

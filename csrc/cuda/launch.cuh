@@ -22,8 +22,8 @@
 
 namespace sfron {
 
-constexpr size_t kScratch =
-    kMaxBlocks * sizeof(double) + 16;  // partials, then the counter of finished blocks
+// Partials, then the counter of finished blocks.
+constexpr size_t kScratch = kMaxBlocks * sizeof(double) + 16;
 
 // The list as bytes: its tensors, where their units begin, and the coarse index of the units.
 // Tensors are compared as bytes, so their struct must have no padding.
@@ -76,8 +76,8 @@ class TableCache {
                   "what parameters may hold");
     const std::lock_guard<std::mutex> lock(mutex_);
     const BesideCapture beside;
-    check(cudaSetDevice(queue.device),
-          "selecting the device");  // torch's runtime and the one linked in here keep one each
+    // torch's runtime and the one linked in here keep one each
+    check(cudaSetDevice(queue.device), "selecting the device");
     const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &capture), "asking for a capture");

@@ -16,9 +16,10 @@
 
 namespace sfron {
 
-constexpr size_t kFirstSlots =
-    8;  // allocated together at the first step: a cycle of SFR-on uses four lists
-constexpr size_t kMostSlots = 64;  // then the host waits
+// Allocated together at the first step: a cycle of SFR-on uses four lists.
+constexpr size_t kFirstSlots = 8;
+// Then the host waits.
+constexpr size_t kMostSlots = 64;
 
 inline void check_cuda(cudaError_t error, const char* op, const char* what) {
   if (error == cudaSuccess) return;
@@ -80,8 +81,8 @@ class Ring {
 
   const char* refresh(Slot& slot, const std::vector<char>& bytes) {
     const cudaStream_t stream = static_cast<cudaStream_t>(queue_.stream);
-    check(cudaEventSynchronize(slot.copied),
-          "an earlier copy");  // over at once, unless the ring is as long as it gets
+    // over at once, unless the ring is as long as it gets
+    check(cudaEventSynchronize(slot.copied), "an earlier copy");
     slot.length = 0;
     std::memcpy(slot.host, bytes.data(), bytes.size());
     check(cudaMemcpyAsync(slot.device, slot.host, bytes.size(), cudaMemcpyHostToDevice, stream),

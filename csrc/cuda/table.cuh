@@ -60,9 +60,8 @@ struct List {
     Table<Tensor> open = table;
     if (open.data == nullptr) open.data = bytes;
 #if defined(__CUDA_ARCH__)
-    asm volatile(""
-                 : "+l"(open.data));  // chosen anew wherever this is asked for: a kernel has no
-                                      // registers to keep it in
+    // chosen anew wherever this is asked for: a kernel has no registers to keep it in
+    asm volatile("" : "+l"(open.data));
 #endif
     return open;
   }

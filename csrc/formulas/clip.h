@@ -22,8 +22,9 @@ struct StepInputs {
 };
 
 struct StepState {
-  float factor;   // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and
-                  // g (-f) are the same
+  // min(1, max_norm / (norm + 1e-6)) / grad_scale, negative to maximise: -(g f) and g (-f) are the
+  // same
+  float factor;
   bool skip;      // a non-finite norm, or an overflow that the caller found
   bool measured;  // a norm was given
 };

@@ -23,8 +23,8 @@ SFRON_HD float from_float16(uint16_t h) {
   const uint32_t shifted = value + ((127 - 15) << 23);
   const uint32_t quiet = value > 0x0f800000u ? 1u << 22 : 0u;       // a NaN becomes quiet
   const uint32_t special = (shifted + ((128 - 16) << 23)) | quiet;  // inf, NaN
-  const uint32_t small =
-      bits_of(float_of(shifted + (1u << 23)) - float_of(113u << 23));  // subnormal, zero
+  // subnormal, zero
+  const uint32_t small = bits_of(float_of(shifted + (1u << 23)) - float_of(113u << 23));
   const uint32_t magnitude = exponent == 0x0f800000u ? special : exponent == 0 ? small : shifted;
   return float_of(magnitude | (static_cast<uint32_t>(h & 0x8000u) << 16));
 }

@@ -18,12 +18,12 @@ SFRON_HD float expm1_small(float r) {
 // e^x for x up to 88 with an error below 1 ulp (0.99 measured over [-87, 0]); 0 for x below -87. x
 // = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n e^r.
 SFRON_HD float exp_below_88(float x) {
-  const float magic = 12583039.0f;  // 1.5 * 2^23 + 127: adding it rounds to a whole number, whose
-                                    // low bits are n + 127
+  // 1.5 * 2^23 + 127: adding it rounds to a whole number, whose low bits are n + 127
+  const float magic = 12583039.0f;
   const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
-  const float r =
-      (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, n * the first is exact
+  // ln 2 in two parts, n * the first is exact
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   const float y = expm1_small(r) + 1.0f;
   const float result = y * float_of(bits_of(shifted) << 23);
   return x < -87.0f ? 0.0f : result;  // there the bits of 2^n have wrapped

@@ -19,7 +19,7 @@
 #include "formulas/scalar.h"
 #include "host/fail.h"
 #include "host/names.h"
-#include "host/records.h"
+#include "host/table.h"
 
 namespace sfron {
 
@@ -29,9 +29,9 @@ using MaybeTensor = std::optional<Tensor>;
 // One tensor of a list: a handle, or a line of a table.
 struct Item {
   Item(AtenTensorHandle handle) : handle(handle) {}
-  explicit Item(const Record* record) : record(record) {}
+  explicit Item(const TableRow* row) : row(row) {}
   AtenTensorHandle handle = nullptr;
-  const Record* record = nullptr;
+  const TableRow* row = nullptr;
 };
 
 // A list of tensors: a Tensor[] argument, or a part of a table. Owns bare handles: a vector of
@@ -48,7 +48,7 @@ class TensorList {
     }
     TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   }
-  TensorList(const Record* records, size_t size) : records_(records), size_(size) {}
+  TensorList(const TableRow* rows, size_t size) : rows_(rows), size_(size) {}
   TensorList(TensorList&&) noexcept = default;
   TensorList(const TensorList&) = delete;
   ~TensorList() {
@@ -57,13 +57,11 @@ class TensorList {
 
   size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
-  Item operator[](size_t i) const {
-    return records_ == nullptr ? Item(handles_[i]) : Item(records_ + i);
-  }
+  Item operator[](size_t i) const { return rows_ == nullptr ? Item(handles_[i]) : Item(rows_ + i); }
 
  private:
   std::vector<AtenTensorHandle> handles_;
-  const Record* records_ = nullptr;
+  const TableRow* rows_ = nullptr;
   size_t size_ = 0;
 };
 
@@ -116,7 +114,7 @@ inline Device& wanted_device() {
 
 // The device's index, or 0 where it has none.
 inline Device device_of(Item item) {
-  if (item.record != nullptr) return {item.record->device_type, item.record->device_index};
+  if (item.row != nullptr) return {item.row->device_type, item.row->device_index};
   Device device{codes().cpu, 0};
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(item.handle, &device.type));
   if (device.type == codes().cpu) return device;
@@ -156,16 +154,15 @@ inline View handle_view(Name name, AtenTensorHandle handle) {
   return view;
 }
 
-inline View record_view(Name name, const Record& record) {
-  check_device(name, {record.device_type, record.device_index});
-  check_contiguous(name, record.contiguous != 0);
-  return {record.data, record.numel, record.dim, record.sizes, record.code, DType::kFloat32};
+inline View row_view(Name name, const TableRow& row) {
+  check_device(name, {row.device_type, row.device_index});
+  check_contiguous(name, row.contiguous != 0);
+  return {row.data, row.numel, row.dim, row.sizes, row.code, DType::kFloat32};
 }
 
 // Any contiguous tensor on the wanted device.
 inline View any_view(Name name, Item item) {
-  View view =
-      item.record == nullptr ? handle_view(name, item.handle) : record_view(name, *item.record);
+  View view = item.row == nullptr ? handle_view(name, item.handle) : row_view(name, *item.row);
   const DTypeCodes& c = codes();
   view.dtype = view.code == c.bfloat16  ? DType::kBFloat16
                : view.code == c.float16 ? DType::kFloat16

@@ -1,17 +1,17 @@
 #pragma once
 // Registers an op over lists of tensors: SFRON_LIST_OP("name_", function), for a function whose
 // first arguments are `const TensorList&`. It serves both devices, and as `name_.table` a table
-// in place of the lists (host/records.h).
+// in place of the lists (host/table.h).
 #include "host/cuda.h"
 #include "host/lists.h"
 
-#define SFRON_LIST_OP(name, function)                                                      \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                          \
-    m.impl(name, TORCH_BOX(&function));                                                    \
-  }                                                                                        \
-  SFRON_CUDA_OP(name, function)                                                            \
-  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                    \
-    m.impl(name ".table", TORCH_BOX((&FromRecords<&function, decltype(function)>::call))); \
+#define SFRON_LIST_OP(name, function)                                                    \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CPU, m) {                                        \
+    m.impl(name, TORCH_BOX(&function));                                                  \
+  }                                                                                      \
+  SFRON_CUDA_OP(name, function)                                                          \
+  STABLE_TORCH_LIBRARY_IMPL(sfron_fast, CompositeExplicitAutograd, m) {                  \
+    m.impl(name ".table", TORCH_BOX((&FromTable<&function, decltype(function)>::call))); \
   }
 
 namespace sfron {
@@ -21,15 +21,15 @@ inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
   const View view = any_view({"table"}, table.get());
   check_dtype({"table"}, view, codes().int64);
   const int64_t* counts = static_cast<const int64_t*>(view.data);
-  const Record* record = reinterpret_cast<const Record*>(counts + count);
+  const TableRow* row = reinterpret_cast<const TableRow*>(counts + count);
   int64_t room = view.numel - static_cast<int64_t>(count);
   std::vector<TensorList> lists;
   lists.reserve(count);
   for (size_t l = 0; l < count; ++l) {
-    room -= l > static_cast<size_t>(view.numel) ? 0 : counts[l] * kRecordWords;
+    room -= l > static_cast<size_t>(view.numel) ? 0 : counts[l] * kRowWords;
     if (room < 0) fail({"table"}, "a table by _C.describe", "a shorter one");
-    lists.emplace_back(record, static_cast<size_t>(counts[l]));
-    record += counts[l];
+    lists.emplace_back(row, static_cast<size_t>(counts[l]));
+    row += counts[l];
   }
   return lists;
 }
@@ -37,16 +37,16 @@ inline std::vector<TensorList> lists_of(const Tensor& table, size_t count) {
 // R f(const TensorList&, ..., rest...) as R call(table, rest...); the lists are peeled off the
 // signature one by one.
 template <auto F, class Signature, size_t kLists = 0>
-struct FromRecords;
+struct FromTable;
 
 template <auto F, size_t kLists, class R, class... Rest>
-struct FromRecords<F, R(const TensorList&, Rest...), kLists>
-    : FromRecords<F, R(Rest...), kLists + 1> {};
+struct FromTable<F, R(const TensorList&, Rest...), kLists> : FromTable<F, R(Rest...), kLists + 1> {
+};
 
 template <auto F, size_t kLists, class R, class... Rest>
-struct FromRecords<F, R(Rest...), kLists> {
-  static R call(const Tensor& records, Rest... rest) {
-    return run(lists_of(records, kLists), std::make_index_sequence<kLists>(), rest...);
+struct FromTable<F, R(Rest...), kLists> {
+  static R call(const Tensor& table, Rest... rest) {
+    return run(lists_of(table, kLists), std::make_index_sequence<kLists>(), rest...);
   }
 
  private:

@@ -34,8 +34,8 @@ int32_t dtype_code(const DlTensor& t) {
 // keys are read where torch keeps them, some words behind the sizes. `learn_keys` finds out where,
 // on tensors whose keys Python tells; where it could not, all are asked.
 struct KeyPlace {
-  int64_t gap =
-      -1;  // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
+  // bytes from sizes to strides: of those that lie in the tensor itself, not beside it
+  int64_t gap = -1;
   int64_t words = 0;      // from the sizes to the keys; 0 = not known
   uint64_t negative = 0;  // the bit
 } key_place;
@@ -107,7 +107,7 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
   Py_RETURN_FALSE;
 }
 
-bool look(const Torch& torch, PyObject* object, Record* record) {
+bool look(const Torch& torch, PyObject* object, TableRow* row) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != torch.parameter && type != torch.tensor) return false;
   DlTensor t;
@@ -136,7 +136,7 @@ bool look(const Torch& torch, PyObject* object, Record* record) {
     contiguous = contiguous && t.strides[d] == expected;
     expected *= t.sizes[d];
   }
-  *record = {
+  *row = {
       static_cast<char*>(t.data) + t.byte_offset,   numel,     t.dim, t.sizes, code, device_type,
       t.device_type == kDlCpu ? 0 : t.device_index, contiguous};
   return true;

@@ -1,12 +1,12 @@
 #pragma once
-// A Python tensor as a Record, read through torch's DLPack exchange table, the C function that
+// A Python tensor as a TableRow, read through torch's DLPack exchange table, the C function that
 // `torch.Tensor.__dlpack_c_exchange_api__` publishes for this purpose: no reference is counted,
 // nothing is allocated.
 #include <Python.h>
 
 #include <cstdint>
 
-#include "host/records.h"
+#include "host/table.h"
 
 namespace sfron {
 
@@ -41,6 +41,6 @@ const Torch& torch_types();
 
 // False for what the plain path should not meet: subclasses, transforms, other devices or dtypes,
 // memory without values.
-bool look(const Torch& torch, PyObject* object, Record* record);
+bool look(const Torch& torch, PyObject* object, TableRow* row);
 
 }  // namespace sfron

@@ -87,8 +87,9 @@ void launch_sgd_step(const std::vector<SgdTensor>& tensors, const SgdOptions& op
                            sgd_step_kernel<true, false>, sgd_step_kernel<true, true>);
   if (tensors.empty()) return;
   const SgdTensor& one = first_filled(tensors);
-  const bool momentum = one.momentum != nullptr,
-             slow_from = one.slow_from != nullptr;  // all tensors or none
+  // all tensors have them, or none
+  const bool momentum = one.momentum != nullptr;
+  const bool slow_from = one.slow_from != nullptr;
   const auto run = [&](auto has_momentum, auto has_slow_from) {
     constexpr bool kMomentum = has_momentum, kSlowFrom = has_slow_from;
     tables.launch(sgd_step_kernel<kMomentum, kSlowFrom>, tensors, queue, options, inputs,

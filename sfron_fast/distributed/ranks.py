@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..data.batches import model_device
 from ..errors import require
-from .shards import check_whole, is_sharded
+from ..ops.layout import is_sharded
+from .shards import check_whole
 
 DDP = nn.parallel.DistributedDataParallel if dist.is_available() else ()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..ops.layout import is_sharded
 
 # a device mesh, and those of its dimensions that split the tensor
 Layout = tuple[Any, tuple[int, ...]]
@@ -16,19 +17,9 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 Place = tuple[torch.device, Layout | None]
 
 
-def is_sharded(tensor: Any) -> bool:
-    """Whether it is a DTensor; torch.distributed need not be there."""
-    return hasattr(tensor, "placements")
-
-
 def plain(tensors: list[Any]) -> bool:
     """Whether none of them is a DTensor; a look at the types, for lists of thousands."""
     return _PLAIN.issuperset(map(type, tensors)) or not any(map(is_sharded, tensors))
-
-
-def local(tensor: Any) -> Tensor:
-    """The local shard of a DTensor (it shares storage); any other tensor itself."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Any) -> Tensor:

@@ -94,6 +94,7 @@ def unlearn(
         "one of DistributedDataParallel or FSDP",
         "write the loop with the optimizer: docs/many-gpus.md",
     )
+    # what can be refused without looking at model or data
     recipe = Recipe.paper() if recipe is None else recipe
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
     require(
@@ -128,10 +129,12 @@ def unlearn(
     require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
     run = Run(model, forget, retain, recipe, as_task(task, Classification(loss_fn)), folder)
     with keeping_modes(model), recording(model), run.watch:
+        # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
             guard = Guard(run, holdout, eval_every, forget_floor, over_forgetting)
             run.open_folder()
+        # one forget or retain step at a time; looks and checkpoints do not count as its time
         total = recipe.cycles * (1 + recipe.retain_steps)
         for position in progress_bar(
             range(run.position, total), range(run.position, total), "Unlearn", progress

@@ -87,18 +87,18 @@ def warn_once() -> None:
 
 # --- looks at lists of thousands of objects, which Python alone would take one by one -------------
 
-RECORD_WORDS = 6  # int64 per tensor (csrc/host/records.h)
+ROW_WORDS = 6  # int64 of a tensor's row in a table (csrc/host/table.h)
 
 
 def table_words(lists: tuple[list[Any], ...]) -> int:
     """Length of the int64 table that ``describe`` fills."""
-    return len(lists) + RECORD_WORDS * sum(map(len, lists))
+    return len(lists) + ROW_WORDS * sum(map(len, lists))
 
 
-class Described(list[Any]):
-    """Tensors described before, and their part of a table; good until other code may run."""
+class Tabled(list[Any]):
+    """Tensors and the table of them, made before; good until other code may run."""
 
-    records: Any  # int64 [RECORD_WORDS * len]
+    table: Any  # int64 [ROW_WORDS * len]
 
 
 # how lists can be served: not by a table, by one, or by one of contiguous copies (fp64: not at all)
@@ -115,22 +115,22 @@ def describe(table: Any, lists: tuple[list[Any], ...]) -> int:
     """
     if _module is None:
         return BY_HANDLES
-    return _module.describe(table, tuple(t.records if type(t) is Described else t for t in lists))
+    return _module.describe(table, tuple(t.table if type(t) is Tabled else t for t in lists))
 
 
-def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Described, Described] | None:
-    """Parameters and their gradients, described, in one pass.
+def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Tabled, Tabled] | None:
+    """Parameters and their gradients, each with its table, in one pass.
 
-    ``tables`` are two int64 [RECORD_WORDS * len] on the CPU; what they hold of an earlier call is a
-    prefetching hint. None if a gradient is missing, or if one of them all is not what ``describe``
-    describes, or not contiguous.
+    ``tables`` are two int64 [ROW_WORDS * len] on the CPU; what they hold of an earlier call is a
+    prefetching hint. None if a gradient is missing, or if one of them all is not contiguous or not
+    what a table can hold.
     """
     grads = None if _module is None else _module.gather(params, *tables)
     if grads is None:
         return None
-    found = Described(params), Described(grads)
+    found = Tabled(params), Tabled(grads)
     for tensors, table in zip(found, tables, strict=True):
-        tensors.records = table
+        tensors.table = table
     return found
 
 

@@ -74,7 +74,7 @@ def define(
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     table = None
     if _LISTS.match(schema):
-        # native only: tables.py writes it, csrc/host/records.h says why
+        # native only: tables.py writes it, csrc/host/table.h says why
         _library.define(f"{name}.table{_LISTS.sub('(Tensor table, ', schema)}")
         table = getattr(torch.ops.sfron_fast, name).table
     _ops[name] = Op(formula, check, tuple(_WRITTEN_LIST.findall(schema)), table)

@@ -1,5 +1,5 @@
 """Lists of tensors as tables of numbers, for the ``table`` overloads of the ops
-(csrc/host/records.h says why).
+(csrc/host/table.h says why).
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ def gather(
     resize a tensor. ``tables[index]`` is kept for the next step.
     """
     if not _watched():
-        table, words = tables.get(index), native.RECORD_WORDS * len(params)
+        table, words = tables.get(index), native.ROW_WORDS * len(params)
         if table is None or table.shape[1] != words:
             table = tables[index] = torch.zeros((2, words), dtype=torch.int64, device="cpu")
         found = native.gather(params, table.unbind())

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import functional
-from ..distributed.shards import anywhere, local, placed_gradient
-from ..ops.layout import orders_of
+from ..distributed.shards import anywhere, placed_gradient
+from ..ops.layout import local, orders_of
 from ..saliency.mask import SaliencyMask
 from .amp import amp_scalar
 from .batch import Batch

@@ -75,11 +75,11 @@ class GroupedOptimizer(StatefulOptimizer):
             if not isinstance(group["params"], list):
                 group["params"] = list(group["params"])
             check_names(group)
-            params, grads, described = gather(group["params"], self._tables, index)
-            orders = () if described else orders_of(params)
+            params, grads, tabled = gather(group["params"], self._tables, index)
+            orders = () if tabled else orders_of(params)
             masks, flat_mask = self._group_masks(index, group, orders) if masked else ([], None)
-            whole = described or type(None) not in set(map(type, grads))
-            if not (described or plain(params)):
+            whole = tabled or type(None) not in set(map(type, grads))
+            if not (tabled or plain(params)):
                 grads = list(map(placed_gradient, params))
             flat = self._flat_states(index, params, orders) if whole else None
             batch = Batch(group, params, grads, masks, flat, flat_mask if whole else None, orders)

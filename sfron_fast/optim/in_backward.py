@@ -9,8 +9,8 @@ from functools import partial
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.shards import is_sharded
 from ..errors import require
+from ..ops.layout import is_sharded
 from .base import SFRonOptimizer
 from .batch import Batch
 from .step_checks import check_step

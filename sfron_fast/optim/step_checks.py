@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.shards import is_sharded, plain
+from ..distributed.shards import plain
 from ..errors import number, require, warn
 from ..ops.arguments import dense, state_dtypes, strided
-from ..ops.native import Described
+from ..ops.layout import is_sharded
+from ..ops.native import Tabled
 from .amp import amp_scalar
 from .batch import Batch
 from .groups import GroupedOptimizer
@@ -83,7 +84,7 @@ def _value(setting: Any) -> Any:
 def check_batch(optimizer: GroupedOptimizer, batch: Batch, *, forget: bool) -> None:
     """Raise what the ops of this batch would raise."""
     kinds = batch.check()
-    if type(batch.params) is not Described and plain(batch.params):
+    if type(batch.params) is not Tabled and plain(batch.params):
         strided("params", batch.params, True)
         strided("grads", batch.grads, False)
     if batch.params[0].device.type == "cpu":  # elsewhere an op does not read them either

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from .. import functional
 from ..data.batches import progress_bar
 from ..distributed.ranks import Ranks
-from ..distributed.shards import local
 from ..errors import by_keyword, number, require
 from ..models.modes import evaluating, recording
 from ..models.names import model_digest
 from ..ops import reference
-from ..ops.layout import dense, ordered, orders_of
+from ..ops.layout import dense, local, ordered, orders_of
 from ..ops.lists import zeroed
 from ..tasks import Task
 from ..tasks.classification import MeanLoss
@@ -101,6 +100,7 @@ def estimate_fisher(
     require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
     task = as_task(task, MeanLoss(loss_fn))
 
+    # who shares the batches, and how gradients of this estimator are reduced
     ranks = Ranks(model, group)
     model = ranks.model
     apart = estimator in ("sample", "rank")  # ranks meet only at the end
@@ -117,6 +117,7 @@ def estimate_fisher(
         n: zeroed(torch.empty_like(p, dtype=reference.accumulate_dtype(p.dtype)))
         for n, p in params.items()
     }
+    # sums of squares in fp32, from zero or from where an earlier estimate stood
     reached: set[str] = set()
     samples = batches = batch_size = 0
     digest = model_digest(model)
@@ -126,6 +127,7 @@ def estimate_fisher(
             torch._foreach_zero_(list(values.values()))
         reached = set(params) - set(start.metadata["no_gradient"])
 
+    # one pass: gradients by batch or by sample, squared as they come
     together = Ranks(model, None) if apart and not ranks.sharded else ranks
     one_pass = Pass(model, task, params, together, chunk_size)
     gradients = sample_gradients if estimator == "sample" else batch_gradients
@@ -160,6 +162,7 @@ def estimate_fisher(
         "an empty loader",
         "check the split and drop_last",
     )
+    # the ranks' sums added up, and the mean over samples or batches
     one_pass.check_finite(ranks)
     if apart and group is not None:
         ranks.sum_(values.values())

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.shards import local
 from ..errors import require
 from ..ops import reference
+from ..ops.layout import local
 from .cuts import check_cuts
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.shards import is_sharded, local
 from ..ops import reference
+from ..ops.layout import is_sharded, local
 
 
 def local_bits(packed: Tensor, param: Any) -> Tensor:

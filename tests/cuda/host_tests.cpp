@@ -216,8 +216,8 @@ void test_norm() {
   }
   float first = -1.0f, second = -1.0f;
   launch_masked_grad_norm(tensors, scaled ? &scale : nullptr, &first, kQueue);
-  launch_masked_grad_norm(tensors, scaled ? &scale : nullptr, &second,
-                          kQueue);  // threads in another order
+  // threads in another order
+  launch_masked_grad_norm(tensors, scaled ? &scale : nullptr, &second, kQueue);
   CHECK(std::memcmp(&first, &second, 4) == 0);
   CHECK(std::fabs(first - static_cast<float>(std::sqrt(sum))) <= 6e-8f * first);
 }

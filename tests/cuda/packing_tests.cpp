@@ -105,8 +105,9 @@ void test_packing() {
   many[5000].numel = 10'000'000;  // a coarse index of few entries, beside crowds of small tensors
   check_packing(many, 264);
 
-  const int64_t big = (int64_t{1} << 31) + 5,
-                huge = (int64_t{1} << 40) + 1;  // counts only: nothing is allocated
+  // counts only: nothing is allocated
+  const int64_t big = (int64_t{1} << 31) + 5;
+  const int64_t huge = (int64_t{1} << 40) + 1;
   const int64_t unit = int64_t{1} << kMostUnit;
   std::vector<char> bytes;
   const Table<Sized> table = list_of({{3}, {big}, {0}, {huge}}, kMostUnit, bytes).opened();
@@ -159,8 +160,8 @@ void test_a_host_that_runs_ahead() {
   few.check();
   const int64_t allocations = shim::allocations;
   for (int l = 0; l < 100; ++l) many.launch(l);
-  CHECK(shim::waits > waits &&
-        shim::allocations == allocations);  // it is as long as it gets: the host waits
+  // it is as long as it gets: the host waits
+  CHECK(shim::waits > waits && shim::allocations == allocations);
   shim::finish();
   many.check();
   shim::deferred = false;

@@ -106,7 +106,7 @@ MUTATIONS = {
     "the index is off by one": ("table.cuh", "high = coarse[1] + 1", "high = coarse[1]"),
     "a slot is used too early": (
         "slots.cuh",
-        'check(cudaEventSynchronize(slot.copied),\n          "an earlier copy");',
+        'check(cudaEventSynchronize(slot.copied), "an earlier copy");',
         "",
     ),
     "the ring does not grow": ("slots.cuh", "kMostSlots = 64", "kMostSlots = 8"),

@@ -72,9 +72,12 @@ def step_both(models, optimizers, step, retain_steps, seed=0, without=()):
 
 def assert_state_is_placed(model, optimizer):
     """Every state tensor is placed as its parameter, or a plain scalar."""
+    kinds = {
+        k: v for group in optimizer.param_groups for k, v in optimizer.known_kinds(group).items()
+    }
     for name, param in model.named_parameters():
         for key, value in optimizer.state[param].items():
-            if key.endswith("step"):
+            if kinds[key].role == "count":
                 assert not isinstance(value, DTensor), (name, key)
                 assert value.shape == (), (name, key)
             else:

@@ -11,8 +11,8 @@
 
 using namespace sfron;
 
-const int64_t kSizes[] = {0,  1,  7,   31,  32,   33,   63,
-                          64, 65, 511, 513, 1000, 2049, 16384 + 3};  // around each block
+// around each block
+const int64_t kSizes[] = {0, 1, 7, 31, 32, 33, 63, 64, 65, 511, 513, 1000, 2049, 16384 + 3};
 
 inline uint32_t random_word() {
   static uint32_t state = 2463534242u;

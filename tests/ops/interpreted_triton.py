@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from sfron_fast.ops import reference
 from sfron_fast.ops.triton import adaptive_cross_entropy as ce
 from sfron_fast.ops.triton import adaptive_mse as mse
-from sfron_fast.ops.triton import common, samples
+from sfron_fast.ops.triton import common, many_samples, samples
 from sfron_fast.ops.triton import soft_target_kl as kl
 from sfron_fast.ops.triton import soft_target_kl_kernels as kl_kernels
 
@@ -99,6 +99,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(ce, "BACKWARD_BLOCK", 64)
     monkeypatch.setattr(ce, "TOKEN_BLOCK", 16)
     monkeypatch.setattr(samples, "BLOCK", tl.constexpr(4))
+    monkeypatch.setattr(many_samples, "BLOCK", tl.constexpr(4))
     monkeypatch.setattr(mse, "BLOCK", 64)
     monkeypatch.setattr(mse, "PROGRAMS", 40)
     monkeypatch.setattr(kl, "TILE", 64)
@@ -109,7 +110,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kl, "BACKWARD_SHARE", 8)
     monkeypatch.setattr(mse, "SHARE", 8)
     monkeypatch.setattr(samples, "ONE_PROGRAM_SAMPLES", 10)
-    monkeypatch.setattr(samples, "GROUP", 6)
+    monkeypatch.setattr(many_samples, "GROUP", 6)
     monkeypatch.setattr(kl_kernels, "BLOCK", tl.constexpr(4))
 
 
@@ -380,7 +381,7 @@ def test_cross_entropy_sum_in_any_order(small_tiles, order):
 def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temperatures, many):
     if many:
         monkeypatch.setattr(samples, "ONE_PROGRAM_SAMPLES", 2)
-        monkeypatch.setattr(samples, "GROUP", 2)
+        monkeypatch.setattr(many_samples, "GROUP", 2)
     prediction = torch.tensor(losses).sqrt().unsqueeze(1)
     exact = prediction.double().square().clamp_min(1e-6).log().squeeze(1)
     for temperature in temperatures:

@@ -21,11 +21,11 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native
 
 
 def describe(*lists):
-    """The records of each list, or None."""
+    """The rows of each list, or None."""
     table = torch.empty(native.table_words(lists), dtype=torch.int64)
     if not native.describe(table, lists):
         return None
-    counts, words = table[: len(lists)].tolist(), table[len(lists) :].view(-1, native.RECORD_WORDS)
+    counts, words = table[: len(lists)].tolist(), table[len(lists) :].view(-1, native.ROW_WORDS)
     return [part.tolist() for part in words.split(counts)]
 
 
@@ -56,8 +56,8 @@ def test_contiguity_is_torchs():
     ]
     tensors += [torch.randn(6)[::2], torch.randn(1)[::2], torch.randn(1).expand(4)]
     tensors += [torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
-    [records] = describe(tensors)
-    assert [bool(r[5] >> 32) for r in records] == [t.is_contiguous() for t in tensors]
+    [rows] = describe(tensors)
+    assert [bool(r[5] >> 32) for r in rows] == [t.is_contiguous() for t in tensors]
 
 
 class Subclass(torch.Tensor):
@@ -94,12 +94,12 @@ def test_a_short_table_is_refused():
 
 
 def gathered(params, tables):
-    """Parameters, gradients and the records of both, as ``gather`` finds them; None if it does not."""
-    *found, described = gather(params, tables, 0)
-    if not described:
+    """Parameters, gradients and the rows of both, as ``gather`` finds them; None if it does not."""
+    *found, tabled = gather(params, tables, 0)
+    if not tabled:
         assert found[0] is params
         return None
-    return *found, [tensors.records.view(-1, native.RECORD_WORDS).tolist() for tensors in found]
+    return *found, [tensors.table.view(-1, native.ROW_WORDS).tolist() for tensors in found]
 
 
 def with_gradients(*shapes):
@@ -112,10 +112,10 @@ def with_gradients(*shapes):
 def test_parameters_and_gradients_are_gathered():
     params, tables = with_gradients((3, 5), (), (0,), (64,)), {}
     for _ in range(2):
-        found, grads, records = gathered(params, tables)
+        found, grads, rows = gathered(params, tables)
         assert all(a is b for a, b in zip(found, params, strict=True))
         assert all(g is p.grad for g, p in zip(grads, params, strict=True))
-        assert records == describe(params, grads) == describe(found, grads)
+        assert rows == describe(params, grads) == describe(found, grads)
         params[0].grad = torch.randn(3, 5)  # another place each time
         params[3].data = torch.randn(64)
     assert gathered([], {})[2] == [[], []]
@@ -123,11 +123,11 @@ def test_parameters_and_gradients_are_gathered():
 
 def test_a_wrong_hint_is_only_a_hint():
     params, tables = with_gradients(*[(5,)] * 20), {0: torch.randint(-(2**63), 2**63 - 1, (2, 120))}
-    _, grads, records = gathered(params, tables)
-    assert records == describe(params, grads)
+    _, grads, rows = gathered(params, tables)
+    assert rows == describe(params, grads)
     del params[-1]  # fewer than the table has room for
-    _, grads, records = gathered(params, tables)
-    assert records == describe(params, grads)
+    _, grads, rows = gathered(params, tables)
+    assert rows == describe(params, grads)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..dtypes import only_reference
+
 MODULES = {
     "adaptive_cross_entropy": "adaptive_cross_entropy",
     "adaptive_cross_entropy_backward": "adaptive_cross_entropy",
@@ -70,8 +72,7 @@ def op_kernel(
     def kernel(*args: Any, **kwargs: Any) -> Any:
         launch = launcher(name)
         rows = args[1 if "_backward" in name else 0]
-        # fp64 is for checking other results, not for speed
-        if launch is None or rows.dtype == torch.float64:
+        if launch is None or only_reference(rows.dtype):
             _warn_once(name)
             return default(*args, **kwargs)
         check(*args, **kwargs)

@@ -2,10 +2,10 @@
 all.
 
 One token per sample: the whole forward pass is one launch, at any number of classes. More tokens: a
-second launch takes the mean of each sample; thousands of samples: two more (``samples.py``). The
-backward pass is one launch (two with more tokens), into fresh memory or over the logits. Each reads
-the logits once. The sum is both passes in one launch, as it does without the normaliser. Programs
-end in a counter, never in a float atomic, so results are repeatable.
+second launch takes the mean of each sample; thousands of samples: two more (``many_samples.py``).
+The backward pass is one launch (two with more tokens), into fresh memory or over the logits. Each
+reads the logits once. The sum is both passes in one launch, as it does without the normaliser.
+Programs end in a counter, never in a float atomic, so results are repeatable.
 """
 
 import math
@@ -22,10 +22,9 @@ from .cross_entropy_gradient_kernels import (
     _adaptive_cross_entropy_samples_fwd_kernel,
     _adaptive_cross_entropy_scale_kernel,
 )
-from .cross_entropy_kernels import (
-    _adaptive_cross_entropy_fwd_kernel,
-    _adaptive_cross_entropy_long_fwd_kernel,
-)
+from .cross_entropy_kernels import _adaptive_cross_entropy_fwd_kernel
+from .cross_entropy_long_kernels import _adaptive_cross_entropy_long_fwd_kernel
+from .many_samples import finish_many
 
 TILE = 8192  # logits of one program where whole rows fit
 # of a thread, eight 16-byte loads of bf16: what is done once for a row costs little for each
@@ -75,7 +74,7 @@ def _forward(
     ignore_index: int,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``scale`` None: the logits are only read, and the first output is the loss; else the total."""
+    """``scale`` None: the logits are only read, the first output is the loss; else the total."""
     samples, tokens, classes = logits.shape
     rows = samples * tokens
     loss, losses, weights, normaliser = common.sample_outputs(logits, samples)
@@ -109,6 +108,7 @@ def _forward(
     }
     rest = (*numbers, 1.0 if scale is None else scale)
     with common.on_device(logits):
+        # the rows: several to a program, or one by one where a row fills it
         if classes <= MAX_TILE_CLASSES:
             depth, tile_rows, lanes = common.tile_shape(rows, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(rows, tile_rows)
@@ -145,6 +145,7 @@ def _forward(
                 **options,
                 **common.STRICT,
             )
+        # the tokens of each sample
         if not one_token:
             _adaptive_cross_entropy_samples_fwd_kernel[(samples,)](
                 row_losses,
@@ -164,7 +165,7 @@ def _forward(
                 **common.STRICT,
             )
         if not few:
-            finishing.finish_many(losses, weights, loss, normaliser, counter, temperature, scale)
+            finish_many(losses, weights, loss, normaliser, counter, temperature, scale)
     return loss, losses, weights, normaliser, log_sums
 
 
@@ -256,7 +257,7 @@ def _backward(
 
 
 def adaptive_cross_entropy_scale_(gradient: Tensor, factor: Tensor) -> None:
-    """Launches ``sfron_fast::adaptive_cross_entropy_scale_``: the op's arguments, already checked."""
+    """Launches ``sfron_fast::adaptive_cross_entropy_scale_``; the op's arguments are checked."""
     elements = gradient.numel()
     if elements == 0:
         return

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import common
 from . import samples as finishing
-from .common import across, row_sum, tile, widen
+from .common import across, part_of, row_sum, tile, widen
+from .many_samples import finish_many
 from .samples import arrived_last, base_of, finish
 
 BLOCK = 4096  # elements of a program at a time, from two tensors
@@ -38,7 +39,7 @@ def _join(
     SAMPLES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """partials [samples, chunks] -> losses and bases of the weights [samples], SAMPLES at a time."""
+    """partials [samples, chunks] -> losses, and bases of the weights [samples]; SAMPLES at once."""
     for first in range(0, samples, SAMPLES):
         sample = first + tl.arange(0, SAMPLES)
         total = tl.zeros([SAMPLES, CHUNKS], tl.float64)
@@ -86,8 +87,7 @@ def _adaptive_mse_fwd_kernel(
     FINISH: tl.constexpr,
 ):
     elements = element_groups * ALIGN
-    chunk = tl.program_id(0) % chunks
-    first_sample = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    chunk, first_sample = part_of(chunks, ROWS)
     total = tl.zeros([DEPTH, ROWS, LANES], tl.float32)
     for step in range(steps):
         first_element = (chunk.to(tl.int64) * steps + step) * (DEPTH * LANES)
@@ -150,8 +150,7 @@ def _adaptive_mse_bwd_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    chunk = tl.program_id(0) % chunks
-    first_sample = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    chunk, first_sample = part_of(chunks, ROWS)
     first_element = chunk.to(tl.int64) * (DEPTH * LANES)
     sample, inside, start, at, mask = tile(
         first_sample, samples, element_groups * ALIGN, first_element, DEPTH, ROWS, LANES
@@ -214,7 +213,7 @@ def adaptive_mse(
             **common.STRICT,
         )
         if not few:
-            finishing.finish_many(losses, weights, loss, normaliser, counter, temperature, None)
+            finish_many(losses, weights, loss, normaliser, counter, temperature, None)
     return loss, losses, weights, normaliser
 
 

@@ -18,13 +18,12 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 
 @triton.jit
 def finite(maximum):
-    """What log-sum-exp subtracts while it adds up: an infinite maximum would make NaN of inf - inf."""
+    """What log-sum-exp subtracts while it adds up: infinite, it would make NaN of inf - inf."""
     return tl.minimum(tl.maximum(maximum, -LARGEST), LARGEST)
 
 
-INTERPRETED = tl.constexpr(
-    not isinstance(finite, triton.JITFunction)
-)  # the interpreter has no inline assembly
+# the interpreter has no inline assembly
+INTERPRETED = tl.constexpr(not isinstance(finite, triton.JITFunction))
 
 
 @triton.jit
@@ -53,9 +52,8 @@ def exp(x):
 @triton.jit
 def expm1(x):
     """e^x - 1 for x <= 0, in full accuracy near 0."""
-    series = (
-        1.0 + x * 0.1
-    )  # the Taylor series to x^10, within half an ulp for |x| <= 0.7, where e^x > 1/2
+    # the Taylor series to x^10, within half an ulp for |x| <= 0.7, where e^x > 1/2
+    series = 1.0 + x * 0.1
     series = 1.0 + x * (1.0 / 9.0) * series
     series = 1.0 + x * (1.0 / 8.0) * series
     series = 1.0 + x * (1.0 / 7.0) * series
@@ -126,6 +124,12 @@ def tile(
 
 
 @triton.jit
+def part_of(parts, ROWS: tl.constexpr):
+    """(part, first_row) of this program, where ``parts`` programs share ROWS rows."""
+    return tl.program_id(0) % parts, (tl.program_id(0) // parts).to(tl.int64) * ROWS
+
+
+@triton.jit
 def across(rows):
     """[ROWS] -> [1, ROWS, 1], for all columns of a tile."""
     return rows[None, :, None]
@@ -150,6 +154,12 @@ def interior(row, length, VECTOR: tl.constexpr):
     """
     head = ((VECTOR - (row * length) % VECTOR) % VECTOR).to(tl.int32)
     return head, (length - head) // VECTOR * VECTOR
+
+
+@triton.jit
+def aligned_start(row, length, VECTOR: tl.constexpr):
+    """Where the interior of a row begins in memory: row * length + head, seen to be aligned."""
+    return (row * length + (VECTOR - 1)) // VECTOR * VECTOR
 
 
 @triton.jit

@@ -7,7 +7,18 @@ Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sum
 import triton
 import triton.language as tl
 
-from .common import across, columns_of, edges, exp, expm1, interior, tile, widen
+from .common import (
+    across,
+    aligned_start,
+    columns_of,
+    edges,
+    exp,
+    expm1,
+    interior,
+    part_of,
+    tile,
+    widen,
+)
 from .samples import arrived_last, base_of, finish
 
 # these change from call to call: a value of 1, or one divisible by 16, must not compile a kernel of
@@ -139,8 +150,7 @@ def _adaptive_cross_entropy_bwd_kernel(
     """Gradient of a tile; rows without a label are written 0 and not read."""
     classes = class_groups * ALIGN
     kind = gradient_ptr.dtype.element_ty
-    chunk = tl.program_id(0) % chunks
-    first_row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    chunk, first_row = part_of(chunks, ROWS)
     first_column = chunk * (DEPTH * LANES)
     row, inside, start, at, mask = tile(first_row, rows, classes, first_column, DEPTH, ROWS, LANES)
     label = tl.load(labels_ptr + row, mask=inside, other=ignore_index)
@@ -159,7 +169,7 @@ def _adaptive_cross_entropy_bwd_kernel(
         first = tl.load(
             logits_ptr + first_row * classes + edge, mask=edge_mask, other=float("-inf")
         ).to(tl.float32)
-        start = (first_row * classes + (PEEL - 1)) // PEEL * PEEL + first_column
+        start = aligned_start(first_row, classes, PEEL) + first_column
         mask = columns_of(DEPTH, LANES) < columns - first_column
         in_edge = (place >= 0) & ((place < head) | (place >= head + columns))
         place = tl.where(

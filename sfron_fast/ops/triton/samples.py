@@ -5,22 +5,14 @@ the sum below (docs/equations.md, 4).
 
 Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last
 program of the kernel that made the losses (``arrived_last``, ``finish``), many of two launches
-(``finish_many``). Sums are fp64, in a fixed
-order: repeatable, and no atomics on floats.
+(``many_samples.py``). Sums are fp64, in a fixed order: repeatable, and no atomics on floats.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from . import common
 
 BLOCK = tl.constexpr(1024)  # samples that a program takes at once
 ONE_PROGRAM_SAMPLES = 4096  # what one program does in a few microseconds
-GROUP = 4096  # samples of a program, where there are many
-
-UNSPECIALISED = ("samples", "groups", "group")
 
 
 @triton.jit
@@ -70,7 +62,7 @@ def arrived_last(counter_ptr, programs):
 
 
 @triton.jit
-def _relative(base, inverse, temperature_high, temperature_low):
+def relative(base, inverse, temperature_high, temperature_low):
     """(base / least)^-temperature, at most 1, and exactly 1 for the least; 0 without a label.
 
     ``inverse`` = 1 / least in fp64: its product rounds to the quotient, without a division, a call,
@@ -81,7 +73,7 @@ def _relative(base, inverse, temperature_high, temperature_low):
 
 
 @triton.jit
-def _least_of(lowest, wrong):
+def least_of(lowest, wrong):
     """One number of [BLOCK] minima and whether there was a NaN; 1 if nothing is finite, as any
     number would do.
     """
@@ -91,7 +83,7 @@ def _least_of(lowest, wrong):
 
 
 @triton.jit
-def _totals(
+def totals(
     losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr
 ):
     """(least base, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to
@@ -109,7 +101,7 @@ def _totals(
             base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
             lowest = tl.where((base >= 0.0) & (base < lowest), base, lowest)
             wrong |= (base != base).to(tl.int32)
-        least = _least_of(lowest, wrong)
+        least = least_of(lowest, wrong)
     inverse = 1.0 / least.to(tl.float64)
     weight_sum = tl.zeros([BLOCK], tl.float64)
     loss_sum = tl.zeros([BLOCK], tl.float64)
@@ -117,14 +109,14 @@ def _totals(
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
         loss = tl.load(losses_ptr + at, mask=at < last, other=0.0, cache_modifier=".cg")
-        raw = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
+        raw = relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
         weight_sum += raw
         loss_sum += raw * loss.to(tl.float64)
     return least, tl.sum(weight_sum, 0), tl.sum(loss_sum, 0)
 
 
 @triton.jit
-def _conclude(
+def conclude(
     loss_ptr,
     normaliser_ptr,
     least,
@@ -154,14 +146,14 @@ def _divisor(weight_sum):
 
 
 @triton.jit
-def _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
+def write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
     """Normalised weights where the bases were, each by the thread that reads it."""
     lane = tl.arange(0, BLOCK)
     inverse, share = 1.0 / least.to(tl.float64), 1.0 / _divisor(weight_sum)
     for start in range(first, last, BLOCK):
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
-        raw = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
+        raw = relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
         weight = tl.where(base < 0.0, 0.0, raw * share)
         tl.store(bases_ptr + at, weight.to(tl.float32), mask=at < last)
 
@@ -180,11 +172,11 @@ def finish(
 ):
     """All of it, by one program."""
     tl.debug_barrier()  # this program's own losses and bases, written in another layout
-    least, weight_sum, loss_sum = _totals(
+    least, weight_sum, loss_sum = totals(
         losses_ptr, weights_ptr, 0, samples, temperature_high, temperature_low, LINEAR
     )
-    _write_weights(weights_ptr, 0, samples, least, weight_sum, temperature_high, temperature_low)
-    _conclude(
+    write_weights(weights_ptr, 0, samples, least, weight_sum, temperature_high, temperature_low)
+    conclude(
         loss_ptr,
         normaliser_ptr,
         least,
@@ -194,141 +186,4 @@ def finish(
         temperature_low,
         LINEAR,
         scale,
-    )
-
-
-@triton.jit(do_not_specialize=UNSPECIALISED)
-def _samples_totals_kernel(
-    losses_ptr,  # fp32 [samples]
-    bases_ptr,  # fp32 [samples]
-    partials_ptr,  # fp64 [3, groups]
-    totals_ptr,  # fp64 [2]: least, sum of raw weights
-    loss_ptr,  # as of ``finish``
-    normaliser_ptr,
-    counter_ptr,  # int32 [1]
-    samples,
-    group,  # samples of a program
-    groups,
-    temperature_high,
-    temperature_low,
-    scale,
-    LINEAR: tl.constexpr,
-):
-    """The totals of a group; the last program to arrive joins them, each brought to the least base
-    of all.
-    """
-    program = tl.program_id(0)
-    first = program.to(tl.int64) * group
-    last = tl.minimum(first + group, samples)
-    least, weight_sum, loss_sum = _totals(
-        losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR
-    )
-    tl.store(partials_ptr + program, least.to(tl.float64))
-    tl.store(partials_ptr + groups + program, weight_sum)
-    tl.store(partials_ptr + 2 * groups + program, loss_sum)
-    if arrived_last(counter_ptr, groups):
-        lane = tl.arange(0, BLOCK)
-        lowest = tl.full([BLOCK], float("inf"), tl.float32)
-        wrong = tl.zeros([BLOCK], tl.int32)
-        for start in range(0, groups, BLOCK):
-            at = start + lane
-            base = tl.load(
-                partials_ptr + at, mask=at < groups, other=float("inf"), cache_modifier=".cg"
-            )
-            raw = tl.load(
-                partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
-            )
-            base = tl.where(raw == 0.0, float("inf"), base).to(
-                tl.float32
-            )  # nothing labelled in the group
-            lowest = tl.where(base < lowest, base, lowest)
-            wrong |= (base != base).to(tl.int32)
-        least = _least_of(lowest, wrong)
-        inverse = 1.0 / least.to(tl.float64)
-        weights = tl.zeros([BLOCK], tl.float64)
-        losses = tl.zeros([BLOCK], tl.float64)
-        for start in range(0, groups, BLOCK):
-            at = start + lane
-            base = tl.load(partials_ptr + at, mask=at < groups, other=1.0, cache_modifier=".cg").to(
-                tl.float32
-            )
-            raw = tl.load(
-                partials_ptr + groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
-            )
-            loss = tl.load(
-                partials_ptr + 2 * groups + at, mask=at < groups, other=0.0, cache_modifier=".cg"
-            )
-            if not LINEAR:
-                factor = _relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
-                raw *= tl.where(raw == 0.0, 1.0, factor)
-                loss *= tl.where(loss == 0.0, 1.0, factor)
-            weights += raw
-            losses += loss
-        if LINEAR:
-            least = tl.full((), 1.0, tl.float32)
-        weight_sum, loss_sum = tl.sum(weights, 0), tl.sum(losses, 0)
-        tl.store(totals_ptr, least.to(tl.float64))
-        tl.store(totals_ptr + 1, weight_sum)
-        _conclude(
-            loss_ptr,
-            normaliser_ptr,
-            least,
-            weight_sum,
-            loss_sum,
-            temperature_high,
-            temperature_low,
-            LINEAR,
-            scale,
-        )
-        tl.store(counter_ptr, 0)
-
-
-@triton.jit(do_not_specialize=UNSPECIALISED)
-def _samples_weights_kernel(
-    bases_ptr,  # fp32 [samples], weights on return
-    totals_ptr,  # fp64 [2]
-    samples,
-    group,
-    temperature_high,
-    temperature_low,
-):
-    first = tl.program_id(0).to(tl.int64) * group
-    least, weight_sum = tl.load(totals_ptr).to(tl.float32), tl.load(totals_ptr + 1)
-    last = tl.minimum(first + group, samples)
-    _write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low)
-
-
-def finish_many(
-    losses: Tensor,
-    weights: Tensor,
-    loss: Tensor,
-    normaliser: Tensor,
-    counter: Tensor,
-    temperature: float,
-    scale: float | None,
-) -> None:
-    """``finish`` over many programs. ``scale`` None: not LINEAR."""
-    samples = losses.numel()
-    groups = triton.cdiv(samples, GROUP)
-    partials, totals = (losses.new_empty(n, dtype=torch.float64) for n in (3 * groups, 2))
-    numbers = common.split(temperature)
-    _samples_totals_kernel[(groups,)](
-        losses,
-        weights,
-        partials,
-        totals,
-        loss,
-        normaliser,
-        counter,
-        samples,
-        GROUP,
-        groups,
-        *numbers,
-        1.0 if scale is None else scale,
-        LINEAR=scale is not None,
-        num_warps=8,
-        **common.STRICT,
-    )
-    _samples_weights_kernel[(groups,)](
-        weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT
     )

@@ -9,10 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from . import common
+from . import common, many_samples
 from . import samples as finishing
+from .soft_target_kl_gradient_kernels import _soft_target_kl_bwd_kernel
 from .soft_target_kl_kernels import (
-    _soft_target_kl_bwd_kernel,
     _soft_target_kl_fwd_kernel,
     _soft_target_kl_long_fwd_kernel,
     _soft_target_kl_sum_kernel,
@@ -83,7 +83,7 @@ def soft_target_kl(
                 **common.STRICT,
             )
         if not few:
-            groups = triton.cdiv(samples, finishing.GROUP)
+            groups = triton.cdiv(samples, many_samples.GROUP)
             _soft_target_kl_sum_kernel[(groups,)](
                 losses,
                 weights,
@@ -91,7 +91,7 @@ def soft_target_kl(
                 loss,
                 counter,
                 samples,
-                finishing.GROUP,
+                many_samples.GROUP,
                 groups,
                 numbers[0],
                 WEIGHTED=weighted,

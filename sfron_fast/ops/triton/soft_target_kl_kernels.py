@@ -1,4 +1,4 @@
-"""Kernels of the soft-target KL; ``soft_target_kl.py`` launches them.
+"""Forward kernels of the soft-target KL; ``soft_target_kl.py`` launches them.
 
 Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sums over samples fp64.
 """
@@ -9,9 +9,8 @@ import triton.language as tl
 from .common import (
     LARGEST,
     across,
-    columns_of,
+    aligned_start,
     edges,
-    exp,
     exp2,
     finite,
     interior,
@@ -28,7 +27,8 @@ UNSPECIALISED = ("samples", "class_groups", "programs", "chunks", "group", "grou
 
 
 @triton.jit
-def _weights(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
+def weights_of(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
+    """Of some rows; without WEIGHTED each has the same share."""
     if WEIGHTED:
         return tl.load(weights_ptr + row, mask=inside, other=0.0)
     else:
@@ -87,7 +87,7 @@ def _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED: tl.constexpr):
     for start in range(first, last, BLOCK):
         row = start + lane
         loss = tl.load(losses_ptr + row, mask=row < last, other=0.0, cache_modifier=".cg")
-        weight = _weights(weights_ptr, share, row, row < last, WEIGHTED)
+        weight = weights_of(weights_ptr, share, row, row < last, WEIGHTED)
         total += loss.to(tl.float64) * weight.to(tl.float64)
     return tl.sum(total, 0)
 
@@ -119,7 +119,7 @@ def _soft_target_kl_fwd_kernel(
     row, inside, start, at, mask = tile(
         first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES
     )
-    counted = _weights(weights_ptr, share, row, inside, WEIGHTED) != 0.0
+    counted = weights_of(weights_ptr, share, row, inside, WEIGHTED) != 0.0
     mask &= across(counted)
     x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
     y = widen(tl.load(teacher_ptr + start + at, mask=mask, other=float("-inf")))
@@ -153,14 +153,12 @@ def _soft_target_kl_fwd_kernel(
 @triton.jit
 def _rescale(sum_x, sum_y, cross, old_x, old_y, new_x, new_y, inverse):
     """Sums so far, now relative to larger maxima."""
-    by_x = tl.maximum(
-        (old_x - new_x) * inverse, -1e38
-    )  # 0 * inf is NaN, where nothing has been summed
+    # not down to -inf: 0 * inf is NaN, where nothing has been summed
+    by_x = tl.maximum((old_x - new_x) * inverse, -1e38)
     by_y = tl.maximum((old_y - new_y) * inverse, -1e38)
     factor = exp2(by_y)
-    cross = tl.where(
-        factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor
-    )  # each difference changes by as much
+    # each difference changes by as much
+    cross = tl.where(factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor)
     return sum_x * exp2(by_x), sum_y * factor, cross
 
 
@@ -198,10 +196,11 @@ def _soft_target_kl_long_fwd_kernel(
     thread's.
     """
     row = tl.program_id(0).to(tl.int64)
-    counted = _weights(weights_ptr, share, row, row < samples, WEIGHTED) != 0.0
+    counted = weights_of(weights_ptr, share, row, row < samples, WEIGHTED) != 0.0
     classes = class_groups * ALIGN
     lane = tl.arange(0, LANES)
     offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
+    # the elements before and behind the aligned part, one a lane; without them lanes start empty
     if PEEL:
         head, columns = interior(row, classes, PEEL)
         edge, edge_mask = edges(lane, head, columns, classes, PEEL)
@@ -211,9 +210,7 @@ def _soft_target_kl_long_fwd_kernel(
         most_x, most_y, sum_x, sum_y, cross = _one_each(
             first_x.to(tl.float32), first_y.to(tl.float32), inverse
         )
-        first = (
-            (row * classes + (PEEL - 1)) // PEEL * PEEL
-        )  # row * classes + head, seen to be aligned
+        first = aligned_start(row, classes, PEEL)
     else:
         columns = classes
         most_x = tl.full([LANES], -LARGEST, tl.float32)
@@ -221,15 +218,14 @@ def _soft_target_kl_long_fwd_kernel(
         sum_x = tl.zeros([LANES], tl.float32)
         sum_y, cross = sum_x, sum_x
         first = row * classes
+    # each lane's running maxima, and its sums relative to them; a row of weight 0 is not read
     wanted = tl.where(counted, columns, 0)
     for start in range(0, wanted, DEPTH * LANES):
         column = start + offset
         x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
         y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
-        new_x, new_y = (
-            finite(tl.maximum(most_x, tl.max(x, 0))),
-            finite(tl.maximum(most_y, tl.max(y, 0))),
-        )
+        new_x = finite(tl.maximum(most_x, tl.max(x, 0)))
+        new_y = finite(tl.maximum(most_y, tl.max(y, 0)))
         sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
         b = (x - new_x[None, :]) * inverse
         a = (y - new_y[None, :]) * inverse
@@ -238,6 +234,7 @@ def _soft_target_kl_long_fwd_kernel(
         sum_y += tl.sum(power, 0)
         cross += tl.sum(_terms(power, a, b), 0)
         most_x, most_y = new_x, new_y
+    # the lanes' sums, brought to the largest maxima, give the row's divergence
     largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
     sum_x, sum_y, cross = _rescale(
         sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse
@@ -278,7 +275,7 @@ def _soft_target_kl_sum_kernel(
     share,
     WEIGHTED: tl.constexpr,
 ):
-    """The loss of many samples: the sum of each group, and of those by the last program to arrive."""
+    """The loss of many samples: the sum of each group; the last program to arrive adds those up."""
     first = tl.program_id(0).to(tl.int64) * group
     last = tl.minimum(first + group, samples)
     tl.store(
@@ -291,60 +288,3 @@ def _soft_target_kl_sum_kernel(
             total += tl.load(partials_ptr + at, mask=at < groups, other=0.0, cache_modifier=".cg")
         tl.store(loss_ptr, tl.sum(total, 0).to(tl.float32))
         tl.store(counter_ptr, 0)
-
-
-@triton.jit(do_not_specialize=UNSPECIALISED)
-def _soft_target_kl_bwd_kernel(
-    grad_ptr,  # fp32 [1], upstream
-    logits_ptr,  # [samples, classes]
-    teacher_ptr,  # [samples, classes]
-    weights_ptr,  # fp32 [samples], only with WEIGHTED
-    log_sums_ptr,  # fp32 [4, samples]
-    gradient_ptr,  # [samples, classes]
-    samples,
-    class_groups,
-    chunks,  # programs that share a row
-    share,
-    inverse,  # log2(e) / temperature
-    temperature,
-    ALIGN: tl.constexpr,
-    # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
-    PEEL: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-):
-    """Gradient of a tile; rows of weight 0 are written 0 and not read."""
-    classes = class_groups * ALIGN
-    kind = gradient_ptr.dtype.element_ty
-    chunk = tl.program_id(0) % chunks
-    first_row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
-    first_column = chunk * (DEPTH * LANES)
-    row, inside, start, at, mask = tile(
-        first_row, samples, classes, first_column, DEPTH, ROWS, LANES
-    )
-    weight = _weights(weights_ptr, share, row, inside, WEIGHTED)
-    counted = weight != 0.0
-    scale = weight * temperature * tl.load(grad_ptr).to(tl.float32)
-    shift_x = tl.load(log_sums_ptr + row, mask=counted, other=0.0)
-    shift_y = tl.load(log_sums_ptr + 2 * samples + row, mask=counted, other=0.0)
-    scale_x = exp(-tl.load(log_sums_ptr + samples + row, mask=counted, other=0.0)) * scale
-    scale_y = exp(-tl.load(log_sums_ptr + 3 * samples + row, mask=counted, other=0.0)) * scale
-    if PEEL:
-        head, columns = interior(first_row, classes, PEEL)
-        edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
-        edge, edge_mask = first_row * classes + edge, edge_mask & (chunk == 0)
-        x = tl.load(logits_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
-        y = tl.load(teacher_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
-        gradient = exp2((x - shift_x) * inverse) * scale_x - exp2((y - shift_y) * inverse) * scale_y
-        tl.store(gradient_ptr + edge, tl.where(counted, gradient, 0.0).to(kind), mask=edge_mask)
-        start = (first_row * classes + (PEEL - 1)) // PEEL * PEEL + first_column
-        mask = columns_of(DEPTH, LANES) < columns - first_column
-    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=0.0))
-    y = widen(tl.load(teacher_ptr + start + at, mask=mask & across(counted), other=0.0))
-    gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
-    gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
-    tl.store(
-        gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
-    )

@@ -61,8 +61,8 @@ inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   static thread_local unsigned values[shim::kThreads];
   const unsigned first = threadIdx.x / 32 * 32;
   values[threadIdx.x] = value;
-  shim::barrier();  // of the warp: each round of the scheduler takes all its threads to the same
-                    // one
+  // of the warp: each round of the scheduler takes all its threads to the same one
+  shim::barrier();
   const unsigned total = std::accumulate(values + first, values + first + 32, 0u);
   shim::barrier();
   return total;

@@ -7,9 +7,9 @@
 
 namespace sfron {
 
-// One tensor. Valid while the tensor lives and keeps its shape: for the one call it was written
+// Of one tensor. Valid while the tensor lives and keeps its shape: for the one call it was written
 // for.
-struct Record {
+struct TableRow {
   void* data;
   int64_t numel, dim;
   const int64_t* sizes;  // [dim], borrowed from the tensor
@@ -18,8 +18,8 @@ struct Record {
   int32_t contiguous;
 };
 
-constexpr int64_t kRecordWords =
-    sizeof(Record) / sizeof(int64_t);  // a table is int64: a count for each list, then all
-static_assert(sizeof(Record) == 48, "sfron_fast/ops/native.py allocates as many");
+// A table is int64: a count for each list, then the rows of all.
+constexpr int64_t kRowWords = sizeof(TableRow) / sizeof(int64_t);
+static_assert(sizeof(TableRow) == 48, "sfron_fast/ops/native.py allocates as many");
 
 }  // namespace sfron
