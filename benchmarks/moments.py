@@ -1,10 +1,9 @@
 """What moments of bf16 cost: `python -m benchmarks.moments`, 4 minutes on two cores.
 
 The demo's ConvNet forgets its wrong labels with SFRonAdamW, 200 cycles of one forget and five
-retain steps, from the
-same weights with the same batches: moments in fp32, in bf16 (``state_dtype``), and in fp32 but for
-exp_avg_sq, which is rounded to the nearest bf16 after every step. What other batches change in fp32
-is the measure of what matters.
+retain steps, from the same weights with the same batches: moments in fp32, in bf16
+(``state_dtype``), and in fp32 but for exp_avg_sq, which is rounded to the nearest bf16 after every
+step. What other batches change in fp32 is the measure of what matters.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """The CUDA branch of every list op, on the host and under sanitizers: the ops' own tests pass.
 
 The extension is built with the ops' CUDA code over the shims of this folder, so a call goes the way
-it goes on a GPU,
-but for the dispatcher: checks, flat lists, tables, launches and kernels, with every access watched.
+it goes on a GPU, but for the dispatcher: checks, flat lists, tables, launches and kernels, with
+every access watched.
 """
 
 import hashlib
