@@ -71,8 +71,8 @@ class Task:
     def adaptive_loss(
         self, model: nn.Module, batch: Any, temperature: float, floor: float
     ) -> tuple[Tensor, Tensor]:
-        """The adaptively weighted loss [] (docs/equations.md, equations 3 and 4) and each sample's
-        own [samples].
+        """The adaptively weighted loss [] (docs/equations.md, 4 and 5) and each sample's own
+        [samples].
         """
         values = self.checked(self.losses(model, batch), batch)
         return (adaptive_weights(values, temperature, floor) * values).sum(), values
