@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,22 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# files of tests that take a device, in the order in which they matter
-PER_OP = (
-    "every_op",
-    "steps",
-    "masked_grad_norm",
-    "sgd_step",
-    "adamw_step",
-    "interpolate",
-    "fisher_accumulate",
-    "saliency_mask",
-    "adaptive_cross_entropy",
-    "adaptive_mse",
-    "soft_target_kl",
-    "tensor_settings",
-    "flat_ops",
-)
+FIRST = ("every_op", "steps")  # of the files of tests that take a device
+ELSEWHERE = ("in_place", "cross_entropy_sum")  # tests/gpu has these losses
 BUDGET = "@BUDGET@"  # in a command: the seconds that are left, but for a case that has begun
 WHEEL = """
 import pathlib, torch, sfron_fast as sf
@@ -155,14 +142,25 @@ def gpu_tests(python: str) -> Step:
 
 
 def per_op_tests(python: str) -> Step:
-    """Those of each op's own file that take a device, which select it by their parameter's name."""
+    """Tests that take a device, selected by the name that the parameter gives them."""
     if not has(python, "pytest"):
         return Step(
             "per-op tests", 0, [], missing="pytest is not installed; put its wheels on PYTHONPATH"
         )
     spread = ["-n", str(min(4, os.cpu_count() or 2))] if has(python, "xdist") else []
-    files = [str(path) for name in PER_OP for path in Path("tests").glob(f"*/test_{name}.py")]
-    return Step("per-op tests", 200, [*pytest_command(python), *spread, "-k", "cuda", *files])
+    command = [*pytest_command(python), *spread, "-k", "cuda", *device_tests()]
+    return Step("per-op tests", 200, command)
+
+
+def device_tests() -> list[str]:
+    """Files with tests that take the fixture ``device``, but for what tests/gpu has."""
+    names = {
+        path.stem.removeprefix("test_"): str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").glob("*/test_*.py"))
+        if re.search(r"^def test_\w+\((?:.*, )?device[,)]", path.read_text(), re.M)
+    }
+    rest = [name for name in names if name not in (*FIRST, *ELSEWHERE)]
+    return [names[name] for name in (*FIRST, *rest)]
 
 
 def sanitizer(name: str, python: str) -> Step:
