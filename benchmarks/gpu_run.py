@@ -33,6 +33,8 @@ NO_DEVICE = "no CUDA device"
 PARTS = (1, 2, 3)
 MOST_LOG = 5 << 20  # bytes that the log keeps of one step: its beginning and its end
 PER_OP = (
+    "every_op",
+    "steps",
     "masked_grad_norm",
     "sgd_step",
     "adamw_step",
