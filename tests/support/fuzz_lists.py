@@ -280,7 +280,7 @@ BAD_NUMBERS = [-1.0, math.nan, math.inf, -math.inf, 1.5, 1e39, 1e-46, -0.0, None
 
 
 def spoiled(value, way):
-    """The value, spoiled; as it is where torch itself cannot do that (a sparse meta tensor, say)."""
+    """The value, spoiled; as it is where torch itself cannot do that (a sparse meta tensor)."""
     try:
         return way(value)
     except (AttributeError, RuntimeError):

@@ -29,6 +29,7 @@ ROWS = [
 ]
 ROWS += [(2, 1100, 3)]
 NUMBERS = [(0.5, 1e-6), (0.0, 1e-6), (1.0, 1.5), (3.7, 1e-3)]  # temperature, floor
+# samples, classes
 CLASSES = [
     (1, 1),
     (3, 2),
@@ -38,7 +39,8 @@ CLASSES = [
     (2, 65),
     (9, 1000),
     (3, 5000),
-]  # samples, classes
+]
+# samples, elements
 SQUARES = [
     (1, 1),
     (3, 63),
@@ -48,7 +50,7 @@ SQUARES = [
     (2, 5000),
     (3, 0),
     (1, 20001),
-]  # samples, elements
+]
 
 
 @dataclass
