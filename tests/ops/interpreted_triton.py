@@ -37,7 +37,7 @@ def _round_bfloat16(data, source, target, rounding):
 
 
 def _approximate_exp2(data):
-    """ex2.approx.ftz: 2 ulp off, one way or the other, and 0 below 2^-126; exact at whole numbers."""
+    """ex2.approx.ftz: 2 ulp off, either way, and 0 below 2^-126; exact at whole numbers."""
     exact = numpy.exp2(data)
     if exact.dtype != numpy.float32:
         return exact
@@ -54,9 +54,8 @@ def _approximate_exp2(data):
 interpreter._convert_float = _round_bfloat16
 interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _approximate_exp2)
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning:triton"
-)  # numpy: log(0) in rows that do not count
+# numpy: log(0) in rows that do not count
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 each_dtype = pytest.mark.parametrize("dtype", mostly_long(rc.DTYPES, torch.float32, torch.bfloat16))
 
 

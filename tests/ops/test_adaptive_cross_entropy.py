@@ -52,11 +52,12 @@ def test_hand_example(device, dtype):
     assert logits.grad.flatten().tolist() == pytest.approx(expected, **close)
 
 
-# Relative errors of 64 losses and of their gradient (2-norms), 10 classes, on a CPU: ours, then F.cross_entropy's
-#   losses of     1e-6                      1e-4                      1e-2                      1
-#   float32   2e-7 3e-7 | 6e-2 5e-2     2e-7 2e-7 | 7e-4 6e-4     1e-7 1e-7 | 6e-6 5e-6     4e-8 4e-8 | 5e-8 4e-8
-#   bfloat16  6e-8 2e-3 | 1e+0 8e-1     5e-8 1e-3 | 1e+0 8e-1     5e-8 2e-3 | 2e-1 2e-1     4e-8 2e-3 | 2e-3 3e-3
-#   float16   6e-8 4e-2 | 1e+0 8e-1     4e-8 5e-4 | 1e+0 9e-1     6e-8 2e-4 | 3e-2 2e-2     4e-8 2e-4 | 3e-4 3e-4
+# Relative errors of 64 losses and of their gradient (2-norms), 10 classes, on a CPU: ours, then
+# F.cross_entropy's
+#   losses of  1e-6                  1e-4                  1e-2                  1
+#   float32    2e-7 3e-7|6e-2 5e-2   2e-7 2e-7|7e-4 6e-4   1e-7 1e-7|6e-6 5e-6   4e-8 4e-8|5e-8 4e-8
+#   bfloat16   6e-8 2e-3|1e+0 8e-1   5e-8 1e-3|1e+0 8e-1   5e-8 2e-3|2e-1 2e-1   4e-8 2e-3|2e-3 3e-3
+#   float16    6e-8 4e-2|1e+0 8e-1   4e-8 5e-4|1e+0 9e-1   6e-8 2e-4|3e-2 2e-2   4e-8 2e-4|3e-4 3e-4
 # (of the gradient the store's rounding is left, of float16's at 1e-6 its subnormals)
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

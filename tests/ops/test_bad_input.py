@@ -242,16 +242,14 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
     refused("state_dtype", lambda: kind(params(dtype), state_dtype=torch.bfloat16))
     saved = kind(params(torch.float32), state_dtype=torch.bfloat16).state_dict()
     optimizer = kind(params(dtype))
-    optimizer.load_state_dict(
-        saved
-    )  # of a run that has not forgotten yet: the setting is this optimizer's
+    # of a run that has not forgotten yet: the setting is this optimizer's
+    optimizer.load_state_dict(saved)
     saved["param_groups"][0]["has_forgotten"] = True
     refused("state_dict", lambda: optimizer.load_state_dict(saved))
     assert optimizer.param_groups[0]["state_dtype"] is None
 
-    kept, converted = (
-        torch.nn.Parameter(torch.ones(3)) for _ in range(2)
-    )  # by the model, behind the optimizer's back
+    # by the model, behind the optimizer's back
+    kept, converted = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = kind([{"params": [kept]}, {"params": [converted]}], state_dtype=torch.bfloat16)
     converted.data = converted.data.to(dtype)
     for param in (kept, converted):
@@ -268,10 +266,11 @@ def test_bf16_state_beside_what_is_neither_fp32_nor_bf16(kind, dtype):
     [
         ("lr", lambda group: group.update(lr=-1.0)),
         ("slow_lr", lambda group: group.update(slow_lr=2.0)),
+        # in place: a list, as JSON has it
         (
             "betas",
             lambda group: group["betas"].__setitem__(1, 7.0),
-        ),  # in place: a list, as JSON has it
+        ),
     ],
 )
 def test_settings_changed_between_steps(argument, change, phase):
@@ -582,9 +581,8 @@ def test_everything_public_has_its_row_here():
 
 @pytest.mark.skipif(not native.available(), reason="needs the native kernels")
 def test_a_refused_dtype_has_its_name(monkeypatch):
-    monkeypatch.setattr(
-        torch.utils.deterministic, "fill_uninitialized_memory", False
-    )  # torch cannot fill all of them
+    # torch cannot fill all of them
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     known = {d for d in vars(torch).values() if isinstance(d, torch.dtype)} - {torch.float64}
     floats = {torch.float32, torch.bfloat16, torch.float16}
     for dtype in known:

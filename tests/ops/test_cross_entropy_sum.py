@@ -105,9 +105,8 @@ def test_sum_arguments():
     with pytest.raises(ValueError, match=r"^logits: expected \[samples, classes\].*inplace=True"):
         adaptive_cross_entropy_sum_(work.unsqueeze(0), labels.unsqueeze(0))
     half = work.half()
-    adaptive_cross_entropy_sum_(
-        half * 1, labels, 1.5, scale=65.0
-    )  # 65 * 1e-6 ** -0.5 = 65000, just within fp16
+    # 65 * 1e-6 ** -0.5 = 65000, just within fp16
+    adaptive_cross_entropy_sum_(half * 1, labels, 1.5, scale=65.0)
     for numbers in ({"scale": -66.0}, {"temperature": 2.0}, {"temperature": 1e3}, {"floor": 1e-8}):
         with pytest.raises(
             ValueError,

@@ -4,6 +4,8 @@ What is special to one op lies in the file of its name; flat lists in test_flat_
 in test_fuzz.py.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from cases import LAYOUT_SHAPES, LAYOUTS, MIXED, shifted
@@ -114,9 +116,10 @@ def test_neighbours_in_memory_stay(device, op, dtype):
 @each_dtype(OPS, kernels=True)
 def test_only_what_the_schema_names_is_written(device, op, dtype):
     written = {a.name for a in schema_of(op.name).arguments if a.is_write}
-    for case in op.full(op.opcheck_shapes[0], dtype, device):
+    kernels = [registry.op(op.name), *(call for _, call in op.calls)]
+    for kernel, case in product(kernels, op.full(op.opcheck_shapes[0], dtype, device)):
         before, versions = case.clone(), [t._version for _, t in case.flat()]
-        case.run(registry.op(op.name))
+        case.run(kernel)
         for (name, now), (_, then), version in zip(
             case.flat(), before.flat(), versions, strict=True
         ):
@@ -169,7 +172,8 @@ def test_deterministic(device, op, dtype, set_threads):
 
 @each_dtype(NUMBERED)
 def test_a_tensor_stands_for_the_numbers(device, op, dtype):
-    for case in op.full(MIXED, dtype, device):
+    for name in op.thorough:
+        case = op.make(MIXED, dtype, device, **op.settings[name])
         other = case.clone()
         values = [case.scalars[name] for name in op.numbers]
         other.tensors["numbers"] = torch.tensor(values, dtype=torch.float64, device=device)

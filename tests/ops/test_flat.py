@@ -31,7 +31,7 @@ def flatten(lists):
 
 
 def test_layout_by_hand():
-    """15, 1, 0 and 64 elements begin at 0, 64, 128 and 128; the 65 after them at 192; 320 in all."""
+    """15, 1, 0 and 64 elements begin at 0, 64, 128 and 128; then 65 at 192; 320 in all."""
     like = tensors(0, SHAPES[:5])
     assert flat_size(like) == 320
     whole = torch.arange(320.0)

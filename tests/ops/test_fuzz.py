@@ -33,9 +33,8 @@ CLEAR = re.compile(
     re.S,
 )
 LONG = 60
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*step found no gradients:RuntimeWarning"
-)  # drawn on purpose
+# drawn on purpose
+pytestmark = pytest.mark.filterwarnings("ignore:.*step found no gradients:RuntimeWarning")
 
 
 def cases(count: int, shards: int = 1):
@@ -52,7 +51,7 @@ def cases(count: int, shards: int = 1):
 
 
 def hunt(examples: tuple[int, int | None], strategy, check) -> None:
-    """``check`` what ``strategy`` draws: that many examples, from a seed or (None) from a new one."""
+    """``check`` what ``strategy`` draws: so many examples, from a seed or (None) from a new one."""
     count, start = examples
     rules = settings(
         max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)

@@ -99,9 +99,8 @@ def test_orders_by_hand():
     last = laid(image)
     assert layout.orders_of([last, image, image[0]]) == ((0, 2, 3, 1), None, None)
     assert layout.orders_of([torch.empty(3, 5).t()]) == ((1, 0),)
-    assert (
-        layout.orders_of([laid(torch.empty(2, 3, 1, 1))]) == ()
-    )  # one pixel: both layouts at once
+    # one pixel: both layouts at once
+    assert layout.orders_of([laid(torch.empty(2, 3, 1, 1))]) == ()
     gaps = torch.empty(4, 6)[:, ::2]
     twice = torch.empty(3, 1).expand(3, 4)
     assert layout.orders_of([gaps, twice, torch.empty(0, 3).t()]) == ()

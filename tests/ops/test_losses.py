@@ -222,9 +222,8 @@ def test_a_loss_of_zero_does_not_swallow_the_others(dtype):
     assert weights[1:].min() > 5e-4
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[1:].abs().min() > 1e-4
-    assert (
-        adaptive_cross_entropy_parts(logits, labels, floor=0.5)[2][0] < 0.5
-    )  # the floor is a knob
+    # the floor is a knob
+    assert adaptive_cross_entropy_parts(logits, labels, floor=0.5)[2][0] < 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

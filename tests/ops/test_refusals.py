@@ -55,9 +55,8 @@ def test_an_expanded_tensor_is_refused_before_the_others_are_written(where):
     read = ones(3)
     functional.sgd_step_(read, [torch.ones(()).expand(3)], lr=0.25)
     assert read[0].tolist() == [0.75] * 3
-    functional.sgd_step_(
-        [torch.ones(0, 2).t()], [torch.ones(2, 0)], lr=0.25
-    )  # strides of nothing say nothing
+    # strides of nothing say nothing
+    functional.sgd_step_([torch.ones(0, 2).t()], [torch.ones(2, 0)], lr=0.25)
 
 
 def test_a_copied_tensor_given_twice_is_refused():
@@ -146,7 +145,7 @@ def test_what_is_no_dense_tensor_is_named(bad):
         functional.sgd_step_(ones(3), ones(3), lr="fast")
 
 
-# --- several groups: one op each, so that a refusal by the second came when the first had written ---
+# --- several groups: one op each, so a refusal by the second came when the first had written ------
 
 
 def spoil_lr(optimizer, params):
@@ -186,9 +185,8 @@ def test_groups_are_refused_together(kind, forget, spoil, started):
     for name, param in params.items():
         assert_same_bits(param.detach(), before[name], name)
         now = optimizer.state.get(param, {})
-        assert now.keys() == state[name].keys(), (
-            name
-        )  # also no state made: a buffer of zeros is no fresh one
+        # also no state made: a buffer of zeros is no fresh one
+        assert now.keys() == state[name].keys(), name
         for key, value in now.items():
             assert_same_bits(value, state[name][key], key)
     assert optimizer.skipped_steps == 0
@@ -237,7 +235,7 @@ LATER = {
 @pytest.mark.parametrize("way", LATER)
 @pytest.mark.parametrize("how", ["forget", "step", "inside", "no gradient"])
 def test_what_a_later_op_would_refuse_is_found_before_the_first_writes(kind, way, how):
-    """Tried twice, as a caller that catches the error would: each try moved the first group again."""
+    """Tried twice, as a caller that catches the error would: each try moved the first group."""
     spoil, argument = LATER[way]
     first, last = (nn.Parameter(torch.ones(s)) for s in ((4, 2), (11, 3)))
     knobs = {"momentum": 0.9} if kind is SFRonSGD else {"amsgrad": True}

@@ -38,9 +38,8 @@ def test_every_property_by_hand():
     ):
         data, numel, dim, _, code_and_device, index_and_contiguous = words
         assert (data, numel, dim) == (tensor.data_ptr(), tensor.numel(), tensor.dim())
-        assert (
-            code_and_device == {torch.float32: 6, torch.int64: 4}[tensor.dtype]
-        )  # the CPU's device code is 0
+        # the CPU's device code is 0
+        assert code_and_device == {torch.float32: 6, torch.int64: 4}[tensor.dtype]
         assert index_and_contiguous == int(tensor.is_contiguous()) << 32
     view = torch.randn(10)[3:7]  # a storage offset belongs to the pointer
     assert describe([view])[0][0][0] == view.data_ptr()

@@ -122,9 +122,8 @@ def test_the_last_program_reads_what_others_wrote():
         last_store = len(before) - 1 - before[::-1].index("st.global")
         assert "bar.sync" in before[last_store:], launch.kernel
         first_load = next(i for i, step in enumerate(after) if step.startswith("ld.global"))
-        assert after.index("bar.sync") < first_load, (
-            launch.kernel
-        )  # one thread counts, all of them have to wait
+        # one thread counts, all of them have to wait
+        assert after.index("bar.sync") < first_load, launch.kernel
         loads = {step for step in after if step.startswith("ld.")}
         if "kl" in launch.kernel:
             loads.discard("ld.global.b32")  # the weights, an input
@@ -251,12 +250,13 @@ def test_numbers_are_run_time_scalars():
     assert len(kinds) == 1
     for kernel in (v for n, v in vars(op).items() if n.endswith("_kernel")):
         integers = [p for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
+        # floats are never specialised
         names = (
             "temperature_high",
             "temperature_low",
             "floor",
             "gradient_scale",
-        )  # floats are never specialised
+        )
         assert all(p.do_not_specialize or p.name in names for p in integers)
 
 
