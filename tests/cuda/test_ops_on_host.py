@@ -57,7 +57,7 @@ TESTS = (
     "masked_grad_norm",
     "sgd_step",
     "adamw_step",
-    "records",
+    "tables",
     "optim",
 )
 

@@ -340,8 +340,8 @@ def test_same_results_as_through_handles():
     norm = functional.masked_grad_norm(one[1], one[-1])
     assert torch.equal(norm, ops.op("masked_grad_norm")(two[1], two[-1], None))
     ops.op("adamw_step_")(*two, norm, None, None, **scalars)
-    records = table_of(one)
-    torch.ops.sfron_fast.adamw_step_.table(records, norm, None, None, **scalars)
+    table = table_of(one)
+    torch.ops.sfron_fast.adamw_step_.table(table, norm, None, None, **scalars)
     for a, b in zip(one, two, strict=True):
         assert all(map(torch.equal, a, b))
 
