@@ -1,4 +1,4 @@
-"""examples/distributed, stopped inside a cycle and resumed: the losses of a run never stopped."""
+"""examples/distributed: a short run, and one that is stopped ends as if it had not been."""
 
 import os
 import re
@@ -7,31 +7,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from ranks import on_ranks
 
 from examples.distributed import forget_topic
 
 ROOT = Path(__file__).parents[2]
-TINY = [
-    "--epochs",
-    "1",
-    "--cycles",
-    "6",
-    "--retain-steps",
-    "1",
-    "--every",
-    "4",
-    "--length",
-    "32",
-    "--batch",
-    "128",
-]
+
+
+def options(**values):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+TINY = options(epochs=1, cycles=6, retain_steps=1, every=4, length=32, batch=128)
+SHORT = options(epochs=1, cycles=2, retain_steps=1, every=4, length=128, batch=128)
+
+
+def short(folder):
+    return forget_topic.main(["--folder", str(folder), *SHORT])
+
+
+def test_a_short_run_on_two_ranks(tmp_path):
+    ranks = on_ranks(2, short, tmp_path)
+    assert ranks[0] == ranks[1]
+    before, after = ranks[0]["before"], ranks[0]["after"]
+    assert list(before) == list(after) == ["forget", "retain", "unseen"]
+    assert all(after[name] != before[name] for name in before)
+    assert after["forget"] - before["forget"] > after["retain"] - before["retain"]
+    assert {p.name for p in tmp_path.iterdir()} == {"mask.safetensors", "trained", "step-4"}
 
 
 def resumed_and_whole(folder, other):
     return [forget_topic.main(["--folder", str(f), *TINY]) for f in (folder, other)]
 
 
+@pytest.mark.long
 def test_launched_stopped_and_resumed(tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     done = subprocess.run(
