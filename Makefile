@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 WORKERS ?= 2
+CXX_FILES := $(shell find csrc tests/cuda tests/native -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 OLDEST := build/torch-2.11
 OLD := TORCH=torch==2.11.0 TRITON=triton==3.6.0
@@ -25,6 +26,8 @@ demo: build
 
 lint: build
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 
 test: lint test-suite
@@ -56,10 +59,10 @@ $(VENV)/.peers: pyproject.toml | build
 
 guard: build
 	$(BIN)/python -m benchmarks.run --no-plots --out build/guard/now $(BENCH)
-	$(BIN)/python -m benchmarks.guard build/guard/now.json benchmarks/results/$(or $(DEVICE),cpu).json --again 2
+	$(BIN)/python -m benchmarks.tools.guard build/guard/now.json benchmarks/results/$(or $(DEVICE),cpu).json --again 2
 
 kernels: build
-	$(BIN)/python -m benchmarks.kernels_table
+	$(BIN)/python -m benchmarks.tools.kernels_table
 
 # On a machine with a GPU: PART=1 builds and tests, PART=2 measures, PART=3 runs the sanitizers and the tests of single
 # ops, each within nine minutes; without PART all three. Results in $$OUT (default: build/gpu), at most six files. It
@@ -70,7 +73,7 @@ kernels: build
 # `USE_CUDA=1 pip wheel --no-build-isolation --no-deps -w dist .`
 # Without a GPU it rehearses what it can and says what it skipped.
 gpu:
-	$(PYTHON) -m benchmarks.gpu_run $(if $(PART),--part $(PART))
+	$(PYTHON) -m benchmarks.tools.gpu_run $(if $(PART),--part $(PART))
 
 clean:
 	rm -rf build *.egg-info sfron_fast/*.so

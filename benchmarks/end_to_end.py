@@ -1,15 +1,13 @@
 """Whole unlearning cycles on real models, phase by phase: what a faster step is worth in a run.
 
-A cycle is a forget step and retain steps, the last with a slow interpolation; the Fisher and mask stage is measured
-beside it. Every arm trains its own copy of one model on the same batches, and all must arrive at the same weights and
-masks.
+A cycle is a forget step and retain steps, the last with a slow interpolation; the Fisher and mask
+stage is measured beside it. Every arm trains its own copy of one model on the same batches, and all
+must arrive at the same weights and masks.
 """
 
 import copy
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -17,184 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sfron_fast as sf
-from sfron_fast import functional, reference
-
-from .arms import MAX_NORM
+from .cases.loops import Authors, Ours, Phases, Published, Stock
+from .cases.models import Decoder, ResNet18
 from .harness import Row, difference, make_row
-from .models import Decoder, ResNet18
-from .saliency_cases import stock_mask
 from .timer import turns
 
-SLOW_LR, TEMPERATURE, FLOOR, FORGET_WEIGHT = 0.5, 0.5, 1e-6, 0.1
-RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}  # a cycle: of the authors' code for classifiers and for diffusion models
+FORGET_WEIGHT = 0.1
+# a cycle: of the authors' code for classifiers and for diffusion models
+RETAIN_STEPS = {"ResNet-18": 5, "decoder": 1}
 Batch = tuple[Tensor, Tensor]
-
-
-class Phases:
-    """Seconds by name; a device is waited for at both ends, unless only the whole is asked for."""
-
-    def __init__(self, device: str, split: bool) -> None:
-        self.device, self.split = device, split
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def wait(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if not self.split:
-            yield
-            return
-        start = self.wait()
-        yield
-        self.seconds[name] += self.wait() - start
-
-
-class Ours:
-    name = "sfron_fast"
-
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
-        self.model, self.retain_steps = model, retain_steps
-        make: Any = {"sgd": sf.SFRonSGD, "adamw": sf.SFRonAdamW}[kind]
-        self.optimizer = make(model.named_parameters(), **SETTINGS[kind], saliency=sf.SaliencyMask.from_bool(masks),
-                              max_norm=MAX_NORM, slow_lr=SLOW_LR, retain_steps=retain_steps)  # fmt: skip
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return sf.adaptive_cross_entropy(logits, labels, TEMPERATURE, floor=FLOOR)
-
-    def forget(self, phase: Phases) -> None:
-        with phase("mask, clip and update"):
-            self.optimizer.forget_step()
-
-    def retain(self, phase: Phases, last: bool) -> None:
-        with phase("update and interpolation" if last else "update"):
-            self.optimizer.step()
-
-    def sums(self) -> list[Tensor]:
-        return [torch.zeros_like(p) for p in self.model.parameters()]
-
-    def accumulate(self, sums: list[Tensor], share: float) -> None:
-        functional.fisher_accumulate_(sums, [p.grad for p in self.model.parameters()], share)
-
-    def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-        return functional.saliency_mask(forget, retain, 1.0)[0]
-
-    def bits(self, masks: list[Tensor]) -> list[Tensor]:
-        shapes = [p.shape for p in self.model.parameters()]
-        return [reference.unpack_bits(m, s) for m, s in zip(masks, shapes, strict=True)]
-
-
-class Stock:
-    """What a careful user writes with torch alone."""
-
-    name = "stock, fused"
-
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
-        self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
-        self.masks = [mask.float() for mask in masks.values()]  # faster than bool: one kernel for many tensors
-        make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
-        self.optimizer = make(self.params, **SETTINGS[kind], fused=True)
-        self.slow_weights = [p.detach().clone() for p in self.params]
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
-        losses = losses.view(labels.shape).flatten(1).mean(1) if labels.dim() > 1 else losses
-        raw = losses.detach().clamp_min(FLOOR).pow(-TEMPERATURE)
-        return (raw / raw.sum() * losses).sum()
-
-    def forget(self, phase: Phases) -> None:
-        grads = [p.grad for p in self.params]
-        with phase("mask"):
-            torch._foreach_mul_(grads, self.masks)
-        with phase("clip"):  # the fastest of arms.STOCK: the step divides by it
-            norm = nn.utils.get_total_norm(grads, foreach=True)
-            self.optimizer.grad_scale = ((norm + 1e-6) / MAX_NORM).clamp(min=1.0)
-        with phase("update"):
-            self.optimizer.step()
-        self.optimizer.grad_scale = None
-
-    def retain(self, phase: Phases, last: bool) -> None:
-        with phase("update"):
-            self.optimizer.step()
-        if last:
-            with phase("interpolation"), torch.no_grad():
-                self.interpolate()
-
-    def interpolate(self) -> None:
-        torch._foreach_lerp_(self.slow_weights, self.params, SLOW_LR)
-        torch._foreach_copy_(self.params, self.slow_weights)
-
-    def sums(self) -> list[Tensor]:
-        return [torch.zeros_like(p) for p in self.params]
-
-    def accumulate(self, sums: list[Tensor], share: float) -> None:
-        grads = [p.grad for p in self.params]
-        torch._foreach_addcmul_(sums, grads, grads, share)
-
-    def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-        return stock_mask(forget, retain)
-
-    def bits(self, masks: list[Tensor]) -> list[Tensor]:
-        return masks
-
-
-class Authors(Stock):
-    """The published loop's shape: tensor by tensor, default optimizer, deepcopy."""
-
-    name = "authors' style"
-    where: str | None = None  # of masks and Fishers; None = beside the parameters
-
-    def __init__(self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int) -> None:
-        super().__init__(model, masks, kind, retain_steps)
-        make: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
-        self.optimizer = make(self.params, **SETTINGS[kind])
-        self.masks = [mask.to(self.where) for mask in masks.values()]
-        self.slow_weights = []
-        self.original = copy.deepcopy(self.params)
-
-    def forget(self, phase: Phases) -> None:
-        with phase("mask"):
-            for p, mask in zip(self.params, self.masks, strict=True):
-                p.grad *= mask.to(p.device)
-        with phase("clip"):
-            nn.utils.clip_grad_norm_(self.params, MAX_NORM)
-        with phase("update"):
-            self.optimizer.step()
-
-    def interpolate(self) -> None:
-        for p, o in zip(self.params, self.original, strict=True):
-            p.data.copy_((1.0 - SLOW_LR) * o.data + SLOW_LR * p.data)
-        self.original = copy.deepcopy(self.params)
-
-    def sums(self) -> list[Tensor]:
-        return [torch.zeros_like(p, device=self.where) for p in self.params]
-
-    def accumulate(self, sums: list[Tensor], share: float) -> None:
-        for f, p in zip(sums, self.params, strict=True):
-            f += p.grad.to(f.device) ** 2 * share
-
-    def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-        eps = reference.FISHER_EPS
-        return [(f + eps) / (r + eps) >= 1.0 for f, r in zip(forget, retain, strict=True)]
-
-    def bits(self, masks: list[Tensor]) -> list[Tensor]:
-        return [mask.to(p.device) for mask, p in zip(masks, self.params, strict=True)]
-
-
-class Published(Authors):
-    """As published, where masks and Fishers stay on the CPU."""
-
-    name = "authors' style, masks on CPU"
-    where = "cpu"
-
-
-SETTINGS = {
-    "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
-    "adamw": {"lr": 1e-4, "weight_decay": 0.01},
-}
 
 
 def cycle(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
@@ -205,7 +34,9 @@ def cycle(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> None:
         arm.model.zero_grad()
         with phase("forward"):
             logits = arm.model(inputs)
-            loss = -FORGET_WEIGHT * arm.loss(logits, labels) if forgets else mean_loss(logits, labels)
+            loss = (
+                -FORGET_WEIGHT * arm.loss(logits, labels) if forgets else mean_loss(logits, labels)
+            )
         with phase("backward"):
             loss.backward()
         if forgets:
@@ -243,29 +74,51 @@ def saliency(arm: Any, forget: Batch, retain: Batch, phase: Phases) -> list[Tens
 Size = tuple[int, int]  # of a ResNet-18 and its batches: width, images
 
 
-def problem(name: str, device: str, tiny: bool, size: Size | None) -> tuple[str, nn.Module, Batch, Batch]:
-    """(optimizer, model, forget batch, retain batch); sizes a CPU can bear, larger ones for a GPU."""
+def problem(
+    name: str, device: str, tiny: bool, size: Size | None
+) -> tuple[str, nn.Module, Batch, Batch]:
+    """(optimizer, model, forget batch, retain batch): of sizes a CPU can bear; larger on a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     if name == "ResNet-18":
         width, batch = size or ((4, 2) if tiny else (64, 256) if large else (32, 16))
         model: nn.Module = ResNet18(width=width)
-        batches = [(torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device))
-                   for _ in range(2)]  # fmt: skip
+        batches = [
+            (
+                torch.randn(batch, 3, 32, 32, device=device),
+                torch.randint(10, (batch,), device=device),
+            )
+            for _ in range(2)
+        ]
         return "sgd", model.to(device), batches[0], batches[1]
     vocabulary, width, layers, length, batch = (
-        (50, 64, 1, 8, 2) if tiny else (32_000, 1024, 12, 512, 8) if large else (8_192, 256, 4, 64, 8)
+        (50, 64, 1, 8, 2)
+        if tiny
+        else (32_000, 1024, 12, 512, 8)
+        if large
+        else (8_192, 256, 4, 64, 8)
     )
     model = Decoder(vocabulary, width, layers, length)
-    draw = lambda: torch.randint(vocabulary, (batch, length), device=device)  # noqa: E731
+
+    def draw() -> Tensor:
+        return torch.randint(vocabulary, (batch, length), device=device)
+
     return "adamw", model.to(device), (draw(), draw()), (draw(), draw())
 
 
-WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {"cycle": cycle, "Fisher and mask": saliency}
+WORK: dict[str, Callable[[Any, Batch, Batch, Phases], Any]] = {
+    "cycle": cycle,
+    "Fisher and mask": saliency,
+}
 
 
 def measure(
-    name: str, device: str, rounds: int = 7, tiny: bool = False, size: Size | None = None, inside: Any = None
+    name: str,
+    device: str,
+    rounds: int = 7,
+    tiny: bool = False,
+    size: Size | None = None,
+    inside: Any = None,
 ) -> list[Row]:
     """Rows of the whole and of every phase, arms in turn, of the model or of ``inside(model)``.
 
@@ -277,17 +130,23 @@ def measure(
     masks = {n: torch.rand_like(p) < 0.5 for n, p in model.named_parameters()}
     kinds: list[Any] = [*([Published] if device == "cuda" else []), Authors, Stock, Ours]
     start, ends, found = list(model.parameters()), [], []
-    for make in kinds:  # with one retain step: after five, a rounding at the start has grown to a tenth of the change
+    # with one retain step: after five, a rounding at the start has grown to a tenth of the change
+    for make in kinds:
         arm = make(copy.deepcopy(model), masks, kind, 1)
         found.append(arm.bits(saliency(arm, forget, retain, Phases(device, False))))
         cycle(arm, forget, retain, Phases(device, False))
-        ends.append([p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)])
-    # one ReLU that rounding puts on its other side moved a tiny network by 2 % (one draw in 60); masks: one bit in 100
+        ends.append(
+            [p.detach() - q.detach() for p, q in zip(arm.model.parameters(), start, strict=True)]
+        )
+    # one ReLU that rounding puts on its other side moved a tiny network by 2 % (one draw in 60);
+    # masks: one bit in 100
     for what, results, most in (("weights", ends, 0.1 if tiny else 1e-2), ("masks", found, 0.1)):
         for made, result in zip(kinds[1:], results[1:], strict=True):
             if not (error := difference(result, results[0])) < most:
-                raise AssertionError(f"{name}: the {what} of {made.name} and {kinds[0].name} differ by {error:.1e}; "
-                                     "nothing was timed")  # fmt: skip
+                raise AssertionError(
+                    f"{name}: the {what} of {made.name} and {kinds[0].name} differ by {error:.1e}; "
+                    "nothing was timed"
+                )
     del ends, found
     arms = [make(copy.deepcopy(model), masks, kind, RETAIN_STEPS[name]) for make in kinds]
     weights = sum(p.numel() for p in start)
@@ -308,6 +167,12 @@ def measure(
                 for phase, seconds in split.seconds.items():
                     times[phase, arm.name].append(seconds)
         names = [arm.name for arm in arms]  # in this order: ours last
-        for (phase, arm_name), seconds in sorted(times.items(), key=lambda item: (item[0][0], names.index(item[0][1]))):
-            rows.append(make_row(f"{name} {work}{': ' + phase if phase else f' ({about})'}", arm_name, seconds, 0))
+        for (phase, arm_name), seconds in sorted(
+            times.items(), key=lambda item: (item[0][0], names.index(item[0][1]))
+        ):
+            rows.append(
+                make_row(
+                    f"{name} {work}{': ' + phase if phase else f' ({about})'}", arm_name, seconds, 0
+                )
+            )
     return rows

@@ -19,7 +19,10 @@ import torch
 
 @dataclass
 class Arm:
-    """One way of doing a case's work. ``check`` runs it and returns what it did, to compare arms before timing."""
+    """One way of doing a case's work.
+
+    ``check`` runs it and returns what it did, to compare arms before timing.
+    """
 
     name: str
     run: Callable[[], Any]
@@ -30,7 +33,7 @@ class Arm:
 
 @dataclass
 class Case:
-    """``arms`` are made one by one, so that one that cannot be made costs only itself; the last is this package."""
+    """``arms`` are made one by one, so that one that fails costs only itself; ours is the last."""
 
     name: str
     arms: Sequence[Callable[[], Arm]]
@@ -45,7 +48,7 @@ class Case:
         return sum(self.held) + self.more
 
     def groups(self, limit: float) -> list[list[int]]:
-        """Which arms are timed in turn: all, or as many rivals at a time as ``limit`` bytes hold beside first and last.
+        """Arms timed in turn: all, or as many rivals as fit ``limit`` bytes beside first and last.
 
         [] where not even one fits.
         """
@@ -53,7 +56,9 @@ class Case:
             return [list(range(len(self.arms)))]
         found: list[list[int]] = []
         last, room = len(self.arms) - 1, limit - self.more - self.held[0] - self.held[-1]
-        for i in sorted(range(1, last), key=lambda i: -self.held[i]):  # the largest first: fewest groups
+        for i in sorted(
+            range(1, last), key=lambda i: -self.held[i]
+        ):  # the largest first: fewest groups
             fitting = (group for group in found if sum(self.held[j] for j in (*group, i)) <= room)
             if (group := next(fitting, None)) is not None:
                 group.append(i)
@@ -65,7 +70,7 @@ class Case:
 
 
 class Uncounted:
-    """Time inside a call that is no part of the work measured: what a backward pass would do in between."""
+    """Time that is no part of the work: what a backward pass would do in between."""
 
     seconds = 0.0
 
@@ -108,7 +113,7 @@ def failures(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """Norm of the difference over the norm of ``wanted``; NaN stays NaN. Few launches however many tensors.
+    """Norm of the difference over the norm of ``wanted``, in few launches; NaN stays NaN.
 
     ``found`` is written over: for the longest lists there is no room for a difference beside both.
     """
@@ -116,19 +121,31 @@ def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
         return float("nan")
     found, wanted = [t.detach().float() for t in found], [t.detach().float() for t in wanted]
     torch._foreach_sub_(found, wanted)
-    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ts))).item() for ts in (found, wanted)]
+    norms = [
+        torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ts))).item()
+        for ts in (found, wanted)
+    ]
     return norms[0] / norms[1] if norms[1] > 0 else norms[0]
 
 
 def make_row(case: str, arm: str, seconds: list[float], moved: int) -> Row:
     low, *_, high = statistics.quantiles(seconds, n=5, method="inclusive")
     middle = statistics.median(seconds)
-    return Row(case, arm, low * 1e3, middle * 1e3, high * 1e3, len(seconds), moved, moved / middle / 1e9)
+    return Row(
+        case, arm, low * 1e3, middle * 1e3, high * 1e3, len(seconds), moved, moved / middle / 1e9
+    )
 
 
 def provenance() -> dict[str, Any]:
     """Machine, versions, commit, threads and date of a measurement."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "",
+    )
     return {
         "device": f"{cpu or platform.processor()}, {os.cpu_count()} logical cores",
         "torch": torch.__version__,
@@ -144,12 +161,14 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """HEAD, marked if there are changes; without a repository ``$COMMIT``, or a digest of the sources."""
+    """HEAD, marked if there are changes; without a repository ``$COMMIT`` or a digest."""
     head = _output("git", "rev-parse", "--short", "HEAD")
     if head:
         return head + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
     root, sha = Path(__file__).parent.parent, hashlib.sha256()
-    for path in sorted(p for folder in ("csrc", "sfron_fast") for p in (root / folder).rglob("*.*")):
+    for path in sorted(
+        p for folder in ("csrc", "sfron_fast") for p in (root / folder).rglob("*.*")
+    ):
         if path.suffix in (".py", ".cpp", ".cu", ".h", ".cuh"):
             sha.update(path.read_bytes())
     return os.environ.get("COMMIT") or f"sources {sha.hexdigest()[:12]}"
@@ -208,11 +227,14 @@ def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
 
 
 def show(rows: list[Row]) -> str:
-    """Aligned table: the last arm of a case is ours, if it ran; speed-up of it over each other arm."""
+    """Aligned table with the speed-up of ours, the last arm of a case, over each other."""
     device = any(r.wall_ms for r in rows)
     more = f" {'host ms':>9} {'wall ms':>9} {'launches':>8}" if device else ""
     wide, name = (max([34, *(len(getattr(r, key)) for r in rows)]) for key in ("case", "arm"))
-    lines = [f"{'case':{wide}} {'arm':{name}} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ours is':>8}{more}"]
+    lines = [
+        f"{'case':{wide}} {'arm':{name}} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'GB/s':>7}"
+        f" {'ours is':>8}{more}"
+    ]
     for case in dict.fromkeys(r.case for r in rows):
         mine = [r for r in rows if r.case == case]
         ours = mine[-1]

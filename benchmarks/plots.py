@@ -1,7 +1,7 @@
-"""Figures from a result of `benchmarks.run`: share of the probe's bandwidth, speed-up, phases of a cycle, cost by size.
+"""Figures from a result of `benchmarks.run`: bandwidth, speed-up, phases of a cycle, cost by size.
 
-`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png`, those it has
-data for, beside it; says so and succeeds where matplotlib is missing.
+`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png`,
+those it has data for, beside it; says so and succeeds where matplotlib is missing.
 """
 
 import json
@@ -9,15 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .cases.peers import PACKAGES
+from .cases.step_cases import SWEEP
 from .harness import is_ours
-from .peers import PACKAGES
-from .step_cases import SWEEP
 
 PROBE = "probe"
 MODEL = ("forward", "backward")  # phases that are no work of an arm's
-COLOURS = {"forward": "#d5d8dc", "backward": "#aab0b8", "accumulation": "#7a5195", "mask build": "#003f5c",
-           "mask": "#003f5c", "clip": "#7a5195", "update": "#ef5675", "interpolation": "#ffa600",
-           "mask, clip and update": "#c1440e", "update and interpolation": "#e8743b"}  # fmt: skip
+COLOURS = {
+    "forward": "#d5d8dc",
+    "backward": "#aab0b8",
+    "accumulation": "#7a5195",
+    "mask build": "#003f5c",
+    "mask": "#003f5c",
+    "clip": "#7a5195",
+    "update": "#ef5675",
+    "interpolation": "#ffa600",
+    "mask, clip and update": "#c1440e",
+    "update and interpolation": "#e8743b",
+}
 Rows = list[dict[str, Any]]
 
 
@@ -29,7 +38,7 @@ def by_case(rows: Rows) -> dict[str, Rows]:
 
 
 def fractions(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> arm -> bandwidth over that of the same case's copy; the bytes are the floor, so waste counts as time."""
+    """Case -> arm -> bandwidth over the copy's; bytes are the floor, so waste counts as time."""
     found = {}
     for case, arms in by_case(rows).items():
         probe = next((r for r in arms if r["arm"].startswith(PROBE)), None)
@@ -43,8 +52,11 @@ def speedups(rows: Rows) -> dict[str, dict[str, float]]:
     found = {}
     for case, arms in by_case(rows).items():
         if is_ours(arms[-1]["arm"]):
-            found[case] = {r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"] for r in arms[:-1]
-                           if not (r["arm"].startswith(PROBE) or is_ours(r["arm"]))}  # fmt: skip
+            found[case] = {
+                r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"]
+                for r in arms[:-1]
+                if not (r["arm"].startswith(PROBE) or is_ours(r["arm"]))
+            }
     return {case: bars for case, bars in found.items() if bars}
 
 
@@ -55,7 +67,7 @@ def kernels(rows: Rows) -> Rows:
 
 
 def telling(rows: Rows) -> Rows:
-    """Of each case the probe, the authors' arm, the fastest of the others (all, if packages are compared), and ours."""
+    """Of each case the probe, the authors', the fastest other (of packages all), and ours."""
     kept = []
     for case, (*others, last) in by_case(rows).items():
         probes = [r for r in others if r["arm"].startswith(PROBE)]
@@ -79,7 +91,11 @@ def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
 def memory(rows: Rows) -> dict[str, dict[str, float]]:
     """Case -> arm -> MiB that one call allocates at most."""
     found = {
-        case: {r["arm"]: r["peak_mb"] for r in arms if not r["arm"].startswith(PROBE) and r.get("peak_mb", -1.0) >= 0.0}
+        case: {
+            r["arm"]: r["peak_mb"]
+            for r in arms
+            if not r["arm"].startswith(PROBE) and r.get("peak_mb", -1.0) >= 0.0
+        }
         for case, arms in by_case(rows).items()
     }
     return {case: bars for case, bars in found.items() if bars}
@@ -100,16 +116,26 @@ def draw(result: Path) -> str:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        return f"no plots: {error}; `python -m benchmarks.plots {result}` draws them where matplotlib is installed"
+        return (
+            f"no plots: {error}; `python -m benchmarks.plots {result}` draws them where matplotlib"
+            " is installed"
+        )
     content = json.loads(result.read_text())
     origin = content["provenance"]
-    where = f"{origin.get('gpu', origin['device'])}, torch {origin['torch']}, {origin['commit']}, {origin['date']}"
+    where = (
+        f"{origin.get('gpu', origin['device'])}, torch {origin['torch']}, {origin['commit']},"
+        f" {origin['date']}"
+    )
     if origin.get("rehearsal"):
         where = "REHEARSAL ON A CPU: MEANS NOTHING. " + where
     made = []
     ops = telling(kernels(content["rows"]))
     for kind, values, figure in (
-        ("roofline", fractions(ops), lambda v: bars(v, "least bytes / time, as a share of the probe's bandwidth")),
+        (
+            "roofline",
+            fractions(ops),
+            lambda v: bars(v, "least bytes / time, as a share of the probe's bandwidth"),
+        ),
         ("speedup", speedups(ops), lambda v: bars(v, "time of the other arm / ours")),
         ("memory", memory(ops), lambda v: bars(v, "MiB that one call allocates at most", None)),
         ("phases", phases(content["rows"]), stacks),
@@ -125,17 +151,22 @@ def draw(result: Path) -> str:
 
 
 def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1.0) -> Any:
-    """Horizontal bars, a group for each case, from the top; ours in one colour, the authors' in the lightest grey."""
+    """Horizontal bars, a group a case; ours in one colour, the authors' in the lightest grey."""
     from matplotlib.figure import Figure
 
     height = 0.19  # of a bar, inches
-    figure = Figure(figsize=(10, 1.0 + height * sum(len(arms) + 1 for arms in values.values())), layout="constrained")
+    figure = Figure(
+        figsize=(10, 1.0 + height * sum(len(arms) + 1 for arms in values.values())),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     at, ticks = 0.0, []
     for arms in values.values():
         ticks.append(at + (len(arms) - 1) / 2)
         for arm, value in arms.items():
-            colour = "#c1440e" if is_ours(arm) else "#c9ced6" if arm.startswith("authors") else "#6c7480"
+            colour = (
+                "#c1440e" if is_ours(arm) else "#c9ced6" if arm.startswith("authors") else "#6c7480"
+            )
             axes.barh(at, value, color=colour, height=0.9)
             text, place = f"{value:.2f}  {arm}", {"textcoords": "offset points", "va": "center"}
             axes.annotate(text, (value, at), (3, 0), **place, fontsize=6)
@@ -157,7 +188,7 @@ def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1
 
 
 def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
-    """A stack of phases for each arm of each cycle, in ms: the optimizer's share is what is coloured."""
+    """A stack of phases for each arm of each cycle, in ms: coloured is the optimizer's share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 1.8 * len(cycles) + 0.6), layout="constrained")
@@ -170,7 +201,9 @@ def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
                 axes.barh(at, found.get(phase, 0.0), left=left, color=COLOURS[phase], height=0.7)
                 left += found.get(phase, 0.0)
             rest = sum(ms for phase, ms in found.items() if phase not in MODEL)
-            axes.text(left, at, f" {left:.1f}, beside the model {rest:.1f}", va="center", fontsize=7)
+            axes.text(
+                left, at, f" {left:.1f}, beside the model {rest:.1f}", va="center", fontsize=7
+            )
         for phase in order:
             axes.barh(0, 0, color=COLOURS[phase], label=phase)
         axes.set_yticks(range(len(arms)), list(arms), fontsize=7)

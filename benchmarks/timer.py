@@ -35,7 +35,7 @@ class Clock:
             torch.cuda.synchronize()
 
     def flush(self) -> None:
-        """Fill the L2 cache with other lines; by reading, as lines written here would be written out later."""
+        """Fill the L2 cache by reading: lines written here would be written out later."""
         if self.cuda:
             torch.sum(self.flusher, 0, out=self.sum)
 
@@ -56,7 +56,7 @@ class Clock:
         return first.elapsed_time(last) * 1e-3
 
     def host_seconds(self, run: Callable[[], Any], times: int) -> tuple[float, float]:
-        """(until the call returns, until the device is done): medians, with nothing queued before."""
+        """(until the call returns, until the device is done): medians, nothing queued before."""
         host, wall = [], []
         for _ in range(times):
             self.wait()
@@ -76,7 +76,8 @@ class Clock:
             run()
             self.wait()
         mine = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        return sum(not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine)  # names of ranges
+        # names of ranges
+        return sum(not e.name.startswith(("Optimizer.", "ProfilerStep")) for e in mine)
 
     def peak_mb(self, run: Callable[[], Any]) -> float:
         """What one call allocates at most, beside what is there already."""
@@ -90,7 +91,7 @@ class Clock:
 
 
 def cpu_allocations(run: Callable[[], Any]) -> list[int]:
-    """Bytes that a call takes from torch's CPU allocator, and with a minus gives back, one after the other."""
+    """Bytes that a call takes from torch's CPU allocator or, with a minus, gives back, in order."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with silent(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
         run()
@@ -99,11 +100,21 @@ def cpu_allocations(run: Callable[[], Any]) -> list[int]:
 
 
 class Contest:
-    """The arms of one case, timed in turn: all of them, or some rivals at a time against the same two."""
+    """The arms of one case, timed in turn: all, or some rivals at a time against the same two."""
 
-    def __init__(self, case: str, moved: int, clock: Clock, note: Note, least: int = 7, most: int = 100) -> None:
-        self.case, self.moved, self.clock, self.note, self.least, self.most = case, moved, clock, note, least, most
-        self.wanted: tuple[str, list[Tensor]] | None = None  # what the first arm that was checked did
+    def __init__(
+        self, case: str, moved: int, clock: Clock, note: Note, least: int = 7, most: int = 100
+    ) -> None:
+        self.case, self.moved, self.clock, self.note, self.least, self.most = (
+            case,
+            moved,
+            clock,
+            note,
+            least,
+            most,
+        )
+        # what the first arm that was checked did
+        self.wanted: tuple[str, list[Tensor]] | None = None
         self.times: dict[str, list[float]] = {}
         self.measured: dict[str, dict[str, Any]] = {}
 
@@ -156,14 +167,17 @@ class Contest:
 
     def rows(self, names: list[str]) -> list[Row]:
         """Of these arms, as far as they were timed."""
-        rows = [replace(make_row(self.case, name, self.times[name], self.moved), **self.measured[name])
-                for name in names if name in self.times]  # fmt: skip
+        rows = [
+            replace(make_row(self.case, name, self.times[name], self.moved), **self.measured[name])
+            for name in names
+            if name in self.times
+        ]
         probe = next((row for row in rows if row.arm.startswith("probe")), None)
         return [replace(row, of_probe=probe.p50_ms / row.p50_ms if probe else 0.0) for row in rows]
 
 
 def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
-    """Rounds in random order; none begins with what ended the last, which would find its own data in the caches."""
+    """Rounds in random order; none begins with what ended the last, whose data are cached."""
     draw, order = random.Random(0), list(arms)
     while True:
         last = order[-1]
@@ -174,16 +188,21 @@ def turns(arms: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+    said = str(error).strip()
+    line = said.splitlines()[0] if said else ""
+    return f"{type(error).__name__}: {line}"[:300]
 
 
-def rotating(name: str, step: Callable[[Any], Any], inputs: list[Any], tolerance: float = 1e-3) -> Arm:
-    """``step`` on one input after the other, so that small ones are not found in a cache; the first is checked."""
+def rotating(
+    name: str, step: Callable[[Any], Any], inputs: list[Any], tolerance: float = 1e-3
+) -> Arm:
+    """``step`` on one input after the other, none found in a cache; the first is checked."""
     turn = cycle(inputs)
     return Arm(name, lambda: step(next(turn)), lambda: step(inputs[0]), tolerance)
 
 
-WARM = 3  # calls before a capture, and before the check of an arm that is compared with a captured one
+# calls before a capture, and before the check of an arm that is compared with a captured one
+WARM = 3
 
 
 def warmed(arm: Arm) -> Arm:
@@ -193,8 +212,8 @@ def warmed(arm: Arm) -> Arm:
 
 
 def replayed(arm: Arm, device: str) -> Arm:
-    """The arm as a replayed CUDA graph; checked on its first replay, so the others must be ``warmed``."""
-    from .arms import change
+    """The arm as a CUDA graph, checked on its first replay; so the others must be ``warmed``."""
+    from .cases.arms import change
 
     name = f"{arm.name}, graph"
     if device != "cuda":
@@ -208,7 +227,9 @@ def replayed(arm: Arm, device: str) -> Arm:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         arm.run()
-    return Arm(name, graph.replay, lambda: change(arm.values, graph.replay), arm.tolerance, arm.values)
+    return Arm(
+        name, graph.replay, lambda: change(arm.values, graph.replay), arm.tolerance, arm.values
+    )
 
 
 @contextmanager

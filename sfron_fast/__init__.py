@@ -1,9 +1,7 @@
 """sfron_fast: fast, faithful SFR-on unlearning for PyTorch."""
 
+from .data.paired import PairedLoader
 from .evaluation import evaluate
-from .fisher import Fisher, estimate_fisher, estimate_mask
-from .in_backward import step_in_backward
-from .loader import PairedLoader
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -11,20 +9,26 @@ from .losses import (
     adaptive_weights,
     soft_target_kl,
 )
+from .methods import Recipe
+from .methods.unlearn import UnlearnResult, unlearn
 from .optim import SFRonAdamW, SFRonSGD
-from .recipes import Recipe
-from .saliency import SaliencyMask
-from .unlearning import UnlearnResult, unlearn
+from .optim.in_backward import step_in_backward
+from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
+from .saliency.mask import SaliencyMask
+from .tasks import Classification, Task
+from .version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
+    "Classification",
     "Fisher",
     "PairedLoader",
     "Recipe",
     "SFRonAdamW",
     "SFRonSGD",
     "SaliencyMask",
+    "Task",
     "UnlearnResult",
+    "__version__",
     "adaptive_cross_entropy",
     "adaptive_cross_entropy_sum_",
     "adaptive_mse",

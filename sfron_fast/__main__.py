@@ -1,4 +1,6 @@
-"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what runs where and why."""
+"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what
+runs where and why.
+"""
 
 import argparse
 import importlib.metadata
@@ -11,8 +13,10 @@ import torch
 
 
 def environment() -> str:
-    """Versions, devices, and which kernel serves each op on each device, and why not a faster one."""
-    from . import __version__, _native, ops, triton
+    """Versions, devices, which kernel serves each op on each device, and why no faster one."""
+    from . import __version__
+    from .ops import native, triton
+    from .ops import registry as ops
 
     used = ("numpy", "safetensors", "triton")
     set_here = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SFRON_FAST_")]
@@ -25,16 +29,18 @@ def environment() -> str:
         f"threads     {torch.get_num_threads()}",
         f"devices     cpu{''.join(', cuda: ' + name for name in devices)}",
         f"switches    {', '.join(set_here) or 'none set'}",
-        f"native      {'loaded' if _native.available() else 'absent: ' + str(_native.reason())}",
+        f"native      {'loaded' if native.available() else 'absent: ' + str(native.reason())}",
     ]
-    if not _native.available():
-        lines.append(f"            to get it: {_native.REMEDY}")
+    if not native.available():
+        lines.append(f"            to get it: {native.REMEDY}")
     absent = next(filter(None, map(triton.reason, triton.MODULES)), None)
     lines.append(f"triton      {'found' if absent is None else 'absent: ' + absent}")
     width = max(map(len, ops.SCHEMAS))
     lines += ["", f"{'op':{width}}  {'cpu':10}  cuda"]
     for name in ops.SCHEMAS:
-        lines.append(f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}")
+        lines.append(
+            f"{name:{width}}  {ops.kernel_for(name, 'cpu'):10}  {ops.kernel_for(name, 'cuda')}"
+        )
     refused: dict[str, list[str]] = {}
     for device in ("cpu", "cuda"):
         for name in ops.SCHEMAS:
@@ -43,7 +49,10 @@ def environment() -> str:
     if refused:
         lines += ["", "why no faster kernel serves"]
         for reason, names in refused.items():
-            lines.append(f"  {'every op' if len(names) == len(ops.SCHEMAS) else ', '.join(names)} on {reason}")
+            lines.append(
+                f"  {'every op' if len(names) == len(ops.SCHEMAS) else ', '.join(names)} on"
+                f" {reason}"
+            )
     if not devices:
         lines += ["", "no CUDA device is visible: the cuda column says what would serve one"]
     return "\n".join(lines)
@@ -51,14 +60,14 @@ def environment() -> str:
 
 def _refusal(name: str, device: str) -> str:
     """Why no faster kernel than the reference serves an op."""
-    from . import _native, triton
+    from .ops import native, triton
 
     if device == "cuda" and not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA; install a CUDA build of it"
     if device == "cuda" and name in triton.MODULES:
         return str(triton.reason(name))
-    if not _native.available():
-        return str(_native.reason())
+    if not native.available():
+        return str(native.reason())
     return "the package was built without its CUDA kernels; rebuild it with nvcc and USE_CUDA=1"
 
 
@@ -74,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sfron_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="unlearn on scikit-learn's digits and write a report")
-    demo.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default: report)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for the report (default: report)"
+    )
     demo.add_argument("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
     commands.add_parser("env", help="versions, devices, and which kernel serves which op")
     chosen = parser.parse_args(arguments)
@@ -83,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.seeds < 1:
         parser.error(f"--seeds: expected an integer >= 1, found {chosen.seeds}")
-    from . import demo as digits
+    from .demo import run as digits
 
     try:
         folder = digits.main(chosen.out, tuple(range(chosen.seeds)))

@@ -8,7 +8,9 @@ from typing import Any
 
 
 def write_whole(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let ``fill`` write a file beside ``path``, then put it in place at once; failing leaves ``path`` as it was."""
+    """Let ``fill`` write a file beside ``path``, then put it in place at once; failing leaves
+    ``path`` as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fill(temporary)
@@ -20,6 +22,8 @@ def write_whole(path: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what writers of ``path`` left beside it when they were killed; for where only one process writes it."""
+    """Delete what writers of ``path`` left beside it when they were killed; for where only one
+    process writes it.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)

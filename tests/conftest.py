@@ -6,10 +6,13 @@ import numpy
 import pytest
 import torch
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # without a GPU not collected, not "skipped"
-M_PERTURB, FILL_0X7F = -6, 0x80  # glibc fills fresh memory with the complement: 0x7f7f7f7f = 3.4e38, an fp16 NaN
+# without a GPU not collected, not "skipped"
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# glibc fills fresh memory with the complement: 0x7f7f7f7f = 3.4e38, an fp16 NaN
+M_PERTURB, FILL_0X7F = -6, 0x80
 
-torch.set_num_threads(1)  # xdist workers that spin on each other's cores are many times slower; see set_threads
+# xdist workers that spin on each other's cores are many times slower; see set_threads
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,9 +37,14 @@ def _seeds():
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """What a kernel forgets to write shows: torch.empty gives NaN, and malloc, for native allocations, 0x7f bytes."""
+    """What a kernel forgets to write shows: torch.empty gives NaN, and malloc, for native
+    allocations, 0x7f bytes.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -14,15 +14,26 @@ Sweeps = Mapping[tuple[str, str], Sequence[tuple[float, Mapping[str, float]]]]
 
 
 def answers(
-    report: Mapping[str, Any], sweeps: Sweeps, measured: Mapping[str, Any], selected: Mapping[str, Any]
+    report: Mapping[str, Any],
+    sweeps: Sweeps,
+    measured: Mapping[str, Any],
+    selected: Mapping[str, Any],
 ) -> str:
-    """README.md of the results folder; ``measured`` is cycles.json, ``selected`` chosen/SCALE.json, if there."""
-    lines = ["# CIFAR-10: answers from the data", "",
-             "Made by `benchmarks/experiments/answers.py` from the data beside it; the tables and figures are in "
-             "[report.md](report.md). ± is the standard deviation over seeds.", ""]  # fmt: skip
+    """README.md of the results folder, from cycles.json and, if there, chosen/SCALE.json."""
+    lines = [
+        "# CIFAR-10: answers from the data",
+        "",
+        (
+            "Made by `benchmarks/experiments/answers.py` from the data beside it; the tables and"
+            " figures are in [report.md](report.md). ± is the standard deviation over seeds."
+        ),
+        "",
+    ]
     for setting, means in report["settings"].items():
         lines += [f"## {setting}", "", report["descriptions"].get(setting, ""), ""]
-        lines += _closest(means) + _components(means) + _recipes(means) + _pairs(report["runs"], setting)
+        lines += (
+            _closest(means) + _components(means) + _recipes(means) + _pairs(report["runs"], setting)
+        )
     lines += _proposal(selected, report) + _sweeps(sweeps) + _cycles(measured)
     return "\n".join(lines)
 
@@ -44,7 +55,10 @@ def _closest(means: Mapping[str, Any]) -> list[str]:
         text = ", ".join(f"{m} {_value(means, m, metric)}" for m in ranked[:3])
         if ours is not None:
             verdict = "yes" if best == ours else "no"
-            text = f"**{verdict}**, {ours} is number {ranked.index(ours) + 1} of {len(ranked)}. First: {text}"
+            text = (
+                f"**{verdict}**, {ours} is number {ranked.index(ours) + 1} of {len(ranked)}. First:"
+                f" {text}"
+            )
         if "Original" in means:
             text += f"; the untouched model {_value(means, 'Original', metric)}"
         lines.append(f"- {metric}: {text}.")
@@ -56,10 +70,16 @@ def _components(means: Mapping[str, Any]) -> list[str]:
     there = [m for m in methods.ABLATIONS if m in means]
     if methods.PAPER not in means or not there:
         return []
-    lines = ["**What does each part buy?** (the paper's recipe less one part, same settings)", "",
-             "| | FA | RA | TA | Avg.D | D_KL_forget |", "| :-- | --: | --: | --: | --: | --: |"]  # fmt: skip
+    lines = [
+        "**What does each part buy?** (the paper's recipe less one part, same settings)",
+        "",
+        "| | FA | RA | TA | Avg.D | D_KL_forget |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
     for method in (methods.PAPER, *there):
-        cells = (_value(means, method, metric) for metric in ("FA", "RA", "TA", "Avg.D", "D_KL_forget"))
+        cells = (
+            _value(means, method, metric) for metric in ("FA", "RA", "TA", "Avg.D", "D_KL_forget")
+        )
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -71,7 +91,10 @@ def _recipes(means: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["**The paper's recipe, the authors' code, or separate moments?**", ""]
     for m in there:
-        values = (f"{name} {_value(means, m, name)}" for name in ("Avg.D", "D_KL_forget", "D_KL_retain", "RTE"))
+        values = (
+            f"{name} {_value(means, m, name)}"
+            for name in ("Avg.D", "D_KL_forget", "D_KL_retain", "RTE")
+        )
         lines.append(f"- {m}: {', '.join(values)}.")
     return [*lines, ""]
 
@@ -89,26 +112,43 @@ def _pairs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
         return []
     seeds = sorted(found[ours].keys() & found[best].keys())
     gaps = [found[best][s] - found[ours][s] for s in seeds]
-    return [f"Seed by seed, Avg.D of {best} (the best baseline) less that of {ours}: "
-            + ", ".join(f"{g:+.2f}" for g in gaps) + f" (SFR-on closer in {sum(g > 0 for g in gaps)} of {len(gaps)}).",
-            ""]  # fmt: skip
+    return [
+        f"Seed by seed, Avg.D of {best} (the best baseline) less that of {ours}: "
+        + ", ".join(f"{g:+.2f}" for g in gaps)
+        + f" (SFR-on closer in {sum(g > 0 for g in gaps)} of {len(gaps)}).",
+        "",
+    ]
 
 
 def _proposal(selected: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """The settings that did best by the criterion that sees neither test set nor Retrain, and what came of them."""
+    """The settings chosen on validation data alone, without Retrain, and what came of them."""
     if not selected:
         return []
-    lines = ["## Which settings to begin with?", "",
-             "By validation alone, with another seed (`benchmarks/experiments/choose.py`; the candidates are in "
-             "settings.py beside it): a miss is in points of accuracy, summed over forget, retain and validation set. "
-             "A method that misses little over a wide range is easy to set. Bold: the smallest; of equals the first is "
-             "chosen.", ""]  # fmt: skip
+    lines = [
+        "## Which settings to begin with?",
+        "",
+        (
+            "By validation alone, with another seed (`benchmarks/experiments/choose.py`; the"
+            " candidates are in settings.py beside it): a miss is in points of accuracy, summed"
+            " over forget, retain and validation set. A method that misses little over a wide range"
+            " is easy to set. Bold: the smallest; of equals the first is chosen."
+        ),
+        "",
+    ]
     for setting, found in selected["settings"].items():
-        misses = {m: [c["miss"] for c in entry["candidates"]] for m, entry in found.items() if m != "Original"}
+        misses = {
+            m: [c["miss"] for c in entry["candidates"]]
+            for m, entry in found.items()
+            if m != "Original"
+        }
         lines += [f"{setting}:", "", "| | misses, weak to strong | chosen |", "| :-- | :-- | :-- |"]
         for method in sorted(misses, key=lambda m: min(misses[m])):
-            values = ", ".join(f"**{v:.1f}**" if v == min(misses[method]) else f"{v:.1f}" for v in misses[method])
-            settings = ", ".join(f"{name} {value:g}" for name, value in found[method]["chosen"].items())
+            values = ", ".join(
+                f"**{v:.1f}**" if v == min(misses[method]) else f"{v:.1f}" for v in misses[method]
+            )
+            settings = ", ".join(
+                f"{name} {value:g}" for name, value in found[method]["chosen"].items()
+            )
             lines.append(f"| {method} | {values} | {settings} |")
         lines += ["", *_kept(misses, report["settings"].get(setting, {})), ""]
     return lines
@@ -120,21 +160,32 @@ def _kept(misses: Mapping[str, Sequence[float]], means: Mapping[str, Any]) -> li
     if not ours:
         return []
     least = min(min(misses[m]) for m in ours)
-    preferred, best = [m for m in ours if min(misses[m]) == least], min(ours, key=lambda m: means[m]["Avg.D"]["mean"])
+    preferred, best = (
+        [m for m in ours if min(misses[m]) == least],
+        min(ours, key=lambda m: means[m]["Avg.D"]["mean"]),
+    )
     told = ", ".join(f"{m} {_value(means, m, 'Avg.D')}" for m in ours)
-    return [f"Of SFR-on's recipes validation prefers {' and '.join(preferred)}; closest to Retrain on the test's seeds "
-            f"is {best} (Avg.D: {told})."]  # fmt: skip
+    return [
+        f"Of SFR-on's recipes validation prefers {' and '.join(preferred)}; closest to Retrain on"
+        f" the test's seeds is {best} (Avg.D: {told})."
+    ]
 
 
 def _sweeps(sweeps: Sweeps) -> list[str]:
     """How sensitive is it?"""
     lines = ["## How sensitive is SFR-on (paper)?", ""] if sweeps else []
     for (setting, name), points in sweeps.items():
-        lines += [f"{name} ({setting}){', times the chosen one, and the clip' if name == 'forget_weight' else ''}:", "",
-                  f"| | {' | '.join(f'{value:g}' for value, _ in points)} |",
-                  "| :-- |" + " --: |" * len(points)]  # fmt: skip
+        scaled = ", times the chosen one, and the clip" if name == "forget_weight" else ""
+        lines += [
+            f"{name} ({setting}){scaled}:",
+            "",
+            f"| | {' | '.join(f'{value:g}' for value, _ in points)} |",
+            "| :-- |" + " --: |" * len(points),
+        ]
         for metric in ("FA", "RA", "TA", "Avg.D", "D_KL_forget"):
-            lines.append(f"| {metric} | {' | '.join(f'{metrics[metric]:.3g}' for _, metrics in points)} |")
+            lines.append(
+                f"| {metric} | {' | '.join(f'{metrics[metric]:.3g}' for _, metrics in points)} |"
+            )
         lines += ["", f"![sweep](sweep_{setting}_{name}.png)", ""]
     return lines
 
@@ -146,24 +197,42 @@ def _cycles(measured: Mapping[str, Any]) -> list[str]:
     rows, run = [Row(**row) for row in measured["rows"]], measured["run"]
     whole = {r.arm: r for r in rows if " cycle (" in r.case}
     phases = plots.phases(measured["rows"])
-    cycle, fisher = (next(v for k, v in phases.items() if k.endswith(work)) for work in end_to_end.WORK)
-    shared, of_fisher = (statistics.median(sum(p.get(n, 0.0) for n in plots.MODEL) for p in arms.values())
-                         for arms in (cycle, fisher))  # fmt: skip
+    cycle, fisher = (
+        next(v for k, v in phases.items() if k.endswith(work)) for work in end_to_end.WORK
+    )
+    shared, of_fisher = (
+        statistics.median(sum(p.get(n, 0.0) for n in plots.MODEL) for p in arms.values())
+        for arms in (cycle, fisher)
+    )
     batches = 2 * end_to_end.FISHER_BATCHES  # measured
-    lines = ["## What a run costs", "",
-             f"{next(iter(whole.values())).case}: a forget step, then retain steps, the last with slow interpolation; "
-             "arms in turn, medians (20th to 80th percentile). RTE is worked out for a run: Fishers from "
-             f"{run['batches']} batches, a mask and {run['cycles']} cycles. Forward and backward are the same work in "
-             "all arms; there it takes the median over arms, whose differences are the machine's.", "",
-             "| | ms a cycle | its optimizer, ms | accumulation, ms a batch | mask, ms | RTE [s] | RTE over ours |",
-             "| :-- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    lines = [
+        "## What a run costs",
+        "",
+        (
+            f"{next(iter(whole.values())).case}: a forget step, then retain steps, the last with"
+            " slow interpolation; arms in turn, medians (20th to 80th percentile). RTE is worked"
+            f" out for a run: Fishers from {run['batches']} batches, a mask and {run['cycles']}"
+            " cycles. Forward and backward are the same work in all arms; there it takes the"
+            " median over arms, whose differences are the machine's."
+        ),
+        "",
+        (
+            "| | ms a cycle | its optimizer, ms | accumulation, ms a batch | mask, ms | RTE [s] |"
+            " RTE over ours |"
+        ),
+        "| :-- | --: | --: | --: | --: | --: | --: |",
+    ]
     cells, rte = {}, {}
     for arm, row in whole.items():
         optimizer = sum(ms for phase, ms in cycle[arm].items() if phase not in plots.MODEL)
         adding, build = fisher[arm]["accumulation"] / batches, fisher[arm]["mask build"]
         a_cycle, a_batch = shared + optimizer, of_fisher / batches + adding
         rte[arm] = (run["cycles"] * a_cycle + run["batches"] * a_batch + build) / 1e3
-        cells[arm] = (f"{row.p50_ms:.0f} ({row.p20_ms:.0f} to {row.p80_ms:.0f}) | {optimizer:.2f} "
-                      f"({100 * optimizer / a_cycle:.1f} %) | {adding:.2f} | {build:.2f}")  # fmt: skip
-    lines += [f"| {a} | {cells[a]} | {rte[a]:.2f} | {rte[a] / rte['sfron_fast']:.2f}x |" for a in whole]
+        cells[arm] = (
+            f"{row.p50_ms:.0f} ({row.p20_ms:.0f} to {row.p80_ms:.0f}) | {optimizer:.2f} "
+            f"({100 * optimizer / a_cycle:.1f} %) | {adding:.2f} | {build:.2f}"
+        )
+    lines += [
+        f"| {a} | {cells[a]} | {rte[a]:.2f} | {rte[a] / rte['sfron_fast']:.2f}x |" for a in whole
+    ]
     return [*lines, ""]

@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfron_fast.checks import require
-from sfron_fast.recipes import wrong_labels
+from sfron_fast.errors import require
+from sfron_fast.methods import wrong_labels
 
 CLASSES, SIDE, MARGIN = 10, 32, 4
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 FORGOTTEN_CLASS = 3  # cat
 FORGET_SHARE, VAL_SHARE = 0.1, 0.1
 HOW_TO_GET_IT = (
-    "the folder cifar-10-batches-py of https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, the folder that "
-    "torchvision.datasets.CIFAR10(folder, download=True) fills, or an .npz with {train,test}_{jpeg,offsets,labels}"
+    "the folder cifar-10-batches-py of https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, the"
+    " folder that torchvision.datasets.CIFAR10(folder, download=True) fills, or an .npz with"
+    " {train,test}_{jpeg,offsets,labels}"
 )
 
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels uint8 [n, 40, 40, 3], with a margin of 4 to crop from, and labels int64 [n], on one device."""
+    """Pixels uint8 [n, 40, 40, 3], with a margin of 4 to crop from, and labels int64 [n]."""
 
     pixels: Tensor
     labels: Tensor
@@ -45,19 +46,24 @@ class Images:
         return Images(self.pixels, labels)
 
     def __add__(self, other: "Images") -> "Images":
-        return Images(torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]))
+        return Images(
+            torch.cat([self.pixels, other.pixels]), torch.cat([self.labels, other.labels])
+        )
 
 
 class Batches:
     """Batches (inputs, targets) of normalised float32 [batch, 3, 32, 32], contiguous.
 
-    Not channels-last, as the pixels lie: on CPUs without AVX-512, torch 2.13's oneDNN computes a wrong weight gradient
-    for a channels-last 1x1 convolution of stride 2 from 3 or 4 channels, or ends the process. With ``train`` each pass
-    is shuffled, flipped at random and cropped up to ``crop`` pixels off the centre, all drawn from torch's global
-    generator of the CPU, so that every device sees the same batches.
+    Not channels-last, as the pixels lie: on CPUs without AVX-512, torch 2.13's oneDNN computes a
+    wrong weight gradient for a channels-last 1x1 convolution of stride 2 from 3 or 4 channels, or
+    ends the process. With ``train`` each pass is shuffled, flipped at random and cropped up to
+    ``crop`` pixels off the centre, all drawn from torch's global generator of the CPU, so that
+    every device sees the same batches.
     """
 
-    def __init__(self, images: Images, size: int, *, train: bool = False, crop: int = MARGIN) -> None:
+    def __init__(
+        self, images: Images, size: int, *, train: bool = False, crop: int = MARGIN
+    ) -> None:
         self.images, self.size, self.train, self.crop = images, size, train, crop
         device = images.labels.device
         self._mean, self._std = (torch.tensor(v, device=device) for v in (MEAN, STD))
@@ -77,7 +83,9 @@ class Batches:
         for chosen, flip, (top, left) in zip(*parts, strict=True):
             rows = top[:, None] + self._line
             columns = left[:, None] + torch.where(flip[:, None], SIDE - 1 - self._line, self._line)
-            pixels = self.images.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+            pixels = self.images.pixels[
+                chosen[:, None, None], rows[:, :, None], columns[:, None, :]
+            ]
             inputs = ((pixels - self._mean) / self._std).permute(0, 3, 1, 2)
             yield inputs.contiguous(), self.images.labels[chosen]
 
@@ -99,13 +107,15 @@ class Split:
 
     def marked(self) -> Images:
         """Retain and forget set with True for what is to be forgotten (BT)."""
-        marks = (images.relabelled(torch.full_like(images.labels, gone, dtype=torch.bool))
-                 for images, gone in ((self.retain, False), (self.forget, True)))  # fmt: skip
+        marks = (
+            images.relabelled(torch.full_like(images.labels, gone, dtype=torch.bool))
+            for images, gone in ((self.retain, False), (self.forget, True))
+        )
         return next(marks) + next(marks)
 
 
 def make_split(train: Images, test: Images, setting: str, seed: int) -> Split:
-    """Validation set and forget set ("random": a tenth, "class": all of one class) drawn by ``seed``."""
+    """Validation and forget set ("random": a tenth, "class": all of one) drawn by ``seed``."""
     generator = torch.Generator().manual_seed(1000 + seed)
     order = torch.randperm(len(train), generator=generator).to(train.labels.device)
     cut = round(VAL_SHARE * len(train))
@@ -114,13 +124,19 @@ def make_split(train: Images, test: Images, setting: str, seed: int) -> Split:
         forget = rest.labels == FORGOTTEN_CLASS
         val, test = (images[images.labels != FORGOTTEN_CLASS] for images in (val, test))
     else:
-        forget = torch.arange(len(rest), device=rest.labels.device) < round(FORGET_SHARE * len(rest))
+        forget = torch.arange(len(rest), device=rest.labels.device) < round(
+            FORGET_SHARE * len(rest)
+        )
     return Split(rest, rest[forget], rest[~forget], val, test)
 
 
 @lru_cache(maxsize=1)
-def load(path: Path, train_size: int | None, test_size: int | None, device: str) -> tuple[Images, Images, int]:
-    """Training and test images, the first of one fixed shuffle if fewer are asked for, and a checksum of the labels.
+def load(
+    path: Path, train_size: int | None, test_size: int | None, device: str
+) -> tuple[Images, Images, int]:
+    """Training and test images, and a checksum of the labels.
+
+    Fewer are the first of one fixed shuffle.
 
     Raises ValueError, saying how to get the data, if ``path`` holds none.
     """
@@ -128,7 +144,9 @@ def load(path: Path, train_size: int | None, test_size: int | None, device: str)
     for part, size in (("train", train_size), ("test", test_size)):
         labels, pixels = _open(path, part)
         size = len(labels) if size is None else size
-        require(len(labels) >= size, "data", f"{size} {part} images", len(labels), "use a smaller scale")
+        require(
+            len(labels) >= size, "data", f"{size} {part} images", len(labels), "use a smaller scale"
+        )
         chosen = np.random.default_rng(0).permutation(len(labels))[:size]
         checksum = zlib.crc32(np.ascontiguousarray(labels).tobytes(), checksum)
         loaded = torch.from_numpy(pixels(chosen)).to(device).permute(0, 3, 1, 2)
@@ -148,8 +166,10 @@ def _open(path: Path, part: str) -> tuple[np.ndarray, Pixels]:
         return _archive([folder / name for name in names])
     if path.is_file() and path.suffix == ".npz":
         return _jpegs(path, part)
-    raise ValueError(f"data: expected CIFAR-10 at {path}, found {'none' if path.exists() else 'no such path'}; give "
-                     f"{HOW_TO_GET_IT}")  # fmt: skip
+    raise ValueError(
+        f"data: expected CIFAR-10 at {path}, found {'none' if path.exists() else 'no such path'};"
+        f" give {HOW_TO_GET_IT}"
+    )
 
 
 def _archive(files: list[Path]) -> tuple[np.ndarray, Pixels]:
@@ -167,11 +187,18 @@ def _jpegs(path: Path, part: str) -> tuple[np.ndarray, Pixels]:
     """JPEG files one after the other, file i at offsets[i] to offsets[i + 1]."""
     with np.load(path) as archive:
         missing = [k for k in ("jpeg", "offsets", "labels") if f"{part}_{k}" not in archive]
-        require(not missing, "data", f"{part}_jpeg, {part}_offsets and {part}_labels in {path}",
-                f"no {part}_{' and '.join(missing)}", f"give {HOW_TO_GET_IT}")  # fmt: skip
+        require(
+            not missing,
+            "data",
+            f"{part}_jpeg, {part}_offsets and {part}_labels in {path}",
+            f"no {part}_{' and '.join(missing)}",
+            f"give {HOW_TO_GET_IT}",
+        )
         data, offsets, labels = (archive[f"{part}_{k}"] for k in ("jpeg", "offsets", "labels"))
     decode = _decoder()
-    return labels, lambda chosen: np.stack([decode(data[offsets[i] : offsets[i + 1]]) for i in chosen])
+    return labels, lambda chosen: np.stack(
+        [decode(data[offsets[i] : offsets[i + 1]]) for i in chosen]
+    )
 
 
 def _decoder() -> Callable[[np.ndarray], np.ndarray]:
@@ -182,6 +209,10 @@ def _decoder() -> Callable[[np.ndarray], np.ndarray]:
         try:
             from torchvision.io import ImageReadMode, decode_jpeg
         except ImportError as error:
-            raise ImportError("the .npz holds JPEGs: pip install pillow (or torchvision)") from error
-        return lambda file: decode_jpeg(torch.from_numpy(file), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+            raise ImportError(
+                "the .npz holds JPEGs: pip install pillow (or torchvision)"
+            ) from error
+        return lambda file: (
+            decode_jpeg(torch.from_numpy(file), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        )
     return lambda file: np.asarray(Image.open(io.BytesIO(file.tobytes())).convert("RGB"))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.models import ResNet18
-from sfron_fast import Recipe, SaliencyMask, recipes, unlearn
-from sfron_fast.stopwatch import Stopwatch
+from benchmarks.cases.models import ResNet18
+from sfron_fast import Recipe, SaliencyMask, unlearn
+from sfron_fast import methods as recipes
+from sfron_fast.methods.stopwatch import Stopwatch
 
 from .data import CLASSES, Batches, Split
 from .settings import Scale
@@ -20,9 +21,12 @@ LOOKS = 5  # points on a method's way
 
 
 class MixedPrecision(nn.Module):
-    """A model that trains in bf16: its weights, gradients and logits are fp32, and so is all it does in eval mode.
+    """A model that trains in bf16.
 
-    Activations are channels-last, as tensor cores want them; weights and gradients stay contiguous, as the kernels do.
+    Its weights, gradients and logits are fp32, and so is all it does in eval mode.
+
+    Activations are channels-last, as tensor cores want them; weights and gradients stay contiguous,
+    as the kernels do.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,11 +46,13 @@ def make_model(scale: Scale, device: str) -> nn.Module:
 
 
 def train(scale: Scale, split_part: Any, seed: int, device: str) -> tuple[nn.Module, float]:
-    """A model trained from scratch, and the seconds it took: SGD with Nesterov momentum, one cycle of lr."""
+    """A model from scratch, and the seconds: SGD with Nesterov momentum, one cycle of lr."""
     torch.manual_seed(seed)
     model = make_model(scale, device)
     loader = Batches(split_part, scale.train_batch, train=True, crop=scale.crop)
-    optimizer = torch.optim.SGD(model.parameters(), lr=scale.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=scale.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, scale.lr, total_steps=scale.epochs * len(loader), pct_start=0.25
     )
@@ -87,12 +93,14 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
     "FT": lambda t, **s: recipes.finetune(t.model, t.retain, **s),
     "GA": lambda t, **s: recipes.gradient_ascent(t.model, t.forget, **s),
     "RL": lambda t, **s: recipes.random_label(t.model, t.batches(t.split.wrong()), **s),
-    "SalUn": lambda t, **s: recipes.salun(t.model, t.batches(t.split.wrong()), t.forget, **s),
+    "SalUn": lambda t, **s: recipes.salun(
+        t.model, forget=t.forget, mixed=t.batches(t.split.wrong()), **s
+    ),
     "BT": lambda t, **s: recipes.bad_teacher(
         t.model, t.batches(t.split.marked()), make_model(t.scale, t.device), **s
     ),
-    "SCRUB": lambda t, **s: recipes.scrub(t.model, t.retain, t.forget, **s),
-    "SA": lambda t, **s: recipes.selective_amnesia(t.model, t.retain, t.forget, **s),
+    "SCRUB": lambda t, **s: recipes.scrub(t.model, retain=t.retain, forget=t.forget, **s),
+    "SA": lambda t, **s: recipes.selective_amnesia(t.model, retain=t.retain, forget=t.forget, **s),
 }
 PAPER, OFFICIAL, SEPARATE = "SFR-on (paper)", "SFR-on (official)", "SFR-on (separate)"
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -124,8 +132,10 @@ class Unlearned:
     mask: SaliencyMask | None = None
 
 
-def apply_method(method: str, settings: dict[str, Any], task: Task, look: Look = lambda model: None) -> Unlearned:
-    """Run a method on a copy of the task's model, with ``LOOKS`` looks or fewer on the way, off the clock."""
+def apply_method(
+    method: str, settings: dict[str, Any], task: Task, look: Look = lambda model: None
+) -> Unlearned:
+    """Run a method on a copy of the task's model, with at most ``LOOKS`` looks, off the clock."""
     task = Task(copy.deepcopy(task.model), task.split, task.scale, task.device)
     if method in BASELINES:
         with Stopwatch() as watch:
@@ -144,5 +154,7 @@ def apply_method(method: str, settings: dict[str, Any], task: Task, look: Look =
         if cycle % -(-recipe.cycles // LOOKS) == 0 or cycle == recipe.cycles:
             look(model)
 
-    result = unlearn(task.model, task.retain, task.forget, recipe=recipe, on_cycle=on_cycle)
+    result = unlearn(
+        task.model, retain=task.retain, forget=task.forget, recipe=recipe, on_cycle=on_cycle
+    )
     return Unlearned(task.model, result.seconds, result.mask)

@@ -1,4 +1,4 @@
-"""The experiment in pieces that are done once each: a JSON file per piece, models beside them, all written whole."""
+"""The experiment in pieces, done once each: a JSON file and perhaps models, written whole."""
 
 import json
 import re
@@ -14,9 +14,16 @@ import torch
 from torch import nn
 
 from benchmarks.harness import provenance
-from sfron_fast.evaluation import Evaluated, accuracy, collect, per_sample_loss, predict, score
+from sfron_fast.evaluation import (
+    Evaluated,
+    accuracy,
+    collect,
+    per_sample_loss,
+    predict,
+    score,
+)
 from sfron_fast.files import write_whole
-from sfron_fast.run_folder import save_whole
+from sfron_fast.methods.run_folder import save_whole
 
 from . import data, methods
 from .settings import SCALES
@@ -39,7 +46,11 @@ class Piece:
     def name(self) -> str:
         """Of its file, without the suffix."""
         place = f"seed{self.seed}" if self.method == "Train" else f"{self.setting}-seed{self.seed}"
-        return re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{place}-{self.method}{'-' + self.label if self.label else ''}")
+        return re.sub(
+            r"[^A-Za-z0-9.=_-]+",
+            "_",
+            f"{place}-{self.method}{'-' + self.label if self.label else ''}",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,15 @@ class Run:
         return found if found["made_with"] == self._made_with(piece) else None
 
     def lacks_model(self, piece: Piece) -> bool:
-        """Whether the piece trains a model that is not there (models are not kept with the results)."""
+        """Whether the piece trains a model that is not there: the results do not keep models."""
         return piece.method in ("Train", "Retrain") and not self.weights(piece).exists()
 
     def _made_with(self, piece: Piece) -> dict[str, Any]:
-        return {"scale": asdict(SCALES[self.scale]), "piece": asdict(piece), "data": self.images()[2]}
+        return {
+            "scale": asdict(SCALES[self.scale]),
+            "piece": asdict(piece),
+            "data": self.images()[2],
+        }
 
     def images(self) -> tuple[data.Images, data.Images, int]:
         """Training and test images, and a checksum."""
@@ -86,11 +101,19 @@ class Run:
 
     def do(self, piece: Piece) -> dict[str, Any]:
         """Run the piece and keep its result."""
-        split, scale, trains = self.split(piece), SCALES[self.scale], piece.method in ("Train", "Retrain")
+        split, scale, trains = (
+            self.split(piece),
+            SCALES[self.scale],
+            piece.method in ("Train", "Retrain"),
+        )
         result: dict[str, Any] = {"metrics": {}, "curve": [], "losses": {}, "density": None}
         if trains:
             # not the start of the original, as two trainings of the same data differ too
-            part, seed = (split.train, piece.seed) if piece.method == "Train" else (split.retain, 3000 + piece.seed)
+            part, seed = (
+                (split.train, piece.seed)
+                if piece.method == "Train"
+                else (split.retain, 3000 + piece.seed)
+            )
             model, seconds = methods.train(scale, part, seed, self.device)
             self.weights(piece).parent.mkdir(parents=True, exist_ok=True)
             save_whole(model.state_dict(), self.weights(piece))
@@ -104,12 +127,18 @@ class Run:
             result["metrics"] = validate(model, split)
         elif piece.method != "Train":
             evaluated = evaluate(model, split)
-            reference = evaluated if piece.method == "Retrain" else _reference(self, piece.setting, piece.seed)
+            reference = (
+                evaluated
+                if piece.method == "Retrain"
+                else _reference(self, piece.setting, piece.seed)
+            )
             result["metrics"] = score(evaluated, reference, seconds)
             if not piece.label:
-                sets = {name: getattr(evaluated, name) for name in ("forget", "test")}
+                sets = {"forget": evaluated.forget, "test": evaluated.holdout}
                 losses = {n: per_sample_loss(p)[:SHOWN].tolist() for n, p in sets.items()}
-                result["losses"] = {n: [float(f"{v:.3g}") for v in values] for n, values in losses.items()}
+                result["losses"] = {
+                    n: [float(f"{v:.3g}") for v in values] for n, values in losses.items()
+                }
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else None
         result |= {"made_with": self._made_with(piece), "provenance": {**provenance(), "gpu": gpu}}
         path = self.file(piece)
@@ -118,8 +147,12 @@ class Run:
         write_whole(path, lambda to: to.write_text(text))
         return result
 
-    def _unlearn(self, piece: Piece, split: data.Split, result: dict[str, Any]) -> tuple[nn.Module, float]:
-        some = split.retain[torch.arange(min(len(split.forget), 2000), device=split.retain.labels.device)]
+    def _unlearn(
+        self, piece: Piece, split: data.Split, result: dict[str, Any]
+    ) -> tuple[nn.Module, float]:
+        some = split.retain[
+            torch.arange(min(len(split.forget), 2000), device=split.retain.labels.device)
+        ]
 
         def look(model: nn.Module) -> None:
             sets = (split.forget[torch.arange(len(some), device=some.labels.device)], some)
@@ -131,17 +164,25 @@ class Run:
         torch.manual_seed(2000 + piece.seed)
         task = methods.Task(original, split, SCALES[self.scale], self.device)
         unlearned = methods.apply_method(
-            piece.method, json.loads(piece.settings), task, (lambda _: None) if piece.label else look
+            piece.method,
+            json.loads(piece.settings),
+            task,
+            (lambda _: None) if piece.label else look,
         )
         if unlearned.mask is not None:
-            selected, total = sum(unlearned.mask.counts().values()), sum(map(unlearned.mask.size, unlearned.mask))
+            selected, total = (
+                sum(unlearned.mask.counts().values()),
+                sum(map(unlearned.mask.size, unlearned.mask)),
+            )
             result["density"] = selected / total
         return unlearned.model, unlearned.seconds
 
     def model(self, piece: Piece) -> nn.Module:
         """The model that Train or Retrain left."""
         model = methods.make_model(SCALES[self.scale], self.device)
-        model.load_state_dict(torch.load(self.weights(piece), weights_only=True, map_location=self.device))
+        model.load_state_dict(
+            torch.load(self.weights(piece), weights_only=True, map_location=self.device)
+        )
         return model
 
 
@@ -151,7 +192,12 @@ def _ordered(images: data.Images) -> data.Batches:
 
 def evaluate(model: nn.Module, split: data.Split) -> Evaluated:
     """Predictions on forget, retain and test set."""
-    return collect(model, **{f"{n}_loader": _ordered(getattr(split, n)) for n in ("forget", "retain", "test")})
+    return collect(
+        model,
+        forget=_ordered(split.forget),
+        retain=_ordered(split.retain),
+        holdout=_ordered(split.test),
+    )
 
 
 def validate(model: nn.Module, split: data.Split) -> dict[str, float]:
@@ -166,7 +212,7 @@ def _reference(run: Run, setting: str, seed: int) -> Evaluated:
     return evaluate(run.model(retrain), run.split(retrain))
 
 
-# --- running them -----------------------------------------------------------------------------------------------------
+# --- running them ---------------------------------------------------------------------------------
 
 
 class Clock:
@@ -181,19 +227,28 @@ class Clock:
 
 
 def run_all(run: Run, phases: list[list[Piece]], workers: int, clock: Clock) -> bool:
-    """Do what is not done yet, phase after phase, and return whether all is; each worker has one thread.
+    """Do what is not done yet, phase by phase, each worker with one thread; whether all is done.
 
     One worker is this process, with all its threads.
     """
     total, done = sum(map(len, phases)), 0
     more = any(run.result(piece) is None for phase in phases for piece in phase)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) if workers > 1 else None
+    pool = (
+        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) if workers > 1 else None
+    )
     try:
         for phase in phases:
-            missing = [piece for piece in phase if run.result(piece) is None or (more and run.lacks_model(piece))]
+            missing = [
+                piece
+                for piece in phase
+                if run.result(piece) is None or (more and run.lacks_model(piece))
+            ]
             done += len(phase) - len(missing)
-            jobs = (pool.map(_timed, *zip(*((run, p, clock) for p in missing), strict=True)) if pool and missing
-                     else (_timed(run, p, clock) for p in missing))  # fmt: skip
+            jobs = (
+                pool.map(_timed, *zip(*((run, p, clock) for p in missing), strict=True))
+                if pool and missing
+                else (_timed(run, p, clock) for p in missing)
+            )
             for piece, seconds in zip(missing, jobs, strict=True):
                 if seconds is None:
                     continue

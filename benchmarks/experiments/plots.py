@@ -1,9 +1,9 @@
-"""Figures of the experiment beside those of ``sfron_fast.figures``: bars of a metric, and curves of a sweep."""
+"""The experiment's own figures, beside `sfron_fast.evaluation.figures`: bars and sweeps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfron_fast.figures import GRID, INK, SOFT, _colours, _figure
+from sfron_fast.evaluation.figures import GRID, INK, SOFT, _colours, _figure
 
 
 def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
@@ -13,9 +13,23 @@ def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
     colours = _colours(ordered)
     means, errors = [m for m, _ in ordered.values()], [s for _, s in ordered.values()]
     style = {"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3}
-    axes.barh(range(len(ordered)), means, height=0.66, color=[colours[m] for m in ordered], xerr=errors, error_kw=style)
+    axes.barh(
+        range(len(ordered)),
+        means,
+        height=0.66,
+        color=[colours[m] for m in ordered],
+        xerr=errors,
+        error_kw=style,
+    )
     for row, (mean, std) in enumerate(ordered.values()):
-        axes.annotate(f"{mean:.2f}", (mean + std, row), (6, 0), textcoords="offset points", va="center", color=INK)
+        axes.annotate(
+            f"{mean:.2f}",
+            (mean + std, row),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+        )
     axes.set_yticks(range(len(ordered)), list(ordered))
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * max(m + s for m, s in ordered.values()) or 1.0)
@@ -24,21 +38,34 @@ def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
     return figure
 
 
-def sweep(name: str, points: Sequence[tuple[float, Mapping[str, float]]], reference: Mapping[str, float]) -> Any:
-    """FA and RA (percent, Retrain's dashed) and Avg.D along one setting; points (value, mean metrics)."""
+def sweep(
+    name: str, points: Sequence[tuple[float, Mapping[str, float]]], reference: Mapping[str, float]
+) -> Any:
+    """FA and RA (percent, Retrain's dashed) and Avg.D by one setting: (value, mean metrics)."""
     figure, axes = _figure(4.6, 3.2)
     x, lines = range(len(points)), {"FA": "#D55E00", "RA": "#0072B2", "Avg.D": INK}
     for metric, colour in lines.items():
-        axes.plot(x, [metrics[metric] for _, metrics in points], color=colour, marker="o", markersize=4)
+        axes.plot(
+            x, [metrics[metric] for _, metrics in points], color=colour, marker="o", markersize=4
+        )
         if metric != "Avg.D":
             axes.axhline(reference[metric], color=colour, linestyle=(0, (4, 4)), linewidth=1)
     axes.set_ylim(bottom=0)
     height, below = axes.get_ylim()[1], float("-inf")
-    for metric in sorted(lines, key=lambda m: points[-1][1][m]):  # names at the lines' ends, one above the other
+    for metric in sorted(
+        lines, key=lambda m: points[-1][1][m]
+    ):  # names at the lines' ends, one above the other
         end = points[-1][1][metric]
         below = max(end, below + 0.06 * height)
-        axes.annotate(metric, (len(points) - 1, below), (6, 0), textcoords="offset points", va="center",
-                      color=lines[metric], annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            metric,
+            (len(points) - 1, below),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=lines[metric],
+            annotation_clip=False,
+        )
     axes.set_xticks(list(x), [f"{value:g}" for value, _ in points])
     axes.set_xlabel(f"{name}, times the chosen one" if name == "forget_weight" else name)
     axes.set_ylabel("%  (dashed: Retrain)")

@@ -1,4 +1,4 @@
-"""Scales of the experiment, the settings every method runs with, and the candidates they were chosen from."""
+"""Scales of the experiment, every method's settings, and the candidates they come from."""
 
 import json
 from dataclasses import dataclass
@@ -25,12 +25,25 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale("smoke", None, None, width=4, epochs=12, lr=0.1, train_batch=16, batch=32, crop=1, seeds=1),
-    "small": Scale("small", 5000, 2000, width=8, epochs=16, lr=0.1, train_batch=64, batch=64, crop=1, seeds=3),
-    "full": Scale("full", None, None, width=64, epochs=30, lr=0.4, train_batch=512, batch=128, crop=4, seeds=3),
+    "smoke": Scale(
+        "smoke", None, None, width=4, epochs=12, lr=0.1, train_batch=16, batch=32, crop=1, seeds=1
+    ),
+    "small": Scale(
+        "small", 5000, 2000, width=8, epochs=16, lr=0.1, train_batch=64, batch=64, crop=1, seeds=3
+    ),
+    "full": Scale(
+        "full", None, None, width=64, epochs=30, lr=0.4, train_batch=512, batch=128, crop=4, seeds=3
+    ),
 }
 
-_PAPER = {"cycles": 40, "retain_steps": 5, "lr": 0.05, "slow_lr": 0.5, "forget_weight": 25.0, "max_norm": 1.0}
+_PAPER = {
+    "cycles": 40,
+    "retain_steps": 5,
+    "lr": 0.05,
+    "slow_lr": 0.5,
+    "forget_weight": 25.0,
+    "max_norm": 1.0,
+}
 _OFFICIAL = {"cycles": 40, "retain_steps": 5, "forget_weight": 25.0}
 
 
@@ -65,32 +78,40 @@ _FULL = {
     "SFR-on (official)": _along("max_norm", (0.7, 2.0, 7.0, 20.0), **{**_OFFICIAL, "cycles": 300}),
     "SFR-on (separate)": _along("max_norm", (0.7, 2.0, 7.0, 20.0), **{**_OFFICIAL, "cycles": 300}),
 }
-# A forget weight this large makes the clip bind at every forget step, however little loss the model has left on what
-# it knows by heart: the length of a step is forget_lr max_norm, whatever the width and the seed.
+# A forget weight this large makes the clip bind at every forget step, however little loss the model
+# has left on what it knows by heart: the length of a step is forget_lr max_norm, whatever the width
+# and the seed.
 _FEW = {"cycles": 10, "retain_steps": 2, "forget_weight": 1e5}
 _SMOKE = {
-    "FT": [{"epochs": 2, "lr": 0.02}], "GA": [{"epochs": 6, "lr": 0.15}], "RL": [{"epochs": 4, "lr": 0.1}],
-    "SalUn": [{"epochs": 4, "lr": 0.1}], "BT": [{"epochs": 4, "lr": 0.5}], "SCRUB": [{"epochs": 5, "lr": 0.01}],
+    "FT": [{"epochs": 2, "lr": 0.02}],
+    "GA": [{"epochs": 6, "lr": 0.15}],
+    "RL": [{"epochs": 4, "lr": 0.1}],
+    "SalUn": [{"epochs": 4, "lr": 0.1}],
+    "BT": [{"epochs": 4, "lr": 0.5}],
+    "SCRUB": [{"epochs": 5, "lr": 0.01}],
     "SA": [{"epochs": 8, "lr": 0.1, "penalty": 0.1}],
     "SFR-on (paper)": [{**_FEW, "lr": 0.05, "slow_lr": 0.5, "max_norm": 1.0, "forget_lr": 0.5}],
     "SFR-on (official)": [{**_FEW, "lr": 0.02, "max_norm": 3.0}],
     "SFR-on (separate)": [{**_FEW, "lr": 0.02, "max_norm": 5.0}],
-}  # fmt: skip
+}
 GRIDS = {"smoke": _SMOKE, "small": _SMALL, "full": _FULL}
 CHOSEN = Path(__file__).parent / "chosen"
 
 
 def chosen(scale: str, setting: str) -> dict[str, dict[str, Any]]:
-    """Method -> settings, as ``benchmarks.experiments.choose`` left them; before that, one inside the grid."""
+    """Method -> settings as ``experiments.choose`` left them; before that, one inside the grid."""
     settings = {method: grid[len(grid) // 2] for method, grid in GRIDS[scale].items()}
     path = CHOSEN / f"{scale}.json"
     if path.exists():
         found = json.loads(path.read_text())["settings"].get(setting, {})
-        settings |= {method: entry["chosen"] for method, entry in found.items() if method in settings}
+        settings |= {
+            method: entry["chosen"] for method, entry in found.items() if method in settings
+        }
     return settings
 
 
-# Around the chosen settings of SFR-on (paper), one at a time; T_in at equal numbers of retain steps.
+# Around the chosen settings of SFR-on (paper), one at a time; T_in at equal numbers of retain
+# steps.
 SWEEPS: dict[str, tuple[float, ...]] = {
     "temperature": (0.0, 0.25, 0.5, 0.75, 1.0),
     "forget_weight": (0.25, 0.5, 1.0, 2.0, 4.0),  # times the chosen one, and the clip with it
@@ -102,7 +123,11 @@ SWEEPS: dict[str, tuple[float, ...]] = {
 def swept(settings: dict[str, Any], name: str, value: float) -> dict[str, Any]:
     """The settings with one of them as the sweep wants it."""
     if name == "forget_weight":
-        scaled = {k: settings[k] * value for k in ("forget_weight", "max_norm") if settings.get(k) is not None}
+        scaled = {
+            k: settings[k] * value
+            for k in ("forget_weight", "max_norm")
+            if settings.get(k) is not None
+        }
         return {**settings, **scaled}
     if name == "retain_steps":
         steps = settings["cycles"] * settings["retain_steps"]

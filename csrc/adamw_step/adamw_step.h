@@ -1,11 +1,11 @@
 #pragma once
-// One pass of torch.optim.AdamW (or Adam) over a list: unscale, clip, mask, decay, moments, update, slow interpolation
-// (README, equations 6 to 9).
+// One pass of torch.optim.AdamW (or Adam) over a list: unscale, clip, mask, decay, moments, update,
+// slow interpolation (docs/equations.md, 6 to 9).
 #include <cmath>
 #include <vector>
 
-#include "common/clip.h"
-#include "common/hd.h"
+#include "formulas/clip.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
@@ -17,8 +17,8 @@ struct AdamwTensor {
   void* exp_avg;          // [numel]
   void* exp_avg_sq;       // [numel]
   void* max_exp_avg_sq;   // [numel] or null: no AMSGrad
-  void* slow_out;         // [numel] or null: receives the parameter as it was
-  const void* slow_in;    // [numel] or null: the result is interpolated from here
+  void* slow_save;        // [numel] or null: receives the parameter as it was
+  const void* slow_from;  // [numel] or null: the result is interpolated from here
   const uint8_t* mask;    // [ceil(numel / 8)] or null
   int64_t numel;
   DType dtype, state_dtype;  // of the parameter, of its moments
@@ -34,14 +34,15 @@ struct AdamwOptions {
 
 // Prepared in double and rounded once, where torch rounds.
 struct AdamwScalars {
-  float factor;  // of the gradient: clip and unscale, negative to maximise
-  float keep;    // of the parameter: 1 - lr * weight_decay if decoupled, else 1
-  float beta2, rest2, weight_decay;        // rest2 = 1 - beta2
-  bool l2, freeze, skip, measured;        // l2: the decay joins the gradient
+  float factor;                      // of the gradient: clip and unscale, negative to maximise
+  float keep;                        // of the parameter: 1 - lr * weight_decay if decoupled, else 1
+  float beta2, rest2, weight_decay;  // rest2 = 1 - beta2
+  bool l2, freeze, skip, measured;   // l2: the decay joins the gradient
   Lerp avg, slow;
 };
 
-SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const Hyper& h, const StepState& state) {
+SFRON_HD AdamwScalars adamw_scalars(const AdamwOptions& o, const StepNumbers& h,
+                                    const StepState& state) {
   AdamwScalars s{};
   s.factor = state.factor;
   s.keep = o.decoupled ? static_cast<float>(1.0 - h.lr * h.weight_decay) : 1.0f;
@@ -62,17 +63,18 @@ struct AdamwElement {
 };
 
 template <bool kAmsgrad>
-SFRON_HD AdamwElement adamw_one(
-    AdamwElement old, float grad, bool selected, float scale, float eps, const AdamwScalars& s) {
+SFRON_HD AdamwElement adamw_one(AdamwElement old, float grad, bool selected, float scale, float eps,
+                                const AdamwScalars& s) {
   float g = choose(bits_if(selected), grad * s.factor, 0.0f);
   g = choose(bits_if(s.l2), g + old.param * s.weight_decay, g);
   const float m = lerp_one(old.exp_avg, g, s.avg);
   const float v = old.exp_avg_sq * s.beta2 + (g * s.rest2) * g;
-  const float largest = old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
+  const float largest =
+      old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
   const float updated = old.param * s.keep - (m * scale) / (sqrtf(kAmsgrad ? largest : v) + eps);
   const uint32_t write = bits_if(selected) | bits_if(!s.freeze);
-  return {choose(write, updated, old.param), choose(write, m, old.exp_avg), choose(write, v, old.exp_avg_sq),
-          choose(write, largest, old.max_exp_avg_sq)};
+  return {choose(write, updated, old.param), choose(write, m, old.exp_avg),
+          choose(write, v, old.exp_avg_sq), choose(write, largest, old.max_exp_avg_sq)};
 }
 
 // base ** exponent by squaring: the same bits on every processor, unlike a library's pow.
@@ -84,21 +86,23 @@ SFRON_HD double int_power(double base, int64_t exponent) {
   return result;
 }
 
-// The bias corrections, moved into the learning rate and into eps (Kingma and Ba, end of section 2): what stays per
-// element is one division less. scale = lr sqrt(1 - beta2^step) / (1 - beta1^step).
+// The bias corrections, moved into the learning rate and into eps (Kingma and Ba, end of section
+// 2): what stays per element is one division less. scale = lr sqrt(1 - beta2^step) / (1 -
+// beta1^step).
 struct Corrections {
   float scale, eps;
 };
 
-SFRON_HD Corrections adam_corrections(double lr, double beta1, double beta2, double eps, int64_t step) {
+SFRON_HD Corrections adam_corrections(double lr, double beta1, double beta2, double eps,
+                                      int64_t step) {
   const double root = std::sqrt(1.0 - int_power(beta2, step));
-  return {static_cast<float>(lr * root / (1.0 - int_power(beta1, step))), static_cast<float>(eps * root)};
+  return {static_cast<float>(lr * root / (1.0 - int_power(beta1, step))),
+          static_cast<float>(eps * root)};
 }
 
-void adamw_step_cpu(
-    const std::vector<AdamwTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const AdamwScalars& s);
-void launch_adamw_step(
-    const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, const StepInputs& inputs,
-    const Queue& queue);
+void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, int64_t begin,
+                    int64_t end, const AdamwScalars& s);
+void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options,
+                       const StepInputs& inputs, const Queue& queue);
 
 }  // namespace sfron

@@ -2,51 +2,50 @@
 
 #include <type_traits>
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
 
-// Blocks per processor, hence at most 80 or 128 registers: up to six streams need them, Blackwell's code a few more.
+// Blocks per processor, hence at most 80 or 128 registers: up to six streams need them, Blackwell's
+// code a few more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kPlain = 2;
 #else
 constexpr int kPlain = 3;
 #endif
-template <bool kAmsgrad, bool kSlowIn>
-constexpr int kResident = kAmsgrad || kSlowIn ? 2 : kPlain;
+template <bool kAmsgrad, bool kSlowFrom>
+constexpr int kResident = kAmsgrad || kSlowFrom ? 2 : kPlain;
 
-// E: dtype of the parameters, S: of the moments. With kSlowIn the result is interpolated from the slow weights.
-template <class E, class S, int kCount, bool kAmsgrad, bool kSlowIn>
-__device__ __forceinline__ void adamw_groups(
-    const AdamwTensor& t, int64_t at, int64_t stop, int64_t step, Corrections c, const AdamwScalars& s) {
-  constexpr int kUnroll = kCount == 8 ? 1 : 2;  // four to twelve 16-byte loads in flight, or eight to twelve single ones
-  constexpr int64_t kStride = kWarp * kCount;
+// E: dtype of the parameters, S: of the moments. With kSlowFrom the result is interpolated from the
+// slow weights.
+template <bool kAmsgrad, bool kSlowFrom, class E, class S, int kCount>
+__device__ __forceinline__ void adamw_groups(Held<E, S, kCount>, const AdamwTensor& t, int64_t at,
+                                             int64_t stop, int64_t step, Corrections c,
+                                             const AdamwScalars& s) {
+  // four to twelve 16-byte loads in flight, or eight to twelve single ones
+  constexpr int kUnroll = kCount == 8 ? 1 : 2;
   constexpr bool kAny = std::is_same_v<E, AnyElement>;
   const bool narrow = kAny ? is_narrow(t.state_dtype, t.dtype) : sizeof(S) < sizeof(E);
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
-    Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
-    uint32_t bits[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      param[u].load(t.param, t.dtype, e);
-      grad[u].load(t.grad, t.dtype, e);
-      avg[u].load(t.exp_avg, t.state_dtype, e);
-      square[u].load(t.exp_avg_sq, t.state_dtype, e);
-      if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.state_dtype, e);
-      if constexpr (kSlowIn) slow[u].load(t.slow_in, t.dtype, e);
-      bits[u] = mask_bits(t.mask, e);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
-        if (t.slow_out != nullptr) param[u].store(t.slow_out, e);
+  Group<E, kCount> param[kUnroll], grad[kUnroll], slow[kUnroll];
+  Group<S, kCount> avg[kUnroll], square[kUnroll], largest[kUnroll];
+  uint32_t bits[kUnroll];
+  each_group<kCount, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        param[u].load(t.param, t.dtype, e);
+        grad[u].load(t.grad, t.dtype, e);
+        avg[u].load(t.exp_avg, t.state_dtype, e);
+        square[u].load(t.exp_avg_sq, t.state_dtype, e);
+        if constexpr (kAmsgrad) largest[u].load(t.max_exp_avg_sq, t.state_dtype, e);
+        if constexpr (kSlowFrom) slow[u].load(t.slow_from, t.dtype, e);
+        bits[u] = mask_bits(t.mask, e);
+      },
+      [&](int u, int64_t e) {
+        if (t.slow_save != nullptr) param[u].store(t.slow_save, e);
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
           AdamwElement x{param[u].get(k), avg[u].get(k), square[u].get(k), 0.0f};
@@ -54,7 +53,7 @@ __device__ __forceinline__ void adamw_groups(
           if (!s.skip) {
             x = adamw_one<kAmsgrad>(x, grad[u].get(k), (bits[u] >> k & 1) != 0, c.scale, c.eps, s);
           }
-          if constexpr (kSlowIn) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
+          if constexpr (kSlowFrom) x.param = lerp_one(slow[u].get(k), x.param, s.slow);
           param[u].set(k, x.param);
           if (narrow) {
             const uint32_t threshold = dither_threshold(e + k, step);
@@ -70,64 +69,61 @@ __device__ __forceinline__ void adamw_groups(
         square[u].store(t.exp_avg_sq, e);
         if constexpr (kAmsgrad) largest[u].store(t.max_exp_avg_sq, e);
         param[u].store(t.param, e);
-      }
-    }
-  }
+      });
 }
 
-template <bool kAmsgrad, bool kSlowIn>
-__global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowIn>))
-    adamw_step_kernel(
-        const __grid_constant__ List<AdamwTensor> list, AdamwOptions options, StepInputs inputs, bool slow_out) {
-  const AdamwScalars s = adamw_scalars(options, step_hyper(inputs), step_state(inputs));
+template <bool kAmsgrad, bool kSlowFrom>
+__global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
+    adamw_step_kernel(const __grid_constant__ List<AdamwTensor> list, AdamwOptions options,
+                      StepInputs inputs, bool slow_save) {
+  const AdamwScalars s = adamw_scalars(options, step_numbers(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
-  if (s.skip && !kSlowIn && !slow_out) return;
-  float known = 0.0f;  // the step that `c` belongs to; most lists have a single one, and it takes some time in double
+  if (s.skip && !kSlowFrom && !slow_save) return;
+  // the step that `c` belongs to: most lists have a single one, and it takes some time in double
+  float known = 0.0f;
   Corrections c{};
   each_unit(list, [&](const AdamwTensor t, int64_t, int64_t begin, int64_t end) {
     const float step = *in_global(t.step) + 1.0f;
     if (step != known) {
       known = step;
-      c = adam_corrections(step_hyper(inputs).lr, options.beta1, options.beta2, options.eps, static_cast<int64_t>(step));
+      c = adam_corrections(step_numbers(inputs).lr, options.beta1, options.beta2, options.eps,
+                           static_cast<int64_t>(step));
     }
     const int64_t count = static_cast<int64_t>(step);
-    dispatch(t.dtype, t.state_dtype, [&](auto e, auto m) {
-      using E = decltype(e);
-      using S = decltype(m);
-      sweep(
-          begin, end, kGroupOf<E, S>,
-          all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_out, t.slow_in),
-          [&](int64_t at, int64_t stop) {
-            adamw_groups<E, S, kGroupOf<E, S>, kAmsgrad, kSlowIn>(t, at, stop, count, c, s);
-          },
-          [&](int64_t at, int64_t stop) {
-            adamw_groups<AnyElement, AnyElement, 1, kAmsgrad, kSlowIn>(t, at, stop, count, c, s);
+    sweep(begin, end, t.dtype, t.state_dtype,
+          all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_save,
+                      t.slow_from),
+          [&](auto held, int64_t at, int64_t stop) {
+            adamw_groups<kAmsgrad, kSlowFrom>(held, t, at, stop, count, c, s);
           });
-    });
   });
   if (s.skip) return;  // a skipped step does not count
+  // the counts change only after every block has read them
   in_last_block(list.table.finished, [&] {
     const Table<AdamwTensor> table = list.opened();
-    for (int64_t i = threadIdx.x; i < table.count; i += kBlock) *in_global(table.tensors()[i].step) += 1.0f;
+    for (int64_t i = threadIdx.x; i < table.count; i += kBlock)
+      *in_global(table.tensors()[i].step) += 1.0f;
   });
 }
 
 }  // namespace
 
-void launch_adamw_step(
-    const std::vector<AdamwTensor>& tensors, const AdamwOptions& options, const StepInputs& inputs,
-    const Queue& queue) {
-  static Plans plans(
-      "adamw_step_", adamw_step_kernel<false, false>, adamw_step_kernel<false, true>, adamw_step_kernel<true, false>,
-      adamw_step_kernel<true, true>);
+void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptions& options,
+                       const StepInputs& inputs, const Queue& queue) {
+  static TableCache tables("adamw_step_", adamw_step_kernel<false, false>,
+                           adamw_step_kernel<false, true>, adamw_step_kernel<true, false>,
+                           adamw_step_kernel<true, true>);
   if (tensors.empty()) return;
   const AdamwTensor& one = first_filled(tensors);
-  const bool amsgrad = one.max_exp_avg_sq != nullptr, slow_in = one.slow_in != nullptr;  // all tensors or none
-  const auto run = [&](auto has_amsgrad, auto has_slow_in) {
-    constexpr bool kAmsgrad = has_amsgrad, kSlowIn = has_slow_in;
-    plans.launch(adamw_step_kernel<kAmsgrad, kSlowIn>, tensors, queue, options, inputs, one.slow_out != nullptr);
+  // all tensors have them, or none
+  const bool amsgrad = one.max_exp_avg_sq != nullptr;
+  const bool slow_from = one.slow_from != nullptr;
+  const auto run = [&](auto has_amsgrad, auto has_slow_from) {
+    constexpr bool kAmsgrad = has_amsgrad, kSlowFrom = has_slow_from;
+    tables.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
+                  one.slow_save != nullptr);
   };
-  with_flags(amsgrad, slow_in, run);
+  with_flags(amsgrad, slow_from, run);
 }
 
 }  // namespace sfron

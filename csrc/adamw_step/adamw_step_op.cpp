@@ -1,6 +1,6 @@
 #include "adamw_step/adamw_step.h"
-#include "common/list_op.h"
-#include "common/step.h"
+#include "host/list_op.h"
+#include "host/step_arguments.h"
 
 namespace sfron {
 namespace {
@@ -13,24 +13,27 @@ void check_beta(const char* name, double beta) {
 void check_alike(const char* name, const Arrays& states, const Arrays& avgs) {
   for (size_t i = 0; i < states.size(); ++i) {
     if (states[i].dtype == avgs[i].dtype) continue;
-    fail({name, static_cast<int64_t>(i)}, dtype_name(avgs[i].dtype) + ", as its exp_avg", dtype_name(states[i].dtype));
+    fail({name, static_cast<int64_t>(i)}, dtype_name(avgs[i].dtype) + ", as its exp_avg",
+         dtype_name(states[i].dtype));
   }
 }
 
-void adamw_step(
-    const TensorList& params, const TensorList& grads, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
-    const TensorList& max_exp_avg_sqs, const TensorList& steps, const TensorList& slow_out, const TensorList& slow_in,
-    const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
-    double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
-    bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper,
-    const MaybeTensor& skipped) {
+void adamw_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs,
+                const TensorList& steps, const TensorList& slow_save, const TensorList& slow_from,
+                const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
+                const MaybeTensor& found_inf, double lr, double beta1, double beta2, double eps,
+                double weight_decay, bool decoupled, bool maximize, bool freeze_masked,
+                double max_norm, double slow_lr, const MaybeTensor& numbers,
+                const MaybeTensor& skipped) {
   const DeviceScope scope(params);
-  const StepArguments a = step_arguments(
-      params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
-      skipped, max_norm, maximize);
+  const StepArguments a =
+      step_arguments(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf,
+                     {lr, weight_decay, slow_lr}, numbers, skipped, max_norm, maximize);
   const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kState);
   const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kState);
-  const Arrays largest = optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kState);
+  const Arrays largest =
+      optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kState);
   check_alike("exp_avg_sqs", squares, avgs);
   check_alike("max_exp_avg_sqs", largest, avgs);
   const std::vector<float*> counts = scalar_views("steps", steps, a.params);
@@ -48,8 +51,8 @@ void adamw_step(
     t.exp_avg = avgs[i].data;
     t.exp_avg_sq = squares[i].data;
     t.max_exp_avg_sq = data_or_null(largest, i);
-    t.slow_out = data_or_null(a.slow_out, i);
-    t.slow_in = data_or_null(a.slow_in, i);
+    t.slow_save = data_or_null(a.slow_save, i);
+    t.slow_from = data_or_null(a.slow_from, i);
     t.mask = a.masks.empty() ? nullptr : a.masks[i];
     t.numel = a.params[i].numel;
     t.dtype = a.params[i].dtype;
@@ -58,7 +61,7 @@ void adamw_step(
 #if defined(USE_CUDA)
   if (scope.on_cuda()) return launch_adamw_step(tensors, options, a.inputs, scope.queue());
 #endif
-  const Hyper known = step_hyper(a.inputs);
+  const StepNumbers known = step_numbers(a.inputs);
   const AdamwScalars s = adamw_scalars(options, known, step_state(a.inputs));
   count_skip(a.inputs, s.skip);
   float counted = NAN;  // the step count of the corrections; usually it is the same for all tensors
@@ -66,7 +69,8 @@ void adamw_step(
   for (AdamwTensor& t : tensors) {
     if (s.skip) break;  // a skipped step does not count
     const float step = *t.step += 1.0f;
-    if (step != counted) corrections = adam_corrections(known.lr, beta1, beta2, eps, static_cast<int64_t>(step));
+    if (step != counted)
+      corrections = adam_corrections(known.lr, beta1, beta2, eps, static_cast<int64_t>(step));
     counted = step;
     t.scale = corrections.scale;
     t.eps = corrections.eps;

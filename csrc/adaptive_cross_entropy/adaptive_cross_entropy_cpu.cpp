@@ -2,18 +2,20 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/weights.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/row_blocks.h"
+#include "cpu/tiles.h"
+#include "formulas/weights.h"
 
 namespace sfron {
 namespace {
 
-// Adds e^(x - shift) of whole groups of 32 in [begin, end) to lane [32]. Computing takes as long as memory, so the next
-// block is fetched meanwhile: it lies behind this one, as rows follow each other.
-SFRON_HD void add_groups(
-    const float* x, int64_t begin, int64_t end, float shift, const char* next, int64_t bytes, float* lane) {
+// Adds e^(x - shift) of whole groups of 32 in [begin, end) to lane [32]. Computing takes as long as
+// memory, so the next block is fetched meanwhile: it lies behind this one, as rows follow each
+// other.
+SFRON_HD void add_groups(const float* x, int64_t begin, int64_t end, float shift, const char* next,
+                         int64_t bytes, float* lane) {
   if (begin == end) return;
   alignas(64) float sum[kLanes];  // the compiler keeps it in registers
   std::copy_n(lane, kLanes, sum);
@@ -24,10 +26,10 @@ SFRON_HD void add_groups(
   std::copy_n(sum, kLanes, lane);
 }
 
-// Sum of e^(x - shift), x [n], without the element `left_out`, which may lie outside; at most 64 additions per lane, then
-// a tree: the same order on every processor.
-SFRON_HD float block_sum(
-    const float* x, int64_t n, int64_t left_out, float shift, const char* next, int64_t bytes) {
+// Sum of e^(x - shift), x [n], without the element `left_out`, which may lie outside; at most 64
+// additions per lane, then a tree: the same order on every processor.
+SFRON_HD float block_sum(const float* x, int64_t n, int64_t left_out, float shift, const char* next,
+                         int64_t bytes) {
   alignas(64) float lane[kLanes] = {};
   const bool inside = left_out >= 0 && left_out < n;
   const int64_t whole = n - n % kLanes, group = inside ? left_out - left_out % kLanes : n;
@@ -56,14 +58,17 @@ SFRON_HD void block_backward(const float* x, int64_t n, Softmax softmax, float* 
   }
   if (n % kLanes != 0) {
     Edge edge(x, n, softmax.base);
-    for (int64_t j = 0; j < kLanes; ++j) edge.values[j] = cross_entropy_backward_one(edge.values[j], softmax);
-    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge.values[kLanes - rest + j];
+    for (int64_t j = 0; j < kLanes; ++j)
+      edge.values[j] = cross_entropy_backward_one(edge.values[j], softmax);
+    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j)
+      out[n - rest + j] = edge.values[kLanes - rest + j];
   }
 }
 
-// The label's class is added last: where it is the maximum, its e^0 would swallow the digits of the others' small sum,
-// which is what the loss of a remembered sample consists of.
-SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t label, float picked, float* scratch) {
+// The label's class is added last: where it is the maximum, its e^0 would swallow the digits of the
+// others' small sum, which is what the loss of a remembered sample consists of.
+SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t label, float picked,
+                            float* scratch) {
   float maximum = -INFINITY;
   double others = 0.0;
   for (int64_t at = 0; at < t.classes; at += kRowBlock) {
@@ -83,14 +88,14 @@ SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t labe
     others += block_sum(x, n, label - at, row_shift(maximum), next, bytes);
   }
   const float shift = row_shift(maximum);
-  if (picked == shift && shift == maximum) return {shift, std::log1p(others)};  // as log loses what is small beside 1
+  if (picked == shift && shift == maximum)
+    return {shift, std::log1p(others)};  // as log loses what is small beside 1
   return {shift, row_log(maximum, others + exp_one(picked - shift))};
 }
 
 // The gradient may be the logits' own memory.
-SFRON_HD void row_backward(
-    const CrossEntropyRows& t, int64_t row, float picked, LogSum sum, float weight, void* gradient, float* scratch,
-    float* result) {
+SFRON_HD void row_backward(const CrossEntropyRows& t, int64_t row, float picked, LogSum sum,
+                           float weight, void* gradient, float* scratch, float* result) {
   const int64_t label = t.labels[row], start = row * t.classes;
   if (label == t.ignore_index) return zero_tile(gradient, t.dtype, start, t.classes);
   const Softmax softmax = weighted_softmax(sum, weight);
@@ -99,20 +104,22 @@ SFRON_HD void row_backward(
     const float* x = load_tile(t.logits, t.dtype, start + at, n, scratch);  // [n]
     float* out = open_tile(gradient, t.dtype, start + at, result);          // [n]
     block_backward(x, n, softmax, out);
-    if (label >= at && label < at + n) out[label - at] = cross_entropy_backward_label(sum, picked, weight);
+    if (label >= at && label < at + n)
+      out[label - at] = cross_entropy_backward_label(sum, picked, weight);
     store_tile(gradient, t.dtype, start + at, n, out);
   }
 }
 
-// The label's logit, or the first class's where there is no label; read before it may be overwritten.
+// The label's logit, or the first class's where there is no label; read before it may be
+// overwritten.
 SFRON_HD float picked_logit(const CrossEntropyRows& t, int64_t row) {
   const int64_t label = t.labels[row];
   return load_one(t.logits, t.dtype, row * t.classes + (label == t.ignore_index ? 0 : label));
 }
 
 struct ForwardKernel {
-  void operator()(
-      const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, float* log_sums, double* losses) const {
+  void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows,
+                  float* log_sums, double* losses) const {
     alignas(64) float scratch[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const bool counted = t.labels[row] != t.ignore_index;
@@ -126,9 +133,8 @@ struct ForwardKernel {
 };
 
 struct BackwardKernel {
-  void operator()(
-      const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, const float* log_sums,
-      const float* row_weights, void* gradient) const {
+  void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows,
+                  const float* log_sums, const float* row_weights, void* gradient) const {
     alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const LogSum sum{log_sums[row], log_sums[rows + row]};
@@ -138,9 +144,8 @@ struct BackwardKernel {
 };
 
 struct SumKernel {
-  void operator()(
-      const CrossEntropyRows& t, int64_t begin, int64_t end, const RawWeight& rule, void* gradient, float* losses,
-      double* raw) const {
+  void operator()(const CrossEntropyRows& t, int64_t begin, int64_t end, const RawWeight& rule,
+                  void* gradient, float* losses, double* raw) const {
     alignas(64) float scratch[kRowBlock], result[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       LogSum sum{0.0f, 0.0};
@@ -150,9 +155,11 @@ struct SumKernel {
         sum = row_forward(t, row, t.labels[row], picked, scratch);
         losses[row] = static_cast<float>(cross_entropy_loss(sum, picked));
         raw[row] = raw_weight(weight_base(losses[row], rule.floor), 1.0, rule.temperature);
-        sum.log_sum = static_cast<float>(sum.log_sum);  // as it is stored between two passes: their bits
+        // as it is stored between two passes: the same bits as theirs
+        sum.log_sum = static_cast<float>(sum.log_sum);
       }
-      row_backward(t, row, picked, sum, static_cast<float>(raw[row] * rule.scale), gradient, scratch, result);
+      row_backward(t, row, picked, sum, static_cast<float>(raw[row] * rule.scale), gradient,
+                   scratch, result);
     }
   }
 };
@@ -163,7 +170,8 @@ struct ScaleKernel {
     for (int64_t at = begin; at < end; at += kRowBlock) {
       const int64_t n = std::min(kRowBlock, end - at);
       float* x = load_tile(values, dtype, at, n, scratch);  // [n]
-      each_lane(n, nullptr, [=](int64_t i) { prefetch(i, x); }, [=](int64_t i, bool) { x[i] *= factor; });
+      each_lane(
+          n, nullptr, [=](int64_t i) { prefetch(i, x); }, [=](int64_t i, bool) { x[i] *= factor; });
       store_tile(values, dtype, at, n, x);
     }
   }
@@ -171,20 +179,20 @@ struct ScaleKernel {
 
 }  // namespace
 
-void adaptive_cross_entropy_cpu(
-    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, float* log_sums, double* losses) {
+void adaptive_cross_entropy_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows,
+                                float* log_sums, double* losses) {
   run_isa(ForwardKernel{}, t, begin, end, rows, log_sums, losses);
 }
 
-void adaptive_cross_entropy_backward_cpu(
-    const CrossEntropyRows& t, int64_t begin, int64_t end, int64_t rows, const float* log_sums,
-    const float* row_weights, void* gradient) {
+void adaptive_cross_entropy_backward_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end,
+                                         int64_t rows, const float* log_sums,
+                                         const float* row_weights, void* gradient) {
   run_isa(BackwardKernel{}, t, begin, end, rows, log_sums, row_weights, gradient);
 }
 
-void adaptive_cross_entropy_sum_cpu(
-    const CrossEntropyRows& t, int64_t begin, int64_t end, const RawWeight& rule, void* gradient, float* losses,
-    double* raw) {
+void adaptive_cross_entropy_sum_cpu(const CrossEntropyRows& t, int64_t begin, int64_t end,
+                                    const RawWeight& rule, void* gradient, float* losses,
+                                    double* raw) {
   run_isa(SumKernel{}, t, begin, end, rule, gradient, losses, raw);
 }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 namespace {
@@ -14,7 +14,8 @@ struct ForwardKernel {
     Scratch scratch[2];
     const int64_t chunks = mse_chunks(t);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t first = chunk % chunks * kMseChunk, last = std::min(first + kMseChunk, t.elements);
+      const int64_t first = chunk % chunks * kMseChunk,
+                    last = std::min(first + kMseChunk, t.elements);
       alignas(64) double lane[kLanes] = {};
       for (int64_t i = first; i < last; i += kTile) {
         const int64_t n = std::min(kTile, last - i), at = chunk / chunks * t.elements + i;
@@ -30,11 +31,13 @@ struct ForwardKernel {
 };
 
 struct BackwardKernel {
-  void operator()(const MseSamples& t, int64_t begin, int64_t end, const float* sample_weights, void* gradient) const {
+  void operator()(const MseSamples& t, int64_t begin, int64_t end, const float* sample_weights,
+                  void* gradient) const {
     Scratch scratch[3];
     const int64_t chunks = mse_chunks(t);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t first = chunk % chunks * kMseChunk, last = std::min(first + kMseChunk, t.elements);
+      const int64_t first = chunk % chunks * kMseChunk,
+                    last = std::min(first + kMseChunk, t.elements);
       const float weight = sample_weights[chunk / chunks];
       for (int64_t i = first; i < last; i += kTile) {
         const int64_t n = std::min(kTile, last - i), at = chunk / chunks * t.elements + i;
@@ -56,8 +59,8 @@ void adaptive_mse_cpu(const MseSamples& t, int64_t begin, int64_t end, double* p
   run_isa(ForwardKernel{}, t, begin, end, partials);
 }
 
-void adaptive_mse_backward_cpu(
-    const MseSamples& t, int64_t begin, int64_t end, const float* sample_weights, void* gradient) {
+void adaptive_mse_backward_cpu(const MseSamples& t, int64_t begin, int64_t end,
+                               const float* sample_weights, void* gradient) {
   run_isa(BackwardKernel{}, t, begin, end, sample_weights, gradient);
 }
 

@@ -2,14 +2,15 @@
 
 #include <tuple>
 
-#include "common/check.h"
-#include "common/weights.h"
+#include "formulas/weights.h"
+#include "host/check.h"
 
 namespace sfron {
 namespace {
 
 MseSamples checked(const Tensor& prediction, const Tensor& target) {
-  const View x = float_view({"prediction"}, prediction.get()), y = any_view({"target"}, target.get());
+  const View x = float_view({"prediction"}, prediction.get()),
+             y = any_view({"target"}, target.get());
   if (x.dim != 2) fail({"prediction"}, "[samples, elements]", shape_name(x.sizes, x.dim));
   check_shape({"target"}, y, x.sizes, 2);
   check_dtype({"target"}, y, x.code);
@@ -21,8 +22,9 @@ int64_t chunk_grain(const MseSamples& t) {
   return std::max<int64_t>(kGrain / std::max<int64_t>(std::min(t.elements, kMseChunk), 1), 1);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(
-    const Tensor& prediction, const Tensor& target, double temperature, double floor, bool mean) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(const Tensor& prediction,
+                                                        const Tensor& target, double temperature,
+                                                        double floor, bool mean) {
   const MseSamples batch = checked(prediction, target);
   const double inf = std::numeric_limits<double>::infinity();
   check_number("temperature", temperature, 0.0, inf);
@@ -30,7 +32,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(
 
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
-  Tensor weights = new_tensor({batch.samples}, code), log_normaliser = new_tensor({}, codes().float64);
+  Tensor weights = new_tensor({batch.samples}, code),
+         log_normaliser = new_tensor({}, codes().float64);
 
   const int64_t chunks = mse_chunks(batch);
   std::vector<double> partials(batch.samples * chunks), bases(batch.samples), raw(batch.samples);
@@ -53,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(
   return {loss, losses, weights, log_normaliser};
 }
 
-Tensor adaptive_mse_backward(
-    const Tensor& grad, const Tensor& prediction, const Tensor& target, const Tensor& weights, bool mean) {
+Tensor adaptive_mse_backward(const Tensor& grad, const Tensor& prediction, const Tensor& target,
+                             const Tensor& weights, bool mean) {
   const MseSamples batch = checked(prediction, target);
   const float upstream = *scalar_view({"grad"}, grad.get());
   const View w = any_view({"weights"}, weights.get());
@@ -66,7 +69,8 @@ Tensor adaptive_mse_backward(
   for (int64_t i = 0; i < batch.samples; ++i) {
     sample_weights[i] = static_cast<const float*>(w.data)[i] * scale * upstream;
   }
-  Tensor gradient = new_tensor({batch.samples, batch.elements}, any_view({"prediction"}, prediction.get()).code);
+  Tensor gradient =
+      new_tensor({batch.samples, batch.elements}, any_view({"prediction"}, prediction.get()).code);
   parallel(batch.samples * mse_chunks(batch), chunk_grain(batch), [&](int64_t begin, int64_t end) {
     adaptive_mse_backward_cpu(batch, begin, end, sample_weights.data(), gradient.data_ptr());
   });

@@ -1,16 +1,17 @@
 #include "fisher_accumulate/fisher_accumulate.h"
 
-#include "common/elements.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/elements.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
 
 namespace sfron {
 namespace {
 
 struct FisherKernel {
   template <class Elements>
-  void operator()(As<Elements>, const FisherTensor& t, int64_t begin, int64_t end, float weight) const {
+  void operator()(As<Elements>, const FisherTensor& t, int64_t begin, int64_t end,
+                  float weight) const {
     Scratch scratch;
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
@@ -25,8 +26,8 @@ struct FisherKernel {
 
 }  // namespace
 
-void fisher_accumulate_cpu(
-    const std::vector<FisherTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, float weight) {
+void fisher_accumulate_cpu(const std::vector<FisherTensor>& tensors, const Runs& runs,
+                           int64_t begin, int64_t end, float weight) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
     with_elements(tensors[i].dtype, [&](auto elements) {
       run_streaming(FisherKernel{}, elements, tensors[i], first, last, weight);

@@ -1,15 +1,17 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
+#include "host/list_op.h"
 
 namespace sfron {
 namespace {
 
-void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double weight, const MaybeTensor& hyper) {
+void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double weight,
+                       const MaybeTensor& numbers) {
   const DeviceScope scope(grads);
   const Views views = float_views("grads", grads);
   const Arrays sums = arrays_like("fisher", fisher, views, Allowed::kFloat32);
-  const Number number = number_view("weight", weight, hyper, 0.0, std::numeric_limits<double>::infinity());
+  const Number number =
+      number_view("weight", weight, numbers, 0.0, std::numeric_limits<double>::infinity());
 
   std::vector<FisherTensor> tensors(views.size());
   for (size_t i = 0; i < views.size(); ++i) {
@@ -20,7 +22,9 @@ void fisher_accumulate(const TensorList& fisher, const TensorList& grads, double
 #endif
   const Runs runs(tensors);
   const float scalar = static_cast<float>(value_of(number));
-  parallel(runs, [&](int64_t begin, int64_t end) { fisher_accumulate_cpu(tensors, runs, begin, end, scalar); });
+  parallel(runs, [&](int64_t begin, int64_t end) {
+    fisher_accumulate_cpu(tensors, runs, begin, end, scalar);
+  });
 }
 
 }  // namespace

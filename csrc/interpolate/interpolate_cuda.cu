@@ -1,13 +1,14 @@
 #include "interpolate/interpolate.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
 
-constexpr int kUnroll = 4;    // two streams of four 16-byte loads hide the latency
+constexpr int kUnroll = 4;  // two streams of four 16-byte loads hide the latency
 // Blocks per processor, hence at most 64 registers, or 80, as Blackwell's code needs a few more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kResident = 3;
@@ -15,51 +16,40 @@ constexpr int kResident = 3;
 constexpr int kResident = 4;
 #endif
 
-// Groups of kCount elements E at `at`, `at` + stride, ... below `stop`: all loads first, then the arithmetic.
-template <class E, int kCount>
-__device__ __forceinline__ void interpolate_groups(const InterpolateTensor& t, int64_t at, int64_t stop, Lerp s) {
-  constexpr int64_t kStride = kWarp * kCount;
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<E, kCount> slow[kUnroll], fast[kUnroll];
+template <class E, class S, int kCount>
+__device__ __forceinline__ void interpolate_groups(Held<E, S, kCount>, const InterpolateTensor& t,
+                                                   int64_t at, int64_t stop, Lerp s) {
+  Group<E, kCount> slow[kUnroll], fast[kUnroll];
+  each_group<kCount, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        slow[u].load(t.slow, t.dtype, e);
+        fast[u].load(t.fast, t.dtype, e);
+      },
+      [&](int u, int64_t e) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      slow[u].load(t.slow, t.dtype, e);
-      fast[u].load(t.fast, t.dtype, e);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) slow[u].set(k, interpolate_one(slow[u].get(k), fast[u].get(k), s));
+        for (int k = 0; k < kCount; ++k)
+          slow[u].set(k, interpolate_one(slow[u].get(k), fast[u].get(k), s));
         slow[u].store(t.slow, e);
         slow[u].store(t.fast, e);
-      }
-    }
-  }
+      });
 }
 
 __global__ void __launch_bounds__(kBlock, kResident)
     interpolate_kernel(const __grid_constant__ List<InterpolateTensor> list, Number slow_lr) {
   const Lerp s = make_lerp(value_of(slow_lr));
   each_unit(list, [&](const InterpolateTensor t, int64_t, int64_t begin, int64_t end) {
-    dispatch(t.dtype, t.dtype, [&](auto e, auto) {
-      using E = decltype(e);
-      sweep(
-          begin, end, kGroupOf<E>, all_aligned(t.slow, t.fast),
-          [&](int64_t at, int64_t stop) { interpolate_groups<E, kGroupOf<E>>(t, at, stop, s); },
-          [&](int64_t at, int64_t stop) { interpolate_groups<AnyElement, 1>(t, at, stop, s); });
-    });
+    sweep(begin, end, t.dtype, t.dtype, all_aligned(t.slow, t.fast),
+          [&](auto held, int64_t at, int64_t stop) { interpolate_groups(held, t, at, stop, s); });
   });
 }
 
 }  // namespace
 
-void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr, const Queue& queue) {
-  static Plans plans("interpolate_", interpolate_kernel);
-  if (any_filled(tensors)) plans.launch(interpolate_kernel, tensors, queue, slow_lr);
+void launch_interpolate(const std::vector<InterpolateTensor>& tensors, const Number& slow_lr,
+                        const Queue& queue) {
+  static TableCache tables("interpolate_", interpolate_kernel);
+  if (any_filled(tensors)) tables.launch(interpolate_kernel, tensors, queue, slow_lr);
 }
 
 }  // namespace sfron

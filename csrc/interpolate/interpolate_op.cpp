@@ -1,15 +1,16 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
+#include "host/list_op.h"
 #include "interpolate/interpolate.h"
 
 namespace sfron {
 namespace {
 
-void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr, const MaybeTensor& hyper) {
+void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr,
+                 const MaybeTensor& numbers) {
   const DeviceScope scope(slow);
   const Views slows = float_views("slow", slow);
   const Arrays fasts = arrays_like("fast", fast, slows, Allowed::kSame);
-  const Number number = number_view("slow_lr", slow_lr, hyper, 0.0, 1.0);
+  const Number number = number_view("slow_lr", slow_lr, numbers, 0.0, 1.0);
 
   std::vector<InterpolateTensor> tensors(slows.size());
   for (size_t i = 0; i < slows.size(); ++i) {
@@ -20,7 +21,8 @@ void interpolate(const TensorList& slow, const TensorList& fast, double slow_lr,
 #endif
   const Runs runs(tensors);
   const Lerp s = make_lerp(value_of(number));
-  parallel(runs, [&](int64_t begin, int64_t end) { interpolate_cpu(tensors, runs, begin, end, s); });
+  parallel(runs,
+           [&](int64_t begin, int64_t end) { interpolate_cpu(tensors, runs, begin, end, s); });
 }
 
 }  // namespace

@@ -1,15 +1,17 @@
 #pragma once
-// The L2 norm of the selected, unscaled gradients (README, equation 6). Squares of floats are exact in double, so the
-// only error is that of the additions: below 2 n 2^-53 of the sum, and the final rounding to fp32.
+// The L2 norm of the selected, unscaled gradients (docs/equations.md, 6). Squares of floats are
+// exact in double, so the only error is that of the additions: below 2 n 2^-53 of the sum, and the
+// final rounding to fp32.
 #include <vector>
 
-#include "common/hd.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
 class Runs;
 
-// Each chunk of a tensor has one partial sum. The chunks are fixed, so the threads cannot change the result.
+// Each chunk of a tensor has one partial sum. The chunks are fixed, so the threads cannot change
+// the result.
 constexpr int64_t kNormChunk = 16384;  // elements
 
 struct MaskedGradNormTensor {
@@ -26,13 +28,13 @@ SFRON_HD double masked_square_one(float grad, bool selected, float inverse_scale
   return g * g;
 }
 
-// Writes partials[c], the sum of squares of chunk c, for c in [begin, end); `runs` has units of kNormChunk.
-void masked_grad_norm_cpu(
-    const std::vector<MaskedGradNormTensor>& tensors, const Runs& runs, int64_t begin, int64_t end,
-    float inverse_scale, double* partials);
+// Writes partials[c], the sum of squares of chunk c, for c in [begin, end); `runs` has units of
+// kNormChunk.
+void masked_grad_norm_cpu(const std::vector<MaskedGradNormTensor>& tensors, const Runs& runs,
+                          int64_t begin, int64_t end, float inverse_scale, double* partials);
 
 // norm, grad_scale: [] on the device; grad_scale may be null.
-void launch_masked_grad_norm(
-    const std::vector<MaskedGradNormTensor>& tensors, const float* grad_scale, float* norm, const Queue& queue);
+void launch_masked_grad_norm(const std::vector<MaskedGradNormTensor>& tensors,
+                             const float* grad_scale, float* norm, const Queue& queue);
 
 }  // namespace sfron

@@ -1,11 +1,12 @@
-#include "common/list_op.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
+#include "host/list_op.h"
 #include "masked_grad_norm/masked_grad_norm.h"
 
 namespace sfron {
 namespace {
 
-Tensor masked_grad_norm(const TensorList& grads, const TensorList& masks, const MaybeTensor& grad_scale) {
+Tensor masked_grad_norm(const TensorList& grads, const TensorList& masks,
+                        const MaybeTensor& grad_scale) {
   const DeviceScope scope(grads);
   const Views views = float_views("grads", grads);
   const auto mask = mask_views(masks, views);

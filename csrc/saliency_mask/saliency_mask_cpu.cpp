@@ -1,9 +1,8 @@
 #include "saliency_mask/saliency_mask.h"
 
-#include "common/elements.h"
-#include "common/isa.h"
-#include "common/lanes.h"
-#include "common/runs.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/runs.h"
 
 namespace sfron {
 namespace {
@@ -16,38 +15,22 @@ SFRON_HD int64_t count_bits(uint32_t word) {
 }
 
 struct SaliencyKernel {
-  template <class Elements>
-  void operator()(
-      As<Elements>, const SaliencyTensor& t, int64_t begin, int64_t end, SaliencyScalars s,
-      std::atomic<int64_t>* count) const {
-    Scratch scratch;
-    int64_t selected = 0;
-    for (int64_t at = begin; at < end; at += kTile) {
-      const int64_t stop = std::min(at + kTile, end);
-      if (t.grad != nullptr) finish<Elements>(t, at, stop - at, s, scratch);
-      selected += select(t, at, stop, s);  // what was just written is still in the cache
-    }
-    count->fetch_add(selected, std::memory_order_relaxed);
-  }
-
-  template <class Elements>
-  static SFRON_HD void finish(const SaliencyTensor& t, int64_t at, int64_t n, SaliencyScalars s, float* scratch) {
-    const float* forget = t.forget + at;                   // [n]
-    float* retain = t.retain + at;                         // [n]
-    const Elements grad(t.grad, t.dtype, at, n, scratch);  // [n]
-    each_lane(
-        n, nullptr, [=](int64_t i) { prefetch(i, forget, retain, grad.address()); },
-        [=](int64_t i, bool) { retain[i] = finish_fisher_one(retain[i], grad[i], s); });
+  void operator()(const SaliencyTensor& t, int64_t begin, int64_t end, SaliencyScalars s,
+                  std::atomic<int64_t>* count) const {
+    count->fetch_add(select(t, begin, end, s), std::memory_order_relaxed);
   }
 
   // Returns how many bits it has set; begins at a whole byte.
-  static SFRON_HD int64_t select(const SaliencyTensor& t, int64_t i, int64_t end, SaliencyScalars s) {
+  static SFRON_HD int64_t select(const SaliencyTensor& t, int64_t i, int64_t end,
+                                 SaliencyScalars s) {
     const float *forget = t.forget, *retain = t.retain;
     int64_t selected = 0;
     for (; i + kLanes <= end; i += kLanes) {
       prefetch(i, forget, retain);
       uint32_t word = 0;
-      for (int64_t j = 0; j < kLanes; ++j) word |= saliency_one(forget[i + j], retain[i + j], s) ? kBit[j] : 0u;
+      SFRON_INDEPENDENT
+      for (int64_t j = 0; j < kLanes; ++j)
+        word |= saliency_one(forget[i + j], retain[i + j], s) ? kBit[j] : 0u;
       for (int64_t b = 0; b < 4; ++b) t.mask[i / 8 + b] = static_cast<uint8_t>(word >> (8 * b));
       selected += count_bits(word);
     }
@@ -65,13 +48,10 @@ struct SaliencyKernel {
 
 }  // namespace
 
-void saliency_mask_cpu(
-    const std::vector<SaliencyTensor>& tensors, const Runs& runs, int64_t begin, int64_t end,
-    const SaliencyScalars& s, std::atomic<int64_t>* counts) {
+void saliency_mask_cpu(const std::vector<SaliencyTensor>& tensors, const Runs& runs, int64_t begin,
+                       int64_t end, const SaliencyScalars& s, std::atomic<int64_t>* counts) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
-    with_elements(tensors[i].dtype, [&](auto elements) {
-      run_isa(SaliencyKernel{}, elements, tensors[i], first, last, s, counts + i);
-    });
+    run_isa(SaliencyKernel{}, tensors[i], first, last, s, counts + i);
   });
 }
 

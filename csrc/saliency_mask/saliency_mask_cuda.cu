@@ -1,74 +1,53 @@
 #include "saliency_mask/saliency_mask.h"
 
-#include "common/group.cuh"
-#include "common/plan.cuh"
-#include "common/table.cuh"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sweep.cuh"
+#include "cuda/table.cuh"
 
 namespace sfron {
 namespace {
 
 constexpr int kResident = 4;  // blocks per processor, hence at most 64 registers
-constexpr int kByte = 8;      // a lane makes whole bytes of the mask, so no two lanes write the same one
+// A lane makes whole bytes of the mask, so no two lanes write the same one.
+constexpr int kByte = 8;
 constexpr int64_t kStride = kWarp * kByte;
 
-// Whole bytes by 16-byte loads; returns how many bits are set. With kFinish the gradient, of dtype E, comes first.
-template <class E, bool kFinish>
-__device__ __forceinline__ uint32_t saliency_groups(
-    const SaliencyTensor& t, int64_t at, int64_t stop, const SaliencyScalars& s) {
-  constexpr int kUnroll = kFinish ? 1 : 2;  // five to eight 16-byte loads in flight
+// Whole bytes by 16-byte loads; returns how many bits are set.
+__device__ __forceinline__ uint32_t saliency_groups(const SaliencyTensor& t, int64_t at,
+                                                    int64_t stop, const SaliencyScalars& s) {
+  constexpr int kUnroll = 2;  // eight 16-byte loads in flight
+  Group<float, kByte> forget[kUnroll], retain[kUnroll];
   uint32_t selected = 0;
-#pragma unroll 1
-  for (; at < stop; at += kUnroll * kStride) {
-    Group<float, kByte> forget[kUnroll], retain[kUnroll];
-    Group<E, kByte> grad[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = clamped(at, u * kStride, stop);
-      forget[u].load(t.forget, DType::kFloat32, e);
-      retain[u].load(t.retain, DType::kFloat32, e);
-      if constexpr (kFinish) grad[u].load(t.grad, t.dtype, e);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t e = at + u * kStride;
-      if (e < stop) {
-        if constexpr (kFinish) {
-#pragma unroll
-          for (int k = 0; k < kByte; ++k) retain[u].set(k, finish_fisher_one(retain[u].get(k), grad[u].get(k), s));
-          retain[u].store(t.retain, e);
-        }
+  each_group<kByte, kUnroll>(
+      at, stop,
+      [&](int u, int64_t e) {
+        forget[u].load(t.forget, DType::kFloat32, e);
+        retain[u].load(t.retain, DType::kFloat32, e);
+      },
+      [&](int u, int64_t e) {
         uint32_t byte = 0;
 #pragma unroll
-        for (int k = 0; k < kByte; ++k) byte |= saliency_one(forget[u].get(k), retain[u].get(k), s) ? 1u << k : 0u;
+        for (int k = 0; k < kByte; ++k)
+          byte |= saliency_one(forget[u].get(k), retain[u].get(k), s) ? 1u << k : 0u;
         in_global(t.mask)[e / kByte] = static_cast<uint8_t>(byte);
         selected += __popc(byte);
-      }
-    }
-  }
+      });
   return selected;
 }
 
 // The same by single loads: the last byte, and pointers that are not at a multiple of 16 bytes.
-template <bool kFinish>
-__device__ __forceinline__ uint32_t saliency_singles(
-    const SaliencyTensor& t, int64_t at, int64_t stop, const SaliencyScalars& s) {
+__device__ __forceinline__ uint32_t saliency_singles(const SaliencyTensor& t, int64_t at,
+                                                     int64_t stop, const SaliencyScalars& s) {
   const float* forget = in_global(t.forget);
-  float* retain = in_global(t.retain);
+  const float* retain = in_global(t.retain);
   uint32_t selected = 0;
 #pragma unroll 1
   for (; at < stop; at += kStride) {
     uint32_t byte = 0;
 #pragma unroll
     for (int k = 0; k < kByte; ++k) {
-      if (at + k < stop) {
-        float mean = retain[at + k];
-        if constexpr (kFinish) {
-          Group<AnyElement, 1> grad;
-          grad.load(t.grad, t.dtype, at + k);
-          mean = retain[at + k] = finish_fisher_one(mean, grad.get(0), s);
-        }
-        byte |= saliency_one(forget[at + k], mean, s) ? 1u << k : 0u;
-      }
+      if (at + k < stop) byte |= saliency_one(forget[at + k], retain[at + k], s) ? 1u << k : 0u;
     }
     in_global(t.mask)[at / kByte] = static_cast<uint8_t>(byte);
     selected += __popc(byte);
@@ -76,62 +55,35 @@ __device__ __forceinline__ uint32_t saliency_singles(
   return selected;
 }
 
-// counts[i] += weights selected in tensor i, whole numbers added atomically: their sum does not depend on the order.
-template <bool kFinish>
-__device__ __forceinline__ void saliency_units(
-    const List<SaliencyTensor>& list, const SaliencyScalars& s, int64_t* counts) {
+// counts[i] += weights selected in tensor i, whole numbers added atomically: their sum does not
+// depend on the order.
+__global__ void __launch_bounds__(kBlock, kResident)
+    saliency_mask_kernel(const __grid_constant__ List<SaliencyTensor> list, SaliencyScalars s,
+                         int64_t* counts) {
   each_unit(list, [&](const SaliencyTensor t, int64_t i, int64_t begin, int64_t end) {
     const int lane = threadIdx.x % kWarp;
-    const int64_t whole = all_aligned(t.forget, t.retain, t.grad) ? end - (end - begin) % kByte : begin;
-    uint32_t selected = 0;
-    const auto run = [&](auto e, auto) {
-      selected = saliency_groups<decltype(e), kFinish>(t, begin + lane * kByte, whole, s);
-    };
-    if constexpr (kFinish) {
-      dispatch(t.dtype, t.dtype, run);
-    } else {
-      run(0.0f, 0.0f);
-    }
-    selected += saliency_singles<kFinish>(t, whole + lane * kByte, end, s);
+    const int64_t whole = all_aligned(t.forget, t.retain) ? end - (end - begin) % kByte : begin;
+    uint32_t selected = saliency_groups(t, begin + lane * kByte, whole, s);
+    selected += saliency_singles(t, whole + lane * kByte, end, s);
     const uint32_t total = __reduce_add_sync(~0u, selected);
     if (lane == 0 && total != 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(counts + i), static_cast<unsigned long long>(total));
+      atomicAdd(reinterpret_cast<unsigned long long*>(counts + i),
+                static_cast<unsigned long long>(total));
     }
   });
 }
 
-__global__ void __launch_bounds__(kBlock, kResident)
-    saliency_mask_kernel(const __grid_constant__ List<SaliencyTensor> list, SaliencyScalars s, int64_t* counts) {
-  saliency_units<false>(list, s, counts);
-}
-
-__global__ void __launch_bounds__(kBlock, kResident)
-    fisher_saliency_mask_kernel(const __grid_constant__ List<SaliencyTensor> list, SaliencyScalars s, int64_t* counts) {
-  saliency_units<true>(list, s, counts);
-}
-
-void launch_either(
-    const char* op, Plans& plans, void (*kernel)(List<SaliencyTensor>, SaliencyScalars, int64_t*),
-    const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  if (tensors.empty()) return;
-  check_cuda(cudaSetDevice(queue.device), op, "selecting the device");
-  const size_t bytes = tensors.size() * sizeof(int64_t);
-  check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)), op, "clearing the counts");
-  if (any_filled(tensors)) plans.launch(kernel, tensors, queue, s, counts);
-}
-
 }  // namespace
 
-void launch_saliency_mask(
-    const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  static Plans plans("saliency_mask", saliency_mask_kernel);
-  launch_either("saliency_mask", plans, saliency_mask_kernel, tensors, s, counts, queue);
-}
-
-void launch_fisher_saliency_mask(
-    const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s, int64_t* counts, const Queue& queue) {
-  static Plans plans("fisher_saliency_mask_", fisher_saliency_mask_kernel);
-  launch_either("fisher_saliency_mask_", plans, fisher_saliency_mask_kernel, tensors, s, counts, queue);
+void launch_saliency_mask(const std::vector<SaliencyTensor>& tensors, const SaliencyScalars& s,
+                          int64_t* counts, const Queue& queue) {
+  static TableCache tables("saliency_mask", saliency_mask_kernel);
+  if (tensors.empty()) return;
+  check_cuda(cudaSetDevice(queue.device), "saliency_mask", "selecting the device");
+  const size_t bytes = tensors.size() * sizeof(int64_t);
+  check_cuda(cudaMemsetAsync(counts, 0, bytes, static_cast<cudaStream_t>(queue.stream)),
+             "saliency_mask", "clearing the counts");
+  if (any_filled(tensors)) tables.launch(saliency_mask_kernel, tensors, queue, s, counts);
 }
 
 }  // namespace sfron

@@ -1,22 +1,22 @@
 #pragma once
-// One pass of torch.optim.SGD over a list: unscale, clip, mask, decay, momentum, update, slow interpolation
-// (README, equations 6 to 9).
+// One pass of torch.optim.SGD over a list: unscale, clip, mask, decay, momentum, update, slow
+// interpolation (docs/equations.md, 6 to 9).
 #include <vector>
 
-#include "common/clip.h"
-#include "common/hd.h"
+#include "formulas/clip.h"
+#include "formulas/scalar.h"
 
 namespace sfron {
 
 class Runs;
 
 struct SgdTensor {
-  void* param;           // [numel]
-  const void* grad;      // [numel], the parameter's dtype
-  void* momentum;        // [numel] or null
-  void* slow_out;        // [numel] or null: receives the parameter as it was
-  const void* slow_in;   // [numel] or null: the result is interpolated from here
-  const uint8_t* mask;   // [ceil(numel / 8)] or null
+  void* param;            // [numel]
+  const void* grad;       // [numel], the parameter's dtype
+  void* momentum;         // [numel] or null
+  void* slow_save;        // [numel] or null: receives the parameter as it was
+  const void* slow_from;  // [numel] or null: the result is interpolated from here
+  const uint8_t* mask;    // [ceil(numel / 8)] or null
   int64_t numel;
   DType dtype, momentum_dtype;
 };
@@ -35,7 +35,7 @@ struct SgdScalars {
   Lerp slow;
 };
 
-SFRON_HD SgdScalars sgd_scalars(const SgdOptions& o, const Hyper& h, const StepState& state) {
+SFRON_HD SgdScalars sgd_scalars(const SgdOptions& o, const StepNumbers& h, const StepState& state) {
   SgdScalars s{};
   s.factor = state.factor;
   s.lr = static_cast<float>(h.lr);
@@ -64,18 +64,20 @@ SFRON_HD float sgd_one(float p, float grad, bool selected, const SgdScalars& s) 
 }
 
 // A frozen weight keeps its momentum, but an uninitialised one still needs a value: 0.
-SFRON_HD SgdElement sgd_momentum_one(SgdElement old, float grad, bool selected, const SgdScalars& s) {
+SFRON_HD SgdElement sgd_momentum_one(SgdElement old, float grad, bool selected,
+                                     const SgdScalars& s) {
   const uint32_t first = bits_if(s.first), write = bits_if(selected) | bits_if(!s.freeze);
   float g = choose(bits_if(selected), grad * s.factor, 0.0f);
   g = choose(bits_if(s.decay), g + old.param * s.weight_decay, g);
   const float m = choose(first, g, old.momentum * s.momentum + g * s.undampened);
   g = choose(bits_if(s.nesterov), g + m * s.momentum, m);
-  return {choose(write, old.param - g * s.lr, old.param), choose(write, m, choose(first, 0.0f, old.momentum))};
+  return {choose(write, old.param - g * s.lr, old.param),
+          choose(write, m, choose(first, 0.0f, old.momentum))};
 }
 
-void sgd_step_cpu(
-    const std::vector<SgdTensor>& tensors, const Runs& runs, int64_t begin, int64_t end, const SgdScalars& s);
-void launch_sgd_step(
-    const std::vector<SgdTensor>& tensors, const SgdOptions& options, const StepInputs& inputs, const Queue& queue);
+void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64_t begin,
+                  int64_t end, const SgdScalars& s);
+void launch_sgd_step(const std::vector<SgdTensor>& tensors, const SgdOptions& options,
+                     const StepInputs& inputs, const Queue& queue);
 
 }  // namespace sfron

@@ -1,21 +1,22 @@
-#include "common/list_op.h"
-#include "common/step.h"
+#include "host/list_op.h"
+#include "host/step_arguments.h"
 #include "sgd_step/sgd_step.h"
 
 namespace sfron {
 namespace {
 
-void sgd_step(
-    const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers, const TensorList& slow_out,
-    const TensorList& slow_in, const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
-    const MaybeTensor& found_inf, double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-    bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr, const MaybeTensor& hyper,
-    const MaybeTensor& skipped) {
+void sgd_step(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+              const TensorList& slow_save, const TensorList& slow_from, const TensorList& masks,
+              const MaybeTensor& norm, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+              double lr, double momentum, double dampening, double weight_decay, bool nesterov,
+              bool maximize, bool first, bool freeze_masked, double max_norm, double slow_lr,
+              const MaybeTensor& numbers, const MaybeTensor& skipped) {
   const DeviceScope scope(params);
-  const StepArguments a = step_arguments(
-      params, grads, slow_out, slow_in, masks, norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, hyper,
-      skipped, max_norm, maximize);
-  const Arrays buffers = optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kState);
+  const StepArguments a =
+      step_arguments(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf,
+                     {lr, weight_decay, slow_lr}, numbers, skipped, max_norm, maximize);
+  const Arrays buffers =
+      optional_arrays_like("momentum_buffers", momentum_buffers, a.params, Allowed::kState);
   check_number("momentum", momentum, 0.0, std::numeric_limits<double>::infinity());
   check_number("dampening", dampening, 0.0, std::numeric_limits<double>::infinity());
   const SgdOptions options{momentum, dampening, nesterov, first, freeze_masked};
@@ -26,8 +27,8 @@ void sgd_step(
     t.param = a.params[i].data;
     t.grad = a.grads[i].data;
     t.momentum = data_or_null(buffers, i);
-    t.slow_out = data_or_null(a.slow_out, i);
-    t.slow_in = data_or_null(a.slow_in, i);
+    t.slow_save = data_or_null(a.slow_save, i);
+    t.slow_from = data_or_null(a.slow_from, i);
     t.mask = a.masks.empty() ? nullptr : a.masks[i];
     t.numel = a.params[i].numel;
     t.dtype = a.params[i].dtype;
@@ -37,7 +38,7 @@ void sgd_step(
   if (scope.on_cuda()) return launch_sgd_step(tensors, options, a.inputs, scope.queue());
 #endif
   const Runs runs(tensors);
-  const SgdScalars s = sgd_scalars(options, step_hyper(a.inputs), step_state(a.inputs));
+  const SgdScalars s = sgd_scalars(options, step_numbers(a.inputs), step_state(a.inputs));
   count_skip(a.inputs, s.skip);
   parallel(runs, [&](int64_t begin, int64_t end) { sgd_step_cpu(tensors, runs, begin, end, s); });
 }

@@ -1,8 +1,9 @@
 #pragma once
-// T^2 KL(softmax(teacher / T) || softmax(logits / T)) per row: the student of a teacher (Hinton et al. 2015). Losses and
-// log-sums forward, row_weight * (softmax(logits / T) - softmax(teacher / T)) backward.
-#include "common/hd.h"
-#include "common/softmax.h"
+// T^2 KL(softmax(teacher / T) || softmax(logits / T)) per row: the student of a teacher (Hinton et
+// al. 2015). Losses and log-sums forward, row_weight * (softmax(logits / T) - softmax(teacher / T))
+// backward.
+#include "formulas/scalar.h"
+#include "formulas/softmax.h"
 
 namespace sfron {
 
@@ -14,26 +15,32 @@ struct KlRows {
   DType dtype;  // of both
 };
 
-SFRON_HD bool kl_counted(const KlRows& t, int64_t row) { return t.weights == nullptr || t.weights[row] != 0.0f; }
+SFRON_HD bool kl_counted(const KlRows& t, int64_t row) {
+  return t.weights == nullptr || t.weights[row] != 0.0f;
+}
 
-// What a class adds to the sum over e^teacher (teacher - logit), both relative to their rows; `power` = e^teacher. No
-// probability for the teacher: nothing, also where the logit is -inf, too.
+// What a class adds to the sum over e^teacher (teacher - logit), both relative to their rows;
+// `power` = e^teacher. No probability for the teacher: nothing, also where the logit is -inf, too.
 SFRON_HD float kl_term_one(float power, float teacher, float logit) {
   return power == 0.0f ? 0.0f : power * (teacher - logit);
 }
 
 // softmaxes q of the logits and p of the teacher, over T, with the row's weight
-SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_temperature, Softmax q, Softmax p) {
+SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_temperature, Softmax q,
+                               Softmax p) {
   return exp_below_88((logit - q.base) * inverse_temperature) * q.factor -
          exp_below_88((teacher - p.base) * inverse_temperature) * p.factor;
 }
 
-// Rows [begin, end) of losses [samples] and of log_sums [4, samples]: shift and log sum e^((x - shift) / T) of the
-// logits, then of the teacher, apart as their sum would lose digits. All 0 where the weight is.
-void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums);
+// Rows [begin, end) of losses [samples] and of log_sums [4, samples]: shift and log sum e^((x -
+// shift) / T) of the logits, then of the teacher, apart as their sum would lose digits. All 0 where
+// the weight is.
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses,
+                        float* log_sums);
 
-// Rows [begin, end) of the gradient [samples, classes]; row_weights [samples], log_sums [4, samples].
-void soft_target_kl_backward_cpu(
-    const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights, void* gradient);
+// Rows [begin, end) of the gradient [samples, classes]; row_weights [samples], log_sums [4,
+// samples].
+void soft_target_kl_backward_cpu(const KlRows& t, int64_t begin, int64_t end, const float* log_sums,
+                                 const float* row_weights, void* gradient);
 
 }  // namespace sfron

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
-#include "common/isa.h"
-#include "common/lanes.h"
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/row_blocks.h"
+#include "cpu/tiles.h"
 
 namespace sfron {
 namespace {
@@ -19,10 +20,11 @@ struct Maxima {
   float logits, teacher;
 };
 
-// At most 64 additions per lane, then a tree: the same order on every processor. The next block is fetched meanwhile.
-SFRON_HD Sums block_sums(
-    const float* x, const float* y, int64_t n, Maxima shift, float inverse_temperature, const char* next_x,
-    const char* next_y, int64_t bytes) {  // x, y [n]: logits, teacher
+// At most 64 additions per lane, then a tree: the same order on every processor. The next block is
+// fetched meanwhile.
+SFRON_HD Sums block_sums(const float* x, const float* y, int64_t n, Maxima shift,
+                         float inverse_temperature, const char* next_x, const char* next_y,
+                         int64_t bytes) {  // x, y [n]: logits, teacher
   alignas(64) float logits[kLanes] = {}, teacher[kLanes] = {}, cross[kLanes] = {};
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(next_x + i * bytes);
@@ -61,8 +63,8 @@ SFRON_HD void rescale(Sums& sums, Maxima old, Maxima now, float inverse_temperat
   if (sums.logits != 0.0) sums.logits *= exp_one(by_logits);
 }
 
-SFRON_HD void row_forward(
-    const KlRows& t, int64_t row, float* scratch_x, float* scratch_y, float* losses, float* log_sums) {
+SFRON_HD void row_forward(const KlRows& t, int64_t row, float* scratch_x, float* scratch_y,
+                          float* losses, float* log_sums) {
   const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
   const int64_t bytes = dtype_bytes(t.dtype);
   Maxima maxima{-INFINITY, -INFINITY};
@@ -71,7 +73,8 @@ SFRON_HD void row_forward(
     const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
     const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
     const float* y = load_tile(t.teacher, t.dtype, start, n, scratch_y);  // [n]
-    const Maxima now{std::max(maxima.logits, block_maximum(x, n)), std::max(maxima.teacher, block_maximum(y, n))};
+    const Maxima now{std::max(maxima.logits, block_maximum(x, n)),
+                     std::max(maxima.teacher, block_maximum(y, n))};
     if (at > 0) rescale(sums, maxima, now, inverse_temperature);
     maxima = now;
     const Maxima shift{row_shift(now.logits), row_shift(now.teacher)};
@@ -80,34 +83,40 @@ SFRON_HD void row_forward(
     const Sums more = block_sums(x, y, n, shift, inverse_temperature, next_x, next_y, bytes);
     sums.logits += more.logits, sums.teacher += more.teacher, sums.cross += more.cross;
   }
-  const double logits = row_log(maxima.logits, sums.logits), teacher = row_log(maxima.teacher, sums.teacher);
+  const double logits = row_log(maxima.logits, sums.logits),
+               teacher = row_log(maxima.teacher, sums.teacher);
   const double kl = sums.cross / sums.teacher - teacher + logits;
   losses[row] = static_cast<float>(kl * t.temperature * t.temperature);
   log_sums[row] = row_shift(maxima.logits), log_sums[t.samples + row] = static_cast<float>(logits);
-  log_sums[2 * t.samples + row] = row_shift(maxima.teacher), log_sums[3 * t.samples + row] = static_cast<float>(teacher);
+  log_sums[2 * t.samples + row] = row_shift(maxima.teacher),
+                           log_sums[3 * t.samples + row] = static_cast<float>(teacher);
 }
 
 // x, y, out [n]: logits, teacher, gradient
-SFRON_HD void block_backward(
-    const float* x, const float* y, int64_t n, float inverse_temperature, Softmax q, Softmax p, float* out) {
+SFRON_HD void block_backward(const float* x, const float* y, int64_t n, float inverse_temperature,
+                             Softmax q, Softmax p, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     prefetch_lines(y + i + kAhead);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, q, p);
+    for (int64_t j = 0; j < kLanes; ++j)
+      out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, q, p);
   }
   if (n % kLanes != 0) {
     Edge edge_x(x, n, 0.0f);
     const Edge edge_y(y, n, 0.0f);
     for (int64_t j = 0; j < kLanes; ++j) {
-      edge_x.values[j] = kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, q, p);
+      edge_x.values[j] =
+          kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, q, p);
     }
-    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j) out[n - rest + j] = edge_x.values[kLanes - rest + j];
+    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j)
+      out[n - rest + j] = edge_x.values[kLanes - rest + j];
   }
 }
 
 struct ForwardKernel {
-  void operator()(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums) const {
+  void operator()(const KlRows& t, int64_t begin, int64_t end, float* losses,
+                  float* log_sums) const {
     alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       losses[row] = 0.0f;
@@ -118,9 +127,8 @@ struct ForwardKernel {
 };
 
 struct BackwardKernel {
-  void operator()(
-      const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights,
-      void* gradient) const {
+  void operator()(const KlRows& t, int64_t begin, int64_t end, const float* log_sums,
+                  const float* row_weights, void* gradient) const {
     alignas(64) float scratch_x[kRowBlock], scratch_y[kRowBlock], result[kRowBlock];
     const float inverse_temperature = static_cast<float>(1.0 / t.temperature);
     for (int64_t row = begin; row < end; ++row) {
@@ -130,7 +138,8 @@ struct BackwardKernel {
       }
       const float* sums = log_sums + row;
       const Softmax q = weighted_softmax({sums[0], sums[t.samples]}, row_weights[row]);
-      const Softmax p = weighted_softmax({sums[2 * t.samples], sums[3 * t.samples]}, row_weights[row]);
+      const Softmax p =
+          weighted_softmax({sums[2 * t.samples], sums[3 * t.samples]}, row_weights[row]);
       for (int64_t at = 0; at < t.classes; at += kRowBlock) {
         const int64_t n = std::min(kRowBlock, t.classes - at), start = row * t.classes + at;
         const float* x = load_tile(t.logits, t.dtype, start, n, scratch_x);   // [n]
@@ -145,12 +154,13 @@ struct BackwardKernel {
 
 }  // namespace
 
-void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses, float* log_sums) {
+void soft_target_kl_cpu(const KlRows& t, int64_t begin, int64_t end, float* losses,
+                        float* log_sums) {
   run_isa(ForwardKernel{}, t, begin, end, losses, log_sums);
 }
 
-void soft_target_kl_backward_cpu(
-    const KlRows& t, int64_t begin, int64_t end, const float* log_sums, const float* row_weights, void* gradient) {
+void soft_target_kl_backward_cpu(const KlRows& t, int64_t begin, int64_t end, const float* log_sums,
+                                 const float* row_weights, void* gradient) {
   run_isa(BackwardKernel{}, t, begin, end, log_sums, row_weights, gradient);
 }
 

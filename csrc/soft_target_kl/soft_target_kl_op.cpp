@@ -1,15 +1,17 @@
 #include <tuple>
 
-#include "common/check.h"
+#include "host/check.h"
 #include "soft_target_kl/soft_target_kl.h"
 
 namespace sfron {
 namespace {
 
-KlRows checked(
-    const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights, double temperature) {
-  const View x = float_view({"logits"}, logits.get()), y = any_view({"teacher_logits"}, teacher_logits.get());
-  if (x.dim != 2 || x.sizes[1] == 0) fail({"logits"}, "[samples, classes]", shape_name(x.sizes, x.dim));
+KlRows checked(const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights,
+               double temperature) {
+  const View x = float_view({"logits"}, logits.get()),
+             y = any_view({"teacher_logits"}, teacher_logits.get());
+  if (x.dim != 2 || x.sizes[1] == 0)
+    fail({"logits"}, "[samples, classes]", shape_name(x.sizes, x.dim));
   check_shape({"teacher_logits"}, y, x.sizes, 2);
   check_dtype({"teacher_logits"}, y, x.code);
   const float* w = nullptr;
@@ -28,10 +30,13 @@ float weight_of(const KlRows& t, int64_t row) {
 }
 
 // A class of two tensors costs about as much as eight parameters of an optimizer step.
-int64_t row_grain(int64_t classes) { return std::max<int64_t>(kGrain / 8 / classes, 1); }
+int64_t row_grain(int64_t classes) {
+  return std::max<int64_t>(kGrain / 8 / classes, 1);
+}
 
-std::tuple<Tensor, Tensor, Tensor> soft_target_kl(
-    const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights, double temperature) {
+std::tuple<Tensor, Tensor, Tensor> soft_target_kl(const Tensor& logits,
+                                                  const Tensor& teacher_logits,
+                                                  const MaybeTensor& weights, double temperature) {
   const KlRows rows = checked(logits, teacher_logits, weights, temperature);
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({rows.samples}, code);
@@ -47,9 +52,9 @@ std::tuple<Tensor, Tensor, Tensor> soft_target_kl(
   return {loss, losses, log_sums};
 }
 
-Tensor soft_target_kl_backward(
-    const Tensor& grad, const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights,
-    const Tensor& log_sums, double temperature) {
+Tensor soft_target_kl_backward(const Tensor& grad, const Tensor& logits,
+                               const Tensor& teacher_logits, const MaybeTensor& weights,
+                               const Tensor& log_sums, double temperature) {
   const KlRows rows = checked(logits, teacher_logits, weights, temperature);
   const float upstream = *scalar_view({"grad"}, grad.get());
   const View sums = any_view({"log_sums"}, log_sums.get());
@@ -61,10 +66,11 @@ Tensor soft_target_kl_backward(
   for (int64_t i = 0; i < rows.samples; ++i) {
     row_weights[i] = weight_of(rows, i) * static_cast<float>(temperature) * upstream;
   }
-  Tensor gradient = new_tensor({rows.samples, rows.classes}, any_view({"logits"}, logits.get()).code);
+  Tensor gradient =
+      new_tensor({rows.samples, rows.classes}, any_view({"logits"}, logits.get()).code);
   parallel(rows.samples, row_grain(rows.classes), [&](int64_t begin, int64_t end) {
-    soft_target_kl_backward_cpu(
-        rows, begin, end, static_cast<const float*>(sums.data), row_weights.data(), gradient.data_ptr());
+    soft_target_kl_backward_cpu(rows, begin, end, static_cast<const float*>(sums.data),
+                                row_weights.data(), gradient.data_ptr());
   });
   return gradient;
 }

@@ -2,25 +2,32 @@
 
 from typing import Any
 
-from ..checks import require
-from ..cycle import SFRonOptimizer
+from ..errors import require
+from ..optim.base import SFRonOptimizer
 
 
 def unwrap(optimizer: Any) -> SFRonOptimizer:
     """The optimizer under what Accelerate, Lightning or a Trainer put around it."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    require(isinstance(optimizer, SFRonOptimizer), "optimizer", "SFRonSGD or SFRonAdamW", type(optimizer).__name__,
-            "with a Hugging Face Trainer pass optimizer_cls_and_kwargs=(optimizer_factory, {...}) from "
-            "sfron_fast.integrations.transformers")  # fmt: skip
+    require(
+        isinstance(optimizer, SFRonOptimizer),
+        "optimizer",
+        "SFRonSGD or SFRonAdamW",
+        type(optimizer).__name__,
+        "with a Hugging Face Trainer pass optimizer_cls_and_kwargs=(optimizer_factory, {...}) from "
+        "sfron_fast.integrations.transformers",
+    )
     return optimizer
 
 
 def forget_step(optimizer: Any, scaler: Any = None) -> None:
-    """``forget_step()`` of an optimizer that a framework has wrapped, with its GradScaler if it has one.
+    """``forget_step()`` of an optimizer that a framework has wrapped, with its GradScaler if it has
+    one.
 
-    Gradients are unscaled before they are masked and clipped; an overflow skips the step, phase included: no cycle is
-    open then. The scale is updated. A retain step may be skipped too: ask ``mid_cycle`` before the next forget step.
+    Gradients are unscaled before they are masked and clipped; an overflow skips the step, phase
+    included: no cycle is open then. The scale is updated. A retain step may be skipped too: ask
+    ``mid_cycle`` before the next forget step.
 
     Raises:
         ValueError: no optimizer of this package.

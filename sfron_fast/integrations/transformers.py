@@ -1,9 +1,12 @@
-"""Unlearning with a Hugging Face Trainer: named parameter groups, and a callback that does the forget steps.
+"""Unlearning with a Hugging Face Trainer: named parameter groups, and a callback that does the
+forget
+steps.
 
-    trainer = Trainer(model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, {
-        "optimizer": sf.SFRonAdamW, "lr": 1e-5, "weight_decay": 0.01, "saliency": mask, "max_norm": 1.0}))
-    trainer.add_callback(ForgetCallback(trainer, forget_dataset))
-    trainer.train()
+trainer = Trainer(model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, {
+    "optimizer": sf.SFRonAdamW, "lr": 1e-5, "weight_decay": 0.01, "saliency": mask, "max_norm":
+    1.0}))
+trainer.add_callback(ForgetCallback(trainer, forget_dataset))
+trainer.train()
 """
 
 import warnings
@@ -18,21 +21,24 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ..checks import number, require
-from ..cycle import SFRonOptimizer
+from ..errors import number, require
 from ..losses import adaptive_cross_entropy_parts
+from ..optim.base import SFRonOptimizer
 from . import forget_step, unwrap
 
 
 def optimizer_factory() -> Callable[..., SFRonOptimizer]:
-    """For ``Trainer(optimizer_cls_and_kwargs=(optimizer_factory, kwargs))``; kwargs are those of ``make_optimizer``."""
+    """For ``Trainer(optimizer_cls_and_kwargs=(optimizer_factory, kwargs))``; kwargs are those of
+    ``make_optimizer``.
+    """
     return make_optimizer
 
 
 def make_optimizer(
     model: nn.Module, *, optimizer: type[SFRonOptimizer], weight_decay: float = 0.0, **settings: Any
 ) -> SFRonOptimizer:
-    """``optimizer`` over the trainable parameters, named, without decay where the Trainer has none (biases, norms).
+    """``optimizer`` over the trainable parameters, named, without decay where the Trainer has none
+    (biases, norms).
 
     Args:
         optimizer: SFRonSGD or SFRonAdamW.
@@ -43,28 +49,37 @@ def make_optimizer(
     decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # it asks nothing of self
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [(n, p) for n, p in named if (n in decaying) == decays], "weight_decay": weight_decay * decays}
+        {
+            "params": [(n, p) for n, p in named if (n in decaying) == decays],
+            "weight_decay": weight_decay * decays,
+        }
         for decays in (True, False)
     ]
     return optimizer([g for g in groups if g["params"]], **settings)
 
 
 class ForgetCallback(TrainerCallback):
-    """One forget step before every ``retain_steps`` steps of the Trainer, whose training data are the retain set.
+    """One forget step before every ``retain_steps`` steps of the Trainer, whose training data are
+    the
+    retain set.
 
-    It runs before the first retain batch of a step: the Trainer clips (``max_grad_norm``) and logs retain gradients
-    only; the forget gradient is masked, then clipped to the optimizer's ``max_norm``. Both phases accumulate over
-    ``gradient_accumulation_steps`` batches; the weights of a forget step are those of all its batches together.
-    Forget batches come in an order that depends on the seed and the step alone, so a resumed run continues it.
+    It runs before the first retain batch of a step: the Trainer clips (``max_grad_norm``) and logs
+    retain gradients only; the forget gradient is masked, then clipped to the optimizer's
+    ``max_norm``. Both phases accumulate over ``gradient_accumulation_steps`` batches; the weights
+    of a forget step are those of all its batches together. Forget batches come in an order that
+    depends on the seed and the step alone, so a resumed run continues it.
 
     Args:
         trainer: the Trainer it is added to.
         forget_dataset: what to forget, in the form of ``train_dataset``; with a length.
-        forget_weight: factor on the forget loss, or a function of the cycle (``recipe.forget_weight_at``).
+        forget_weight: factor on the forget loss, or a function of the cycle
+            (``recipe.forget_weight_at``).
         temperature: see ``adaptive_cross_entropy``.
+
     Raises:
         ValueError: a wrong argument, by name.
-        RuntimeError: in a step of the Trainer, if a forget batch cannot be loaded; its cause is the data set's error.
+        RuntimeError: in a step of the Trainer, if a forget batch cannot be loaded; its cause is the
+            data set's error.
     """
 
     def __init__(
@@ -76,7 +91,9 @@ class ForgetCallback(TrainerCallback):
         temperature: float = 0.5,
     ) -> None:
         sized = hasattr(forget_dataset, "__len__") and len(forget_dataset) > 0
-        require(sized, "forget_dataset", "a dataset with a length > 0", type(forget_dataset).__name__)
+        require(
+            sized, "forget_dataset", "a dataset with a length > 0", type(forget_dataset).__name__
+        )
         if not callable(forget_weight):
             number("forget_weight", forget_weight, 0.0)
         number("temperature", temperature, 0.0)
@@ -86,10 +103,11 @@ class ForgetCallback(TrainerCallback):
         self._batches: Iterator[Any] = iter(())
 
     def loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(adaptive cross-entropy, normaliser) of one forget batch; override it for models with another loss.
+        """(adaptive cross-entropy, normaliser) of one forget batch; override it for models with
+        another loss.
 
-        The default wants ``labels`` in the inputs and ``logits`` in the outputs, of a causal language model or a
-        classifier.
+        The default wants ``labels`` in the inputs and ``logits`` in the outputs, of a causal
+        language model or a classifier.
         """
         require("labels" in inputs, "forget_dataset", "'labels' in its batches", sorted(inputs))
         labels = inputs.pop("labels")
@@ -101,13 +119,18 @@ class ForgetCallback(TrainerCallback):
         loss, _, _, normaliser = adaptive_cross_entropy_parts(logits, labels, self.temperature)
         return loss, normaliser
 
-    # --- events of the Trainer -----------------------------------------------------------------------------------
+    # --- events of the Trainer --------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check what the run needs; find the place in the forget set."""
         kind = self.trainer.accelerator.distributed_type
-        require(kind in ("NO", "MULTI_CPU", "MULTI_GPU"), "trainer", "one process or DDP", str(kind),
-                "sharded models are not supported")  # fmt: skip
+        require(
+            kind in ("NO", "MULTI_CPU", "MULTI_GPU"),
+            "trainer",
+            "one process or DDP",
+            str(kind),
+            "sharded models are not supported",
+        )
         done = -(-state.global_step // self._retain_steps())
         self._batches = self._endless(done * args.gradient_accumulation_steps)
 
@@ -124,11 +147,17 @@ class ForgetCallback(TrainerCallback):
         total = loss_sum = torch.zeros((), device=args.device)
         for last in [*[False] * (args.gradient_accumulation_steps - 1), True]:
             inputs = trainer._prepare_inputs(self._next())
-            with nullcontext() if last else accelerator.no_sync(model), trainer.compute_loss_context_manager():
+            with (
+                nullcontext() if last else accelerator.no_sync(model),
+                trainer.compute_loss_context_manager(),
+            ):
                 loss, normaliser = self.loss(model, inputs)
-                accelerator.backward(-weight * accelerator.gradient_accumulation_steps * normaliser * loss)
+                accelerator.backward(
+                    -weight * accelerator.gradient_accumulation_steps * normaliser * loss
+                )
             total, loss_sum = total + normaliser, loss_sum + normaliser * loss.detach()
-        total, loss_sum = (accelerator.reduce(t, reduction="mean") for t in (total, loss_sum))  # as DDP the gradients
+        # as DDP the gradients
+        total, loss_sum = (accelerator.reduce(t, reduction="mean") for t in (total, loss_sum))
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= total
@@ -140,29 +169,38 @@ class ForgetCallback(TrainerCallback):
         """Say so if the last cycle is not finished."""
         if unwrap(self.trainer.optimizer).mid_cycle:
             warnings.warn(
-                f"the training ended inside a cycle: {state.global_step} steps are no multiple of retain_steps "
-                f"({self._retain_steps()}); choose max_steps so, or the slow step of the last cycle is missing",
+                f"the training ended inside a cycle: {state.global_step} steps are no multiple of"
+                f" retain_steps ({self._retain_steps()}); choose max_steps so, or the slow step of"
+                " the last cycle is missing",
                 stacklevel=2,
             )
 
-    # --- forget batches ------------------------------------------------------------------------------------------
+    # --- forget batches ---------------------------------------------------------------------------
 
     def _retain_steps(self) -> int:
         return unwrap(self.trainer.optimizer).param_groups[0]["retain_steps"]
 
     def _next(self) -> Any:
-        with torch.random.fork_rng(devices=[]):  # drawing a batch leaves the Trainer's generator alone
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # drawing a batch leaves the Trainer's generator alone
             return next(self._batches)
 
     def _endless(self, position: int) -> Iterator[Any]:
-        """Batches for ever from ``position`` on, loaded, shuffled and sharded as the Trainer's own."""
+        """Batches for ever from ``position`` on, loaded, shuffled, sharded as the Trainer's own."""
         trainer, kept = self.trainer, self.trainer.train_dataset
         trainer.train_dataset = self.forget_dataset
         try:
             loader = trainer.get_train_dataloader()
         finally:
             trainer.train_dataset = kept
-        require(len(loader) > 0, "forget_dataset", "at least one batch", "none", "check dataloader_drop_last")
+        require(
+            len(loader) > 0,
+            "forget_dataset",
+            "at least one batch",
+            "none",
+            "check dataloader_drop_last",
+        )
         epoch, drawn = divmod(position, len(loader))
         while True:
             if hasattr(loader, "set_epoch"):
@@ -170,5 +208,7 @@ class ForgetCallback(TrainerCallback):
             try:
                 yield from islice(loader, drawn, None)
             except Exception as error:
-                raise RuntimeError(f"forget_dataset: loading a forget batch failed: {error!r}") from error
+                raise RuntimeError(
+                    f"forget_dataset: loading a forget batch failed: {error!r}"
+                ) from error
             epoch, drawn = epoch + 1, 0

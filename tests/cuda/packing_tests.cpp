@@ -1,5 +1,6 @@
-// How lists are cut into units, and what carries them to the device: parameters, slots, or a captured graph's own copy.
-#include "common/plan.cuh"
+// How lists are cut into units, and what carries them to the device: parameters, slots, or a
+// captured graph's own copy.
+#include "cuda/launch.cuh"
 
 #include <string>
 
@@ -24,10 +25,12 @@ List<Sized> list_of(const std::vector<Sized>& tensors, int32_t unit, std::vector
   return list;
 }
 
-// Every element of every tensor is in exactly one unit, and every unit is taken by exactly one warp.
+// Every element of every tensor is in exactly one unit, and every unit is taken by exactly one
+// warp.
 void check_packing(const std::vector<Sized>& tensors, int64_t blocks) {
   std::vector<char> bytes;
-  const List<Sized> list = list_of(tensors, static_cast<int32_t>(pick(kLeastUnit, kMostUnit)), bytes);
+  const List<Sized> list =
+      list_of(tensors, static_cast<int32_t>(pick(kLeastUnit, kMostUnit)), bytes);
   const Table<Sized> table = list.opened();
   std::vector<int64_t> reached(tensors.size());
   for (int64_t unit = 0; unit < table.units; ++unit) {
@@ -60,7 +63,8 @@ class Lists {
         slow_[l].push_back(random_buffer(numel, DType::kFloat32, false, false));
         fast_[l].push_back(random_buffer(numel, DType::kFloat32, false, false));
         want_[l].push_back(fast_[l].back());
-        lists_[l].push_back({slow_[l].back().data(), fast_[l].back().data(), numel, DType::kFloat32});
+        lists_[l].push_back(
+            {slow_[l].back().data(), fast_[l].back().data(), numel, DType::kFloat32});
       }
     }
   }
@@ -90,7 +94,9 @@ void test_packing() {
   for (int i = 0; i < 20000; ++i) {
     std::vector<Sized> tensors(pick(1, 10));
     for (Sized& t : tensors) {
-      t.numel = chance(25) ? 0 : chance(30) ? (pick(1, 3) << pick(kLeastUnit, kMostUnit)) + pick(-1, 1) : pick(1, 9000);
+      t.numel = chance(25)   ? 0
+                : chance(30) ? (pick(1, 3) << pick(kLeastUnit, kMostUnit)) + pick(-1, 1)
+                             : pick(1, 9000);
     }
     check_packing(tensors, pick(1, 4));
   }
@@ -99,17 +105,21 @@ void test_packing() {
   many[5000].numel = 10'000'000;  // a coarse index of few entries, beside crowds of small tensors
   check_packing(many, 264);
 
-  const int64_t big = (int64_t{1} << 31) + 5, huge = (int64_t{1} << 40) + 1;  // counts only: nothing is allocated
+  // counts only: nothing is allocated
+  const int64_t big = (int64_t{1} << 31) + 5;
+  const int64_t huge = (int64_t{1} << 40) + 1;
   const int64_t unit = int64_t{1} << kMostUnit;
   std::vector<char> bytes;
   const Table<Sized> table = list_of({{3}, {big}, {0}, {huge}}, kMostUnit, bytes).opened();
   CHECK(table.units == 1 + (big + unit - 1) / unit + (huge + unit - 1) / unit);
-  const Stretch last = stretch_of(table, table.units - 1), before = stretch_of(table, table.first()[2] - 1);
+  const Stretch last = stretch_of(table, table.units - 1),
+                before = stretch_of(table, table.first()[2] - 1);
   CHECK(last.tensor == 3 && last.end == huge && last.begin == huge / unit * unit);
   CHECK(before.tensor == 1 && before.end == big && before.begin > (int64_t{1} << 31) - 1);
 
   // units as small as it takes to give every warp one
-  for (const auto& [numel, expected] : {std::pair<int64_t, int32_t>{2048 * 32, 11}, {2048 * 31, 10}, {600 * 32, 9}}) {
+  for (const auto& [numel, expected] :
+       {std::pair<int64_t, int32_t>{2048 * 32, 11}, {2048 * 31, 10}, {600 * 32, 9}}) {
     CHECK(unit_for<Sized>({{numel}}, 32) == expected);
   }
 }
@@ -126,7 +136,8 @@ void test_tables() {
     for (int l = 0; l < 4; ++l) CHECK(cycle.copies(l) == (round == 0 && l > 0 ? 1 : 0));
   }
   Lists others(40, 100);
-  for (int l = 0; l < 40; ++l) CHECK(others.copies(l) == 1);  // new storage each time: a copy, no allocation
+  for (int l = 0; l < 40; ++l)
+    CHECK(others.copies(l) == 1);  // new storage each time: a copy, no allocation
   CHECK(shim::allocations == allocations);
   for (Lists* lists : {&single, &cycle, &others}) lists->check();
 
@@ -149,13 +160,15 @@ void test_a_host_that_runs_ahead() {
   few.check();
   const int64_t allocations = shim::allocations;
   for (int l = 0; l < 100; ++l) many.launch(l);
-  CHECK(shim::waits > waits && shim::allocations == allocations);  // it is as long as it gets: the host waits
+  // it is as long as it gets: the host waits
+  CHECK(shim::waits > waits && shim::allocations == allocations);
   shim::finish();
   many.check();
   shim::deferred = false;
 }
 
-// What a graph holds is not touched by what comes between its replays, and its kernels are loaded beside the capture.
+// What a graph holds is not touched by what comes between its replays, and its kernels are loaded
+// beside the capture.
 void test_capture() {
   for (const int64_t count : {3, 200}) {
     Lists captured(1, count), between(30, count);
@@ -165,7 +178,8 @@ void test_capture() {
     shim::graph.clear();
     shim::capturing = true;
     captured.launch(0);
-    launch_masked_grad_norm({{grad.data(), nullptr, 1000, DType::kFloat32}}, nullptr, &norm, {0, nullptr});
+    launch_masked_grad_norm({{grad.data(), nullptr, 1000, DType::kFloat32}}, nullptr, &norm,
+                            {0, nullptr});
     shim::capturing = false;
     CHECK(norm == -1.0f);
     for (int l = 0; l < 30; ++l) between.launch(l);
@@ -178,24 +192,26 @@ void test_capture() {
   }
 }
 
-// All kernels of an op are loaded when the first is needed; the message where there is no code for the device.
+// All kernels of an op are loaded when the first is needed; the message where there is no code for
+// the device.
 __global__ void first_kernel(const __grid_constant__ List<Sized>) {}
 __global__ void second_kernel(const __grid_constant__ List<Sized>) {}
 
 void test_loading() {
-  Plans plans("op_", first_kernel, second_kernel);
-  plans.launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+  TableCache tables("op_", first_kernel, second_kernel);
+  tables.launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
   CHECK(shim::loaded.count(reinterpret_cast<const void*>(second_kernel)) == 1);
 
   shim::load_error = cudaErrorNoKernelImageForDevice;
   std::string message;
   try {
-    Plans("op_", first_kernel).launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
+    TableCache("op_", first_kernel).launch(first_kernel, std::vector<Sized>{{1}}, {0, nullptr});
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
   shim::load_error = cudaSuccess;
-  CHECK(message.find("found compute capability 2.2; build with TORCH_CUDA_ARCH_LIST=2.2") != std::string::npos);
+  CHECK(message.find("found compute capability 2.2; build with TORCH_CUDA_ARCH_LIST=2.2") !=
+        std::string::npos);
 }
 
 // 10,000 tensors: one launch for the norm, one for the step.
@@ -207,12 +223,14 @@ void test_launches() {
     params[i] = random_buffer(64, DType::kFloat32, false, false);
     grads[i] = random_buffer(64, DType::kFloat32, false, false);
     norms.push_back({grads[i].data(), nullptr, 64, DType::kFloat32});
-    steps.push_back({params[i].data(), grads[i].data(), nullptr, nullptr, nullptr, nullptr, 64, DType::kFloat32,
-                     DType::kFloat32});
+    steps.push_back({params[i].data(), grads[i].data(), nullptr, nullptr, nullptr, nullptr, 64,
+                     DType::kFloat32, DType::kFloat32});
   }
   float norm = 0.0f;
   const int64_t launches = shim::launches;
   launch_masked_grad_norm(norms, nullptr, &norm, {0, nullptr});
-  launch_sgd_step(steps, {}, {&norm, nullptr, nullptr, nullptr, nullptr, {0.1, 0.0, 1.0}, 1.0f, false}, {0, nullptr});
+  launch_sgd_step(steps, {},
+                  {&norm, nullptr, nullptr, nullptr, nullptr, {0.1, 0.0, 1.0}, 1.0f, false},
+                  {0, nullptr});
   CHECK(shim::launches - launches == 2);
 }

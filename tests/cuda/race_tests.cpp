@@ -1,5 +1,5 @@
-// Two ops whose last block works on what the others have written or read, with all blocks alive at once: for
-// ThreadSanitizer (test_cuda_on_host.py), which the other host tests cannot run under.
+// Two ops whose last block works on what the others have written or read, with all blocks alive at
+// once: for ThreadSanitizer (test_cuda_on_host.py), which the other host tests cannot run under.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -15,7 +15,8 @@ int main() {
   float step = 0.0f;
   for (int round = 1; round <= 3; ++round) {
     float norm = -1.0f;
-    launch_masked_grad_norm({{grad.data(), nullptr, numel, DType::kFloat32}}, nullptr, &norm, {0, nullptr});
+    launch_masked_grad_norm({{grad.data(), nullptr, numel, DType::kFloat32}}, nullptr, &norm,
+                            {0, nullptr});
     AdamwTensor tensor{};
     tensor.param = param.data();
     tensor.grad = grad.data();
@@ -28,7 +29,8 @@ int main() {
     inputs.max_norm = 1.0f;
     inputs.given = {0.1, 0.0, 1.0};
     launch_adamw_step({tensor}, {0.9, 0.999, 1e-8, true, false}, inputs, {0, nullptr});
-    if (norm != static_cast<float>(std::sqrt(numel * 0.25)) || step != round) return std::puts("wrong"), 1;
+    if (norm != static_cast<float>(std::sqrt(numel * 0.25)) || step != round)
+      return std::puts("wrong"), 1;
   }
   return std::puts("no race"), 0;
 }

@@ -1,4 +1,4 @@
-"""A CUDA wheel can be built where neither a GPU nor a CUDA build of torch is, and loads there for its CPU kernels."""
+"""A CUDA wheel is built where no GPU nor CUDA build of torch is, and its CPU kernels load there."""
 
 import os
 import shutil
@@ -13,11 +13,13 @@ ROOT = Path(__file__).parent.parent.parent
 PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
 USE = """
 import torch, sfron_fast
-from sfron_fast import _native, functional, ops
-assert _native.available(), _native.reason()
+from sfron_fast import functional
+from sfron_fast.ops import native, registry as ops
+assert native.available(), native.reason()
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sfron_fast::interpolate_", "CUDA")
 assert ops.kernel_for("interpolate_", "cpu") == "native"
-assert ops.kernel_for("interpolate_", "cuda") == ("native" if torch.backends.cuda.is_built() else "none")
+wanted = "native" if torch.backends.cuda.is_built() else "none"
+assert ops.kernel_for("interpolate_", "cuda") == wanted
 slow, fast = [torch.zeros(100)], [torch.ones(100)]
 functional.interpolate_(slow, fast, 0.25)
 assert slow[0].eq(0.25).all() and fast[0].eq(0.25).all()
@@ -32,9 +34,29 @@ def test_builds_links_and_loads(tmp_path):
     for part in filter(lambda part: (ROOT / part).exists(), PARTS):
         path = ROOT / part
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(path, source / part, ignore=ignored) if path.is_dir() else shutil.copy(path, source)
-    settings = {**os.environ, "USE_CUDA": "1", "SFRON_FAST_NATIVE": "require", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", tmp_path, source]
+        (
+            shutil.copytree(path, source / part, ignore=ignored)
+            if path.is_dir()
+            else shutil.copy(path, source)
+        )
+    settings = {
+        **os.environ,
+        "USE_CUDA": "1",
+        "SFRON_FAST_NATIVE": "require",
+        "TORCH_CUDA_ARCH_LIST": "9.0",
+    }
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        tmp_path,
+        source,
+    ]
     subprocess.run(pip, env=settings, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kernels_report, kernels_table, sass, sass_loops
+from benchmarks.tools import kernels_report, kernels_table, sass, sass_loops
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
@@ -14,8 +14,14 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
     assert kernels_report.main(["--arch", "90"]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
-    for op in ("interpolate", "masked_grad_norm", "sgd_step", "adamw_step", "fisher_accumulate", "saliency_mask",
-               "fisher_saliency_mask"):  # fmt: skip
+    for op in (
+        "interpolate",
+        "masked_grad_norm",
+        "sgd_step",
+        "adamw_step",
+        "fisher_accumulate",
+        "saliency_mask",
+    ):
         assert f"\n{op}_kernel" in out
 
 
@@ -23,13 +29,18 @@ def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
 def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
     source = tmp_path / "bad.cu"
     source.write_text("""
-        __global__ void bad_kernel(float* x, int n) {  // an array that is indexed at run time lies in local memory
+        // an array that is indexed at run time lies in local memory
+        __global__ void bad_kernel(float* x, int n) {
           float local[64];
           for (int i = 0; i < 64; ++i) local[(i * n) % 64] = x[threadIdx.x + i];
           x[threadIdx.x] = local[n % 64];
         }""")
     report = kernels_report.compile_one(
-        shutil.which("nvcc"), kernels_report.find_cuobjdump(shutil.which("nvcc")), source, ("90",), str(tmp_path)
+        shutil.which("nvcc"),
+        kernels_report.find_cuobjdump(shutil.which("nvcc")),
+        source,
+        ("90",),
+        str(tmp_path),
     )
     problems = "; ".join(report[0].problems())
     assert report[0].name == "bad_kernel"
@@ -40,7 +51,8 @@ def test_a_spill_and_a_narrow_access_fail(tmp_path, capsys):
 
 
 SLOW = """
-    __global__ void __launch_bounds__(64) slow_kernel(float4* x, int n) {  // 16 chained roots for each element
+    // 16 chained roots for each element
+    __global__ void __launch_bounds__(64) slow_kernel(float4* x, int n) {
       for (int i = threadIdx.x; i < n; i += 64) {
         float4 v = x[i];
         float* f = &v.x;
@@ -53,7 +65,7 @@ SLOW = """
 
 @needs_nvcc
 def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
-    """A planted kernel with 16 roots an element, and 16 bytes for each of its few resident threads."""
+    """A planted kernel: 16 roots an element, and 16 bytes for each of few resident threads."""
     source = tmp_path / "slow.cu"
     source.write_text(SLOW)
     nvcc = shutil.which("nvcc")
@@ -76,10 +88,20 @@ def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
 def test_a_slow_triton_launch_is_judged_if_it_fills_the_card(monkeypatch):
     monkeypatch.setattr(kernels_table.triton_report, "complaints", lambda launch, found: [])
     name = next(iter(kernels_table.triton_report.STREAMS))
-    found = {"kernel": name, "for": "V=9", "dtype": "float32", "registers": 8, "spills": 0, "issue_load": 0.81,
-             "mufu_load": 0.1, "bytes_in_flight": 29_999}  # fmt: skip
-    rows = [kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
-            for n in (1_000, 10_000_000)]  # fmt: skip
+    found = {
+        "kernel": name,
+        "for": "V=9",
+        "dtype": "float32",
+        "registers": 8,
+        "spills": 0,
+        "issue_load": 0.81,
+        "mufu_load": 0.1,
+        "bytes_in_flight": 29_999,
+    }
+    rows = [
+        kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
+        for n in (1_000, 10_000_000)
+    ]
     assert [kernels_table.judge([row]) for row in rows] == [0, 1]
     assert rows[1]["misses"] == ["issue load 0.81, above 0.8", "30.0 KB in flight, below 30"]
     assert sass.slow(0.8, 30_000) == []

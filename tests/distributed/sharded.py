@@ -9,13 +9,21 @@ from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
 
 KINDS = (SFRonSGD, SFRonAdamW)
 EVERYTHING = {  # every kind of state
-    SFRonSGD: {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "moments": "separate", "slow_lr": 0.5},
+    SFRonSGD: {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "moments": "separate",
+        "slow_lr": 0.5,
+    },
     SFRonAdamW: {"lr": 0.1, "amsgrad": True, "moments": "separate", "slow_lr": 0.5},
 }
 
 
 def net(dtype=torch.float32, seed=0):
-    """Rows 7, 9, 1: shards of 2 to 4 ranks are even, uneven and empty, and begin inside a mask's bytes."""
+    """Rows 7, 9, 1: shards of 2 to 4 ranks are even, uneven and empty, and begin inside a mask's
+    bytes.
+    """
     torch.manual_seed(seed)
     layers = [nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 1)]
     return nn.Sequential(*layers).to(dtype)
@@ -30,8 +38,9 @@ def shard(model, **options):
 
 def mask_of(model, seed=2):
     generator = torch.Generator().manual_seed(seed)
-    return SaliencyMask.from_bool({n: torch.rand(p.shape, generator=generator) < 0.5
-                                   for n, p in model.named_parameters()})  # fmt: skip
+    return SaliencyMask.from_bool(
+        {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters()}
+    )
 
 
 def placed(tensor, like):
@@ -40,7 +49,9 @@ def placed(tensor, like):
         return tensor.clone()
     split = distribute_tensor(tensor.clone(), like.device_mesh, like.placements, src_data_rank=None)
     local = split.to_local().to(like.device)
-    return DTensor.from_local(local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
 
 
 def whole(tensor):
@@ -61,20 +72,28 @@ def step_both(models, optimizers, step, retain_steps, seed=0, without=()):
 
 def assert_state_is_placed(model, optimizer):
     """Every state tensor is placed as its parameter, or a plain scalar."""
+    kinds = {
+        k: v for group in optimizer.param_groups for k, v in optimizer.known_kinds(group).items()
+    }
     for name, param in model.named_parameters():
         for key, value in optimizer.state[param].items():
-            if key.endswith("step"):
+            if kinds[key].role == "count":
                 assert not isinstance(value, DTensor), (name, key)
                 assert value.shape == (), (name, key)
             else:
                 assert isinstance(value, DTensor), (name, key)
                 assert (value.shape, value.placements, value.device_mesh, value.device) == (
-                    param.shape, param.placements, param.device_mesh, param.device,
-                ), (name, key)  # fmt: skip
+                    param.shape,
+                    param.placements,
+                    param.device_mesh,
+                    param.device,
+                ), (name, key)
 
 
 def assert_equal(models, optimizers, bound=None):
-    """Parameters and states of the sharded are those of the whole, in all bits or within ``bound(name, value)``."""
+    """Parameters and states of the sharded are those of the whole, in all bits or within
+    ``bound(name, value)``.
+    """
     theirs, ours = (dict(m.named_parameters()) for m in models)
     for name, param in theirs.items():
         pairs = {"": (param, ours[name])}

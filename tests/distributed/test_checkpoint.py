@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: saved on some ranks, loaded on as many or others, in mid-cycle, going on the same."""
+"""torch.distributed.checkpoint: loaded on as many or other ranks, in mid-cycle, bits kept."""
 
 import pytest
 import torch
@@ -16,8 +16,13 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-OPTIONS = {"plain": {}, "full": {"full_state_dict": True}, "offload": {"full_state_dict": True, "cpu_offload": True},
-           "flat": {"flatten_optimizer_state_dict": True}, "on_cpu": {"cpu_offload": True}}  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "full": {"full_state_dict": True},
+    "offload": {"full_state_dict": True, "cpu_offload": True},
+    "flat": {"flatten_optimizer_state_dict": True},
+    "on_cpu": {"cpu_offload": True},
+}
 STEPS, STOP = 8, 4  # cycles of a forget and two retain steps: stopped after the second forget step
 
 
@@ -34,8 +39,11 @@ def train(model, optimizer, start, stop):
 
 def everything(model, optimizer):
     found = {(name, "param"): whole(p).clone() for name, p in model.named_parameters()}
-    return found | {(name, key): whole(v).clone() for name, p in model.named_parameters()
-                    for key, v in optimizer.state.get(p, {}).items()}  # fmt: skip
+    return found | {
+        (name, key): whole(v).clone()
+        for name, p in model.named_parameters()
+        for key, v in optimizer.state.get(p, {}).items()
+    }
 
 
 def same(a, b):
@@ -58,13 +66,17 @@ def in_memory_and_on_disk(folder):
             part = made(kind)
             train(*part, 0, STOP)
             assert part[1].mid_cycle
-            state = {"model": get_model_state_dict(part[0]),
-                     "optimizer": get_optimizer_state_dict(*part, options=options)}  # fmt: skip
+            state = {
+                "model": get_model_state_dict(part[0]),
+                "optimizer": get_optimizer_state_dict(*part, options=options),
+            }
             place = f"{folder}/{kind.__name__}-{name}"
             dcp.save(state, checkpoint_id=place)
             model, optimizer = made(kind, seed=1)
-            state = {"model": get_model_state_dict(model),
-                     "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}  # fmt: skip
+            state = {
+                "model": get_model_state_dict(model),
+                "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+            }
             dcp.load(state, checkpoint_id=place)
             set_model_state_dict(model, state["model"])
             if name == "offload":  # torch gives it to the first rank only, and asks to be told
@@ -83,21 +95,31 @@ def in_memory_and_on_disk(folder):
 @pytest.mark.checklist("C7", "C5", "C4")
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_round_trip_in_mid_cycle(world_size, tmp_path):
-    """Even, uneven and empty shards; the run that was stopped ends with the bits of the one that was not."""
+    """Even, uneven and empty shards; the run that was stopped ends with the bits of the one that
+    was not.
+    """
     on_ranks(world_size, in_memory_and_on_disk, str(tmp_path))
 
 
 def one_leg(kind, folder, start, stop):
-    """Load what the leg before has saved, go on, save; the same gradients whatever the number of ranks."""
+    """Load what the leg before has saved, go on, save; the same gradients whatever the number of
+    ranks.
+    """
     model, optimizer = made(kind, seed=start)
     if start:
-        state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        state = {
+            "model": get_model_state_dict(model),
+            "optimizer": get_optimizer_state_dict(model, optimizer),
+        }
         dcp.load(state, checkpoint_id=f"{folder}/{start}")
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
         assert_state_is_placed(model, optimizer)
     train(model, optimizer, start, stop)
-    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
     dcp.save(state, checkpoint_id=f"{folder}/{stop}")
     return everything(model, optimizer), optimizer.mid_cycle
 
@@ -105,7 +127,9 @@ def one_leg(kind, folder, start, stop):
 @pytest.mark.checklist("C7")
 @pytest.mark.parametrize("kind", KINDS)
 def test_resharding_2_to_1_to_3(kind, tmp_path):
-    """No clip here, so the whole run is elementwise and does not depend on the number of ranks in any bit."""
+    """No clip here, so the whole run is elementwise and does not depend on the number of ranks in
+    any bit.
+    """
     straight, _ = on_ranks(2, one_leg, kind, str(tmp_path / "straight"), 0, 8)[0]
     for world_size, start, stop in ((2, 0, 2), (1, 2, 4), (3, 4, 8)):
         ends = on_ranks(world_size, one_leg, kind, str(tmp_path), start, stop)
@@ -136,7 +160,8 @@ def gradients_on_some_ranks(folder):
         everywhere = keys_of(optimizer)
         assert all(keys == everywhere[0] for keys in everywhere), everywhere
         assert hidden.shape == (2, 7)
-        # where gradients differ from rank to rank, init_state makes the keys alike, and the checkpoint is whole
+        # where gradients differ from rank to rank, init_state makes the keys alike, and the
+        # checkpoint is whole
         model, optimizer = made(kind)
         optimizer.init_state()
         skipped = ("0.weight", "4.bias") if dist.get_rank() == 0 else ("2.bias",)
@@ -151,7 +176,12 @@ def gradients_on_some_ranks(folder):
         set_optimizer_state_dict(again, fresh, state["optimizer"])
         ours, theirs = everything(again, fresh), everything(model, optimizer)
         # but for counts, of which there is one for all ranks
-        same(*({k: v for k, v in found.items() if not k[1].endswith(("param", "step"))} for found in (ours, theirs)))
+        same(
+            *(
+                {k: v for k, v in found.items() if not k[1].endswith(("param", "step"))}
+                for found in (ours, theirs)
+            )
+        )
 
 
 @pytest.mark.checklist("C10")
@@ -160,7 +190,9 @@ def test_the_same_keys_on_every_rank(tmp_path):
 
 
 def asked_for_nothing():
-    """The engine asks a stateless optimizer by a step of lr 0 on zeros: no weight and no phase moves."""
+    """The engine asks a stateless optimizer by a step of lr 0 on zeros: no weight and no phase
+    moves.
+    """
     model, optimizer = made(KINDS[1])
     before = everything(model, optimizer)
     get_optimizer_state_dict(model, optimizer)
@@ -176,7 +208,9 @@ def test_asking_for_the_state_of_a_sharded_optimizer_moves_nothing():
 
 
 def zeros_on_one_rank():
-    """A schedule at lr 0, and gradients that are zero in one rank's shards: a step on all, or the phases part."""
+    """A schedule at lr 0, and gradients that are zero in one rank's shards: a step on all, or the
+    phases part.
+    """
     model, optimizer = made(KINDS[0])
     step_both([model], [optimizer], 0, 2)
     for group in optimizer.param_groups:
@@ -206,7 +240,9 @@ def whole_states_refused():
             step_both(models, optimizers, step, 1)
         before = everything(models[1], optimizers[1])
         for mine, theirs in (optimizers, optimizers[::-1]):
-            with pytest.raises(ValueError, match=r"state_dict: expected .* set_optimizer_state_dict"):
+            with pytest.raises(
+                ValueError, match=r"state_dict: expected .* set_optimizer_state_dict"
+            ):
                 mine.load_state_dict(theirs.state_dict())
         assert same(everything(models[1], optimizers[1]), before)
         assert all(isinstance(p, DTensor) for p in models[1].parameters())

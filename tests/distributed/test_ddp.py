@@ -1,4 +1,4 @@
-"""DDP and plain ranks that share a batch: losses, gradients, steps, Fisher and mask are those of one process."""
+"""DDP and plain ranks that share a batch: all results are those of one process."""
 
 import pytest
 import torch
@@ -23,23 +23,31 @@ from sfron_fast import (
 )
 
 U = 2.0**-24  # the error of one rounded fp32 operation
-SPLITS = {2: ((8, 8), (13, 3), (0, 16)), 3: ((6, 5, 5), (16, 0, 0)), 4: ((4, 4, 4, 4), (7, 0, 8, 1))}
+SPLITS = {
+    2: ((8, 8), (13, 3), (0, 16)),
+    3: ((6, 5, 5), (16, 0, 0)),
+    4: ((4, 4, 4, 4), (7, 0, 8, 1)),
+}
 
 
 def part(tensor, split):
     return tensor.split(list(split))[dist.get_rank()]
 
 
-# --- where fp32 is exact: the same bits ------------------------------------------------------------------------------
+# --- where fp32 is exact: the same bits -----------------------------------------------------------
 
 
 def dyadic(shape, generator, low=-4, high=5, unit=0.125):
-    """Small multiples of a power of two: sums and products of a few of them are exact in fp32, in any order."""
+    """Small multiples of a power of two: sums and products of a few of them are exact in fp32, in
+    any order.
+    """
     return torch.randint(low, high, shape, generator=generator).float() * unit
 
 
 def exact_cycles():
-    """A linear model and squared errors of halves: four steps without any rounding, so no order of sums matters."""
+    """A linear model and squared errors of halves: four steps without any rounding, so no order of
+    sums matters.
+    """
     world = dist.get_world_size()
     for split in SPLITS[world]:
         generator = torch.Generator().manual_seed(3)
@@ -52,10 +60,17 @@ def exact_cycles():
         optimizers = [SFRonSGD(m.named_parameters(), **settings) for m in models]
         parallel = DistributedDataParallel(models[1])
         for step in range(4):
-            inputs, targets = dyadic((16, 3), generator, -1, 2, 1.0), dyadic((16, 2), generator, -1, 2, 1.0)
-            for model, x, y in ((models[0], inputs, targets), (parallel, part(inputs, split), part(targets, split))):
+            inputs, targets = (
+                dyadic((16, 3), generator, -1, 2, 1.0),
+                dyadic((16, 2), generator, -1, 2, 1.0),
+            )
+            for model, x, y in (
+                (models[0], inputs, targets),
+                (parallel, part(inputs, split), part(targets, split)),
+            ):
                 model.zero_grad()
-                # the retain loss is an ordinary sum over the samples, which DDP averages over the ranks
+                # the retain loss is an ordinary sum over the samples, which DDP averages over the
+                # ranks
                 scale = 1.0 if model is models[0] else float(world)
                 (scale * (model(x) - y).square().sum() / 16).backward()
             for p, q in zip(*(m.parameters() for m in models), strict=True):
@@ -73,11 +88,13 @@ def test_ranks_equal_one_process_bit_by_bit_where_sums_are_exact(world_size):
     on_ranks(world_size, exact_cycles)
 
 
-# --- adaptive weights ------------------------------------------------------------------------------------------------
+# --- adaptive weights -----------------------------------------------------------------------------
 
 
 def softmax_regression(x, y, w, loss_of):
-    """The gradient of ``loss_of(logits, labels)`` of one process, and of the ranks' average, for logits = x w."""
+    """The gradient of ``loss_of(logits, labels)`` of one process, and of the ranks' average, for
+    logits = x w.
+    """
     one = w.clone().requires_grad_()
     loss = loss_of(x @ one, y, None)
     loss.backward()
@@ -89,9 +106,11 @@ def bound_of(x, y, w, temperature):
     x, w = x.double(), w.double()
     features, samples, classes = x.shape[1], x.shape[0], w.shape[1]
     logits = x @ w
-    slack = features * U * (x.abs() @ w.abs()).amax(1)  # of a logit: a sum over features, in any order
+    # of a logit: a sum over features, in any order
+    slack = features * U * (x.abs() @ w.abs()).amax(1)
     losses = F.cross_entropy(logits, y, reduction="none")
-    # the loss: two logits, and a log-sum-exp of classes (exp and log within 4 U, sums, the differences)
+    # the loss: two logits, and a log-sum-exp of classes (exp and log within 4 U, sums, the
+    # differences)
     loss_slack = 2 * slack + (classes + 12) * U * (1 + logits.abs().amax(1))
     raw = losses.clamp_min(1e-6).pow(-temperature)
     weights = raw / raw.sum()
@@ -103,14 +122,20 @@ def bound_of(x, y, w, temperature):
     terms = weights.unsqueeze(1) * delta.abs()
     term_slack = weights.unsqueeze(1) * delta_slack + terms * relative.unsqueeze(1)
     gradient = x.abs().T @ term_slack + (samples + 8) * U * (x.abs().T @ terms)
-    loss = (weights * (loss_slack + losses * relative)).sum() + (samples + 8) * U * (weights * losses).sum()
+    loss = (weights * (loss_slack + losses * relative)).sum() + (samples + 8) * U * (
+        weights * losses
+    ).sum()
     return 2 * gradient, 2 * loss  # each of the two
 
 
 LOSSES = {
     "cross_entropy": lambda logits, y, group: adaptive_cross_entropy(logits, y, 0.5, group=group),
-    "inplace": lambda logits, y, group: adaptive_cross_entropy(logits, y, 0.5, inplace=True, group=group),
-    "weights": lambda logits, y, group: _own_loss(F.cross_entropy(logits, y, reduction="none"), group),
+    "inplace": lambda logits, y, group: adaptive_cross_entropy(
+        logits, y, 0.5, inplace=True, group=group
+    ),
+    "weights": lambda logits, y, group: _own_loss(
+        F.cross_entropy(logits, y, reduction="none"), group
+    ),
 }
 
 
@@ -164,7 +189,8 @@ def divided_by_the_optimizer():
             parallel(part(x, split)), part(y, split), 0.5, scale=1.0, group=group
         )
         total.backward()
-        model.weight.data.zero_()  # what the step takes off it is then the gradient, with the optimizer's division
+        # what the step takes off it is then the gradient, with the optimizer's division
+        model.weight.data.zero_()
         optimizer.forget_step()
         assert ((-model.weight.detach().T - wanted).abs() <= gradient_bound).all(), split
 
@@ -182,7 +208,9 @@ def squared_errors():
         model.weight.data = w.T.clone()
         parallel = DistributedDataParallel(model)  # its hooks live as long as it
         adaptive_mse(parallel(part(x, split)), part(y, split), 0.7, group=group).backward()
-        assert (model.weight.grad.T - one.grad).abs().max() <= 1000 * 2.0**-53 * one.grad.abs().max()
+        assert (
+            model.weight.grad.T - one.grad
+        ).abs().max() <= 1000 * 2.0**-53 * one.grad.abs().max()
 
 
 def steep_weights():
@@ -216,7 +244,9 @@ def nothing_anywhere():
 
 @pytest.mark.checklist("F1")
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("check", [adaptive_gradients, divided_by_the_optimizer, squared_errors, steep_weights])
+@pytest.mark.parametrize(
+    "check", [adaptive_gradients, divided_by_the_optimizer, squared_errors, steep_weights]
+)
 def test_weights_are_normalised_over_all_ranks(world_size, check):
     """Equal, uneven and empty parts; the bound is that of two orders of fp32 sums (bound_of)."""
     on_ranks(world_size, check)
@@ -226,15 +256,23 @@ def test_no_samples_on_any_rank():
     assert on_ranks(2, nothing_anywhere) == [(0.0, (0,))] * 2
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 def runs():
-    """fp64 but for the clip's norm: three cycles of forget and retain steps, forget batches with an empty part."""
+    """fp64 but for the clip's norm: three cycles of forget and retain steps, forget batches with an
+    empty part.
+    """
     world, group = dist.get_world_size(), dist.group.WORLD
     for kind in KINDS:
         models = [net(torch.float64), net(torch.float64)]
-        settings = {"lr": 0.05, "max_norm": 1.0, "retain_steps": 2, "slow_lr": 0.5, "saliency": mask_of(models[0])}
+        settings = {
+            "lr": 0.05,
+            "max_norm": 1.0,
+            "retain_steps": 2,
+            "slow_lr": 0.5,
+            "saliency": mask_of(models[0]),
+        }
         settings |= {"momentum": 0.9} if kind is SFRonSGD else {"eps": 1e-3}
         optimizers = [kind(m.named_parameters(), **settings) for m in models]
         parallel = DistributedDataParallel(models[1])
@@ -242,11 +280,16 @@ def runs():
         for step in range(9):
             inputs = torch.randn(12, 5, dtype=torch.float64, generator=generator)
             forget = step % 3 == 0
-            split = [12 // world] * world if not forget else [12 - world + 1, 0, *[1] * (world - 1)][:world]
+            split = (
+                [12 // world] * world
+                if not forget
+                else [12 - world + 1, 0, *[1] * (world - 1)][:world]
+            )
             split[0] += 12 - sum(split)
             for model, optimizer, x, ranks in (
-                (models[0], optimizers[0], inputs, None), (parallel, optimizers[1], part(inputs, split), group),
-            ):  # fmt: skip
+                (models[0], optimizers[0], inputs, None),
+                (parallel, optimizers[1], part(inputs, split), group),
+            ):
                 optimizer.zero_grad()
                 error = model(x) - x.sum(1, keepdim=True)
                 if forget:
@@ -255,7 +298,8 @@ def runs():
                     error.square().mean().backward()
                 (optimizer.forget_step if forget else optimizer.step)()
         for (name, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-            # the norm is fp32, and may round the other way: U of an update below 0.1, in three forget steps
+            # the norm is fp32, and may round the other way: U of an update below 0.1, in three
+            # forget steps
             assert (p - q).abs().max() <= 4 * U * 0.1, name
             mine = [torch.empty_like(q) for _ in range(world)]
             dist.all_gather(mine, q.detach())
@@ -268,7 +312,7 @@ def test_whole_runs_equal_one_process(world_size):
     on_ranks(world_size, runs)
 
 
-# --- Fisher and mask -------------------------------------------------------------------------------------------------
+# --- Fisher and mask ------------------------------------------------------------------------------
 
 
 def mean_square(output, targets):
@@ -304,32 +348,58 @@ def even(n):
 
 
 def lopsided(n):
-    return [n if n < 10 else n - dist.get_world_size() + 1, *[0 if n < 10 else 1] * (dist.get_world_size() - 1)]
+    return [
+        n if n < 10 else n - dist.get_world_size() + 1,
+        *[0 if n < 10 else 1] * (dist.get_world_size() - 1),
+    ]
 
 
 def exact_fishers():
-    """Gradients of eighths are exact, whoever adds them up; only their squares are rounded, and alike."""
+    """Gradients of eighths are exact, whoever adds them up; only their squares are rounded, and
+    alike.
+    """
     group, world = dist.group.WORLD, dist.get_world_size()
     sets = exact_batches(seed=1), exact_batches((16, 16, 2), seed=2)
     for estimator, split, wrap in (
-        ("batch", even, lambda model: model), ("batch", lopsided, DistributedDataParallel), ("batch", lopsided, shard),
+        ("batch", even, lambda model: model),
+        ("batch", lopsided, DistributedDataParallel),
+        ("batch", lopsided, shard),
         ("batch_equal", even, shard),
-    ):  # fmt: skip
-        single = [estimate_fisher(exact_model(), batches, mean_square, estimator=estimator) for batches in sets]
-        mask, top = SaliencyMask.from_fisher(*single), SaliencyMask.top_k(*single, 0.5)
+    ):
+        single = [
+            estimate_fisher(exact_model(), batches, mean_square, estimator=estimator)
+            for batches in sets
+        ]
+        mask, top = (
+            SaliencyMask.from_fisher(forget=single[0], retain=single[1]),
+            SaliencyMask.top_k(forget=single[0], retain=single[1], fraction=0.5),
+        )
         assert 0 < sum(mask.counts().values()) < sum(map(mask.size, mask))
         model = wrap(exact_model())
         grad = next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
         mine = [parts(batches, split) for batches in sets]
-        ours = [estimate_fisher(model, batches, mean_square, estimator=estimator, group=group) for batches in mine]
+        ours = [
+            estimate_fisher(model, batches, mean_square, estimator=estimator, group=group)
+            for batches in mine
+        ]
         for one, several in zip(single, ours, strict=True):
             for name in one:
                 assert torch.equal(whole(several[name]), one[name]), (estimator, wrap, name)
             assert {**several.metadata, "world_size": 1} == one.metadata
             assert several.metadata["world_size"] == world
-        assert SaliencyMask.from_fisher(*ours) == mask
-        assert SaliencyMask.top_k(*ours, 0.5) == top
-        assert estimate_mask(model, *mine, mean_square, estimator=estimator, group=group) == mask
+        assert SaliencyMask.from_fisher(forget=ours[0], retain=ours[1]) == mask
+        assert SaliencyMask.top_k(forget=ours[0], retain=ours[1], fraction=0.5) == top
+        assert (
+            estimate_mask(
+                model,
+                forget=mine[0],
+                retain=mine[1],
+                loss_fn=mean_square,
+                estimator=estimator,
+                group=group,
+            )
+            == mask
+        )
         assert next(model.parameters()).grad is grad
 
 
@@ -340,13 +410,17 @@ def test_fisher_and_mask_do_not_depend_on_the_number_of_ranks(world_size):
 
 
 def parts_apart():
-    """"sample" and "rank": sums of squares over samples, and over the ranks' parts."""
+    """ "sample" and "rank": sums of squares over samples, and over the ranks' parts."""
     group, world = dist.group.WORLD, dist.get_world_size()
     batches = exact_batches((16, 8))
     mine = parts(batches, even)
     ours = estimate_fisher(exact_model(), mine, mean_square, estimator="sample", group=group)
     alone = estimate_fisher(exact_model(), batches, mean_square, estimator="sample")
-    pieces = [(x.split(even(len(x)))[r], y.split(even(len(y)))[r]) for x, y in batches for r in range(world)]
+    pieces = [
+        (x.split(even(len(x)))[r], y.split(even(len(y)))[r])
+        for x, y in batches
+        for r in range(world)
+    ]
     by_rank = estimate_fisher(exact_model(), mine, mean_square, estimator="rank", group=group)
     by_piece = estimate_fisher(exact_model(), pieces, mean_square, estimator="batch")
     for name in alone:  # squares are rounded, and 24 of them summed in another order
@@ -354,13 +428,17 @@ def parts_apart():
             assert ((found[name] - wanted[name]).abs() <= 2 * 24 * U * wanted[name]).all(), name
     assert (by_rank.metadata["estimator"], by_rank.metadata["world_size"]) == ("rank", world)
     assert by_rank.metadata["samples"] == 24
-    on = estimate_fisher(exact_model(), mine, mean_square, estimator="rank", group=group, start=by_rank)
+    on = estimate_fisher(
+        exact_model(), mine, mean_square, estimator="rank", group=group, start=by_rank
+    )
     for name in on:
         assert ((on[name] - by_rank[name]).abs() <= 100 * U * on[name]).all()
     assert on.metadata["samples"] == 48
     sharded = shard(exact_model())
     for estimator in ("sample", "rank"):
-        with pytest.raises(ValueError, match="estimator: expected 'batch' or 'batch_equal' for a sharded model"):
+        with pytest.raises(
+            ValueError, match="estimator: expected 'batch' or 'batch_equal' for a sharded model"
+        ):
             estimate_fisher(sharded, mine, mean_square, estimator=estimator, group=group)
 
 
@@ -370,7 +448,9 @@ def test_estimators_that_square_before_they_reduce_are_named():
 
 
 def unreached_and_refused():
-    """A parameter that only one rank's samples reach counts as reached; None as group is refused for DDP and FSDP2."""
+    """A parameter that only one rank's samples reach counts as reached; None as group is refused
+    for DDP and FSDP2.
+    """
     group = dist.group.WORLD
 
     class Gate(nn.Module):
@@ -382,7 +462,9 @@ def unreached_and_refused():
             return self.a(x) + self.b(x) if dist.get_rank() == 1 else self.a(x)
 
     for estimator in ("batch", "rank", "sample"):
-        fisher = estimate_fisher(Gate(), exact_batches(), mean_square, estimator=estimator, group=group)
+        fisher = estimate_fisher(
+            Gate(), exact_batches(), mean_square, estimator=estimator, group=group
+        )
         assert fisher.metadata["no_gradient"] == ["c.bias", "c.weight"]
         assert fisher["b.weight"].any()
     for model in (DistributedDataParallel(exact_model()), shard(exact_model())):
@@ -405,9 +487,13 @@ def other_meshes():
     single = estimate_fisher(exact_model(), batches, mean_square)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     for options in ({"mesh": mesh}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
-        ours = estimate_fisher(shard(exact_model(), **options), parts(batches, even), mean_square, group=group)
+        ours = estimate_fisher(
+            shard(exact_model(), **options), parts(batches, even), mean_square, group=group
+        )
         assert all(torch.equal(whole(ours[name]), single[name]) for name in single)
-    with pytest.raises(ValueError, match="group: expected the 2 ranks that the model is sharded over, found 4"):
+    with pytest.raises(
+        ValueError, match="group: expected the 2 ranks that the model is sharded over, found 4"
+    ):
         estimate_fisher(shard(exact_model(), mesh=mesh["shard"]), batches, mean_square, group=group)
 
 

@@ -17,21 +17,33 @@ from torch.utils.data import TensorDataset
 
 import sfron_fast as sf
 
-STEPS, SAVED, KILLED = 9, 5, 7  # cycles of three: saved, and killed, between the forget step and the last retain step
+# cycles of three: saved, and killed, between the forget step and the last retain step
+STEPS, SAVED, KILLED = 9, 5, 7
 
 
 def training(kind):
     model = net()
     saliency = mask_of(model)
-    optimizer = kind(shard(model).named_parameters(), saliency=saliency, retain_steps=2, max_norm=1.0,
-                     **EVERYTHING[kind])  # fmt: skip
+    optimizer = kind(
+        shard(model).named_parameters(),
+        saliency=saliency,
+        retain_steps=2,
+        max_norm=1.0,
+        **EVERYTHING[kind],
+    )
     generator = torch.Generator().manual_seed(1)
     forget, retain = (TensorDataset(torch.randn(n, 5, generator=generator)) for n in (7, 40))
-    return model, optimizer, sf.PairedLoader(forget, retain, batch_size=6, retain_steps=2)
+    return (
+        model,
+        optimizer,
+        sf.PairedLoader(forget=forget, retain=retain, batch_size=6, retain_steps=2),
+    )
 
 
 def train(parts, steps, folder=None, kill=None):
-    """Up to step ``steps``, with a checkpoint at ``SAVED``; rank 1 dies in the forward of step ``kill``."""
+    """Up to step ``steps``, with a checkpoint at ``SAVED``; rank 1 dies in the forward of step
+    ``kill``.
+    """
     model, optimizer, loader = parts
     while True:
         for phase, (inputs,) in loader:
@@ -44,7 +56,10 @@ def train(parts, steps, folder=None, kill=None):
             (optimizer.step if optimizer.mid_cycle else optimizer.forget_step)()
             if folder is not None and loader.position == SAVED:
                 weights, states = get_state_dict(model, optimizer)
-                dcp.save({"model": weights, "optimizer": states, "loader": loader.state_dict()}, checkpoint_id=folder)
+                dcp.save(
+                    {"model": weights, "optimizer": states, "loader": loader.state_dict()},
+                    checkpoint_id=folder,
+                )
             if loader.position == steps:
                 return parts
 
@@ -58,7 +73,9 @@ def resumed(folder):
     weights, states = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": states, "loader": loader.state_dict()}
     dcp.load(state, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
     loader.load_state_dict(state["loader"])
     assert loader.position == SAVED
     assert optimizer.mid_cycle
@@ -77,7 +94,9 @@ def test_a_rank_killed_in_a_step_ends_the_job_and_the_checkpoint_resumes(tmp_pat
 
 
 class Lacking(nn.Module):
-    """A layer that no data reach, and one that only ranks with samples do, where torch allows that (DDP)."""
+    """A layer that no data reach, and one that only ranks with samples do, where torch allows that
+    (DDP).
+    """
 
     def __init__(self, everywhere):
         super().__init__()
@@ -103,7 +122,9 @@ def lacking(kind, wrap, inputs, mine, group):
         optimizer.zero_grad()
         run(inputs).square().mean().backward()
         optimizer.step()
-    assert all(torch.equal(a, whole(p)) for a, p in zip(before, model.never.parameters(), strict=True))
+    assert all(
+        torch.equal(a, whole(p)) for a, p in zip(before, model.never.parameters(), strict=True)
+    )
     return [whole(p).clone() for p in model.parameters()]
 
 
@@ -118,7 +139,9 @@ def fully_sharded(model):
 
 
 def without_samples_or_gradients():
-    """Rank 1 has nothing to forget: what one process makes of all samples, to the bit, as halves of doubles are."""
+    """Rank 1 has nothing to forget: what one process makes of all samples, to the bit, as halves of
+    doubles are.
+    """
     inputs = torch.arange(15.0).reshape(3, 5) / 15
     for kind in KINDS:
         expected = lacking(kind, lambda model: model, inputs, inputs, None)
@@ -139,7 +162,9 @@ def fisher_behind_an_evaluation():
             with torch.no_grad():
                 model(torch.ones(2, 5))
         batches = [(torch.full((2, 5), float(dist.get_rank())), torch.ones(2, 1))]
-        fishers.append(sf.estimate_fisher(model, batches, nn.functional.mse_loss, group=dist.group.WORLD))
+        fishers.append(
+            sf.estimate_fisher(model, batches, nn.functional.mse_loss, group=dist.group.WORLD)
+        )
     assert fishers[0].keys() == fishers[1].keys()
     for name, value in fishers[0].items():
         assert torch.equal(whole(value), whole(fishers[1][name])), name

@@ -51,7 +51,9 @@ def same_gradients_same_bits():
 @pytest.mark.checklist("F4", "C4")
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_same_gradients_same_bits(world_size):
-    """No clip: every operation is elementwise, so shards even, uneven and empty hold the bits of one process."""
+    """No clip: every operation is elementwise, so shards even, uneven and empty hold the bits of
+    one process.
+    """
     on_ranks(world_size, same_gradients_same_bits)
 
 
@@ -65,15 +67,18 @@ def clipped_steps():
                 step_both(models, optimizers, step, 1)
             assert calls.call_count == 1
             one, ours = (o.grad_norm for o in optimizers)
-            # every shard's norm is rounded to fp32 (the root halves what its square adds), and so are the total and
-            # the norm of one process
+            # every shard's norm is rounded to fp32 (the root halves what its square adds), and so
+            # are the total and the norm of one process
             assert (one - ours).abs() <= 3 * U * one
             everywhere = [torch.empty(()) for _ in range(dist.get_world_size())]
             dist.all_gather(everywhere, ours)
             assert len({norm.item() for norm in everywhere}) == 1
-        # the norms differ by 3 U, so clipped gradients by 5 U, moments by a few more; AdamW's ratio of moments again.
-        # No step moves a weight further than 0.1, and its value rounds differently then: 2 U of it each time
-        assert_equal(models, optimizers, lambda key, value: 4 * (10 * U * value.abs().max().clamp_min(1.0)))
+        # the norms differ by 3 U, so clipped gradients by 5 U, moments by a few more; AdamW's ratio
+        # of moments again. No step moves a weight further than 0.1, and its value rounds
+        # differently then: 2 U of it each time
+        assert_equal(
+            models, optimizers, lambda key, value: 4 * (10 * U * value.abs().max().clamp_min(1.0))
+        )
 
 
 @pytest.mark.checklist("B4", "F4")
@@ -85,7 +90,9 @@ def test_the_norm_is_global_with_one_collective(world_size):
 def retain_steps_ask_nobody():
     models, optimizers = twins(KINDS[0], lr=0.1, max_norm=1.0, retain_steps=3)
     step_both(models, optimizers, 0, 3)
-    with mock.patch.object(torch.distributed, "all_reduce", side_effect=AssertionError("a collective")):
+    with mock.patch.object(
+        torch.distributed, "all_reduce", side_effect=AssertionError("a collective")
+    ):
         step_both(models, optimizers, 1, 3)
 
 
@@ -147,7 +154,9 @@ def trained_end_to_end():
                 (sign * (model(part) - part.sum(1, keepdim=True)).square().mean()).backward()
                 (optimizer.step if step % 3 else optimizer.forget_step)()
         # the clip's norm is fp32 also here
-        assert_equal(models, optimizers, lambda key, value: 9 * 10 * U * value.abs().max().clamp_min(1.0))
+        assert_equal(
+            models, optimizers, lambda key, value: 9 * 10 * U * value.abs().max().clamp_min(1.0)
+        )
 
 
 @pytest.mark.checklist("F4")
@@ -168,7 +177,9 @@ def offloaded():
 
 @pytest.mark.checklist("F6")
 def test_offloaded_parameters():
-    """On a machine of CPUs they differ from others in the policy only; the code is the same with a GPU's mesh."""
+    """On a machine of CPUs they differ from others in the policy only; the code is the same with a
+    GPU's mesh.
+    """
     on_ranks(2, offloaded)
 
 
@@ -176,7 +187,9 @@ def meshes():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
 
     def both(model):
-        """Replicated shards, shards of a mesh of its own, and parameters that are no DTensors: in one group."""
+        """Replicated shards, shards of a mesh of its own, and parameters that are no DTensors: in
+        one group.
+        """
         fully_shard(model[0], mesh=mesh)
         fully_shard(model[2], mesh=mesh["shard"])
         return model
@@ -184,8 +197,13 @@ def meshes():
     def split_twice(model):
         for n, p in list(model[2].named_parameters()):
             placements = [Shard(0), Shard(p.dim() - 1)] if p.dim() == 2 else [Replicate(), Shard(0)]
-            split = DTensor.from_local(placed_local(p, mesh, placements), mesh, placements, shape=p.shape,
-                                       stride=p.stride())  # fmt: skip
+            split = DTensor.from_local(
+                placed_local(p, mesh, placements),
+                mesh,
+                placements,
+                shape=p.shape,
+                stride=p.stride(),
+            )
             model[2].register_parameter(n, nn.Parameter(split))
         return both_but_middle(model)
 
@@ -207,7 +225,11 @@ def meshes():
 
 
 def placed_local(tensor, mesh, placements):
-    return distribute_tensor(tensor.detach().clone(), mesh, placements, src_data_rank=None).to_local().clone()
+    return (
+        distribute_tensor(tensor.detach().clone(), mesh, placements, src_data_rank=None)
+        .to_local()
+        .clone()
+    )
 
 
 @pytest.mark.checklist("F8")
@@ -245,7 +267,10 @@ def scaled():
         scaler.scale(models[1](inputs).sum()).backward()
         scaler.step(optimizers[1].forget)
         scaler.update()
-        moved = [not torch.equal(p.to_local(), before[n].to_local()) for n, p in models[1].named_parameters()]
+        moved = [
+            not torch.equal(p.to_local(), before[n].to_local())
+            for n, p in models[1].named_parameters()
+        ]
         assert any(moved) is not bad
         assert optimizers[1].mid_cycle is not bad
         assert scaler.get_scale() == 2.0

@@ -35,11 +35,15 @@ def hangs_on_one():
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_ranks_are_one_group(world_size):
     everyone = sum(rank + 2 for rank in range(world_size))
-    assert on_ranks(world_size, total_of_ranks, 2) == [(r, world_size, everyone) for r in range(world_size)]
+    assert on_ranks(world_size, total_of_ranks, 2) == [
+        (r, world_size, everyone) for r in range(world_size)
+    ]
 
 
 def test_a_failure_shows_its_traceback():
-    with pytest.raises(AssertionError, match=r"(?s)rank 1 of 2.*raises_on_one.*no luck on this rank"):
+    with pytest.raises(
+        AssertionError, match=r"(?s)rank 1 of 2.*raises_on_one.*no luck on this rank"
+    ):
         on_ranks(2, raises_on_one)
 
 

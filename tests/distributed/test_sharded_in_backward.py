@@ -1,4 +1,4 @@
-"""step_in_backward on shards: the bits of the ordinary sharded step, no whole gradient on any rank."""
+"""step_in_backward on shards: the ordinary sharded step's bits, no whole gradient on a rank."""
 
 import pytest
 import torch
@@ -12,11 +12,17 @@ from sfron_fast import step_in_backward
 
 
 def cycles(kind, inside, **options):
-    """Two cycles with each rank's own data; after every retain backward, which gradients are left."""
+    """Two cycles with each rank's data; which gradients are left after every retain backward."""
     model = net()
     saliency = mask_of(model)
     shard(model, **options)
-    optimizer = kind(model.named_parameters(), saliency=saliency, max_norm=1.0, retain_steps=2, **EVERYTHING[kind])
+    optimizer = kind(
+        model.named_parameters(),
+        saliency=saliency,
+        max_norm=1.0,
+        retain_steps=2,
+        **EVERYTHING[kind],
+    )
     left = 0
     for step in range(6):
         optimizer.zero_grad()
@@ -39,12 +45,19 @@ def cycles(kind, inside, **options):
 def both_ways():
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for kind in KINDS:
-        for options in ({}, {"mp_policy": low}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+        for options in (
+            {},
+            {"mp_policy": low},
+            {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+        ):
             after, inside = (cycles(kind, inside, **options) for inside in (False, True))
             assert_equal((after[0], inside[0]), (after[1], inside[1]))
             assert inside[2] == 0
     model = DistributedDataParallel(net())
-    with pytest.raises(RuntimeError, match="in a job of 2 ranks"), step_in_backward(KINDS[0](model.parameters())):
+    with (
+        pytest.raises(RuntimeError, match="in a job of 2 ranks"),
+        step_in_backward(KINDS[0](model.parameters())),
+    ):
         pass
 
 

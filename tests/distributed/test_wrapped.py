@@ -1,4 +1,4 @@
-"""One mask for many launchers: names and shards of wrapped models; and the wrappers that cannot be served."""
+"""One mask for many launchers: names and shards of wrapped models; wrappers that are refused."""
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, reference, unlearn
+from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, unlearn
+from sfron_fast.ops import reference
 
 
 def checkpointed(model):
@@ -23,7 +24,7 @@ def compiled(model):
 
 
 class Base(nn.Module):
-    """PEFT's names: base_model.model.<name>, and base_layer where an adapter is put around a layer."""
+    """PEFT's names: base_model.model.<name>, and base_layer inside an adapter."""
 
     def __init__(self, model):
         super().__init__()
@@ -35,14 +36,23 @@ class Base(nn.Module):
 
 
 WRAPPERS = {
-    "plain": lambda model: model, "ddp": DistributedDataParallel, "compiled": compiled, "checkpointed": checkpointed,
-    "peft": Base, "fsdp": shard, "fsdp_checkpointed": lambda model: fully_shard(checkpointed(model)),
+    "plain": lambda model: model,
+    "ddp": DistributedDataParallel,
+    "compiled": compiled,
+    "checkpointed": checkpointed,
+    "peft": Base,
+    "fsdp": shard,
+    "fsdp_checkpointed": lambda model: fully_shard(checkpointed(model)),
     "fsdp_compiled": lambda model: compiled(shard(model)),
     "compiled_ddp": lambda model: compiled(DistributedDataParallel(model)),
     "fsdp_peft": lambda model: fully_shard(Base(model)),
-    "hsdp": lambda model: shard(model, mesh=init_device_mesh("cpu", (1, dist.get_world_size()),
-                                                             mesh_dim_names=("replicate", "shard"))),
-}  # fmt: skip
+    "hsdp": lambda model: shard(
+        model,
+        mesh=init_device_mesh(
+            "cpu", (1, dist.get_world_size()), mesh_dim_names=("replicate", "shard")
+        ),
+    ),
+}
 
 
 def one_mask_for_all():
@@ -59,9 +69,14 @@ def one_mask_for_all():
         found = [whole(p) for p in model.parameters()]
         assert all(map(torch.equal, found, wanted.values())), kind
         # and back: from Fishers named and placed as the model's parameters
-        sides = [{n: placed(mask.to_bool(n).float() * factor + 0.25, p) for n, p in model.named_parameters()}
-                 for factor in (1.0, 0.5)]  # fmt: skip
-        again = SaliencyMask.from_fisher(*sides, threshold=1.25)
+        sides = [
+            {
+                n: placed(mask.to_bool(n).float() * factor + 0.25, p)
+                for n, p in model.named_parameters()
+            }
+            for factor in (1.0, 0.5)
+        ]
+        again = SaliencyMask.from_fisher(forget=sides[0], retain=sides[1], threshold=1.25)
         assert again == mask, kind
     assert len(names) == 6 * 6, names  # six ways to call a parameter
 
@@ -84,10 +99,14 @@ def bits_of_shards():
     model = shard(net())
     mask = mask_of(net())
     begins = set()
-    for (name, p), packed in zip(model.named_parameters(), mask.resolve(model.named_parameters()), strict=True):
+    for (name, p), packed in zip(
+        model.named_parameters(), mask.resolve(model.named_parameters()), strict=True
+    ):
         local = p.to_local()
         assert packed.shape == ((local.numel() + 7) // 8,)
-        rows = mask.to_bool(name).split([len(c) for c in torch.empty(p.shape[0]).chunk(dist.get_world_size())])
+        rows = mask.to_bool(name).split(
+            [len(c) for c in torch.empty(p.shape[0]).chunk(dist.get_world_size())]
+        )
         ours = rows[dist.get_rank()] if dist.get_rank() < len(rows) else rows[0][:0]
         assert torch.equal(reference.unpack_bits(packed, local.shape), ours), name
         begins.add(sum(r.numel() for r in rows[: dist.get_rank()]) % 8)
@@ -100,7 +119,9 @@ def test_shards_that_begin_inside_a_byte():
 
 
 def sharded_after_construction():
-    """Frameworks replace the parameters of an optimizer by sharded ones: masks are found again by name."""
+    """Frameworks replace the parameters of an optimizer by sharded ones: masks are found again by
+    name.
+    """
     mask = mask_of(net())
     alone, model = net(), net()
     optimizers = [SFRonSGD(m.named_parameters(), lr=0.1, saliency=mask) for m in (alone, model)]
@@ -115,7 +136,10 @@ def sharded_after_construction():
         for optimizer in optimizers:
             optimizer.forget_step()
             optimizer.step()
-    assert all(torch.equal(p, whole(q)) for p, q in zip(alone.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, whole(q))
+        for p, q in zip(alone.parameters(), model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.checklist("F5")
@@ -126,7 +150,9 @@ def test_parameters_sharded_after_construction():
 def fishers_of_compiled():
     batches = [(torch.full((2, 5), float(dist.get_rank())), torch.ones(2, 1))]
     for inside in (DistributedDataParallel, shard):
-        wanted = estimate_fisher(inside(net()), batches, nn.functional.mse_loss, group=dist.group.WORLD)
+        wanted = estimate_fisher(
+            inside(net()), batches, nn.functional.mse_loss, group=dist.group.WORLD
+        )
         model = compiled(inside(net()))
         with pytest.raises(ValueError, match="group: expected the process group"):
             estimate_fisher(model, batches, nn.functional.mse_loss)
@@ -139,15 +165,22 @@ def test_compiling_hides_no_wrapper_from_a_fisher():
     on_ranks(2, fishers_of_compiled)
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 
 def flattened_by_fsdp1():
     for kind in KINDS:
         for original in (False, True):
-            model = FullyShardedDataParallel(net(), use_orig_params=original, device_id=torch.device("cpu"))
-            for refuse in (lambda m, k=kind: k(m.parameters(), lr=0.1), lambda m: estimate_fisher(m, [])):
-                with pytest.raises(ValueError, match=r"params: expected .* FullyShardedDataParallel.* fully_shard"):
+            model = FullyShardedDataParallel(
+                net(), use_orig_params=original, device_id=torch.device("cpu")
+            )
+            for refuse in (
+                lambda m, k=kind: k(m.parameters(), lr=0.1),
+                lambda m: estimate_fisher(m, []),
+            ):
+                with pytest.raises(
+                    ValueError, match=r"params: expected .* FullyShardedDataParallel.* fully_shard"
+                ):
                     refuse(model)
 
 
@@ -165,8 +198,10 @@ def unlearning_wrapped():
     ddp = DistributedDataParallel(net())
     for model in (ddp, compiled(ddp), shard(net()), gathered, flat):
         before = [whole(p).clone() for p in model.parameters()]
-        with pytest.raises(ValueError, match=r"model: expected one of this process alone.*README"):
-            unlearn(model, batches, batches, recipe=Recipe.paper(threshold=None))
+        with pytest.raises(
+            ValueError, match=r"model: expected one of this process alone.*many-gpus"
+        ):
+            unlearn(model, retain=batches, forget=batches, recipe=Recipe.paper(threshold=None))
         assert all(map(torch.equal, before, map(whole, model.parameters())))
 
 
@@ -178,7 +213,9 @@ def test_unlearn_refuses_models_of_several_processes():
 @pytest.mark.checklist("F7")
 @pytest.mark.parametrize("kind", KINDS)
 def test_deepspeed_zero_is_refused(kind):
-    """Not installed here: its marks on parameters (stage 3), and its flat groups (stages 1 and 2), by hand."""
+    """Not installed here: its marks on parameters (stage 3), and its flat groups (stages 1 and 2),
+    by hand.
+    """
     model = net()
     model[0].weight.ds_id = 0
     with pytest.raises(ValueError, match=r"params: expected .* DeepSpeed ZeRO.* fully_shard"):
@@ -190,6 +227,8 @@ def test_deepspeed_zero_is_refused(kind):
         flat.grad = torch.ones_like(flat)
         optimizer.param_groups[0]["params"] = [flat]
         for step in (optimizer.forget_step, optimizer.step):
-            with pytest.raises(ValueError, match=r"params: expected the 6 .* DeepSpeed ZeRO.* fully_shard"):
+            with pytest.raises(
+                ValueError, match=r"params: expected the 6 .* DeepSpeed ZeRO.* fully_shard"
+            ):
                 step()
         assert not optimizer.mid_cycle

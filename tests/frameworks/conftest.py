@@ -7,7 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 FRAMEWORKS = ("transformers", "accelerate", "pytorch_lightning", "peft")
 missing = [name for name in FRAMEWORKS if importlib.util.find_spec(name) is None]
 if missing and os.environ.get("SFRON_FAST_TEST_FRAMEWORKS") == "require":  # `make test`
-    raise pytest.UsageError(f"tests/frameworks: {', '.join(missing)} not installed; pip install '.[frameworks]'")
+    raise pytest.UsageError(
+        f"tests/frameworks: {', '.join(missing)} not installed; pip install '.[frameworks]'"
+    )
 collect_ignore_glob = ["test_*.py"] if missing else []  # not collected, not "skipped"
 
 

@@ -12,7 +12,14 @@ from sfron_fast.integrations import forget_step, unwrap
 
 KINDS = {"sgd": (SFRonSGD, {"momentum": 0.9}), "adamw": (SFRonAdamW, {"eps": 1e-3})}
 BOTH = pytest.mark.parametrize("kind", KINDS)
-KNOBS = {"lr": 0.05, "weight_decay": 0.1, "max_norm": 0.3, "retain_steps": 2, "slow_lr": 0.5, "moments": "separate"}
+KNOBS = {
+    "lr": 0.05,
+    "weight_decay": 0.1,
+    "max_norm": 0.3,
+    "retain_steps": 2,
+    "slow_lr": 0.5,
+    "moments": "separate",
+}
 
 
 def make(kind, model, **more):
@@ -72,7 +79,9 @@ def test_prepared_optimizer_gives_the_bits_of_a_plain_loop(kind):
 @pytest.mark.checklist("C5")
 @pytest.mark.parametrize("stop", [3, 4])
 def test_save_state_and_load_state_go_on_with_the_same_bits(kind, stop, tmp_path):
-    """Within a cycle and between two; the loading side starts from other weights and a fresh optimizer."""
+    """Within a cycle and between two; the loading side starts from other weights and a fresh
+    optimizer.
+    """
     whole = build()
     plain(whole, make(kind, whole), 7)
     accelerator = Accelerator(cpu=True)
@@ -93,7 +102,9 @@ def test_save_state_and_load_state_go_on_with_the_same_bits(kind, stop, tmp_path
 @pytest.mark.checklist("C2")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_prepare_keeps_every_dtype_and_value(kind, dtype):
-    """prepare() loads the optimizer's own state dict; torch's casts what it loads to the parameters' dtype."""
+    """prepare() loads the optimizer's own state dict; torch's casts what it loads to the
+    parameters' dtype.
+    """
     model = build(dtype=dtype)
     optimizer = make(kind, model, state_dtype=torch.float32)
     for step in (optimizer.forget_step, optimizer.step):
@@ -116,7 +127,9 @@ def test_prepare_keeps_every_dtype_and_value(kind, dtype):
 
 @pytest.mark.checklist("G4")
 def test_accumulation_per_phase():
-    """accumulate() counts batches of both phases; both have as many, so the gradients agree with one large batch's."""
+    """accumulate() counts batches of both phases; both have as many, so the gradients agree with
+    one large batch's.
+    """
     ours, theirs = build(dtype=torch.float64), build(dtype=torch.float64)
     plugin = GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
     accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
@@ -183,7 +196,7 @@ def test_one_scaler_for_both_phases(kind):
 @BOTH
 @pytest.mark.checklist("D3")
 def test_a_skipped_retain_step_is_made_up_for(kind):
-    """As in the README: no forget step before the cycle is closed."""
+    """As in docs/frameworks.md: no forget step before the cycle is closed."""
     model = build()
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -208,7 +221,9 @@ def test_a_skipped_retain_step_is_made_up_for(kind):
 def test_masks_follow_names_when_parameters_are_replaced():
     """FSDP2 puts other parameters in the groups of a prepared optimizer."""
     model = build()
-    optimizer = Accelerator(cpu=True).prepare(make("sgd", model, slow_lr=1.0, max_norm=None, weight_decay=0.0, lr=1.0))
+    optimizer = Accelerator(cpu=True).prepare(
+        make("sgd", model, slow_lr=1.0, max_norm=None, weight_decay=0.0, lr=1.0)
+    )
     mask, before = random_mask(model), bits(model)
     new = {p: torch.nn.Parameter(p.detach().clone()) for p in model.parameters()}
     names = {n: new[p] for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Lightning, on the CPU: manual optimisation for the two phases, automatic optimisation for the retain phase alone."""
+"""Lightning on the CPU: both phases by manual optimisation, the retain phase by automatic too."""
 
 import warnings
 
@@ -31,12 +31,23 @@ class Unlearner(lightning.LightningModule):
 
     def configure_optimizers(self):
         cls, own = KINDS[self.kind]
-        optimizer = cls(self.net.named_parameters(), lr=0.05, weight_decay=0.1, saliency=self.mask, max_norm=0.3,
-                        retain_steps=3, slow_lr=0.5, **own)  # fmt: skip
+        optimizer = cls(
+            self.net.named_parameters(),
+            lr=0.05,
+            weight_decay=0.1,
+            saliency=self.mask,
+            max_norm=0.3,
+            retain_steps=3,
+            slow_lr=0.5,
+            **own,
+        )
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2)]
 
     def training_step(self, batch, index):
-        optimizer, scaler = self.optimizers(), getattr(self.trainer.precision_plugin, "scaler", None)
+        optimizer, scaler = (
+            self.optimizers(),
+            getattr(self.trainer.precision_plugin, "scaler", None),
+        )
         if not optimizer.mid_cycle:
             inputs, targets = batch["forget"]
             optimizer.zero_grad()
@@ -59,11 +70,20 @@ def batches():
 
 
 def fit(module, folder, data, checkpoint=None, extra=(), **more):
-    callbacks = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1), *extra]
+    callbacks = [
+        ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+        *extra,
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about workers and loggers
-        trainer = lightning.Trainer(**{"max_epochs": 2, **more}, accelerator="cpu", logger=False, callbacks=callbacks,
-                                    enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer = lightning.Trainer(
+            **{"max_epochs": 2, **more},
+            accelerator="cpu",
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, data, ckpt_path=checkpoint)
     return trainer
 
@@ -92,7 +112,11 @@ def test_manual_optimisation_gives_the_bits_of_a_plain_loop(kind, how, tmp_path)
     module, (other, optimizer) = Unlearner(kind, how), plain(kind)
     trainer = fit(module, tmp_path, batches())
     assert same(bits(module.net), bits(other.net))
-    assert trainer.optimizers[0].param_groups[0]["retain_pending"] == optimizer.param_groups[0]["retain_pending"] == 1
+    assert (
+        trainer.optimizers[0].param_groups[0]["retain_pending"]
+        == optimizer.param_groups[0]["retain_pending"]
+        == 1
+    )
     assert isinstance(unwrap(module.optimizers()), KINDS[kind][0])
     assert trainer.global_step == 8  # Lightning counts retain steps
 
@@ -102,13 +126,19 @@ def test_manual_optimisation_gives_the_bits_of_a_plain_loop(kind, how, tmp_path)
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_checkpoint_goes_on_with_the_same_bits(kind, stop, tmp_path):
     """Inside a cycle and between two. One batch an epoch: Lightning saves no place in a loader."""
-    data = CombinedLoader({"retain": loader(8, 8), "forget": loader(4, 4, seed=2)}, "max_size_cycle")
+    data = CombinedLoader(
+        {"retain": loader(8, 8), "forget": loader(4, 4, seed=2)}, "max_size_cycle"
+    )
     whole, resumed = Unlearner(kind), Unlearner(kind)
     fit(whole, tmp_path, data, max_epochs=5)
     start = bits(resumed.net)
-    trainer = fit(resumed, tmp_path / "again", data, str(tmp_path / f"step={stop}.ckpt"), max_epochs=5)
+    trainer = fit(
+        resumed, tmp_path / "again", data, str(tmp_path / f"step={stop}.ckpt"), max_epochs=5
+    )
     assert trainer.global_step == 5
-    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [f"step={i}.ckpt" for i in range(stop + 1, 6)]
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [
+        f"step={i}.ckpt" for i in range(stop + 1, 6)
+    ]
     assert same(bits(whole.net), bits(resumed.net))
     assert not same(bits(whole.net), start)
     saved = torch.load(tmp_path / f"step={stop}.ckpt", weights_only=True)["optimizer_states"][0]
@@ -118,7 +148,9 @@ def test_a_checkpoint_goes_on_with_the_same_bits(kind, stop, tmp_path):
 @BOTH
 @pytest.mark.checklist("D5")
 def test_one_scaler_for_both_phases(kind, tmp_path):
-    """fp16 autocast with torch's GradScaler for the CPU; one step overflows, is skipped and halves the scale."""
+    """fp16 autocast with torch's GradScaler for the CPU; one step overflows, is skipped and halves
+    the scale.
+    """
     module, scaler = Unlearner(kind), torch.amp.GradScaler("cpu", init_scale=256.0)
     start, scales = bits(module.net), []
 
@@ -158,7 +190,9 @@ class Retain(lightning.LightningModule):
 
 @pytest.mark.checklist("A3")
 @pytest.mark.checklist("D1")
-@pytest.mark.parametrize(("ours", "theirs"), [(SFRonSGD, torch.optim.SGD), (SFRonAdamW, torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(SFRonSGD, torch.optim.SGD), (SFRonAdamW, torch.optim.AdamW)]
+)
 @pytest.mark.parametrize("more", [{"gradient_clip_val": 0.2}, {"accumulate_grad_batches": 2}])
 def test_automatic_optimisation_is_torchs(ours, theirs, more, tmp_path):
     weights = []

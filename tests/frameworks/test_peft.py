@@ -7,7 +7,9 @@ from models import bits
 from peft import LoraConfig, get_peft_model
 from tiny import gpt, half, sequences
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from transformers import Trainer, TrainingArguments
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, estimate_fisher
@@ -16,7 +18,9 @@ from sfron_fast.integrations.transformers import ForgetCallback, optimizer_facto
 
 def lora(**more):
     """A model with adapters that are not at their start, where half of their gradients are 0."""
-    model = get_peft_model(gpt(torch.float32), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, **more))
+    model = get_peft_model(
+        gpt(torch.float32), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, **more)
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -40,16 +44,29 @@ def trainable(model):
 
 @pytest.mark.checklist("G6")
 def test_mask_over_the_adapters(tmp_path):
-    """From Fisher to unlearned adapters in a Trainer; base weights and masked adapter weights keep their bits."""
+    """From Fisher to unlearned adapters in a Trainer; base weights and masked adapter weights keep
+    their bits.
+    """
     model = lora()
     fishers = [estimate_fisher(model, batches(seed), next_token_loss) for seed in (3, 4)]
-    mask = SaliencyMask.from_fisher(*fishers, threshold=1.0)
+    mask = SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1], threshold=1.0)
     assert len(mask) == len(trainable(model)) == 4
     assert all("lora_" in name for name in mask)
     assert all(0.05 < share < 0.95 for share in mask.density().values())
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-                             max_steps=2, per_device_train_batch_size=4, dataloader_pin_memory=False)  # fmt: skip
-    factory = (optimizer_factory, {"optimizer": SFRonSGD, "lr": 0.1, "saliency": mask, "max_norm": 1.0})
+    args = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        dataloader_pin_memory=False,
+    )
+    factory = (
+        optimizer_factory,
+        {"optimizer": SFRonSGD, "lr": 0.1, "saliency": mask, "max_norm": 1.0},
+    )
     trainer = Trainer(model, args, train_dataset=sequences(8, 4), optimizer_cls_and_kwargs=factory)
     between = []
 
@@ -80,7 +97,10 @@ def test_a_mask_for_base_weights_is_an_error_that_names_both(everything):
     with pytest.raises(ValueError, match="expected a mask for each of") as error:
         SFRonAdamW(named, saliency=mask)
     message = str(error.value)
-    assert "found none for 4 (base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight" in message
+    assert (
+        "found none for 4 (base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight"
+        in message
+    )
     assert f"the mask is for {len(mask)} (transformer.wte.weight" in message
     assert "build it on this model as it is trained, adapters included" in message
 
@@ -88,16 +108,20 @@ def test_a_mask_for_base_weights_is_an_error_that_names_both(everything):
 @pytest.mark.checklist("G6")
 def test_a_mask_for_adapters_wants_only_them():
     model = lora()
-    with pytest.raises(ValueError, match=r"they are frozen: pass only parameters with requires_grad"):
+    with pytest.raises(
+        ValueError, match=r"they are frozen: pass only parameters with requires_grad"
+    ):
         SFRonAdamW(model.named_parameters(), saliency=half(model))
     SFRonAdamW(trainable(model), saliency=half(model))
 
 
-# --- F5: wrappers -----------------------------------------------------------------------------------------------------
+# --- F5: wrappers ---------------------------------------------------------------------------------
 
 
 def checkpointed(model):
-    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.Linear | nn.LayerNorm))
+    apply_activation_checkpointing(
+        model, check_fn=lambda module: isinstance(module, nn.Linear | nn.LayerNorm)
+    )
     return model
 
 
@@ -115,7 +139,9 @@ WRAPPERS = {
     "_checkpoint_wrapped_module.": checkpointed,
     "base_model.model.": with_adapters,
     "base_layer.": with_adapters,
-    "module.base_model.model._orig_mod.": lambda model: nn.DataParallel(with_adapters(torch.compile(model))),
+    "module.base_model.model._orig_mod.": lambda model: nn.DataParallel(
+        with_adapters(torch.compile(model))
+    ),
 }
 
 

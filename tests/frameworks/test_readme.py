@@ -1,8 +1,6 @@
-"""The README's section on frameworks runs as it stands."""
+"""Every block of docs/frameworks.md runs as it stands."""
 
-import re
-from pathlib import Path
-
+import pages
 import pytest
 import pytorch_lightning as lightning
 import torch
@@ -17,39 +15,60 @@ from transformers import Trainer, TrainingArguments
 import sfron_fast as sf
 from sfron_fast.integrations import forget_step
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.split("## With your framework\n")[1].split("\n## ")[0]
-BLOCKS = dict(re.findall(r"\*\*([\w ]+?)\.?\*\*[^*]*?```python\n(.*?)```", SECTION, re.S))
+PAGE = "docs/frameworks.md"
+BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
 
 
-def run(block, **names):
+def run(heading, **names):
     given = {"sf": sf, "F": F, "torch": torch, "forget_step": forget_step, **names}
-    exec(compile(BLOCKS[block], f"README: {block}", "exec"), given)
-    return given
+    return pages.run(BLOCKS[heading], given)
 
 
 def test_every_block_is_run_here():
     assert list(BLOCKS) == ["Hugging Face Trainer", "Accelerate", "Lightning", "PEFT"]
-    assert SECTION.count("```python") == len(BLOCKS)
+    assert len(pages.blocks(PAGE)) == len(BLOCKS)
 
 
 @pytest.mark.checklist("G3")
 def test_hugging_face_trainer(tmp_path):
     model = gpt(torch.float32)
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-                             max_steps=2, dataloader_pin_memory=False)  # fmt: skip
+    args = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_steps=2,
+        dataloader_pin_memory=False,
+    )
     start = bits(model)
-    run("Hugging Face Trainer", model=model, args=args, Trainer=Trainer, mask=half(model), retain_set=sequences(8),
-        forget_set=sequences(8, seed=2))  # fmt: skip
+    run(
+        "Hugging Face Trainer",
+        model=model,
+        args=args,
+        Trainer=Trainer,
+        mask=half(model),
+        retain_set=sequences(8),
+        forget_set=sequences(8, seed=2),
+    )
     assert not same(bits(model), start)
 
 
 @pytest.mark.checklist("G4")
 def test_accelerate():
     model = build()
-    opt, start = sf.SFRonSGD(model.named_parameters(), lr=0.1, saliency=random_mask(model)), bits(model)
-    run("Accelerate", accelerator=Accelerator(cpu=True), model=model, opt=opt, forget_loader=loader(8, 4),
-        retain_loader=loader(8, 4, seed=2))  # fmt: skip
+    opt, start = (
+        sf.SFRonSGD(model.named_parameters(), lr=0.1, saliency=random_mask(model)),
+        bits(model),
+    )
+    run(
+        "Accelerate",
+        accelerator=Accelerator(cpu=True),
+        model=model,
+        opt=opt,
+        forget_loader=loader(8, 4),
+        retain_loader=loader(8, 4, seed=2),
+    )
     assert not same(bits(model), start)
     assert not opt.mid_cycle
 
@@ -72,18 +91,34 @@ def test_lightning(tmp_path):
             return sf.SFRonSGD(self.net.named_parameters(), lr=0.1, saliency=mask, retain_steps=3)
 
     module = Module()
-    start, data = bits(module.net), CombinedLoader({"retain": loader(16, 4), "forget": loader(16, 4)})
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
-                                enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    start, data = (
+        bits(module.net),
+        CombinedLoader({"retain": loader(16, 4), "forget": loader(16, 4)}),
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, data)
     assert not same(bits(module.net), start)
-    assert trainer.optimizers[0].param_groups[0]["retain_pending"] == 2  # the second cycle began with the fourth batch
+    # the second cycle began with the fourth batch
+    assert trainer.optimizers[0].param_groups[0]["retain_pending"] == 2
 
 
 @pytest.mark.checklist("G6")
 def test_peft():
     batches = [(e["input_ids"][None], e["labels"][None]) for e in sequences(4)]
-    given = run("PEFT", model=gpt(torch.float32), get_peft_model=get_peft_model, LoraConfig=LoraConfig,
-                forget_loader=batches[:2], retain_loader=batches[2:])  # fmt: skip
+    given = run(
+        "PEFT",
+        model=gpt(torch.float32),
+        get_peft_model=get_peft_model,
+        LoraConfig=LoraConfig,
+        forget_loader=batches[:2],
+        retain_loader=batches[2:],
+    )
     assert all("lora_" in name for name in given["opt"].param_groups[0]["param_names"])
     assert len(given["mask"]) == 4

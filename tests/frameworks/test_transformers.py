@@ -10,26 +10,50 @@ import torch
 import torch.nn.functional as F
 from models import bits, same
 from tiny import gpt, half, sequences
-from transformers import BatchEncoding, BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BatchEncoding,
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from sfron_fast import SFRonAdamW, SFRonSGD, adaptive_cross_entropy, estimate_fisher
 from sfron_fast.integrations.transformers import ForgetCallback, make_optimizer, optimizer_factory
 
 
 def arguments(folder, **more):
-    return TrainingArguments(**{
-        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-        "logging_strategy": "no", "dataloader_pin_memory": False, "per_device_train_batch_size": 2, "max_steps": 4,
-        "learning_rate": 0.01, "weight_decay": 0.1, "adam_epsilon": 1e-3, **more,
-    })  # fmt: skip
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_strategy": "no",
+            "dataloader_pin_memory": False,
+            "per_device_train_batch_size": 2,
+            "max_steps": 4,
+            "learning_rate": 0.01,
+            "weight_decay": 0.1,
+            "adam_epsilon": 1e-3,
+            **more,
+        }
+    )
 
 
-ADAM = {"lr": 0.01, "eps": 1e-3}  # this eps, because the gradients of some biases are rounding errors around 0
+# this eps, because the gradients of some biases are rounding errors around 0
+ADAM = {"lr": 0.01, "eps": 1e-3}
 FORMS = {
-    "optimizers": lambda model: {"optimizers": (SFRonAdamW(model.named_parameters(), **ADAM), None)},
+    "optimizers": lambda model: {
+        "optimizers": (SFRonAdamW(model.named_parameters(), **ADAM), None)
+    },
     "class": lambda model: {"optimizer_cls_and_kwargs": (SFRonAdamW, ADAM)},
     "factory": lambda model: {
-        "optimizer_cls_and_kwargs": (optimizer_factory, {"optimizer": SFRonAdamW, "weight_decay": 0.1, **ADAM})
+        "optimizer_cls_and_kwargs": (
+            optimizer_factory,
+            {"optimizer": SFRonAdamW, "weight_decay": 0.1, **ADAM},
+        )
     },
 }
 
@@ -38,7 +62,9 @@ FORMS = {
 @pytest.mark.checklist("G2")
 @pytest.mark.parametrize("form", FORMS)
 def test_trains_as_torch_does(form, tmp_path):
-    """Without forget steps, each way to give a Trainer its optimizer; against torch.optim.AdamW in the same Trainer."""
+    """Without forget steps, each way to give a Trainer its optimizer; against torch.optim.AdamW in
+    the same Trainer.
+    """
     weights = []
     for ours in (True, False):
         model = gpt()
@@ -66,10 +92,16 @@ def test_an_error_in_loading_names_the_forget_set(tmp_path):
             raise KeyError("pixels")
 
     model = gpt()
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=sequences(8),
-                      optimizer_cls_and_kwargs=(optimizer_factory, {"optimizer": SFRonAdamW, **ADAM}))  # fmt: skip
+    trainer = Trainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=sequences(8),
+        optimizer_cls_and_kwargs=(optimizer_factory, {"optimizer": SFRonAdamW, **ADAM}),
+    )
     trainer.add_callback(ForgetCallback(trainer, Broken(sequences(4))))
-    with pytest.raises(RuntimeError, match="forget_dataset: loading a forget batch failed: KeyError"):
+    with pytest.raises(
+        RuntimeError, match="forget_dataset: loading a forget batch failed: KeyError"
+    ):
         trainer.train()
 
 
@@ -77,8 +109,12 @@ def test_an_error_in_loading_names_the_forget_set(tmp_path):
 def test_masked_class_form_points_to_the_factory(tmp_path):
     model = gpt()
     plain = (SFRonSGD, {"lr": 0.01, "saliency": half(model)})
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=sequences(8), optimizer_cls_and_kwargs=plain)
-    with pytest.raises(ValueError, match=r"found unnamed ones; .*optimizer_factory of sfron_fast\.integrations"):
+    trainer = Trainer(
+        model, arguments(tmp_path), train_dataset=sequences(8), optimizer_cls_and_kwargs=plain
+    )
+    with pytest.raises(
+        ValueError, match=r"found unnamed ones; .*optimizer_factory of sfron_fast\.integrations"
+    ):
         trainer.train()
 
 
@@ -93,14 +129,28 @@ def test_factory_groups_are_the_trainers(tmp_path):
         assert a["weight_decay"] == b["weight_decay"]
         assert a["masked"]
         assert list(map(id, a["params"])) == list(map(id, b["params"]))
-        assert [dict(model.named_parameters())[n] is p for n, p in zip(a["param_names"], a["params"], strict=True)]
+        assert [
+            dict(model.named_parameters())[n] is p
+            for n, p in zip(a["param_names"], a["params"], strict=True)
+        ]
     assert any("bias" in n for n in ours.param_groups[1]["param_names"])
 
 
-# --- forget steps -----------------------------------------------------------------------------------------------------
+# --- forget steps ---------------------------------------------------------------------------------
 
-SETTINGS = {"optimizer": SFRonSGD, "momentum": 0.9, "lr": 0.1, "weight_decay": 0.1, "max_norm": 0.5, "retain_steps": 2}
-SHARED = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.2, "train_sampling_strategy": "sequential"}
+SETTINGS = {
+    "optimizer": SFRonSGD,
+    "momentum": 0.9,
+    "lr": 0.1,
+    "weight_decay": 0.1,
+    "max_norm": 0.5,
+    "retain_steps": 2,
+}
+SHARED = {
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.2,
+    "train_sampling_strategy": "sequential",
+}
 TEMPERATURE = 0.7
 
 
@@ -110,7 +160,9 @@ def weight_at(cycle):
 
 def unlearner(model, args, mask, *, retain, forget, weight=weight_at, **more):
     settings = {**SETTINGS, "saliency": mask, **more}
-    trainer = Trainer(model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, settings))
+    trainer = Trainer(
+        model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, settings)
+    )
     callback = ForgetCallback(trainer, forget, forget_weight=weight, temperature=TEMPERATURE)
     trainer.add_callback(callback)
     return trainer, callback
@@ -123,17 +175,33 @@ def stacked(examples):
 def token_losses(model, examples, dtype):
     """[samples, tokens - 1], 0 where there is no label; and which have one."""
     tokens, labels = stacked(examples)
-    logits, targets = torch.cat([model(t).logits for t in tokens.split(2)])[:, :-1].to(dtype), labels[:, 1:]
+    logits, targets = (
+        torch.cat([model(t).logits for t in tokens.split(2)])[:, :-1].to(dtype),
+        labels[:, 1:],
+    )
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=-100)
     return losses, targets != -100
 
 
 def by_hand(model, mask, retain, forget, max_norm, *, order):
-    """The same with torch alone: batches of 2, two of them a phase, two cycles of one forget and two retain steps."""
-    optimizer = torch.optim.SGD([
-        {"params": [p for n, p in model.named_parameters() if "ln_" not in n and "bias" not in n], "weight_decay": 0.1},
-        {"params": [p for n, p in model.named_parameters() if "ln_" in n or "bias" in n], "weight_decay": 0.0},
-    ], momentum=0.9)  # fmt: skip
+    """The same with torch alone: batches of 2, two of them a phase, two cycles of one forget and
+    two retain steps.
+    """
+    optimizer = torch.optim.SGD(
+        [
+            {
+                "params": [
+                    p for n, p in model.named_parameters() if "ln_" not in n and "bias" not in n
+                ],
+                "weight_decay": 0.1,
+            },
+            {
+                "params": [p for n, p in model.named_parameters() if "ln_" in n or "bias" in n],
+                "weight_decay": 0.0,
+            },
+        ],
+        momentum=0.9,
+    )
     norms = {"forget": [], "retain": []}
     for update in range(4):
         for group in optimizer.param_groups:
@@ -150,11 +218,14 @@ def by_hand(model, mask, retain, forget, max_norm, *, order):
                     for name, p in model.named_parameters():
                         p.grad *= mask.to_bool(name)
                 else:
-                    norms["forget"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+                    norms["forget"].append(
+                        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+                    )
             optimizer.step()
         optimizer.zero_grad()
         batches = [retain[i % len(retain)] for i in range(4 * update, 4 * update + 4)]
-        losses, labelled = token_losses(model, batches, torch.float32)  # transformers' own loss is fp32 always
+        # transformers' own loss is fp32 always
+        losses, labelled = token_losses(model, batches, torch.float32)
         (losses.sum() / labelled.sum()).backward()
         norms["retain"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2))
         optimizer.step()
@@ -166,20 +237,28 @@ def by_hand(model, mask, retain, forget, max_norm, *, order):
 @pytest.mark.checklist("B4")
 @pytest.mark.parametrize("max_norm", [0.5, 1e3])
 def test_forget_callback_is_mask_then_clip_by_hand(max_norm, tmp_path):
-    """Both phases accumulate two batches whose label counts differ; the forget set is passed through twice.
+    """Both phases accumulate two batches whose label counts differ; the forget set is passed
+    through
+    twice.
 
-    SGD, because Adam makes steps of gradients that are rounding errors around 0, such as some biases'.
+    SGD, because Adam makes steps of gradients that are rounding errors around 0, such as some
+    biases'.
     """
     retain, forget, mask = sequences(8, seed=3), sequences(6, seed=4), half(gpt())
     model, wanted, wrong = gpt(), gpt(), gpt()
     args = arguments(tmp_path, learning_rate=0.1, **SHARED)
-    trainer, callback = unlearner(model, args, mask, retain=retain, forget=forget, weight=weight_at, max_norm=max_norm)
+    trainer, callback = unlearner(
+        model, args, mask, retain=retain, forget=forget, weight=weight_at, max_norm=max_norm
+    )
     trainer.train()
     by_hand(wanted, mask, retain, forget, max_norm, order=("mask", "clip"))
     by_hand(wrong, mask, retain, forget, max_norm, order=("clip", "mask"))
     for ours, theirs in zip(model.parameters(), wanted.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-8)  # fp32: the norm, and the Trainer's loss
-    apart = max((a - b).abs().max() for a, b in zip(wanted.parameters(), wrong.parameters(), strict=True))
+        # fp32: the norm, and the Trainer's loss
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-8)
+    apart = max(
+        (a - b).abs().max() for a, b in zip(wanted.parameters(), wrong.parameters(), strict=True)
+    )
     assert (apart > 1e-2) == (max_norm < 1)
     assert trainer.state.global_step == 4
     assert 0 < callback.forget_loss < 20
@@ -189,7 +268,9 @@ def test_forget_callback_is_mask_then_clip_by_hand(max_norm, tmp_path):
 def test_forget_loss_is_that_of_all_batches_together(tmp_path):
     forget = sequences(4, seed=4)
     model, mask = gpt(), half(gpt())
-    args = arguments(tmp_path, gradient_accumulation_steps=2, max_steps=2, train_sampling_strategy="sequential")
+    args = arguments(
+        tmp_path, gradient_accumulation_steps=2, max_steps=2, train_sampling_strategy="sequential"
+    )
     trainer, callback = unlearner(model, args, mask, retain=sequences(8), forget=forget)
     tokens, labels = stacked(forget)
     wanted = adaptive_cross_entropy(model(tokens).logits[:, :-1], labels[:, 1:], TEMPERATURE)
@@ -201,7 +282,9 @@ def test_forget_loss_is_that_of_all_batches_together(tmp_path):
 @pytest.mark.checklist("C5")
 @pytest.mark.parametrize("stop", [3, 4])
 def test_resumed_run_has_the_bits_of_one_never_stopped(stop, tmp_path):
-    """Checkpoints within and between cycles; dropout, shuffled batches, slow weights, native kernels."""
+    """Checkpoints within and between cycles; dropout, shuffled batches, slow weights, native
+    kernels.
+    """
     retain, forget, mask = sequences(10, seed=3), sequences(6, seed=4), half(gpt())
 
     def run(folder, resume=None, **more):
@@ -224,7 +307,9 @@ def test_another_order_of_forget_batches_would_show(tmp_path):
     retain, mask, weights = sequences(10, seed=3), half(gpt()), []
     for seed in (4, 5):
         model = gpt(torch.float32)
-        trainer, _ = unlearner(model, arguments(tmp_path), mask, retain=retain, forget=sequences(6, seed=seed))
+        trainer, _ = unlearner(
+            model, arguments(tmp_path), mask, retain=retain, forget=sequences(6, seed=seed)
+        )
         trainer.train()
         weights.append(bits(model))
     assert not any(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
@@ -237,27 +322,43 @@ from test_transformers import SHARED, arguments, gpt, half, sequences, unlearner
 args = arguments(sys.argv[1], per_device_train_batch_size=2, ddp_backend="gloo", **SHARED)
 assert args.world_size == 2
 model = gpt()
-trainer, callback = unlearner(model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4))
+sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
+trainer, callback = unlearner(model, args, half(gpt()), **sets)
 trainer.train()
-torch.save({**bits(model), "forget_loss": callback.forget_loss}, f"{sys.argv[1]}/{args.process_index}.pt")
+found = {**bits(model), "forget_loss": callback.forget_loss}
+torch.save(found, f"{sys.argv[1]}/{args.process_index}.pt")
 """
 
 
 @pytest.mark.checklist("G3")
 def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
-    """DDP over gloo: the ranks' forget batches differ, and so do their normalisers; two batches accumulate."""
+    """DDP over gloo: the ranks' forget batches differ, and so do their normalisers; two batches
+    accumulate.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
-                   "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)], stderr=subprocess.PIPE, text=True,
-                         env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
-    ]  # fmt: skip
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
     model = gpt()
     args = arguments(tmp_path, per_device_train_batch_size=4, **SHARED)
-    trainer, callback = unlearner(model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4))
+    trainer, callback = unlearner(
+        model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4)
+    )
     trainer.train()
     for process in ranks:
         _, said = process.communicate(timeout=300)
@@ -270,8 +371,14 @@ def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
 
 def bert():
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                        num_labels=3)  # fmt: skip
+    config = BertConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+    )
     return BertForSequenceClassification(config)
 
 
@@ -304,7 +411,10 @@ def test_fisher_of_padded_batches():
     loss_fn(model(tokens), labels).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(ours[name], p.grad**2, rtol=1e-9, atol=1e-18)
-    with pytest.raises(RuntimeError, match=r"estimator: expected a model that torch.func.vmap can run .* use 'batch'"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"estimator: expected a model that torch.func.vmap can run .* use 'batch'",
+    ):
         estimate_fisher(model, [(padded, labels)], loss_fn, estimator="sample")
 
 
@@ -312,13 +422,18 @@ def test_what_is_wrong_is_said_before_anything_changes(tmp_path):
     model, data = gpt(), sequences(6)
     trainer = Trainer(model, arguments(tmp_path), train_dataset=data)
     for bad in ([], iter(data), None):
-        with pytest.raises(ValueError, match="forget_dataset: expected a dataset with a length > 0"):
+        with pytest.raises(
+            ValueError, match="forget_dataset: expected a dataset with a length > 0"
+        ):
             ForgetCallback(trainer, bad)
     with pytest.raises(ValueError, match="forget_weight"):
         ForgetCallback(trainer, data, forget_weight=-1.0)
     start = bits(model)
     trainer.add_callback(ForgetCallback(trainer, data))
-    with pytest.raises(ValueError, match=r"optimizer: expected SFRonSGD or SFRonAdamW, found AdamW.*optimizer_factory"):
+    with pytest.raises(
+        ValueError,
+        match=r"optimizer: expected SFRonSGD or SFRonAdamW, found AdamW.*optimizer_factory",
+    ):
         trainer.train()
     unlabelled = [{"input_ids": e["input_ids"]} for e in data]
     trainer, _ = unlearner(model, arguments(tmp_path), half(model), retain=data, forget=unlabelled)

@@ -12,9 +12,18 @@ def gpt(dtype=torch.float64, dropout=0.0, seed=0):
     """Not a Llama: its norms compute in fp32 whatever the dtype."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3,
-        attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).to(dtype)
 
 
@@ -31,4 +40,6 @@ def half(model, seed=2):
     """A mask of half of the trainable weights."""
     generator = torch.Generator().manual_seed(seed)
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return SaliencyMask.from_bool({n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in trainable})
+    return SaliencyMask.from_bool(
+        {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in trainable}
+    )

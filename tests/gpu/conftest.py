@@ -2,6 +2,8 @@ import os
 
 import torch
 
-collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]  # without a GPU not collected, not "skipped"
+# without a GPU not collected, not "skipped"
+collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 if torch.cuda.is_available():
-    torch.set_num_threads(min(16, os.cpu_count() or 1))  # one process, and truths of millions of logits in fp64
+    # one process, and truths of millions of logits in fp64
+    torch.set_num_threads(min(16, os.cpu_count() or 1))

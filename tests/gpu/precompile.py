@@ -1,8 +1,9 @@
-"""Compiles the Triton kernels that tests/gpu and the benchmark launch into Triton's cache, on all cores.
+"""Compiles the Triton kernels of tests/gpu and the benchmark into Triton's cache, on all cores.
 
-`python3 tests/gpu/precompile.py`: otherwise the tests compile some 275 kernels one after the other. The launchers are
-called as they are, with tensors that have no memory; a launch compiles its kernel and ends there. Needs no GPU:
-`--capability 9.0` says for which. What is missed here compiles when it is used.
+`python3 tests/gpu/precompile.py`: otherwise the tests compile some 275 kernels one after the other.
+The launchers are called as they are, with tensors that have no memory; a launch compiles its kernel
+and ends there. Needs no GPU: `--capability 9.0` says for which. What is missed here compiles when
+it is used.
 """
 
 import argparse
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/gpu")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "tests/gpu")]
 
-Call = tuple[str, tuple[int, ...], torch.dtype]  # the op, the shape of what it streams, and its dtype
+# the op, the shape of what it streams, and its dtype
+Call = tuple[str, tuple[int, ...], torch.dtype]
 
 
 def calls() -> list[Call]:
@@ -31,16 +33,23 @@ def calls() -> list[Call]:
     import sanitize
     import test_triton_ops as tests
 
-    from benchmarks.row_cases import ENTROPIES, SQUARES, TARGETS
+    from benchmarks.cases.row_cases import ENTROPIES, SQUARES, TARGETS
 
     shapes = {
-        "cross_entropy": [*rc.ROWS, *tests.LONG, *sanitize.ENTROPIES, *((n, 1, v) for n, v in tests.SUMS)],
+        "cross_entropy": [
+            *rc.ROWS,
+            *tests.LONG,
+            *sanitize.ENTROPIES,
+            *((n, 1, v) for n, v in tests.SUMS),
+        ],
         "squared_error": [*rc.SQUARES, *tests.LARGE, *sanitize.SQUARES],
         "soft_targets": [*rc.CLASSES, *tests.TARGETS, *sanitize.TARGETS],
     }
     for _, make, shape in tests.CALLS:
         shapes[make.__name__].append(shape)
-    found = {(kind, shape, dtype) for kind in shapes for shape in shapes[kind] for dtype in rc.DTYPES}
+    found = {
+        (kind, shape, dtype) for kind in shapes for shape in shapes[kind] for dtype in rc.DTYPES
+    }
     found |= {("cross_entropy", (n, 1, v), dtype) for n, v, dtype in ENTROPIES}
     found |= {("squared_error", (n, size), dtype) for n, size, dtype in SQUARES}
     found |= {("soft_targets", (n, v), dtype) for n, v, dtype in TARGETS}
@@ -53,7 +62,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def launch(call: Call) -> None:
     """Every launch of an op, forward and backward."""
-    from sfron_fast.triton import launcher
+    from sfron_fast.ops.triton import launcher
 
     kind, shape, dtype = call
     x = meta(*shape, dtype=dtype)
@@ -124,7 +133,9 @@ def compiled() -> Iterator[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--capability", default="9.0")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -135,7 +146,10 @@ def main() -> int:
     with ProcessPoolExecutor(options.workers, get_context("spawn"), prepare, (capability,)) as pool:
         wrong = list(filter(None, pool.map(attempt, jobs)))
     print("\n".join(wrong[:20]))
-    made = f"{len(list(compiled())) - before} kernels compiled for sm_{capability}, {options.workers} at a time"
+    made = (
+        f"{len(list(compiled())) - before} kernels compiled for sm_{capability}, {options.workers}"
+        " at a time"
+    )
     print(f"{len(jobs)} calls, {made}, {time.perf_counter() - began:.0f} s")
     return int(bool(wrong))
 

@@ -1,4 +1,4 @@
-"""The optimizers on a GPU: a captured cycle follows settings that are tensors; nothing waits for the device."""
+"""A captured cycle follows settings that are tensors; nothing waits for the device."""
 
 import pytest
 import torch
@@ -14,16 +14,29 @@ class Run:
     """An optimizer whose settings are tensors on the device, and gradients at fixed places."""
 
     def __init__(self, kind, **more):
-        self.params = {n: nn.Parameter(p.detach().cuda()) for n, p in parameters(torch.float32).items()}
+        self.params = {
+            n: nn.Parameter(p.detach().cuda()) for n, p in parameters(torch.float32).items()
+        }
         self.settings = {n: torch.tensor(0.5, dtype=torch.float64, device="cuda") for n in SETTINGS}
-        knobs = {**EVERYTHING[kind], "retain_steps": 1, "max_norm": 2.0, **self.settings, "capturable": True, **more}
-        self.optimizer = kind(self.params.items(), saliency=SaliencyMask.from_bool(masks()), **knobs)
+        knobs = {
+            **EVERYTHING[kind],
+            "retain_steps": 1,
+            "max_norm": 2.0,
+            **self.settings,
+            "capturable": True,
+            **more,
+        }
+        self.optimizer = kind(
+            self.params.items(), saliency=SaliencyMask.from_bool(masks()), **knobs
+        )
         self.optimizer.init_state()
         for p in self.params.values():
             p.grad = torch.zeros_like(p)
 
     def set(self, i):
-        for name, value in zip(SETTINGS, (0.1 / (i + 1), 0.3 - 0.05 * i, 0.01 * i, 1.0 - 0.2 * i), strict=True):
+        for name, value in zip(
+            SETTINGS, (0.1 / (i + 1), 0.3 - 0.05 * i, 0.01 * i, 1.0 - 0.2 * i), strict=True
+        ):
             self.settings[name].fill_(value)
         for name, grad in gradients(1, torch.float32, seed=i)[0].items():
             self.params[name].grad.copy_(grad)
@@ -60,7 +73,10 @@ def test_a_captured_cycle_follows_its_settings(kind):
 @pytest.mark.checklist("A9")
 def test_what_a_replay_could_not_follow_is_refused():
     unannounced, elsewhere = Run(SFRonSGD, capturable=False), Run(SFRonSGD, lr=torch.tensor(0.1))
-    for run, match in ((unannounced, "capturable: expected True"), (elsewhere, "lr: expected a tensor on cuda")):
+    for run, match in (
+        (unannounced, "capturable: expected True"),
+        (elsewhere, "lr: expected a tensor on cuda"),
+    ):
         run.optimizer.forget_step()  # forget_lr is a tensor there
         with pytest.raises(RuntimeError, match=match), torch.cuda.graph(torch.cuda.CUDAGraph()):
             run.optimizer.step()

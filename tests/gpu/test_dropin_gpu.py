@@ -1,4 +1,4 @@
-"""Lines of the drop-in checklist that only a device can prove: GradScaler without waiting, memory, reads a batch."""
+"""Checklist lines that only a device proves: GradScaler without waiting, memory, reads a batch."""
 
 import warnings
 
@@ -15,8 +15,16 @@ BOTH = pytest.mark.parametrize("kind", [SFRonSGD, SFRonAdamW])
 def training(kind, **settings):
     params = {n: nn.Parameter(p.detach().cuda()) for n, p in parameters(torch.float32).items()}
     own = {"momentum": 0.9} if kind is SFRonSGD else {}
-    optimizer = kind(params.items(), lr=0.1, weight_decay=0.1, saliency=SaliencyMask.from_bool(masks()), max_norm=1.0,
-                     slow_lr=0.5, **own, **settings)  # fmt: skip
+    optimizer = kind(
+        params.items(),
+        lr=0.1,
+        weight_decay=0.1,
+        saliency=SaliencyMask.from_bool(masks()),
+        max_norm=1.0,
+        slow_lr=0.5,
+        **own,
+        **settings,
+    )
     return optimizer, params
 
 
@@ -37,7 +45,8 @@ def test_a_fused_scaler_step_waits_for_nothing(kind):
         put(params, grads, 1024.0)
         put(others, grads)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")  # state and tables are made in the first cycle
+        # state and tables are made in the first cycle
+        torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
         try:
             scaler.step(optimizer if i % 2 else optimizer.forget)
         finally:
@@ -75,7 +84,10 @@ def test_a_cycle_allocates_nothing_after_the_first(kind):
     assert after["num_device_alloc"] == before["num_device_alloc"]
     assert after["allocated_bytes.all.current"] == before["allocated_bytes.all.current"]
     small = 1024 * len(params)  # the norm, and copies of scalars
-    assert after["allocated_bytes.all.allocated"] - before["allocated_bytes.all.allocated"] <= 10 * small
+    assert (
+        after["allocated_bytes.all.allocated"] - before["allocated_bytes.all.allocated"]
+        <= 10 * small
+    )
 
 
 @pytest.mark.checklist("H4")

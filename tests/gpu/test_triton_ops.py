@@ -1,39 +1,62 @@
-"""The row ops as the dispatcher serves them on CUDA: what the interpreter cannot show. Collected only with a GPU."""
+"""The row ops as the dispatcher serves them on CUDA: what the interpreter cannot show.
+
+Collected only with a GPU.
+"""
 
 import math
 
 import pytest
 import row_cases as rc
 import torch
-from cases import Case, assert_opcheck, assert_same_bits, compiled_equals_eager
+from cases import Case
+from judging import assert_opcheck, assert_same_bits, compiled_equals_eager
 
 import sfron_fast as sf
-from sfron_fast import ops
-from sfron_fast.triton import MODULES
+from sfron_fast.ops import registry as ops
+from sfron_fast.ops.triton import MODULES
 
 each_dtype = pytest.mark.parametrize("dtype", rc.DTYPES)
-LONG = [(64, 1, 32000), (9, 1, 128256), (5, 1, 152064), (3, 70, 32000), (2, 3, 50257), (9000, 1, 10), (4097, 1, 1000)]
+LONG = [
+    (64, 1, 32000),
+    (9, 1, 128256),
+    (5, 1, 152064),
+    (3, 70, 32000),
+    (2, 3, 50257),
+    (9000, 1, 10),
+    (4097, 1, 1000),
+]
 LONG += [(3, 1, 9001)]
 SUMS = [(256, 10), (5000, 10), (300, 1000), (300, 8192), (40, 32000), (40, 50257), (40, 128256)]
-TARGETS = [(8192, 10), (4097, 1000), (64, 32000), (5, 50257), (5, 152064), (9, 70), (9, 9001), (4, 170)]
+TARGETS = [
+    (8192, 10),
+    (4097, 1000),
+    (64, 32000),
+    (5, 50257),
+    (5, 152064),
+    (9, 70),
+    (9, 9001),
+    (4, 170),
+]
 LARGE = [(1, 5_000_001), (4, 3 * 512 * 512), (256, 3072), (100_000, 10), (2500, 4097)]
 
 
 def run_cross_entropy(case):
     logits, labels = case.tensors
-    outputs = ops.adaptive_cross_entropy(logits, labels, *case.numbers)
+    outputs = ops.op("adaptive_cross_entropy")(logits, labels, *case.numbers)
     backward = torch.ops.sfron_fast.adaptive_cross_entropy_backward
-    return outputs, backward(case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2])
+    return outputs, backward(
+        case.upstream(), logits, labels, outputs[2], outputs[4], case.numbers[2]
+    )
 
 
 def run_mse(case):
-    outputs = ops.adaptive_mse(*case.tensors, *case.numbers)
+    outputs = ops.op("adaptive_mse")(*case.tensors, *case.numbers)
     backward = torch.ops.sfron_fast.adaptive_mse_backward
     return outputs, backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
 
 
 def run_kl(case):
-    outputs = ops.soft_target_kl(*case.tensors, *case.numbers)
+    outputs = ops.op("soft_target_kl")(*case.tensors, *case.numbers)
     backward = torch.ops.sfron_fast.soft_target_kl_backward
     return outputs, backward(case.upstream(), *case.tensors, outputs[2], *case.numbers)
 
@@ -66,7 +89,9 @@ def test_cross_entropy_matches_truth(shape, dtype):
 
 @pytest.mark.parametrize(("temperature", "floor"), rc.NUMBERS)
 def test_numbers(temperature, floor):
-    case = rc.cross_entropy((40, 1, 100), torch.float32, "cuda", temperature=temperature, floor=floor)
+    case = rc.cross_entropy(
+        (40, 1, 100), torch.float32, "cuda", temperature=temperature, floor=floor
+    )
     rc.judge_cross_entropy(case, *run_cross_entropy(case))
     case = rc.squared_error((40, 100), torch.float32, "cuda", temperature=temperature, floor=floor)
     rc.judge_squared_error(case, *run_mse(case))
@@ -105,14 +130,18 @@ def test_mse_matches_truth(shape, mean, dtype):
 @pytest.mark.parametrize("shape", [*rc.CLASSES, *TARGETS], ids=str)
 def test_soft_targets_match_truth(shape, weighted, dtype):
     case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted)
-    rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0)
+    rc.judge_soft_targets(
+        case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0
+    )
 
 
 @pytest.mark.parametrize("classes", [70, 9001])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
 @pytest.mark.parametrize(("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, -1000.0)])
 def test_soft_targets_numbers(scale, offset, temperature, classes):
-    case = rc.soft_targets((9, classes), torch.float32, "cuda", temperature=temperature, scale=scale, offset=offset)
+    case = rc.soft_targets(
+        (9, classes), torch.float32, "cuda", temperature=temperature, scale=scale, offset=offset
+    )
     rc.judge_soft_targets(case, *run_kl(case), pieces=7 if classes > 4096 else 0)
 
 
@@ -133,7 +162,9 @@ def test_soft_targets_that_forbid_classes(classes):
 
 @each_call
 def test_repeatable(run, make, shape):
-    """Bitwise, twenty times: the last program to arrive is another one each time, the order of its sums is not."""
+    """Bitwise, twenty times: the last program to arrive is another one each time, the order of its
+    sums is not.
+    """
     case = make(shape, torch.float32, "cuda")
     first = run(case)
     for _ in range(20):
@@ -235,7 +266,9 @@ def test_more_than_2_to_31_logits():
     logits = torch.zeros((samples, 1, classes), dtype=torch.bfloat16, device="cuda")
     labels = torch.full((samples, 1), classes - 1, device="cuda")
     logits[-1, 0, -1] = 3.0
-    outputs, gradient = run_cross_entropy(rc.Rows((logits, labels), (0.0, 1e-6, -100), grad=float(samples)))
+    outputs, gradient = run_cross_entropy(
+        rc.Rows((logits, labels), (0.0, 1e-6, -100), grad=float(samples))
+    )
     exact = math.log(classes - 1 + math.exp(3.0))
     assert outputs[4][:, -1].sum().item() == pytest.approx(exact, abs=1e-5)
     assert abs(outputs[1][-1].item() - (exact - 3.0)) < 1e-5
@@ -246,17 +279,23 @@ def test_more_than_2_to_31_logits():
 @each_dtype
 @pytest.mark.parametrize(("samples", "classes"), SUMS)
 def test_cross_entropy_sum(samples, classes, dtype):
-    """Total and gradient before the division by the normaliser, the latter over the logits; repeatable."""
+    """Total and gradient before the division by the normaliser, the latter over the logits;
+    repeatable.
+    """
     case = rc.cross_entropy((samples, 1, classes), dtype, "cuda")
     first, second = case.tensors[0].clone(), case.tensors[0].clone()
-    outputs = ops.adaptive_cross_entropy_sum_(first, case.tensors[1], *case.numbers, case.grad)
-    ops.adaptive_cross_entropy_sum_(second, case.tensors[1], *case.numbers, case.grad)
+    outputs = ops.op("adaptive_cross_entropy_sum_")(
+        first, case.tensors[1], *case.numbers, case.grad
+    )
+    ops.op("adaptive_cross_entropy_sum_")(second, case.tensors[1], *case.numbers, case.grad)
     assert_same_bits(first, second)
     rc.judge_cross_entropy(case, outputs, first, pieces=1 + classes // 4096, summed=True)
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", [(256, 1, 10), (300, 1, 1000), (8, 64, 5000), (3, 70, 32000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(256, 1, 10), (300, 1, 1000), (8, 64, 5000), (3, 70, 32000)], ids=str
+)
 def test_cross_entropy_backward_over_the_logits(shape, dtype):
     case = rc.cross_entropy(shape, dtype, "cuda")
     outputs, wanted = run_cross_entropy(case)
@@ -272,10 +311,14 @@ def test_scale(shape, dtype):
     """By 1 nothing changes, and no factor is waited for."""
     gradient = torch.randn(shape, device="cuda", dtype=dtype)
     for factor in (1.0, -2.5, 0.0):
-        got, wanted, number = gradient.clone(), gradient.clone(), torch.tensor(factor, device="cuda")
+        got, wanted, number = (
+            gradient.clone(),
+            gradient.clone(),
+            torch.tensor(factor, device="cuda"),
+        )
         torch.cuda.set_sync_debug_mode("error")
         try:
-            ops.adaptive_cross_entropy_scale_(got, number)
+            ops.op("adaptive_cross_entropy_scale_")(got, number)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         if factor != 1.0:
@@ -290,11 +333,17 @@ def test_gradient_in_place_through_the_public_functions(dtype):
     weight.requires_grad_()
     labels = torch.randint(5000, (40,), device="cuda")
     labels[3] = -100
-    (wanted,) = torch.autograd.grad(-2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels), weight)
-    (got,) = torch.autograd.grad(-2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels, inplace=True), weight)
+    (wanted,) = torch.autograd.grad(
+        -2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels), weight
+    )
+    (got,) = torch.autograd.grad(
+        -2.5 * sf.adaptive_cross_entropy(features @ weight.t(), labels, inplace=True), weight
+    )
     assert_same_bits(got, wanted)
     for scale, factor in ((-2.5, 1.0), (1.0, -2.5)):
-        total, normaliser = sf.adaptive_cross_entropy_sum_(features @ weight.t(), labels, scale=scale)
+        total, normaliser = sf.adaptive_cross_entropy_sum_(
+            features @ weight.t(), labels, scale=scale
+        )
         (got,) = torch.autograd.grad(total * factor, weight)
         size = wanted.abs().max().item()
         error = ((got.double() / normaliser.double()) - wanted.double()).abs().max().item()

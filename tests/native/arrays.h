@@ -7,11 +7,12 @@
 #include <memory>
 #include <vector>
 
-#include "common/dtype.h"
+#include "cpu/tiles.h"
 
 using namespace sfron;
 
-const int64_t kSizes[] = {0, 1, 7, 31, 32, 33, 63, 64, 65, 511, 513, 1000, 2049, 16384 + 3};  // around each block
+// around each block
+const int64_t kSizes[] = {0, 1, 7, 31, 32, 33, 63, 64, 65, 511, 513, 1000, 2049, 16384 + 3};
 
 inline uint32_t random_word() {
   static uint32_t state = 2463534242u;
@@ -20,15 +21,24 @@ inline uint32_t random_word() {
   return state ^= state << 5;
 }
 
-inline int64_t pick(int64_t n) { return random_word() % n; }
-inline float random_float() { return static_cast<float>(random_word() % 20001) / 10000.0f - 1.0f; }
-inline DType random_dtype() { return static_cast<DType>(pick(3)); }
+inline int64_t pick(int64_t n) {
+  return random_word() % n;
+}
+inline float random_float() {
+  return static_cast<float>(random_word() % 20001) / 10000.0f - 1.0f;
+}
+inline DType random_dtype() {
+  return static_cast<DType>(pick(3));
+}
 
 // What a state may have in place of its parameter's dtype.
-inline DType other_state(DType param) { return param == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32; }
+inline DType other_state(DType param) {
+  return param == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32;
+}
 
 inline float dithered(float x, int64_t index, float step) {
-  return from_bfloat16(to_bfloat16_dithered(x, dither_threshold(index, static_cast<int64_t>(step))));
+  return from_bfloat16(
+      to_bfloat16_dithered(x, dither_threshold(index, static_cast<int64_t>(step))));
 }
 
 inline void expect(bool condition, const char* op, const char* what, int64_t i) {
@@ -37,7 +47,8 @@ inline void expect(bool condition, const char* op, const char* what, int64_t i) 
   std::exit(1);
 }
 
-// n elements that start 0 to 15 elements after an allocation and end with it: one element more is an error.
+// n elements that start 0 to 15 elements after an allocation and end with it: one element more is
+// an error.
 struct Buffer {
   DType dtype;
   int64_t numel;
@@ -60,7 +71,9 @@ struct Buffer {
     if (dtype == DType::kFloat32) std::memcpy(data + 4 * i, &x, 4);
     store_tile(data, dtype, i, 1, &x);
   }
-  bool same(const Buffer& other) const { return std::memcmp(data, other.data, numel * dtype_bytes(dtype)) == 0; }
+  bool same(const Buffer& other) const {
+    return std::memcmp(data, other.data, numel * dtype_bytes(dtype)) == 0;
+  }
 };
 
 struct Mask {
@@ -84,10 +97,12 @@ void in_pieces(int64_t units, const Work& work) {
   }
 }
 
-// A list of all sizes in random dtypes: one list per call also tests the walk over tensor boundaries.
+// A list of all sizes in random dtypes: one list per call also tests the walk over tensor
+// boundaries.
 inline std::vector<Buffer> buffers(bool fp32 = false, bool positive = false) {
   std::vector<Buffer> list;
-  for (const int64_t n : kSizes) list.emplace_back(n, fp32 ? DType::kFloat32 : random_dtype(), positive);
+  for (const int64_t n : kSizes)
+    list.emplace_back(n, fp32 ? DType::kFloat32 : random_dtype(), positive);
   return list;
 }
 
@@ -100,7 +115,8 @@ inline std::vector<Buffer> buffers_like(const std::vector<Buffer>& like, bool po
 // Of the parameters' dtypes, or of the others that a state may have.
 inline std::vector<Buffer> states_like(const std::vector<Buffer>& params) {
   std::vector<Buffer> list;
-  for (const Buffer& b : params) list.emplace_back(b.numel, pick(2) ? b.dtype : other_state(b.dtype));
+  for (const Buffer& b : params)
+    list.emplace_back(b.numel, pick(2) ? b.dtype : other_state(b.dtype));
   return list;
 }
 

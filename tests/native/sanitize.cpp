@@ -1,11 +1,12 @@
-// Drives every <op>_cpu over exactly sized, misaligned heap arrays under the address and undefined-behaviour
-// sanitizers, in pieces as threads would, and compares with a plain loop over the same formula headers.
+// Drives every <op>_cpu over exactly sized, misaligned heap arrays under the address and
+// undefined-behaviour sanitizers, in pieces as threads would, and compares with a plain loop over
+// the same formula headers.
 // `--plant overrun` and `--plant value` make one mistake each, which the run must report.
 #include "adamw_step/adamw_step.h"
 #include "adaptive_cross_entropy/adaptive_cross_entropy.h"
 #include "adaptive_mse/adaptive_mse.h"
 #include "arrays.h"
-#include "common/runs.h"
+#include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
 #include "interpolate/interpolate.h"
 #include "masked_grad_norm/masked_grad_norm.h"
@@ -27,7 +28,8 @@ void interpolate(const char* plant) {
   if (std::strcmp(plant, "overrun") == 0) tensors.back().numel += 1;
   const Runs runs(tensors);
   const Lerp& used = std::strcmp(plant, "value") == 0 ? wrong : s;
-  in_pieces(runs.units(), [&](int64_t b, int64_t e) { interpolate_cpu(tensors, runs, b, e, used); });
+  in_pieces(runs.units(),
+            [&](int64_t b, int64_t e) { interpolate_cpu(tensors, runs, b, e, used); });
   for (size_t t = 0; t < slow.size(); ++t) {
     for (int64_t i = 0; i < slow[t].numel; ++i) {
       const float x = interpolate_one(slow2[t].get(i), fast2[t].get(i), s);
@@ -45,22 +47,27 @@ void sgd_step() {
   const std::vector<Mask> masks = masks_like(param);
   const bool has_momentum = pick(2), has_out = pick(2), has_in = pick(2);
   SgdScalars s{};
-  s.factor = random_float(), s.lr = 0.1f, s.momentum = 0.9f, s.undampened = 0.7f, s.weight_decay = 0.01f;
-  s.decay = pick(2), s.nesterov = pick(2), s.first = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0;
+  s.factor = random_float(), s.lr = 0.1f, s.momentum = 0.9f, s.undampened = 0.7f,
+  s.weight_decay = 0.01f;
+  s.decay = pick(2), s.nesterov = pick(2), s.first = pick(2), s.freeze = pick(2),
+  s.skip = pick(4) == 0;
   s.measured = pick(2);
   s.slow = make_lerp(pick(5) * 0.25);
   std::vector<SgdTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {
-    tensors[i].param = param[i].data, tensors[i].grad = grad[i].data, tensors[i].mask = masks[i].data();
+    tensors[i].param = param[i].data, tensors[i].grad = grad[i].data,
+    tensors[i].mask = masks[i].data();
     tensors[i].momentum = has_momentum ? momentum[i].data : nullptr;
-    tensors[i].slow_out = has_out ? out[i].data : nullptr, tensors[i].slow_in = has_in ? in[i].data : nullptr;
-    tensors[i].numel = param[i].numel, tensors[i].dtype = param[i].dtype, tensors[i].momentum_dtype = momentum[i].dtype;
+    tensors[i].slow_save = has_out ? out[i].data : nullptr,
+    tensors[i].slow_from = has_in ? in[i].data : nullptr;
+    tensors[i].numel = param[i].numel, tensors[i].dtype = param[i].dtype,
+    tensors[i].momentum_dtype = momentum[i].dtype;
   }
   const Runs runs(tensors);
   in_pieces(runs.units(), [&](int64_t b, int64_t e) { sgd_step_cpu(tensors, runs, b, e, s); });
   for (size_t t = 0; t < param.size(); ++t) {
     Buffer p = param2[t], m = momentum2[t];
-    if (has_out) expect(out[t].same(p), "sgd_step", "slow_out", t);
+    if (has_out) expect(out[t].same(p), "sgd_step", "slow_save", t);
     for (int64_t i = 0; i < p.numel; ++i) {
       const bool selected = masks[t].selected(i);
       SgdElement e{p.get(i), m.get(i)};
@@ -86,8 +93,10 @@ void adamw_step() {
   const std::vector<Mask> masks = masks_like(param);
   const bool amsgrad = pick(2), has_out = pick(2), has_in = pick(2);
   AdamwScalars s{};
-  s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f, s.weight_decay = 0.01f;
-  s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1), s.slow = make_lerp(pick(5) * 0.25);
+  s.factor = random_float(), s.keep = 0.99f, s.beta2 = 0.999f, s.rest2 = 0.001f,
+  s.weight_decay = 0.01f;
+  s.l2 = pick(2), s.freeze = pick(2), s.skip = pick(4) == 0, s.avg = make_lerp(0.1),
+  s.slow = make_lerp(pick(5) * 0.25);
   s.measured = pick(2);
   const float scale = 0.01f, eps = 1e-6f;
   std::vector<float> steps(param.size());
@@ -95,9 +104,11 @@ void adamw_step() {
   std::vector<AdamwTensor> tensors(param.size());
   for (size_t i = 0; i < param.size(); ++i) {
     AdamwTensor& t = tensors[i] = AdamwTensor{};
-    t.param = param[i].data, t.grad = grad[i].data, t.exp_avg = avg[i].data, t.exp_avg_sq = sq[i].data;
-    t.max_exp_avg_sq = amsgrad ? top[i].data : nullptr, t.mask = masks[i].data(), t.numel = param[i].numel;
-    t.slow_out = has_out ? out[i].data : nullptr, t.slow_in = has_in ? in[i].data : nullptr;
+    t.param = param[i].data, t.grad = grad[i].data, t.exp_avg = avg[i].data,
+    t.exp_avg_sq = sq[i].data;
+    t.max_exp_avg_sq = amsgrad ? top[i].data : nullptr, t.mask = masks[i].data(),
+    t.numel = param[i].numel;
+    t.slow_save = has_out ? out[i].data : nullptr, t.slow_from = has_in ? in[i].data : nullptr;
     t.dtype = param[i].dtype, t.state_dtype = avg[i].dtype;
     t.scale = scale, t.eps = eps, t.step = &steps[i];
   }
@@ -105,7 +116,7 @@ void adamw_step() {
   in_pieces(runs.units(), [&](int64_t b, int64_t e) { adamw_step_cpu(tensors, runs, b, e, s); });
   for (size_t t = 0; t < param.size(); ++t) {
     Buffer p = param2[t], m = avg2[t], v = sq2[t], w = top2[t];
-    if (has_out) expect(out[t].same(p), "adamw_step", "slow_out", t);
+    if (has_out) expect(out[t].same(p), "adamw_step", "slow_save", t);
     for (int64_t i = 0; i < p.numel; ++i) {
       AdamwElement e{p.get(i), m.get(i), v.get(i), w.get(i)};
       const float g = grad[t].get(i);
@@ -127,29 +138,32 @@ void lists() {  // norm, Fisher, saliency mask
   const std::vector<Buffer> grad = buffers(), retain = buffers(true, true), retain2 = retain;
   std::vector<Buffer> fisher = buffers(true, true);
   const std::vector<Buffer> fisher2 = fisher;
-  const bool finish = pick(2);  // the retain Fisher still lacks its last gradient
   const std::vector<Mask> masks = masks_like(grad);
   std::vector<MaskedGradNormTensor> norms;
   std::vector<FisherTensor> fishers;
   std::vector<SaliencyTensor> saliency;
   std::vector<std::vector<uint8_t>> packed;
-  for (size_t t = 0; t < grad.size(); ++t) packed.emplace_back((grad[t].numel + 7) / 8, uint8_t{0xff});
+  for (size_t t = 0; t < grad.size(); ++t)
+    packed.emplace_back((grad[t].numel + 7) / 8, uint8_t{0xff});
   for (size_t t = 0; t < grad.size(); ++t) {
     float* sums = reinterpret_cast<float*>(fisher[t].data);
     norms.push_back({grad[t].data, masks[t].data(), grad[t].numel, grad[t].dtype});
     fishers.push_back({sums, grad[t].data, grad[t].numel, grad[t].dtype});
-    saliency.push_back({sums, reinterpret_cast<float*>(retain[t].data), finish ? grad[t].data : nullptr,
-                        packed[t].data(), grad[t].numel, grad[t].dtype});
+    saliency.push_back(
+        {sums, reinterpret_cast<float*>(retain[t].data), packed[t].data(), grad[t].numel});
   }
   const Runs chunks(norms, kNormChunk), runs(fishers);
   std::vector<double> partials(chunks.units());
   in_pieces(chunks.units(), [&](int64_t b, int64_t e) {
     masked_grad_norm_cpu(norms, chunks, b, e, 0.3f, partials.data());
   });
-  in_pieces(runs.units(), [&](int64_t b, int64_t e) { fisher_accumulate_cpu(fishers, runs, b, e, 0.3f); });
-  const SaliencyScalars s{0.9f, 1e-15f, 0.3f, 7.0f};
+  in_pieces(runs.units(),
+            [&](int64_t b, int64_t e) { fisher_accumulate_cpu(fishers, runs, b, e, 0.3f); });
+  const SaliencyScalars s{0.9f, 1e-15f};
   std::vector<std::atomic<int64_t>> counts(grad.size());
-  in_pieces(runs.units(), [&](int64_t b, int64_t e) { saliency_mask_cpu(saliency, runs, b, e, s, counts.data()); });
+  in_pieces(runs.units(), [&](int64_t b, int64_t e) {
+    saliency_mask_cpu(saliency, runs, b, e, s, counts.data());
+  });
 
   double sum = 0.0, expected = 0.0;
   for (const double partial : partials) sum += partial;
@@ -157,15 +171,16 @@ void lists() {  // norm, Fisher, saliency mask
     int64_t count = 0;
     for (int64_t i = 0; i < grad[t].numel; ++i) {
       expected += masked_square_one(grad[t].get(i), masks[t].selected(i), 0.3f);
-      expect(fisher[t].get(i) == fisher_accumulate_one(fisher2[t].get(i), grad[t].get(i), 0.3f), "fisher", "sum", i);
-      const float old = retain2[t].get(i), now = finish ? finish_fisher_one(old, grad[t].get(i), s) : old;
-      expect(retain[t].get(i) == now, "saliency_mask", "retain", i);
-      const bool selected = saliency_one(fisher[t].get(i), now, s);
+      expect(fisher[t].get(i) == fisher_accumulate_one(fisher2[t].get(i), grad[t].get(i), 0.3f),
+             "fisher", "sum", i);
+      expect(retain[t].get(i) == retain2[t].get(i), "saliency_mask", "retain", i);
+      const bool selected = saliency_one(fisher[t].get(i), retain[t].get(i), s);
       expect(selected == (packed[t][i / 8] >> (i % 8) & 1), "saliency_mask", "bit", i);
       count += selected;
     }
     expect(counts[t] == count, "saliency_mask", "count", t);
-    if (grad[t].numel % 8) expect(packed[t].back() >> (grad[t].numel % 8) == 0, "saliency_mask", "high bits", t);
+    if (grad[t].numel % 8)
+      expect(packed[t].back() >> (grad[t].numel % 8) == 0, "saliency_mask", "high bits", t);
   }
   expect(std::fabs(sum - expected) <= 1e-11 * expected, "masked_grad_norm", "sum", 0);
 }
@@ -178,7 +193,9 @@ void cross_entropy() {
   const CrossEntropyRows t{logits.data, labels.data(), classes, -100, logits.dtype};
   std::vector<float> sums(2 * rows);
   std::vector<double> losses(rows);
-  in_pieces(rows, [&](int64_t b, int64_t e) { adaptive_cross_entropy_cpu(t, b, e, rows, sums.data(), losses.data()); });
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    adaptive_cross_entropy_cpu(t, b, e, rows, sums.data(), losses.data());
+  });
   Buffer gradient(rows * classes, logits.dtype), expected(rows * classes, logits.dtype);
   const std::vector<float> weights(rows, 0.3f);
   in_pieces(rows, [&](int64_t b, int64_t e) {
@@ -187,7 +204,8 @@ void cross_entropy() {
   Buffer over = logits, summed = logits, product = logits;
   const CrossEntropyRows same_memory{over.data, labels.data(), classes, -100, logits.dtype};
   in_pieces(rows, [&](int64_t b, int64_t e) {
-    adaptive_cross_entropy_backward_cpu(same_memory, b, e, rows, sums.data(), weights.data(), over.data);
+    adaptive_cross_entropy_backward_cpu(same_memory, b, e, rows, sums.data(), weights.data(),
+                                        over.data);
   });
   expect(over.same(gradient), "cross_entropy", "gradient over the logits", classes);
   // raw weights 1 and scale 0.3: the same gradient, and the losses in fp32
@@ -199,22 +217,27 @@ void cross_entropy() {
     adaptive_cross_entropy_sum_cpu(own, b, e, rule, summed.data, sum_losses.data(), raw.data());
   });
   expect(summed.same(gradient), "cross_entropy", "gradient of the sum", classes);
-  in_pieces(product.numel, [&](int64_t b, int64_t e) { scale_cpu(product.data, product.dtype, b, e, 0.3f); });
+  in_pieces(product.numel,
+            [&](int64_t b, int64_t e) { scale_cpu(product.data, product.dtype, b, e, 0.3f); });
   for (int64_t i = 0; i < product.numel; ++i) expected.set(i, logits.get(i) * 0.3f);
   expect(product.same(expected), "cross_entropy", "product", classes);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0.0;
     const bool counted = labels[r] >= 0;
-    expect(sum_losses[r] == static_cast<float>(losses[r]) && raw[r] == counted, "cross_entropy", "sum", r);
-    for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits.get(r * classes + c)));
+    expect(sum_losses[r] == static_cast<float>(losses[r]) && raw[r] == counted, "cross_entropy",
+           "sum", r);
+    for (int64_t c = 0; c < classes; ++c)
+      sum += std::exp(static_cast<double>(logits.get(r * classes + c)));
     const double loss = counted ? std::log(sum) - logits.get(r * classes + labels[r]) : 0.0;
     const LogSum found{sums[r], sums[rows + r]};
-    const double lse = found.shift + found.log_sum, near = 2e-6 * std::fmax(1.0, std::fabs(std::log(sum)));
+    const double lse = found.shift + found.log_sum,
+                 near = 2e-6 * std::fmax(1.0, std::fabs(std::log(sum)));
     expect(std::fabs(lse - std::log(sum)) < near, "cross_entropy", "log-sum", r);
     expect(std::fabs(losses[r] - loss) < 2e-6, "cross_entropy", "loss", r);
     const Softmax softmax = weighted_softmax(found, 0.3f);
     for (int64_t c = 0; c < classes; ++c) {
-      const float x = logits.get(r * classes + c), own = cross_entropy_backward_label(found, x, 0.3f);
+      const float x = logits.get(r * classes + c),
+                  own = cross_entropy_backward_label(found, x, 0.3f);
       const float g = c == labels[r] ? own : cross_entropy_backward_one(x, softmax);
       expected.set(r * classes + c, counted ? g : 0.0f);
     }
@@ -231,14 +254,17 @@ void mse() {
   const std::vector<float> weights(samples, 0.3f);
   const int64_t chunks = samples * mse_chunks(t);
   in_pieces(chunks, [&](int64_t b, int64_t e) { adaptive_mse_cpu(t, b, e, partials.data()); });
-  in_pieces(chunks, [&](int64_t b, int64_t e) { adaptive_mse_backward_cpu(t, b, e, weights.data(), gradient.data); });
+  in_pieces(chunks, [&](int64_t b, int64_t e) {
+    adaptive_mse_backward_cpu(t, b, e, weights.data(), gradient.data);
+  });
   double sum = 0.0, plain = 0.0;
   for (const double partial : partials) sum += partial;
   for (int64_t i = 0; i < x.numel; ++i) {
     plain += squared_error_one(x.get(i), y.get(i));
     expected.set(i, mse_backward_one(x.get(i), y.get(i), 0.3f));
   }
-  expect(std::fabs(sum - plain) <= 1e-11 * plain && gradient.same(expected), "mse", "sum or gradient", elements);
+  expect(std::fabs(sum - plain) <= 1e-11 * plain && gradient.same(expected), "mse",
+         "sum or gradient", elements);
 }
 
 void soft_targets() {
@@ -249,8 +275,10 @@ void soft_targets() {
   for (float& weight : weights) weight = pick(4) == 0 ? 0.0f : random_float();
   const double temperature = 1.0 + pick(4);
   const bool weighted = pick(2);
-  const KlRows t{x.data, y.data, weighted ? weights.data() : nullptr, rows, classes, temperature, x.dtype};
-  in_pieces(rows, [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), sums.data()); });
+  const KlRows t{x.data,      y.data, weighted ? weights.data() : nullptr, rows, classes,
+                 temperature, x.dtype};
+  in_pieces(rows,
+            [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), sums.data()); });
   in_pieces(rows, [&](int64_t b, int64_t e) {
     soft_target_kl_backward_cpu(t, b, e, sums.data(), weights.data(), gradient.data);
   });
@@ -262,16 +290,20 @@ void soft_targets() {
     for (int64_t i = r * classes; i < (r + 1) * classes; ++i) {
       const double a = y.get(i) / temperature, b = x.get(i) / temperature;
       sum += std::exp(b), teacher += std::exp(a), cross += std::exp(a) * (a - b);
-      const Softmax weighted_q = weighted_softmax(q, weights[r]), weighted_p = weighted_softmax(p, weights[r]);
+      const Softmax weighted_q = weighted_softmax(q, weights[r]),
+                    weighted_p = weighted_softmax(p, weights[r]);
       const float g = kl_backward_one(x.get(i), y.get(i), inverse, weighted_q, weighted_p);
       expected.set(i, counted ? g : 0.0f);
     }
-    const double loss = (cross / teacher - std::log(teacher) + std::log(sum)) * temperature * temperature;
+    const double loss =
+        (cross / teacher - std::log(teacher) + std::log(sum)) * temperature * temperature;
     const double error = 4e-6 * temperature * temperature;
     expect(std::fabs(losses[r] - (counted ? loss : 0.0)) < error, "soft_target_kl", "loss", r);
-    const double lse = q.shift / temperature + q.log_sum, teacher_lse = p.shift / temperature + p.log_sum;
+    const double lse = q.shift / temperature + q.log_sum,
+                 teacher_lse = p.shift / temperature + p.log_sum;
     expect(std::fabs(lse - (counted ? std::log(sum) : 0.0)) < 4e-6, "soft_target_kl", "log-sum", r);
-    expect(std::fabs(teacher_lse - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl", "teacher", r);
+    expect(std::fabs(teacher_lse - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl",
+           "teacher", r);
   }
   expect(gradient.same(expected), "soft_target_kl", "gradient", classes);
 }

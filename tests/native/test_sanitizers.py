@@ -1,4 +1,4 @@
-"""The CPU kernels under the address and undefined-behaviour sanitizers, at every instruction set of this machine."""
+"""The CPU kernels under address and UB sanitizers, at every instruction set of this machine."""
 
 import hashlib
 import os
@@ -18,17 +18,20 @@ FLAGS = [
 ]
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ and its sanitizers on Linux"
+    sys.platform != "linux" or shutil.which("g++") is None,
+    reason="needs g++ and its sanitizers on Linux",
 )
 
 
 @pytest.fixture(scope="module")
 def harness() -> Path:
     """The harness, built once per content of csrc: objects in parallel, then linked."""
-    sources = sorted(s for s in ROOT.glob("csrc/*/*.cpp") if not s.name.endswith("_op.cpp"))
+    sources = sorted([*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/*/*_cpu.cpp")])
     sources.append(ROOT / "tests/native/sanitize.cpp")
     inputs = [*sources, *sorted(ROOT.glob("csrc/*/*.h")), ROOT / "tests/native/arrays.h"]
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in inputs) + " ".join(FLAGS).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        b"".join(p.read_bytes() for p in inputs) + " ".join(FLAGS).encode()
+    ).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"sfron_fast_sanitize_{os.getuid()}_{digest}"
     program = folder / "sanitize"
     if not program.exists():
@@ -48,7 +51,10 @@ def harness() -> Path:
 
 def run(program: Path, *arguments: str, isa: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [program, *arguments], env={**os.environ, "SFRON_FAST_ISA": isa}, capture_output=True, text=True
+        [program, *arguments],
+        env={**os.environ, "SFRON_FAST_ISA": isa},
+        capture_output=True,
+        text=True,
     )
 
 

@@ -1,7 +1,8 @@
 #pragma once
-// TEST ONLY: a block of a kernel on one thread of the host. Its threads are fibers that run one after the other, in a
-// shuffled order, and change places at barriers; a result that depends on the order shows. Under ThreadSanitizer every
-// block has a thread of its own, so that what blocks do to each other without an order is reported.
+// TEST ONLY: a block of a kernel on one thread of the host. Its threads are fibers that run one
+// after the other, in a shuffled order, and change places at barriers; a result that depends on the
+// order shows. Under ThreadSanitizer every block has a thread of its own, so that what blocks do to
+// each other without an order is reported.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -124,7 +125,8 @@ inline void run_block(unsigned threads, unsigned seed) {
       scheduler_at.after();
       alive = alive || !fibers[t].done;
     }
-    for (unsigned t = 0; t < threads; ++t) {  // a warp may be ahead of another, a thread of its warp may not
+    for (unsigned t = 0; t < threads;
+         ++t) {  // a warp may be ahead of another, a thread of its warp may not
       const Fiber &f = fibers[t], &first = fibers[t / 32 * 32];
       if (f.done != first.done || f.barriers != first.barriers) std::abort();
     }

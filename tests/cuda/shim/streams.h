@@ -1,6 +1,7 @@
 #pragma once
-// TEST ONLY: streams, events and captures of the CUDA runtime. What a stream is given is queued. It is done at once or,
-// with `deferred`, as late as the program allows: when it waits for the stream. A copy from pinned memory reads it then.
+// TEST ONLY: streams, events and captures of the CUDA runtime. What a stream is given is queued. It
+// is done at once or, with `deferred`, as late as the program allows: when it waits for the stream.
+// A copy from pinned memory reads it then.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -14,8 +15,14 @@
 using cudaError_t = int;
 using cudaStream_t = void*;
 enum {
-  cudaSuccess = 0, cudaErrorInvalidDeviceFunction = 98, cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600,
-  cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1, cudaMemcpyHostToDevice = 1
+  cudaSuccess = 0,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorNotReady = 600,
+  cudaHostAllocDefault = 0,
+  cudaEventDisableTiming = 2,
+  cudaStreamNonBlocking = 1,
+  cudaMemcpyHostToDevice = 1
 };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed };
@@ -99,7 +106,8 @@ inline cudaError_t cudaHostAlloc(void** at, size_t size, unsigned) {
   shim::pinned[static_cast<const char*>(*at)] = size;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, int, cudaStream_t stream) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, int,
+                                   cudaStream_t stream) {
   ++shim::copies;
   if (shim::is_pinned(from)) {
     shim::enqueue(stream, [=] { std::memcpy(to, from, size); });
@@ -140,12 +148,15 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   shim::advance(stream, shim::streams[stream].queued);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) {
+  return cudaSuccess;
+}
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   std::swap(*mode, shim::mode);
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = shim::capturing && stream == nullptr ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *status = shim::capturing && stream == nullptr ? cudaStreamCaptureStatusActive
+                                                 : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }

@@ -1,0 +1,1 @@
+"""What is measured: lists of weights, models, arms and cases."""

@@ -1,0 +1,329 @@
+"""Compiles every Triton kernel for sm_90 as it would be launched; reads the machine code.
+
+`python -m benchmarks.tools.triton_report`, which needs no GPU: registers, stack, spills, how wide
+the loads and stores are, and what ``sass.py`` says of the speed, for the shapes in use. Fails if a
+kernel spills, or if one that could move 16 bytes at once does not. ``analysis`` gives the same rows
+to other reports.
+"""
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from benchmarks.tools import sass
+
+CLASSES = (10, 200, 1000, 32000, 50257, 128256, 152064)
+SAMPLES = {
+    (256, 3 * 32 * 32): "images 3x32x32",
+    (64, 4 * 32 * 32): "latents 4x32x32",
+    (4, 3 * 512 * 512): "3x512x512",
+}
+DTYPES = (torch.bfloat16, torch.float32)
+COLUMNS = ["kernel", "for", "dtype", "tile", "warps", "programs", "registers", "stack", "spills"]
+COLUMNS += ["ld128", "ld", "st128", "st"]
+SPEED = ["instructions_per_element", "mufu_per_element", "issue_load", "blocks", "bytes_in_flight"]
+COLUMNS += SPEED
+# tensors that a kernel reads, and reads or writes, for each element; others walk over samples, not
+# elements
+STREAMS = {
+    "_adaptive_cross_entropy_fwd_kernel": (1, 1),
+    "_adaptive_cross_entropy_long_fwd_kernel": (1, 1),
+    "_adaptive_cross_entropy_bwd_kernel": (1, 2),
+    "_adaptive_cross_entropy_scale_kernel": (1, 2),
+    "_adaptive_mse_fwd_kernel": (2, 2),
+    "_adaptive_mse_bwd_kernel": (2, 3),
+    "_soft_target_kl_fwd_kernel": (2, 2),
+    "_soft_target_kl_long_fwd_kernel": (2, 2),
+    "_soft_target_kl_bwd_kernel": (2, 3),
+}
+
+
+@dataclass
+class Launch:
+    """What a launcher asked of one kernel; picklable, to be compiled by another process."""
+
+    module: str
+    kernel: str
+    programs: int
+    signature: dict[str, str]  # argument -> type
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    elements: int = 0  # of each tensor
+    purpose: str = ""
+    dtype: str = ""
+
+    def key(self) -> tuple:
+        return (
+            self.kernel,
+            *self.signature.items(),
+            *self.constants.items(),
+            *self.options.items(),
+        )
+
+
+@dataclass
+class Recorder:
+    """Stands in for a kernel in its module and notes launches instead of making them."""
+
+    module: str
+    kernel: Any
+    launches: list[Launch] = field(default_factory=list)
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            names = self.kernel.arg_names
+            constants = {n: v for n, v in kwargs.items() if n in names}
+            options = {n: v for n, v in kwargs.items() if n not in names}
+            given = dict(zip(names, args, strict=False))
+            signature = {n: "constexpr" if n in constants else type_name(given[n]) for n in names}
+            self.launches.append(
+                Launch(self.module, self.kernel.__name__, grid[0], signature, constants, options)
+            )
+
+        return launch
+
+
+def type_name(value: Any) -> str:
+    names = {
+        torch.bfloat16: "bf16",
+        torch.float16: "fp16",
+        torch.float32: "fp32",
+        torch.float64: "fp64",
+        torch.int64: "i64",
+        torch.int32: "i32",
+    }
+    if isinstance(value, torch.Tensor):
+        return "*" + names[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within, the launchers take tensors on the meta device, and their launches are noted."""
+    from sfron_fast.ops.triton import (
+        adaptive_cross_entropy,
+        adaptive_mse,
+        many_samples,
+        soft_target_kl,
+    )
+
+    launches: list[Launch] = []
+    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, many_samples)
+    found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
+    kernels = {(m, n): getattr(m, n) for m, n in found}
+    for (module, name), kernel in kernels.items():
+        setattr(module, name, Recorder(module.__name__, kernel, launches))
+    try:
+        yield launches
+    finally:
+        for (module, name), kernel in kernels.items():
+            setattr(module, name, kernel)
+
+
+def cross_entropy_launches(
+    samples: int, tokens: int, classes: int, dtype: torch.dtype
+) -> list[Launch]:
+    from sfron_fast.ops.triton import adaptive_cross_entropy as op
+
+    logits = torch.empty((samples, tokens, classes), dtype=dtype, device="meta")
+    labels = torch.empty((samples, tokens), dtype=torch.int64, device="meta")
+    with recorded() as launches:
+        loss, _, weights, _, log_sums = op.adaptive_cross_entropy(logits, labels, 0.5, 1e-6, -100)
+        op.adaptive_cross_entropy_backward(loss, logits, labels, weights, log_sums, -100)
+        if tokens == 1:
+            op.adaptive_cross_entropy_sum_(logits, labels, 0.5, 1e-6, -100, 1.0)
+            op.adaptive_cross_entropy_scale_(logits, loss)
+    purpose = f"V={classes}" + (f" x {tokens} tokens" if tokens > 1 else "")
+    return named(launches, purpose, dtype, logits.numel())
+
+
+def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) -> list[Launch]:
+    from sfron_fast.ops.triton import adaptive_mse as op
+
+    prediction, target = (
+        torch.empty((samples, elements), dtype=dtype, device="meta") for _ in range(2)
+    )
+    with recorded() as launches:
+        loss, _, weights, _ = op.adaptive_mse(prediction, target, 0.5, 1e-6, True)
+        op.adaptive_mse_backward(loss, prediction, target, weights, True)
+    return named(launches, f"{samples} {purpose}", dtype, prediction.numel())
+
+
+def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
+    from sfron_fast.ops.triton import soft_target_kl as op
+
+    logits, teacher = (
+        torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2)
+    )
+    with recorded() as launches:
+        loss, _, log_sums = op.soft_target_kl(logits, teacher, None, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, None, log_sums, 2.0)
+    return named(launches, f"V={classes}", dtype, logits.numel())
+
+
+def named(launches: list[Launch], purpose: str, dtype: torch.dtype, elements: int) -> list[Launch]:
+    for launch in launches:
+        launch.purpose, launch.dtype, launch.elements = (
+            purpose,
+            str(dtype).removeprefix("torch."),
+            elements,
+        )
+    return launches
+
+
+def all_launches() -> list[Launch]:
+    launches = []
+    for dtype in DTYPES:
+        for classes in CLASSES:
+            launches += cross_entropy_launches(8192 if classes >= 32000 else 256, 1, classes, dtype)
+        launches += cross_entropy_launches(8, 1024, 128256, dtype)
+        for classes in CLASSES:
+            launches += kl_launches(8192 if classes <= 1000 else 1024, classes, dtype)
+        for (samples, elements), purpose in SAMPLES.items():
+            launches += mse_launches(samples, elements, dtype, purpose)
+    return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]
+
+
+def compiled(launch: Launch) -> Any:
+    """The kernel for sm_90, every pointer aligned to 16 bytes as torch allocates."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kinds = launch.signature.values()
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind.startswith("*")
+    }
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options)
+
+
+def compiled_row(launch: Launch) -> dict[str, Any]:
+    """One row of the table."""
+    from triton import knobs
+
+    made = compiled(launch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(made.asm["cubin"])
+        cubin.flush()
+        usage, text = (
+            subprocess.run(
+                [knobs.nvidia.cuobjdump.path, flag, cubin.name],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    moves = Counter((one.op, one.bytes == 16) for one in sass.read(text))
+    summed = launch.constants.get("GRADIENT", False)
+    tile = [
+        str(launch.constants[n])
+        for n in ("ROWS", "DEPTH", "BLOCK", "LANES")
+        if n in launch.constants
+    ]
+    row = {
+        "kernel": launch.kernel,
+        "for": launch.purpose + (", sum" if summed else ""),
+        "dtype": launch.dtype,
+        "tile": "x".join(tile),
+        "warps": launch.options["num_warps"],
+        "programs": launch.programs,
+        "registers": used["REG"],
+        "stack": used["STACK"] + used["LOCAL"],
+        "spills": sum(n for (op, _), n in moves.items() if op in ("LDL", "STL")),
+        "ld128": moves["LDG", True],
+        "ld": moves["LDG", False],
+        "st128": moves["STG", True],
+        "st": moves["STG", False],
+        **dict.fromkeys(SPEED, ""),
+    }
+    if launch.kernel in STREAMS:
+        reads, moved = STREAMS[launch.kernel]
+        row |= sass.speed(
+            text,
+            programs=launch.programs,
+            threads=32 * launch.options["num_warps"],
+            registers=used["REG"],
+            shared=made.metadata.shared,
+            elements=launch.elements,
+            itemsize=getattr(torch, launch.dtype).itemsize,
+            read_tensors=reads,
+            moved_tensors=moved + summed,
+        )
+    return row
+
+
+def analysis(launches: list[Launch], workers: int = 1) -> list[dict[str, Any]]:
+    """A row for each launch with the keys of COLUMNS; SPEED's are "" for kernels over samples."""
+    if workers == 1:
+        return [compiled_row(launch) for launch in launches]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compiled_row, launches))
+
+
+def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
+    found = [
+        f"{row['kernel']} ({row['for']}, {row['dtype']}): {row[w]} {w}"
+        for w in ("stack", "spills")
+        if row[w]
+    ]
+    size = getattr(torch, row["dtype"]).itemsize
+    wide = launch.constants.get("ALIGN", 1) * size >= 16 or launch.constants.get("PEEL")
+    if wide and not row["ld128"]:
+        found.append(f"{row['kernel']} ({row['for']}, {row['dtype']}): no 16-byte loads")
+    return found
+
+
+def report(launches: list[Launch], workers: int = 1) -> int:
+    """Print the table; returns the number of complaints."""
+    start = time.perf_counter()
+    rows = analysis(launches, workers)
+    table = [COLUMNS, *([str(row[c]) for c in COLUMNS] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    for line in table:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+    wrong = [c for launch, row in zip(launches, rows, strict=True) for c in complaints(launch, row)]
+    print(
+        f"{len(rows)} kernels compiled for sm_90 in {time.perf_counter() - start:.0f} s; none"
+        " was run"
+    )
+    for complaint in wrong:
+        print(f"FAILED: {complaint}", file=sys.stderr)
+    return len(wrong)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    try:
+        launches = all_launches()
+    except ImportError as error:
+        print(
+            f"Triton cannot be imported ({error}); to get it: pip install triton", file=sys.stderr
+        )
+        return 1
+    return int(report(launches, parser.parse_args().workers) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

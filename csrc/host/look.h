@@ -1,0 +1,46 @@
+#pragma once
+// A Python tensor as a TableRow, read through torch's DLPack exchange table, the C function that
+// `torch.Tensor.__dlpack_c_exchange_api__` publishes for this purpose: no reference is counted,
+// nothing is allocated.
+#include <Python.h>
+
+#include <cstdint>
+
+#include "host/table.h"
+
+namespace sfron {
+
+// The part of dlpack.h (version 1) that is needed; torch's copy is closed to extensions of the
+// stable ABI.
+struct DlTensor {
+  void* data;
+  int32_t device_type, device_index;
+  int32_t dim;
+  uint8_t type, bits;
+  uint16_t lanes;
+  const int64_t *sizes, *strides;
+  uint64_t byte_offset;
+};
+
+struct DlExchange {
+  uint32_t major, minor;
+  void* previous;
+  void *allocate, *from_object, *to_object;
+  int (*look)(void* object, DlTensor* out);  // 0 = told; else a Python error is set
+  void* current_stream;
+};
+
+struct Torch {
+  PyObject *tensor = nullptr, *parameter = nullptr;  // the types
+  const DlExchange* exchange = nullptr;
+};
+
+// Looked up once. Without an exchange table of a version known here nothing is ever described: the
+// ops take handles.
+const Torch& torch_types();
+
+// False for what the plain path should not meet: subclasses, transforms, other devices or dtypes,
+// memory without values.
+bool look(const Torch& torch, PyObject* object, TableRow* row);
+
+}  // namespace sfron

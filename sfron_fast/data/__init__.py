@@ -1,0 +1,1 @@
+"""Batches, and loaders that can be stopped anywhere and found again."""

@@ -1,0 +1,1 @@
+"""The demo that is installed with the package: `python -m sfron_fast demo`."""

@@ -1,0 +1,1 @@
+"""Shards of DTensors, and ranks that share a batch."""

@@ -1,0 +1,92 @@
+"""DTensors (FSDP2, HSDP, tensor parallelism): kernels work on a rank's own shard; torch's engine
+moves the rest.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import require
+from ..ops.layout import is_sharded
+
+# a device mesh, and those of its dimensions that split the tensor
+Layout = tuple[Any, tuple[int, ...]]
+FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+Place = tuple[torch.device, Layout | None]
+
+
+def plain(tensors: list[Any]) -> bool:
+    """Whether none of them is a DTensor; a look at the types, for lists of thousands."""
+    return _PLAIN.issuperset(map(type, tensors)) or not any(map(is_sharded, tensors))
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a DTensor, on every rank (a collective); any other tensor itself."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def place(tensor: Any) -> Place:
+    """What the tensors of one call have in common: the device, and for DTensors the mesh and how it
+    splits them.
+    """
+    if not is_sharded(tensor):
+        return tensor.device, None
+    split = tuple(i for i, p in enumerate(tensor.placements) if not p.is_replicate())
+    return tensor.device, (tensor.device_mesh, split)
+
+
+def sharded_places(params: list[Tensor]) -> dict[Place, None]:
+    """The places of the DTensors among them, in order, the same on every rank."""
+    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (
+        {}
+        if not ranks or plain(params)
+        else dict.fromkeys(place(p) for p in params if is_sharded(p))
+    )
+
+
+def placed_gradient(param: Any) -> Tensor | None:
+    """A parameter's gradient, placed as it; tensor parallelism may leave one that is yet to be
+    summed over ranks.
+    """
+    grad = param.grad
+    if grad is not None and is_sharded(param) and grad.placements != param.placements:
+        return grad.redistribute(param.device_mesh, param.placements)
+    return grad
+
+
+def whole_norm(norm: Tensor, layout: Layout | None) -> Tensor:
+    """The norm of all shards from that of each; the same bits on every rank. One collective per
+    splitting dimension.
+
+    The squares of fp32 norms are exact in fp64. The mesh's device carries the sum, also for
+    offloaded parameters.
+    """
+    if layout is None or not layout[1]:
+        return norm
+    mesh, split = layout
+    total = norm.to(mesh.device_type, torch.float64).square()
+    for dim in split:
+        torch.distributed.all_reduce(total, group=mesh.get_group(dim))
+    return total.sqrt().to(norm)
+
+
+def anywhere(flag: bool, params: list[Tensor]) -> bool:
+    """Whether the flag is set on any rank that has shards of ``params``."""
+    for _, layout in sharded_places(params):
+        flag = bool(whole_norm(torch.tensor(float(flag)), layout))
+    return flag
+
+
+def check_whole(params: list[Any]) -> None:
+    """Masks and states belong to whole parameters, or their DTensors.
+
+    Raises:
+        ValueError: a wrapper has flattened the parameters.
+    """
+    remedy = "shard with fully_shard of torch.distributed.fsdp (FSDP2)"
+    for mark, culprit in FLATTENED.items():
+        flattened = any(hasattr(p, mark) for p in params)
+        require(not flattened, "params", "parameters, or DTensors", f"those of {culprit}", remedy)

@@ -1,0 +1,126 @@
+"""The loop all baselines share: SGD over epochs, one step for each loss that a recipe yields."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import model_device
+from ..errors import number, require
+from ..models.modes import evaluating, keeping_modes, recording, set_modes, training_modes
+from ..saliency.mask import SaliencyMask
+from ..tasks import Classification, Task
+from ..tasks.task import as_task, check_depends
+
+Loader = Iterable[Any]  # of batches that the task reads; read once an epoch
+Losses = Callable[[int], Iterator[Tensor]]  # epoch 0, 1, ... -> the losses of its steps
+
+
+def descend(
+    model: nn.Module,
+    losses: Losses,
+    *,
+    epochs: int,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    cosine: bool = True,
+    training: bool = True,
+    max_norm: float | None = None,
+    mask: SaliencyMask | None = None,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """SGD on ``losses``, in place; every module's own training flag is restored after.
+
+    Args:
+        cosine: lr falls to 0 on a cosine over the epochs, else it stays.
+        training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put
+            to eval() stays so), or in eval mode as a whole.
+        max_norm: clip of each step's gradient, None = none.
+        mask: weights outside it keep their bits; a clip sees the gradients inside.
+        on_epoch: called as ``on_epoch(epoch, model)`` after every epoch, the first being 1.
+
+    Raises:
+        ValueError: a setting out of range, by name; a mask of another model.
+    """
+    require(isinstance(epochs, int) and epochs > 0, "epochs", "an integer > 0", repr(epochs))
+    number("lr", lr, 0.0)
+    if max_norm is not None:
+        number("max_norm", max_norm, 0.0, open_low=True)
+    params = [p for p in model.parameters() if p.requires_grad]
+    frozen = [] if mask is None else _frozen(model, mask)
+    optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    modes = training_modes(model)
+    with keeping_modes(model), recording(model):
+        for epoch in range(epochs):
+            if training:
+                set_modes(model, modes)
+            else:
+                model.eval()
+            for loss in losses(epoch):
+                optimizer.zero_grad()
+                loss.backward()
+                for p, outside, _ in frozen:
+                    if p.grad is not None:
+                        p.grad.masked_fill_(outside, 0.0)
+                if max_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(params, max_norm)
+                optimizer.step()
+                with torch.no_grad():  # weight decay moves what has no gradient
+                    for p, outside, start in frozen:
+                        p.copy_(torch.where(outside, start, p))
+            if cosine:
+                schedule.step()
+            if on_epoch is not None:
+                on_epoch(epoch + 1, model)
+    return model
+
+
+def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Each trainable parameter, what of it lies outside the mask (bool), and its values now."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    mask.resolve(named)  # raises for another model's mask
+    return [(p, ~mask.to_bool(n).to(p.device), p.detach().clone()) for n, p in named]
+
+
+def task_or_classification(task: Task | None) -> Task:
+    """What every method does without a task: classification."""
+    return as_task(task, Classification())
+
+
+def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator[Any]:
+    """The batches that have samples, prepared by the task for the model's device.
+
+    Raises:
+        ValueError: there are none.
+    """
+    device, empty = model_device(model), True
+    for drawn in loader:
+        batch = task.prepare(drawn, device, name)
+        if task.samples(batch):
+            yield batch
+            empty = False
+    remedy = "check the split and drop_last"
+    require(not empty, name, "at least one batch", "an empty loader", remedy)
+
+
+def mean_losses(
+    model: nn.Module, loader: Loader, name: str, task: Task, sign: float = 1.0
+) -> Losses:
+    """The mean loss of each batch of ``loader``, every epoch; times ``sign``."""
+
+    def losses(_: int) -> Iterator[Tensor]:
+        for batch in batches(model, loader, name, task):
+            loss = task.mean_loss(model, batch)
+            check_depends(loss, task)
+            yield sign * loss
+
+    return losses
+
+
+def teach(teacher: nn.Module, batch: Any, task: Task) -> Tensor:
+    """A teacher's logits [units, classes], in eval mode and without gradients."""
+    with evaluating(teacher), torch.no_grad():
+        return task.logits(task.outputs(teacher, batch), batch)

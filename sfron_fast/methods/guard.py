@@ -1,0 +1,80 @@
+"""The watch over a run: forget and validation accuracy along it, and what to do about
+over-forgetting.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..data.endless import random_state, set_random_state
+from ..errors import require, warn
+from ..evaluation import task_accuracy
+
+
+class Guard:
+    """Evaluates along the run; warns or stops when the forget accuracy falls below the floor."""
+
+    def __init__(
+        self,
+        run: Any,
+        holdout: Iterable[Any] | None,
+        every: int,
+        floor: float | None,
+        action: str,
+    ) -> None:
+        again = not every or not isinstance(holdout, Iterator)
+        require(
+            again,
+            "holdout",
+            "batches that can be read again and again",
+            f"a {type(holdout).__name__}, which can be read once",
+            "pass a DataLoader or a list",
+        )
+        self.run, self.holdout, self.every = run, holdout, every
+        self.action, self.warned = action, False
+        if every and floor is None and holdout is not None:
+            floor = run.result.history[0].get("val_accuracy") if run.result.history else None
+        self.floor = floor
+        if every and (not run.result.history or (self.floor is None and holdout is not None)):
+            first = self._measure(run.cycle)
+            self.floor = first.get("val_accuracy") if floor is None else floor
+
+    def _measure(self, cycle: int) -> dict[str, float]:
+        loaders = (self.run.forget, self.run.retain)  # holdout may share a generator with either
+        # looking must not change the run
+        state, own = random_state(), [loader.own_state() for loader in loaders]
+        drawn = self.run.task.state_dict()
+        entry: dict[str, float] = {
+            "cycle": cycle,
+            "skipped_steps": self.run.optimizer.skipped_steps,
+        }
+        model, task = self.run.model, self.run.task
+        entry["forget_accuracy"] = task_accuracy(model, self.run.forget.aside(), "forget", task)
+        if self.holdout is not None:
+            entry["val_accuracy"] = task_accuracy(model, self.holdout, "holdout", task)
+        set_random_state(state)
+        task.load_state_dict(drawn)
+        for loader, generators in zip(loaders, own, strict=True):
+            loader.set_own_state(generators)
+        self.run.result.history.append(entry)
+        return entry
+
+    def due(self, cycle: int) -> bool:
+        """Whether the end of this cycle is evaluated."""
+        return self.every > 0 and cycle % self.every == 0
+
+    def look(self, cycle: int) -> None:
+        """Evaluate, if it is due, and warn or stop."""
+        if not self.due(cycle):
+            return
+        entry = self._measure(cycle)
+        if self.floor is None or entry["forget_accuracy"] >= self.floor:
+            return
+        if self.action == "stop":
+            self.run.result.stopped_early = True
+        if not self.warned:
+            self.warned = True
+            warn(
+                f"over-forgetting: forget accuracy {entry['forget_accuracy']:.1f} % fell below"
+                f" {self.floor:.1f} % in cycle {cycle}; lower forget_weight or cycles, or pass"
+                " over_forgetting='stop' (forget_floor=0 if a whole class is to go)"
+            )

@@ -1,0 +1,109 @@
+"""What a run of ``unlearn`` says about itself: a warning where it did nothing; counting waits for
+no device.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import warn
+
+# a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
+NATS = 0.01
+SHARE = 0.01  # the same for a loss of the caller's, in units of itself
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(model: nn.Module) -> Tensor:
+    """Sums over the bits of each parameter, int64; another one means other weights."""
+    with torch.no_grad():
+        words = [
+            p.detach().view(WORDS.get(p.element_size(), torch.uint8)) for p in model.parameters()
+        ]
+        return (
+            torch.stack([w.sum(dtype=torch.int64).cpu() for w in words])
+            if words
+            else torch.zeros(0)
+        )
+
+
+class Outcome:
+    """Along a run: the forget losses, and which steps were finite.
+
+    At its end: what it did not do.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Any, in_nats: bool) -> None:
+        self.model, self.recipe, self.in_nats = model, recipe, in_nats
+        self.before = fingerprint(model)
+        self.losses: list[Tensor] = []  # [] each: the mean of a forget batch before its step
+        self.norms: list[Tensor] = []  # of the masked forget gradients
+        self.retained: list[Tensor] = []  # bool: the retain step was done
+        self.pass_length = 0  # forget batches of a pass; 0 = no whole pass yet
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint, so that a resumed run is judged as a whole."""
+        lists = {name: _numbers(getattr(self, name)) for name in ("losses", "norms", "retained")}
+        return {**lists, "pass_length": self.pass_length, "before": self.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` returned."""
+        for name in ("losses", "norms", "retained"):
+            setattr(self, name, list(state[name].unbind()))
+        self.pass_length, self.before = state["pass_length"], state["before"].cpu()
+
+    def judge(self, history: list[dict[str, float]], floor: float | None) -> None:
+        """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits."""
+        found = self._nothing() or self._forgot_nothing(history, floor)
+        if found:
+            warn(found)
+
+    def _nothing(self) -> str:
+        norms, retained = _numbers(self.norms), _numbers(self.retained)
+        remedy = "look for NaN or inf in the data, and for a diverged model"
+        if len(norms) and not norms.isfinite().any():
+            return (
+                f"nothing was forgotten: all {len(norms)} forget steps had gradients that are not"
+                f" finite; {remedy}"
+            )
+        if len(retained) and not retained.any():
+            return (
+                f"nothing was retained: all {len(retained)} retain steps had losses that are not"
+                f" finite; {remedy}"
+            )
+        if len(norms) and not norms.nan_to_num(1.0).any():
+            return (
+                f"nothing was forgotten: in all {len(norms)} forget steps the gradient of the"
+                " selected weights was zero; look at forget_weight, at the mask"
+                " (result.mask.summary()), and whether the loss depends on these weights"
+            )
+        if torch.equal(self.before, fingerprint(self.model)):
+            return (
+                "the run changed no weight: its updates round to nothing; raise lr and forget_lr "
+                f"(lr {self.recipe.lr}, forget_lr {self.recipe.forget_lr})"
+            )
+        return ""
+
+    def _forgot_nothing(self, history: list[dict[str, float]], floor: float | None) -> str:
+        remedy = (
+            "raise forget_weight or forget_lr (choose them on validation data), or lower"
+            " retain_steps"
+        )
+        if len(history) > 1 and history[0]["forget_accuracy"] > (floor or 0.0):  # it could fall
+            first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
+            fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
+            return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
+        losses, length = _numbers(self.losses), self.pass_length
+        if length and len(losses) >= 2 * length:  # the same samples at both ends
+            first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
+            if last - first < (NATS if self.in_nats else SHARE * abs(first)):
+                return (
+                    f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
+                    f" first and {last:.4g} at the end; {remedy}"
+                )
+        return ""
+
+
+def _numbers(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).cpu() if values else torch.zeros(0)

@@ -1,0 +1,160 @@
+"""unlearn(): a saliency mask, then cycles of one forget step and T_in retain steps; schedule,
+guards, checkpoints.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ..data.batches import progress_bar
+from ..distributed.ranks import shared
+from ..errors import by_keyword, number, require
+from ..models.modes import keeping_modes, recording
+from ..saliency.mask import SaliencyMask
+from ..tasks import Classification, Task
+from ..tasks.classification import SampleLoss
+from ..tasks.task import as_task
+from .guard import Guard
+from .run import Run, UnlearnResult
+from .sfron import Recipe
+
+__all__ = ["UnlearnResult", "unlearn"]
+
+
+@by_keyword
+def unlearn(
+    model: nn.Module,
+    *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    holdout: Iterable[Any] | None = None,
+    recipe: Recipe | None = None,
+    mask: SaliencyMask | None = None,
+    loss_fn: SampleLoss | None = None,
+    task: Task | None = None,
+    eval_every: int = 0,
+    forget_floor: float | None = None,
+    over_forgetting: Literal["warn", "stop"] = "warn",
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    on_cycle: Callable[[int, nn.Module], None] | None = None,
+    progress: bool = False,
+) -> UnlearnResult:
+    """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
+
+    Args:
+        model: a trained model of this process alone, changed in place; training flags are restored.
+            One that comes in eval mode is put to train() as a whole for its steps; one that comes
+            in training mode keeps each submodule's mode, so a BatchNorm put to eval() keeps its
+            statistics.
+        forget, retain: batches ``(inputs, targets)``, or whatever the task reads, drawn again and
+            again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
+            without samples are skipped.
+        holdout: held-out batches for the evaluations.
+        recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
+        mask: a saliency mask made earlier; None = estimate both Fishers now.
+        loss_fn: short for ``task=Classification(loss_fn)``: (output, targets) -> per-sample losses
+            [samples]; None = cross-entropy of outputs [samples, classes].
+        task: what one sample's loss is, and how a batch is read (``sfron_fast.tasks.Task``); None =
+            classification.
+        eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
+            percent.
+        forget_floor: forget accuracy in percent below which the model has forgotten too much, for
+            example what a model that never saw the samples reaches; None = validation accuracy
+            before the run; 0 switches the guard off (right when a whole class goes). It acts at
+            evaluations, so it wants ``eval_every``.
+        over_forgetting: what the guard does: "warn" once, or "stop" the run.
+        checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A
+            resumed run ends with the bits of one never stopped, on the same machine. Give the model
+            it started from, and loaders whose order comes from torch's, numpy's or Python's
+            generators, global or their own; others are refused when their batches differ,
+            persistent workers at once.
+        checkpoint_every: steps (forget and retain) between checkpoints.
+        on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
+        progress: show tqdm bars.
+
+    Raises:
+        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of
+            another run. Found before the model changes; only without a Fisher pass is a label first
+            seen when its batch comes. Also a model with weights that are not finite, and a mask
+            that selects nothing.
+
+    Warns:
+        RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no
+            weight changed, forget accuracy or loss where it was), the sets look swapped, or their
+            batches differ in size under an estimator that depends on it.
+    """
+    require(
+        not shared(model),
+        "model",
+        "one of this process alone",
+        "one of DistributedDataParallel or FSDP",
+        "write the loop with the optimizer: docs/many-gpus.md",
+    )
+    # what can be refused without looking at model or data
+    recipe = Recipe.paper() if recipe is None else recipe
+    require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
+    require(
+        isinstance(eval_every, int) and eval_every >= 0,
+        "eval_every",
+        "an integer >= 0",
+        repr(eval_every),
+    )
+    require(
+        isinstance(checkpoint_every, int) and checkpoint_every > 0,
+        "checkpoint_every",
+        "an integer > 0",
+        repr(checkpoint_every),
+    )
+    require(
+        over_forgetting in ("warn", "stop"),
+        "over_forgetting",
+        "'warn' or 'stop'",
+        repr(over_forgetting),
+    )
+    if forget_floor is not None:
+        number("forget_floor", forget_floor, 0.0, 100.0)
+    armed = eval_every > 0 and (forget_floor is not None or holdout is not None)
+    require(
+        armed or over_forgetting == "warn",
+        "over_forgetting",
+        "eval_every > 0 and holdout or forget_floor with 'stop'",
+        "no evaluation to stop at",
+    )
+    folder = None if checkpoint is None else Path(checkpoint)
+    both = task is not None and loss_fn is not None
+    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
+    run = Run(model, forget, retain, recipe, as_task(task, Classification(loss_fn)), folder)
+    with keeping_modes(model), recording(model), run.watch:
+        # mask, optimizer, and the place to resume from; the guard measures the model as it is
+        run.prepare(mask, progress)
+        with run.watch.pause():
+            guard = Guard(run, holdout, eval_every, forget_floor, over_forgetting)
+            run.open_folder()
+        # one forget or retain step at a time; looks and checkpoints do not count as its time
+        total = recipe.cycles * (1 + recipe.retain_steps)
+        for position in progress_bar(
+            range(run.position, total), range(run.position, total), "Unlearn", progress
+        ):
+            if run.result.stopped_early:
+                break
+            run.advance()
+            cycle, inside = divmod(position + 1, 1 + recipe.retain_steps)
+            if not inside and (guard.due(cycle) or on_cycle is not None):
+                with run.watch.pause():
+                    guard.look(cycle)
+                    if on_cycle is not None:
+                        on_cycle(cycle, model)
+            if folder is not None and (
+                (position + 1) % checkpoint_every == 0 or position + 1 == total
+            ):
+                with run.watch.pause():
+                    run.save()
+    run.result.seconds = run.earlier_seconds + run.watch.seconds
+    run.result.skipped_steps = run.optimizer.skipped_steps
+    if not run.result.stopped_early:
+        run.outcome.judge(run.result.history, guard.floor)
+    return run.result

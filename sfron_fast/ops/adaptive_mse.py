@@ -1,0 +1,145 @@
+"""Squared errors of samples, weighted by themselves: docs/equations.md, 4 and 5."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import number, require
+from . import adaptive_weights, registry
+from .adaptive_weights import LOSS_FLOOR, nothing_of, portion
+from .arguments import aligned, floats
+from .dtypes import wide
+from .layout import in_memory
+from .rows import constant_weights, gradient_kernel, kernel, like_second, sample_outputs
+
+
+def formula(
+    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples],
+    log_normaliser.
+    """
+    difference = wide(prediction) - wide(target)
+    losses = (difference * difference).sum(dim=1)
+    if mean:
+        losses = losses / max(prediction.shape[1], 1)
+    weights, log_normaliser = adaptive_weights.formula(losses, temperature, floor)
+    return (weights * losses).sum(), losses, weights, log_normaliser
+
+
+def gradient(
+    grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool
+) -> Tensor:
+    """d loss / d prediction = grad * w_i * 2 (prediction - target) [/ elements]."""
+    scale = 2.0 / max(prediction.shape[1], 1) if mean else 2.0
+    difference = wide(prediction) - wide(target)
+    return (difference * (weights * scale * grad).unsqueeze(1)).to(prediction.dtype)
+
+
+def check(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> None:
+    """What the op demands of its arguments; raises ValueError."""
+    require(prediction.dim() == 2, "prediction", "[samples, elements]", tuple(prediction.shape))
+    floats("prediction", [prediction])
+    aligned("target", [target], [prediction])
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
+
+
+def check_gradient(
+    grad: Tensor, prediction: Tensor, target: Tensor, weights: Tensor, mean: bool
+) -> None:
+    """What the op of the gradient demands beyond that."""
+    require(grad.numel() == 1, "grad", "one element", tuple(grad.shape))
+
+
+SCHEMA = (
+    "(Tensor prediction, Tensor target, float temperature, float floor, "
+    "bool mean) -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)"
+)
+
+
+GRADIENT_SCHEMA = (
+    "(Tensor grad, Tensor prediction, Tensor target, Tensor weights, bool mean) -> Tensor"
+)
+
+
+def fake(
+    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+) -> tuple[Tensor, ...]:
+    """Empty outputs, for torch.compile."""
+    return sample_outputs(prediction)
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Only the loss has a gradient; the weights are constants."""
+    prediction, target, _, _, ctx.mean = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(prediction, target, output[2])
+
+
+def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    """The gradient of the first argument."""
+    derive = gradient_kernel("adaptive_mse_backward", gradient)
+    found = derive(grad, *ctx.saved_tensors, ctx.mean)
+    return found, None, None, None, None
+
+
+registry.define(
+    "adaptive_mse", SCHEMA, formula, check, fake=fake, backward=(setup_context, backward)
+)
+registry.define(
+    "adaptive_mse_backward", GRADIENT_SCHEMA, gradient, check_gradient, fake=like_second
+)
+
+
+def differentiable(prediction: Tensor, target: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
+    """Checked; of its outputs only the loss has a gradient."""
+    check(prediction, target, *numbers)
+    return constant_weights(formula(prediction, target, *numbers))
+
+
+def adaptive_mse(
+    prediction: Tensor,
+    target: Tensor,
+    temperature: float = 0.5,
+    *,
+    floor: float = LOSS_FLOOR,
+    reduction: str = "mean",
+    group: Any = None,
+) -> Tensor:
+    """sum_i w_i l_i [] of per-sample squared errors (diffusion models).
+
+    Args:
+        prediction, target: [samples, ...], equal shape and dtype; ``target`` must not require grad.
+        reduction: "mean" or "sum" over a sample's elements.
+        group: as ``adaptive_cross_entropy``.
+    Raises:
+        ValueError, RuntimeError: wrong shape, dtype, device or range.
+    """
+    require(
+        prediction.shape == target.shape,
+        "target",
+        f"shape {tuple(prediction.shape)}",
+        tuple(target.shape),
+    )
+    require(prediction.dim() > 1, "prediction", "[samples, ...]", tuple(prediction.shape))
+    some = prediction.shape[0] > 0 or group is not None
+    require(some, "prediction", "at least one sample", tuple(prediction.shape))
+    require(
+        not target.requires_grad,
+        "target",
+        "a constant",
+        "requires_grad=True",
+        "pass target.detach()",
+    )
+    require(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
+    number("temperature", temperature, 0.0)
+    number("floor", floor, 0.0, open_low=True)
+    if prediction.shape[0] == 0:
+        return nothing_of(prediction, group)
+    op = kernel("adaptive_mse", differentiable, prediction)
+    rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
+    loss, _, _, log_normaliser = op(
+        rows, targets, float(temperature), float(floor), reduction == "mean"
+    )
+    return loss if group is None else loss * portion(log_normaliser, group).to(loss.dtype)

@@ -1,0 +1,76 @@
+"""The gradient of the soft-target KL; ``soft_target_kl.py`` launches it."""
+
+import triton
+import triton.language as tl
+
+from .common import (
+    across,
+    aligned_start,
+    columns_of,
+    edges,
+    exp,
+    exp2,
+    interior,
+    part_of,
+    tile,
+    widen,
+)
+from .soft_target_kl_kernels import weights_of
+
+UNSPECIALISED = ("samples", "class_groups", "chunks")
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _soft_target_kl_bwd_kernel(
+    grad_ptr,  # fp32 [1], upstream
+    logits_ptr,  # [samples, classes]
+    teacher_ptr,  # [samples, classes]
+    weights_ptr,  # fp32 [samples], only with WEIGHTED
+    log_sums_ptr,  # fp32 [4, samples]
+    gradient_ptr,  # [samples, classes]
+    samples,
+    class_groups,
+    chunks,  # programs that share a row
+    share,
+    inverse,  # log2(e) / temperature
+    temperature,
+    ALIGN: tl.constexpr,
+    # 0, or the elements of an access, to which the rows are not aligned; then ROWS = 1
+    PEEL: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """Gradient of a tile; rows of weight 0 are written 0 and not read."""
+    classes = class_groups * ALIGN
+    kind = gradient_ptr.dtype.element_ty
+    chunk, first_row = part_of(chunks, ROWS)
+    first_column = chunk * (DEPTH * LANES)
+    row, inside, start, at, mask = tile(
+        first_row, samples, classes, first_column, DEPTH, ROWS, LANES
+    )
+    weight = weights_of(weights_ptr, share, row, inside, WEIGHTED)
+    counted = weight != 0.0
+    scale = weight * temperature * tl.load(grad_ptr).to(tl.float32)
+    shift_x = tl.load(log_sums_ptr + row, mask=counted, other=0.0)
+    shift_y = tl.load(log_sums_ptr + 2 * samples + row, mask=counted, other=0.0)
+    scale_x = exp(-tl.load(log_sums_ptr + samples + row, mask=counted, other=0.0)) * scale
+    scale_y = exp(-tl.load(log_sums_ptr + 3 * samples + row, mask=counted, other=0.0)) * scale
+    if PEEL:
+        head, columns = interior(first_row, classes, PEEL)
+        edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
+        edge, edge_mask = first_row * classes + edge, edge_mask & (chunk == 0)
+        x = tl.load(logits_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
+        y = tl.load(teacher_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
+        gradient = exp2((x - shift_x) * inverse) * scale_x - exp2((y - shift_y) * inverse) * scale_y
+        tl.store(gradient_ptr + edge, tl.where(counted, gradient, 0.0).to(kind), mask=edge_mask)
+        start = aligned_start(first_row, classes, PEEL) + first_column
+        mask = columns_of(DEPTH, LANES) < columns - first_column
+    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=0.0))
+    y = widen(tl.load(teacher_ptr + start + at, mask=mask & across(counted), other=0.0))
+    gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
+    gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
+    tl.store(
+        gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
+    )

@@ -1,0 +1,290 @@
+"""Forward kernels of the soft-target KL; ``soft_target_kl.py`` launches them.
+
+Row offsets have 64 bits, what is added within a row 32. Arithmetic is fp32, sums over samples fp64.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import (
+    LARGEST,
+    across,
+    aligned_start,
+    edges,
+    exp2,
+    finite,
+    interior,
+    row_max,
+    row_sum,
+    tile,
+    widen,
+)
+from .samples import BLOCK, arrived_last
+
+LN_2 = tl.constexpr(0.6931471805599453)
+
+UNSPECIALISED = ("samples", "class_groups", "programs", "chunks", "group", "groups")
+
+
+@triton.jit
+def weights_of(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
+    """Of some rows; without WEIGHTED each has the same share."""
+    if WEIGHTED:
+        return tl.load(weights_ptr + row, mask=inside, other=0.0)
+    else:
+        return tl.where(inside, share, 0.0)
+
+
+@triton.jit
+def _terms(power, teacher, logit):
+    """2^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is
+    -inf, too.
+    """
+    return tl.where(power == 0.0, 0.0, power * (teacher - logit))
+
+
+@triton.jit
+def _settled(total, maximum, counted):
+    """(shift, log of the sum) of a row that counts: the shift is its maximum, 0 where that is
+    infinite.
+    """
+    shift = tl.where((total == 0.0) | (total == float("inf")), 0.0, maximum)
+    shift = tl.where(total != total, total, shift)
+    return tl.where(counted, shift, 0.0), tl.where(counted, tl.log(total), 0.0)
+
+
+@triton.jit
+def _store_rows(
+    row,
+    inside,
+    counted,
+    sum_x,
+    sum_y,
+    cross,
+    most_x,
+    most_y,
+    samples,
+    square,
+    losses_ptr,
+    log_sums_ptr,
+):
+    """losses and log_sums, from sums relative to the maxima; ``cross`` in units of log 2."""
+    shift_x, log_x = _settled(sum_x, most_x, counted)
+    shift_y, log_y = _settled(sum_y, most_y, counted)
+    loss = ((cross / sum_y * LN_2 - log_y) + log_x) * square
+    tl.store(losses_ptr + row, tl.where(counted, loss, 0.0), mask=inside)
+    tl.store(log_sums_ptr + row, shift_x, mask=inside)
+    tl.store(log_sums_ptr + samples + row, log_x, mask=inside)
+    tl.store(log_sums_ptr + 2 * samples + row, shift_y, mask=inside)
+    tl.store(log_sums_ptr + 3 * samples + row, log_y, mask=inside)
+
+
+@triton.jit
+def _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED: tl.constexpr):
+    """sum_i w_i l_i of the samples from ``first`` to ``last``, in fp64 and a fixed order."""
+    lane = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(first, last, BLOCK):
+        row = start + lane
+        loss = tl.load(losses_ptr + row, mask=row < last, other=0.0, cache_modifier=".cg")
+        weight = weights_of(weights_ptr, share, row, row < last, WEIGHTED)
+        total += loss.to(tl.float64) * weight.to(tl.float64)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _soft_target_kl_fwd_kernel(
+    logits_ptr,  # [samples, classes]
+    teacher_ptr,  # [samples, classes]
+    weights_ptr,  # fp32 [samples], only with WEIGHTED
+    losses_ptr,  # fp32 [samples]
+    log_sums_ptr,  # fp32 [4, samples]
+    loss_ptr,  # fp32 [], this and the next only with FINISH
+    counter_ptr,  # int32 [1]
+    samples,
+    class_groups,  # classes / ALIGN
+    programs,
+    share,  # the weight of each row without WEIGHTED
+    inverse,  # log2(e) / temperature
+    square,  # temperature^2
+    ALIGN: tl.constexpr,  # divides classes, so that the compiler may load so many logits at once
+    DEPTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,  # DEPTH * LANES >= classes
+    WEIGHTED: tl.constexpr,
+    FINISH: tl.constexpr,  # the last program adds up the losses
+):
+    """ROWS whole rows."""
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row, inside, start, at, mask = tile(
+        first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES
+    )
+    counted = weights_of(weights_ptr, share, row, inside, WEIGHTED) != 0.0
+    mask &= across(counted)
+    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
+    y = widen(tl.load(teacher_ptr + start + at, mask=mask, other=float("-inf")))
+    most_x, most_y = finite(row_max(x)), finite(row_max(y))
+    b = (x - across(most_x)) * inverse
+    a = (y - across(most_y)) * inverse
+    power = exp2(a)
+    _store_rows(
+        row,
+        inside,
+        counted,
+        row_sum(exp2(b)),
+        row_sum(power),
+        row_sum(_terms(power, a, b)),
+        most_x,
+        most_y,
+        samples,
+        square,
+        losses_ptr,
+        log_sums_ptr,
+    )
+    if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
+        if arrived_last(counter_ptr, programs):
+            tl.debug_barrier()  # this program's own losses, written in another layout
+            tl.store(
+                loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32)
+            )
+            tl.store(counter_ptr, 0)
+
+
+@triton.jit
+def _rescale(sum_x, sum_y, cross, old_x, old_y, new_x, new_y, inverse):
+    """Sums so far, now relative to larger maxima."""
+    # not down to -inf: 0 * inf is NaN, where nothing has been summed
+    by_x = tl.maximum((old_x - new_x) * inverse, -1e38)
+    by_y = tl.maximum((old_y - new_y) * inverse, -1e38)
+    factor = exp2(by_y)
+    # each difference changes by as much
+    cross = tl.where(factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor)
+    return sum_x * exp2(by_x), sum_y * factor, cross
+
+
+@triton.jit
+def _one_each(x, y, inverse):
+    """Maxima and sums of lanes with a logit each."""
+    most_x, most_y = finite(x), finite(y)
+    b, a = (x - most_x) * inverse, (y - most_y) * inverse
+    return most_x, most_y, exp2(b), exp2(a), _terms(exp2(a), a, b)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _soft_target_kl_long_fwd_kernel(
+    logits_ptr,  # [samples, classes]
+    teacher_ptr,  # [samples, classes]
+    weights_ptr,  # fp32 [samples], only with WEIGHTED
+    losses_ptr,  # fp32 [samples]
+    log_sums_ptr,  # fp32 [4, samples]
+    loss_ptr,  # fp32 [], this and the next only with FINISH
+    counter_ptr,  # int32 [1]
+    samples,
+    class_groups,
+    programs,
+    share,
+    inverse,
+    square,
+    ALIGN: tl.constexpr,
+    PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned
+    DEPTH: tl.constexpr,
+    LANES: tl.constexpr,  # >= 2 PEEL
+    WEIGHTED: tl.constexpr,
+    FINISH: tl.constexpr,
+):
+    """One row, in pieces [DEPTH, LANES], with running maxima and sums in each lane, which is one
+    thread's.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    counted = weights_of(weights_ptr, share, row, row < samples, WEIGHTED) != 0.0
+    classes = class_groups * ALIGN
+    lane = tl.arange(0, LANES)
+    offset = tl.arange(0, DEPTH)[:, None] * LANES + lane[None, :]
+    # the elements before and behind the aligned part, one a lane; without them lanes start empty
+    if PEEL:
+        head, columns = interior(row, classes, PEEL)
+        edge, edge_mask = edges(lane, head, columns, classes, PEEL)
+        edge_mask &= edge < tl.where(counted, classes, 0)
+        first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
+        first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
+        most_x, most_y, sum_x, sum_y, cross = _one_each(
+            first_x.to(tl.float32), first_y.to(tl.float32), inverse
+        )
+        first = aligned_start(row, classes, PEEL)
+    else:
+        columns = classes
+        most_x = tl.full([LANES], -LARGEST, tl.float32)
+        most_y = most_x
+        sum_x = tl.zeros([LANES], tl.float32)
+        sum_y, cross = sum_x, sum_x
+        first = row * classes
+    # each lane's running maxima, and its sums relative to them; a row of weight 0 is not read
+    wanted = tl.where(counted, columns, 0)
+    for start in range(0, wanted, DEPTH * LANES):
+        column = start + offset
+        x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
+        y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
+        new_x = finite(tl.maximum(most_x, tl.max(x, 0)))
+        new_y = finite(tl.maximum(most_y, tl.max(y, 0)))
+        sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
+        b = (x - new_x[None, :]) * inverse
+        a = (y - new_y[None, :]) * inverse
+        power = exp2(a)
+        sum_x += tl.sum(exp2(b), 0)
+        sum_y += tl.sum(power, 0)
+        cross += tl.sum(_terms(power, a, b), 0)
+        most_x, most_y = new_x, new_y
+    # the lanes' sums, brought to the largest maxima, give the row's divergence
+    largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
+    sum_x, sum_y, cross = _rescale(
+        sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse
+    )
+    _store_rows(
+        row,
+        row < samples,
+        counted,
+        tl.sum(sum_x, 0),
+        tl.sum(sum_y, 0),
+        tl.sum(cross, 0),
+        largest_x,
+        largest_y,
+        samples,
+        square,
+        losses_ptr,
+        log_sums_ptr,
+    )
+    if FINISH:  # noqa: SIM102
+        if arrived_last(counter_ptr, programs):
+            tl.debug_barrier()
+            tl.store(
+                loss_ptr, _sum(losses_ptr, weights_ptr, share, 0, samples, WEIGHTED).to(tl.float32)
+            )
+            tl.store(counter_ptr, 0)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _soft_target_kl_sum_kernel(
+    losses_ptr,  # fp32 [samples]
+    weights_ptr,  # fp32 [samples], only with WEIGHTED
+    partials_ptr,  # fp64 [groups]
+    loss_ptr,  # fp32 []
+    counter_ptr,  # int32 [1]
+    samples,
+    group,  # samples of a program
+    groups,
+    share,
+    WEIGHTED: tl.constexpr,
+):
+    """The loss of many samples: the sum of each group; the last program to arrive adds those up."""
+    first = tl.program_id(0).to(tl.int64) * group
+    last = tl.minimum(first + group, samples)
+    tl.store(
+        partials_ptr + tl.program_id(0), _sum(losses_ptr, weights_ptr, share, first, last, WEIGHTED)
+    )
+    if arrived_last(counter_ptr, groups):
+        total = tl.zeros([BLOCK], tl.float64)
+        for start in range(0, groups, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            total += tl.load(partials_ptr + at, mask=at < groups, other=0.0, cache_modifier=".cg")
+        tl.store(loss_ptr, tl.sum(total, 0).to(tl.float32))
+        tl.store(counter_ptr, 0)

@@ -1,0 +1,182 @@
+"""What the optimizers hold: a state for each parameter, made when it is first needed; a mask;
+counts; and what they remember from step to step to be fast.
+
+An optimizer is put together in four floors: this one, its parameter groups (``groups``), what is
+saved and loaded (``saved``), the phases of a cycle (``base``); ``sgd`` and ``adamw`` add a rule.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from ..errors import require
+from ..ops.layout import ordered
+from ..saliency.mask import SaliencyMask
+from .amp import ForgetView
+from .batch import Batch
+from .flat_state import FlatStates
+from .masks import GroupMask, check_saliency
+from .scalars import moves_slowly
+from .skips import Skips
+from .state_kind import FORGET, SLOW, StateKind, prefix, zero_state
+from .validation import check_state_dtype
+
+
+class StatefulOptimizer(Optimizer):
+    """State, mask and counts; a subclass declares its kinds of state."""
+
+    grad_scale: Tensor | None  # torch.amp's, if set: gradients are divided by it
+    found_inf: Tensor | None  # torch.amp's, if set: not 0 = skip the update, on the device
+    forget: ForgetView
+    stock: Any  # torch's optimizer class of the same rule
+    checked_settings: list[list[Any]]  # every group's, when ``check_step`` last found them good
+    _saliency: SaliencyMask | None
+    _skips: Skips
+    _masks: dict[int, GroupMask]
+    _flat: dict[int, FlatStates]
+    _tables: dict[int, Tensor]  # where each group's tensors were in the last step
+    # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the
+    # optimizer's attributes.
+    _in_backward: set[Tensor]  # whose next step ``step_in_backward`` has done
+    _noted: dict[str, Any]
+
+    def _remember_nothing(self) -> None:
+        """As after the constructor: whatever is not saved starts anew."""
+        self._skips = Skips()
+        self._masks, self._flat, self._tables = {}, {}, {}
+        self._noted, self._in_backward, self.checked_settings = {}, set(), []
+        self.forget = ForgetView(self)
+
+    @property
+    def mid_cycle(self) -> bool:
+        """True between a forget step and the retain step that closes its cycle."""
+        return any(group["retain_pending"] for group in self.param_groups)
+
+    @property
+    def mid_step(self) -> bool:
+        """True between ``step_in_backward`` and the ``step()`` that closes it."""
+        return bool(self._in_backward)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """[], of the last step that measured it; on the device."""
+        return self._noted.get("grad_norm")
+
+    @property
+    def _opt_called(self) -> bool:
+        """Torch's: whether there was a step, which a schedule asks."""
+        return self._noted.get("called", False)
+
+    @_opt_called.setter
+    def _opt_called(self, called: bool) -> None:
+        self._noted["called"] = called
+
+    @property
+    def saliency(self) -> SaliencyMask | None:
+        """Which weights a forget step changes; another mask, and an edit of this one, count from
+        the next one on.
+        """
+        return self._saliency
+
+    @saliency.setter
+    def saliency(self, mask: SaliencyMask | None) -> None:
+        check_saliency(mask)
+        heeded = (
+            mask is None
+            or self._saliency is not None
+            or any(group["masked"] for group in self.param_groups)
+        )
+        require(
+            heeded,
+            "saliency",
+            "None: no group of this optimizer is masked",
+            "a SaliencyMask",
+            "make an optimizer with saliency=mask, or set masked=True in the groups it is for",
+        )
+        self._saliency = mask
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates skipped so far: a measured norm was not finite, or ``found_inf`` said so.
+
+        Reads the device.
+        """
+        self.param_groups[0]["skipped"] += self._skips.take()
+        return self.param_groups[0]["skipped"]
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
+        """The states the rule keeps for a parameter."""
+        raise NotImplementedError
+
+    def known_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
+        """Those, the same for forget steps alone, and slow weights: all that may be there."""
+        kinds = self.state_kinds(group)
+        return {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}, "slow": SLOW}
+
+    def used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, StateKind]:
+        """The states that a forget or a retain step reads or writes."""
+        used: dict[str, StateKind] = {}
+        if not forget or group["moments"] != "none":
+            begin = prefix(group, forget=forget)
+            used = {begin + key: kind for key, kind in self.state_kinds(group).items()}
+        if moves_slowly(group) and (forget or group["retain_pending"]):
+            used["slow"] = SLOW
+        return used
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Make all state now, for every parameter that requires grad; what exists stays.
+
+        Otherwise a step makes what its gradients need, and the constructor nothing. For a CUDA
+        graph, and where all ranks must hold the same keys. SGD's momentum then starts from 0, with
+        ``dampening`` from its first update on.
+        """
+        for group in self.param_groups:
+            check_state_dtype(group, group["params"])
+        for group in self.param_groups:
+            kinds = self.state_kinds(group)
+            if group["moments"] == "separate":
+                kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}}
+            if moves_slowly(group):
+                kinds = {**kinds, "slow": SLOW}
+            for param in (p for p in group["params"] if p.requires_grad):
+                known = self.state.get(param, {})
+                new = {
+                    k: zero_state(param, kind) for k, kind in kinds.items() if known.get(k) is None
+                }
+                if "slow" in new:
+                    new["slow"].copy_(param)
+                if new:
+                    self.state[param].update(new)
+
+    def _state(
+        self, batch: Batch, key: str, kind: StateKind, fill: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """An entry of each parameter's state, as a flat list where possible.
+
+        New ones start as ``fill``, or zero.
+        """
+        if batch.flat is not None and key in batch.flat.flats:
+            return [batch.flat.flats[key]]
+        if any(self.state.get(p, {}).get(key) is None for p in batch.params):
+            batch.check()  # a refusal leaves no state behind
+        if batch.flat is not None:
+            flat = batch.flat.get(key, kind, fill)
+            if flat is not None:
+                return [flat]
+        tensors: list[Tensor] = []
+        for i, param in enumerate(batch.params):
+            state = self.state[param]
+            if state.get(key) is None:  # torch.optim.SGD saves None where there is no momentum yet
+                state[key] = zero_state(param, kind)
+                if fill is not None:
+                    state[key].copy_(fill[i])
+            tensors.append(state[key])
+        return tensors if kind.role == "count" else ordered(tensors, batch.orders)
+
+    def _slow(self, batch: Batch) -> list[Tensor]:
+        return self._state(batch, "slow", SLOW, fill=batch.params)

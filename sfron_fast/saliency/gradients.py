@@ -1,0 +1,127 @@
+"""The gradients that a Fisher squares: of a batch's mean loss, or of every sample's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import each_tensor, tensors_in
+from ..distributed.ranks import Ranks
+from ..errors import require
+from ..tasks import Task
+from ..tasks.task import check_depends
+
+Gradients = dict[str, Tensor]  # name -> gradient, of the parameters that the loss reaches
+
+
+class Pass:
+    """One pass over a loader: what its gradients are of, and the losses met on the way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        params: dict[str, nn.Parameter],
+        ranks: Ranks,
+        chunk_size: int,
+    ) -> None:
+        self.model, self.task, self.params, self.ranks = model, task, params, ranks
+        self.chunk_size = chunk_size
+        self.losses: list[Tensor] = []
+
+    def mean_loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch [], which a trainable parameter must have a part in."""
+        loss = self.task.mean_loss(self.model, batch)
+        check_depends(loss, self.task)
+        return loss
+
+    def check_finite(self, ranks: Ranks) -> None:
+        """Once for all, as to read a loss waits for the device.
+
+        Raises:
+            ValueError: a loss was not finite; on every rank, so that none waits for another.
+        """
+        name, remedy = self.task.argument, "check the data and the model"
+        mine = bool(self.losses) and not bool(torch.isfinite(torch.cat(self.losses)).all())
+        others = ranks.any([mine]) == [True] and not mine
+        require(not others, name, "a finite loss", "another on another rank", remedy)
+        for draw, loss in enumerate(self.losses if mine else ()):
+            good = bool(torch.isfinite(loss).all())
+            require(good, name, "a finite loss", f"{loss.tolist()} in draw {draw}", remedy)
+
+
+def batch_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]:
+    """The gradient of the batch's mean loss, of which this rank has ``share`` of the samples; it
+    has None of a batch without any.
+    """
+    loss = None
+    if batch is not None:
+        loss = one.mean_loss(batch)
+        one.losses.append(loss.detach().reshape(1))
+    yield one.ranks.gradients(loss, share, one.params)
+
+
+def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]:
+    """Every sample's own gradient, differentiated ``chunk_size`` of them at a time."""
+    task, model = one.task, one.model
+    count, tensors = task.samples(batch), tensors_in(batch)
+    require(
+        all(isinstance(t, Tensor) and t.shape[:1] == (count,) for t in tensors),
+        "estimator",
+        "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]",
+        "'sample'",
+    )
+    reached = _reached(one, each_tensor(batch, lambda t: t[:1]))
+    weights = {n: p.detach() for n, p in one.params.items() if n in reached}
+    rest = {
+        **dict(model.named_buffers()),
+        **{n: p.detach() for n, p in model.named_parameters() if n not in weights},
+    }
+
+    def sample_loss(weights: Gradients, sample: list[Tensor]) -> Tensor:
+        left = iter(sample)
+        alone = each_tensor(batch, lambda _: next(left).unsqueeze(0))
+        bound: Any = _Bound(model, {**rest, **weights})
+        return task.losses(bound, alone).reshape(())
+
+    gradient = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0))
+    for first in range(0, count, one.chunk_size):
+        chunk = [t[first : first + one.chunk_size] for t in tensors]
+        try:
+            found, losses = gradient(weights, chunk)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                "estimator: expected a model that torch.func.vmap can run over samples, found one"
+                f" that it cannot ({error}); use 'batch' or batches of one sample"
+            ) from error
+        one.losses.append(losses.detach().reshape(-1))
+        for i in range(len(losses)):
+            yield {n: g[i] for n, g in found.items()}
+
+
+class _Bound:
+    """The model with other tensors in the place of its own; all else of it is as it was."""
+
+    def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
+        parallel = isinstance(model, nn.DataParallel)
+        self._plain: Any = model.module if parallel else model
+        prefix = "module." if parallel else ""
+        self._values = {n.removeprefix(prefix): t for n, t in values.items()}
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return torch.func.functional_call(self._plain, self._values, inputs, named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+
+def _reached(one: Pass, batch: Any) -> set[str]:
+    """Names of the parameters the loss depends on; torch.func gives zeros for the others, which say
+    less.
+    """
+    loss = one.mean_loss(batch)
+    grads = torch.autograd.grad(loss, list(one.params.values()), allow_unused=True)
+    return {n for n, g in zip(one.params, grads, strict=True) if g is not None}

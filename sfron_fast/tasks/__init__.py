@@ -1,0 +1,6 @@
+"""What one sample's loss is, whatever a batch looks like: the seam between methods and data."""
+
+from .classification import Classification
+from .task import Task, Units
+
+__all__ = ["Classification", "Task", "Units"]

@@ -1,0 +1,206 @@
+"""Classification: batches (inputs, targets), one label or one value a sample."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batches import call, move
+from ..errors import require
+from ..losses import adaptive_cross_entropy_parts
+from .task import Task, Units
+
+SampleLoss = Callable[[Any, Tensor], Tensor]  # (output, targets) -> losses [samples]
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_TOKENS = (
+    "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten())"
+    " in it"
+)
+
+
+class Classification(Task):
+    """Batches ``(inputs, targets)``: the cross-entropy of outputs [samples, classes], or a loss of
+    your own.
+
+    Args:
+        loss_fn: (output, targets) -> losses [samples]; None = cross-entropy, for which targets are
+            int64 labels [samples].
+    """
+
+    argument = "loss_fn"
+
+    def __init__(self, loss_fn: SampleLoss | None = None) -> None:
+        self.loss_fn = loss_fn
+        self.in_nats = loss_fn is None
+
+    def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> Any:
+        """(inputs, targets) on ``device``; inputs are a tensor or a nest of them."""
+        return move(batch, device, name)
+
+    def samples(self, batch: Any) -> int:
+        """As many as there are targets."""
+        return len(batch[1])
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """The model's output for the inputs; a mapping is given to it by keyword."""
+        return call(model, batch[0])
+
+    def losses_of(self, outputs: Any, batch: Any) -> Tensor:
+        """The cross-entropy of each sample [samples], or what ``loss_fn`` says."""
+        if self.loss_fn is not None:
+            return self.loss_fn(outputs, batch[1])
+        check_classes(outputs, batch[1])
+        return F.cross_entropy(outputs, batch[1], reduction="none")
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean of ``losses`` [], after a look at the labels."""
+        outputs = self.outputs(model, batch)
+        self._check(outputs, batch[1])
+        return self.checked(self.losses_of(outputs, batch), batch).mean()
+
+    def adaptive_loss(
+        self, model: nn.Module, batch: Any, temperature: float, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """The adaptive loss [] and the losses [samples]; of cross-entropies by one kernel."""
+        if self.loss_fn is not None:
+            return super().adaptive_loss(model, batch, temperature, floor)
+        outputs, targets = self.outputs(model, batch), batch[1]
+        self._check(outputs, targets)
+        return adaptive_cross_entropy_parts(outputs, targets, temperature, floor=floor)[:2]
+
+    def units(self, outputs: Any, batch: Any) -> Units:
+        """Each sample is one unit."""
+        values = self.checked(self.losses_of(outputs, batch), batch)
+        sample = torch.arange(len(values), device=values.device)
+        return Units(values, sample, torch.ones_like(sample))
+
+    def logits(self, outputs: Any, batch: Any) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def targets(self, batch: Any) -> Tensor:
+        """The second of the pair."""
+        return batch[1]
+
+    def correct(self, outputs: Any, batch: Any, name: str) -> Tensor:
+        """Whether the largest logit is the label's."""
+        check_logits(outputs, batch[1], name)
+        return outputs.argmax(1) == batch[1]
+
+    def _check(self, outputs: Any, targets: Tensor) -> None:
+        if self.loss_fn is None:
+            check_classes(outputs, targets)
+            check_labels(outputs, targets)
+
+
+class MeanLoss(Classification):
+    """The short form of Fisher passes: batches (inputs, targets), and the mean loss [] of a batch,
+    as torch's losses give it; None = F.cross_entropy.
+    """
+
+    def __init__(self, loss_fn: Callable[[Any, Tensor], Tensor] | None) -> None:
+        plain = loss_fn is None or loss_fn is F.cross_entropy
+        super().__init__(cross_entropy if plain else loss_fn)
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """What ``loss_fn`` says of the whole batch []."""
+        assert self.loss_fn is not None
+        loss = self.loss_fn(self.outputs(model, batch), batch[1])
+        found = f"shape {tuple(loss.shape)}"
+        require(loss.dim() == 0, "loss_fn", "a scalar mean loss", found, "use reduction='mean'")
+        return loss
+
+    def losses_of(self, outputs: Any, batch: Any) -> Tensor:
+        """Of a batch of one sample, its loss [1]."""
+        return super().losses_of(outputs, batch).reshape(1)
+
+
+def check_classes(outputs: Any, targets: Tensor) -> None:
+    """Outputs [samples, classes] and an int64 label for each sample, or a loss of the caller's."""
+    require(
+        targets.dtype == torch.int64, "targets", "int64 labels", targets.dtype, "use targets.long()"
+    )
+    tensor = isinstance(outputs, Tensor)
+    found = tuple(outputs.shape) if tensor else type(outputs).__name__
+    require(
+        tensor and outputs.dim() == 2 and targets.shape == outputs.shape[:1],
+        "loss_fn",
+        "one of your own, unless outputs are [samples, classes] and targets [samples]",
+        f"none, for outputs and targets of {found}, {tuple(targets.shape)}",
+        _TOKENS,
+    )
+
+
+def check_labels(outputs: Tensor, targets: Tensor) -> None:
+    """A label that is no class, before it reaches a kernel; on other devices the loss itself
+    objects.
+    """
+    if targets.device.type != "cpu" or not targets.numel():
+        return
+    low, high = int(targets.min()), int(targets.max())
+    last = outputs.shape[1] - 1
+    require(low >= 0 and high <= last, "targets", f"classes 0 to {last}", f"{low} to {high}")
+
+
+def check_logits(logits: Any, labels: Any, where: str) -> None:
+    """Finite logits [samples, classes], or -inf for a class that is switched off, and an integer
+    label for each.
+    """
+    found: object = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    good = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1
+    require(
+        good,
+        where,
+        "logits [batch, classes >= 2]",
+        found,
+        "let the model return one logit per class",
+    )
+    require(
+        logits.is_floating_point(), where, "floating-point logits", logits.dtype, "return scores"
+    )
+    good = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in INTEGERS
+    found = (
+        (labels.dtype, tuple(labels.shape)) if isinstance(labels, Tensor) else type(labels).__name__
+    )
+    require(
+        good, where, "integer labels [batch]", found, "turn one-hot labels into indices: .argmax(1)"
+    )
+    rows, classes = logits.shape
+    require(
+        len(labels) == rows > 0,
+        where,
+        f"{rows or 'some'} labels",
+        len(labels),
+        "one per row of logits",
+    )
+    found = [label for label in (int(labels.min()), int(labels.max())) if not 0 <= label < classes]
+    require(
+        not found, where, f"labels in [0, {classes})", found, "give the model one output per class"
+    )
+    off = logits == -torch.inf  # a class that is switched off
+    bad = int(((~torch.isfinite(logits) & ~off) | off.all(1, keepdim=True)).any(1).sum())
+    found, remedy = (
+        f"NaN or inf in {bad} of {rows} rows",
+        "the model diverged: lower the forget weight or lr",
+    )
+    require(
+        not bad, where, "finite logits (or -inf for classes that are switched off)", found, remedy
+    )
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """F.cross_entropy, which reads [samples, tokens, classes] along the tokens: in silence where
+    both are as many.
+    """
+    tokens = isinstance(outputs, Tensor) and outputs.dim() == 3
+    require(
+        not (tokens and targets.shape == outputs.shape[:2]),
+        "loss_fn",
+        "one of your own for outputs [samples, tokens, classes]",
+        "F.cross_entropy",
+        _TOKENS,
+    )
+    return F.cross_entropy(outputs, targets)

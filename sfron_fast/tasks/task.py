@@ -1,0 +1,138 @@
+"""Task: everything a method asks of a batch. A kind of data is a task, not another method."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import call, move_tensors, tensors_in
+from ..errors import require
+from ..losses import adaptive_weights
+
+
+class Units(NamedTuple):
+    """The losses below a sample, for example of its tokens, sample after sample."""
+
+    losses: Tensor  # [units]
+    sample: Tensor  # int64 [units], the sample that each belongs to
+    lengths: Tensor  # int64 [samples], units of each sample; their sum is the number of units
+
+
+class Task:
+    """How one kind of batch is prepared, counted and judged.
+
+    A task of your own overrides ``losses``, and of the rest what its batches need::
+
+        class Regression(sf.Task):
+            def losses(self, model, batch):
+                return (model(batch["x"]) - batch["y"]).square().mean(1)
+
+    Methods with a teacher, or that look at single tokens, want ``losses_of``, ``logits``, ``units``
+    or ``targets`` too; what a task lacks is refused by name when a method asks for it.
+
+    Whatever is drawn at random (a time step, noise) is drawn in ``prepare`` and lies in the batch
+    it returns: teachers see the same noise, and ``losses`` is a function of the model and the
+    batch alone. A generator of the task's own goes into ``state_dict``.
+    """
+
+    argument = "task"  # what errors name
+    in_nats = False  # whether a loss is a negative log-likelihood, in nats
+
+    def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> Any:
+        """A batch of the loader called ``name``, checked and on ``device``, with what is drawn.
+
+        Raises:
+            ValueError: there is no tensor in it.
+        """
+        found = type(batch).__name__
+        require(bool(tensors_in(batch)), name, "batches with a tensor in them", found)
+        return move_tensors(batch, device)
+
+    def samples(self, batch: Any) -> int:
+        """How many samples a batch has, prepared or not: 0 is skipped."""
+        return len(next(t for t in tensors_in(batch) if isinstance(t, Tensor)))
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """What the model says of a prepared batch; a mapping is given to it by keyword."""
+        return call(model, batch)
+
+    def losses_of(self, outputs: Any, batch: Any) -> Tensor:
+        """Each sample's loss [samples], of outputs that are there already."""
+        raise self._lacks("losses_of")
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Each sample's loss [samples]. May run under ``torch.func.vmap``, one sample at a time."""
+        return self.losses_of(self.outputs(model, batch), batch)
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean of the samples' losses []: what is descended on a retain batch."""
+        return self.checked(self.losses(model, batch), batch).mean()
+
+    def adaptive_loss(
+        self, model: nn.Module, batch: Any, temperature: float, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """The adaptively weighted loss [] (docs/equations.md, 4 and 5) and each sample's own
+        [samples].
+        """
+        values = self.checked(self.losses(model, batch), batch)
+        return (adaptive_weights(values, temperature, floor) * values).sum(), values
+
+    def units(self, outputs: Any, batch: Any) -> Units:
+        """The losses of the units that samples are made of."""
+        raise self._lacks("units")
+
+    def logits(self, outputs: Any, batch: Any) -> Tensor:
+        """Logits [units, classes], to compare with a teacher's."""
+        raise self._lacks("logits")
+
+    def targets(self, batch: Any) -> Tensor:
+        """What the batch says of its samples [samples, ...]: labels, or which are forgotten."""
+        raise self._lacks("targets")
+
+    def correct(self, outputs: Any, batch: Any, name: str) -> Tensor:
+        """Which units the model gets right, bool [units]: for accuracies along a run."""
+        raise self._lacks("correct")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on with the same draws, in types that ``weights_only`` loads."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` returned."""
+
+    def checked(self, values: Tensor, batch: Any) -> Tensor:
+        """``values``, if they are one loss for each sample.
+
+        Raises:
+            ValueError: they are of another shape.
+        """
+        samples = self.samples(batch)
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        require(found == [samples], self.argument, f"per-sample losses [{samples}]", found)
+        return values
+
+    def _lacks(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.argument}: expected a task with {what}(), which this method asks for, found"
+            f" {type(self).__name__} without it; override it"
+        )
+
+
+def check_depends(loss: Tensor, task: Task) -> None:
+    """Raise ValueError for a loss that no backward would reach a weight from."""
+    expected = "a loss that depends on a trainable parameter"
+    require(loss.requires_grad, task.argument, expected, "a constant")
+
+
+def as_task(task: Task | None, default: Task) -> Task:
+    """``task``, or the default for None.
+
+    Raises:
+        ValueError: it is no task.
+    """
+    if task is None:
+        return default
+    found = task.__name__ if isinstance(task, type) else type(task).__name__
+    good = isinstance(task, Task)
+    require(good, "task", "a Task, for example Classification()", found, "pass an instance")
+    return task

@@ -1,0 +1,131 @@
+"""The wheel, built as for a release, installed into an environment of its own and used there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
+PLAIN = {
+    k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFRON_FAST_NATIVE", "USE_CUDA")
+}
+USE = """
+import sys, torch, sfron_fast as sf
+from pathlib import Path
+from torch.utils.data import DataLoader, TensorDataset
+from sfron_fast.ops import native
+
+assert Path(sf.__file__).is_relative_to(sys.prefix), sf.__file__
+assert (Path(sf.__file__).parent / "py.typed").exists()
+torch.manual_seed(0)
+x = torch.randn(64, 8)
+y = x[:, :3].argmax(1)
+nn = torch.nn
+model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+retain, forget = (DataLoader(TensorDataset(x[s], y[s]), 16) for s in (slice(16, 64), slice(0, 16)))
+paper = sf.Recipe.paper(cycles=2, forget_weight=50.0)
+for recipe in (paper, sf.Recipe.official(cycles=2, max_norm=50.0)):
+    result = sf.unlearn(model, forget=forget, retain=retain, recipe=recipe)
+result.mask.save("mask.safetensors")
+assert sf.SaliencyMask.load("mask.safetensors") == result.mask
+assert all(torch.isfinite(p).all() for p in model.parameters())
+print("native" if native.available() else "reference")
+"""
+
+
+def run(*command, **settings):
+    return subprocess.run(
+        [str(c) for c in command], check=True, capture_output=True, text=True, **settings
+    )
+
+
+def build(folder: Path, **settings: str) -> Path:
+    source = folder / "source"
+    source.mkdir()
+    for part in PARTS:
+        path = ROOT / part
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        (
+            shutil.copytree(path, source / part, ignore=ignored)
+            if path.is_dir()
+            else shutil.copy(path, source)
+        )
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        folder,
+        source,
+    )
+    run(*pip, env={**PLAIN, "USE_CUDA": "0", **settings})
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """A virtual environment with the wheel alone; torch and the like come from here, but not a
+    development install.
+    """
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    python = folder / "bin" / "python"
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel
+    )
+    return python
+
+
+@pytest.fixture(scope="module")
+def native_wheel(tmp_path_factory):
+    # DEBUG=1 halves the time of the build
+    return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")
+
+
+def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
+    assert "-cp310-abi3-" in native_wheel.name
+    audit = subprocess.run(
+        [sys.executable, "-m", "abi3audit", "--strict", "--report", str(native_wheel)],
+        capture_output=True,
+        text=True,
+    )
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    assert '"non_abi3_symbols": []' in audit.stdout
+
+
+@pytest.mark.checklist("I4")
+def test_wheel_works_on_its_own(native_wheel, tmp_path):
+    python = install(native_wheel, tmp_path / "venv")
+    done = run(python, "-W", "error::RuntimeWarning", "-c", USE, cwd=tmp_path, env=PLAIN)
+    assert done.stdout.strip() == "native"
+
+
+@pytest.mark.checklist("I1", "I4", "I5")
+def test_without_a_compiler_it_still_installs_runs_and_explains(tmp_path):
+    wheel = build(tmp_path, CXX="/nonexistent/c++", CC="/nonexistent/cc")
+    python = install(wheel, tmp_path / "venv")
+    done = run(python, "-c", USE, cwd=tmp_path, env=PLAIN)
+    assert done.stdout.strip() == "reference"
+    assert done.stderr.count("runs on its reference kernels") == 1
+    explained = run(python, "-m", "sfron_fast", "env", cwd=tmp_path, env=PLAIN).stdout
+    assert "installed without its compiled kernels" in explained
+    assert "pip install" in explained
+    required = subprocess.run(
+        [str(python), "-c", "import sfron_fast"],
+        cwd=tmp_path,
+        env={**PLAIN, "SFRON_FAST_NATIVE": "require"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert required.returncode != 0
+    assert "without its compiled kernels" in required.stderr

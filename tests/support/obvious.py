@@ -1,0 +1,197 @@
+"""What SFRonSGD and SFRonAdamW have to do, parameter by parameter, over reference.py, in dicts.
+
+No groups of tensors, no flat state, no native kernels. Names stand for parameters; a mask is bool
+or None.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfron_fast.ops import reference
+from sfron_fast.ops.reference import pack_bits
+
+EMPTY = torch.empty(0, dtype=torch.uint8)  # of a mask: every weight is selected
+
+
+@dataclass
+class Obvious:
+    """``groups``: the optimizer's settings, each with its ``names``; ``masks`` hold the masked
+    parameters only.
+    """
+
+    groups: list[dict[str, Any]]
+    params: dict[str, Tensor]
+    masks: Mapping[str, Tensor]
+    adamw: bool
+    state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+    pending: int = 0
+    skipped: int = 0
+    norm: Tensor | None = None
+
+    def forget(
+        self, grads: dict[str, Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        self._measure(grads, grad_scale, found_inf, masked=True)
+        for group in self.groups:
+            for name in group["names"]:
+                if group["slow_lr"] < 1.0 and (
+                    grads[name] is not None or "slow" in self.state.get(name, {})
+                ):
+                    self.state.setdefault(name, {})["slow"] = self.params[name].clone()
+                if grads[name] is not None:
+                    self._update(
+                        group, name, grads[name], grad_scale, found_inf, self.norm, forget=True
+                    )
+        self.pending = self.groups[0]["retain_steps"]
+
+    def retain(
+        self, grads: dict[str, Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        present = [g for g in grads.values() if g is not None]
+        if (
+            present
+            and not any(bool(g.any()) for g in present)
+            and all(group["lr"] == 0 for group in self.groups)
+        ):
+            # what a checkpoint asks for in this way is no step, and measures nothing
+            self._make_state()
+            self.norm = None
+            return
+        clip = self.groups[0]["clip_retain"]
+        if clip:
+            self._measure(grads, grad_scale, found_inf, masked=False)
+        elif found_inf is not None and any(g is not None for g in grads.values()):
+            self.skipped += bool(found_inf != 0)
+        for group in self.groups:
+            for name in group["names"]:
+                if (
+                    grads[name] is not None and self.pending and group["slow_lr"] < 1.0
+                ):  # it has not moved so far
+                    self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
+                slow = (
+                    self.state.get(name, {}).get("slow")
+                    if self.pending == 1 and group["slow_lr"] < 1.0
+                    else None
+                )
+                norm = self.norm if clip else None
+                if grads[name] is not None:
+                    self._update(
+                        group,
+                        name,
+                        grads[name],
+                        grad_scale,
+                        found_inf,
+                        norm,
+                        forget=False,
+                        slow=slow,
+                    )
+                elif slow is not None:
+                    reference.interpolate_([slow], [self.params[name]], group["slow_lr"])
+        self.pending = max(0, self.pending - 1)
+
+    def _make_state(self) -> None:
+        for group in self.groups:
+            kinds = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else []))
+            keys = kinds if self.adamw else ("momentum_buffer",) if group["momentum"] else ()
+            prefixes = ("", "forget_") if group["moments"] == "separate" else ("",)
+            for name in (n for n in group["names"] if n not in self.frozen):
+                for key in [prefix + key for prefix in prefixes for key in keys]:
+                    self._entry(group, name, key)
+                for prefix in prefixes if self.adamw else ():
+                    self.state[name].setdefault(f"{prefix}step", torch.zeros(()))
+                if group["slow_lr"] < 1.0:
+                    self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
+
+    def _measure(
+        self,
+        grads: dict[str, Tensor | None],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        *,
+        masked: bool,
+    ) -> None:
+        present = {n: g for n, g in grads.items() if g is not None}
+        if not present:
+            self.norm = None
+            return
+        bits = [pack_bits(self.masks[n]) if masked and n in self.masks else EMPTY for n in present]
+        self.norm = reference.masked_grad_norm(list(present.values()), bits, grad_scale)
+        self.skipped += bool(
+            not torch.isfinite(self.norm) or (found_inf is not None and found_inf != 0)
+        )
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        name: str,
+        grad: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        norm: Tensor | None,
+        *,
+        forget: bool,
+        slow: Tensor | None = None,
+    ) -> None:
+        lists = [self.params[name]], [grad]
+        masks = [pack_bits(self.masks[name])] if forget and name in self.masks else []
+        rest = [[], [] if slow is None else [slow], masks, norm, grad_scale, found_inf]
+        own = group["forget_lr"] is not None and forget
+        rule = {
+            "lr": float(group["forget_lr"] if own else group["lr"]),
+            "maximize": group["maximize"],
+            "freeze_masked": forget and group["mask_semantics"] == "update",
+            "slow_lr": group["slow_lr"],
+            "max_norm": (
+                math.inf if norm is None or group["max_norm"] is None else group["max_norm"]
+            ),
+        }
+        prefix = "forget_" if forget and group["moments"] == "separate" else ""
+        plain = {
+            "momentum": 0.0,
+            "dampening": 0.0,
+            "weight_decay": 0.0,
+            "nesterov": False,
+            "first": False,
+        }
+        if forget and group["moments"] == "none":
+            reference.sgd_step_(*lists, [], *rest, **rule, **plain)
+        elif self.adamw:
+            keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            states = [[self._entry(group, name, prefix + key)] for key in keys] + [[]] * (
+                not group["amsgrad"]
+            )
+            steps = self.state[name].setdefault(f"{prefix}step", torch.zeros(()))
+            beta1, beta2 = group["betas"]
+            reference.adamw_step_(
+                *lists,
+                *states,
+                [steps],
+                *rest,
+                **rule,
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled=group["decoupled_weight_decay"],
+            )
+        else:
+            same = {
+                key: group[key] for key in ("momentum", "dampening", "weight_decay", "nesterov")
+            }
+            key, buffers = f"{prefix}momentum_buffer", []
+            first = key not in self.state.get(name, {})
+            if group["momentum"]:
+                buffers = [self._entry(group, name, key)]
+            reference.sgd_step_(*lists, buffers, *rest, **rule, **same, first=first)
+
+    def _entry(self, group: dict[str, Any], name: str, key: str) -> Tensor:
+        zeros = torch.zeros_like(
+            self.params[name], dtype=group["state_dtype"] or self.params[name].dtype
+        )
+        return self.state.setdefault(name, {}).setdefault(key, zeros)
