@@ -8,7 +8,8 @@ WORKERS ?= 2
 CXX_FILES := $(shell find csrc tests/cuda tests/native -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 OLDEST := build/torch-2.11
-OLD := TORCH=torch==2.11.0 TRITON=triton==3.6.0
+# Triton 3.6 interprets with NumPy to 2.3 only
+OLD := TORCH=torch==2.11.0 TRITON="triton==3.6.0 numpy==2.3.5"
 
 .PHONY: build demo test test-suite test-long test-torch-2.11 lint bench guard kernels gpu clean
 

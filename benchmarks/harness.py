@@ -56,9 +56,8 @@ class Case:
             return [list(range(len(self.arms)))]
         found: list[list[int]] = []
         last, room = len(self.arms) - 1, limit - self.more - self.held[0] - self.held[-1]
-        for i in sorted(
-            range(1, last), key=lambda i: -self.held[i]
-        ):  # the largest first: fewest groups
+        # the largest first: fewest groups
+        for i in sorted(range(1, last), key=lambda i: -self.held[i]):
             fitting = (group for group in found if sum(self.held[j] for j in (*group, i)) <= room)
             if (group := next(fitting, None)) is not None:
                 group.append(i)

@@ -225,11 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"busy (load {origin['load']}): favours us; measure again on a quiet one",
         )
     jobs: list[Case | str] = list(chosen_cases(kind, device, chosen.rehearse))
+    # whole cycles early: no other case says what the rest is worth
     for job in [
         *jobs[:3],
         *MODELS,
         *jobs[3:],
-    ]:  # whole cycles early: no other case says what the rest is worth
+    ]:
         name, needs = (job, 0.0) if isinstance(job, str) else (job.name, job.needs)
         if chosen.only not in name:
             continue

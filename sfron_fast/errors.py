@@ -13,10 +13,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # torch's decorators lie between the caller and an optimizer
-PASSED = (
-    __name__.partition(".")[0],
-    "torch",
-)
+PASSED = (__name__.partition(".")[0], "torch")
+# what float() raises; RuntimeError: of a tensor of several elements
+NO_NUMBER = (TypeError, ValueError, OverflowError, RuntimeError)
 
 
 def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:
@@ -35,12 +34,7 @@ def number(
         require(False, argument, _interval(low, high, open_low), repr(value))
     try:  # words only for what is refused: a compiler's symbolic number has none
         value = float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # RuntimeError: a tensor of several elements
+    except NO_NUMBER:
         require(False, argument, _interval(low, high, open_low), repr(value))
     inside = (value > low if open_low else value >= low) and value <= high and value != math.inf
     if not inside:  # NaN fails both comparisons

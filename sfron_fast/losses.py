@@ -139,8 +139,7 @@ def adaptive_cross_entropy_sum_(
     group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """scale * sum_i r_i l_i [] with r_i = max(l_i, floor)^-temperature, and the normaliser sum_i
-    r_i
-    [].
+    r_i [].
 
     The least memory traffic: the logits are read once, and this forward pass leaves the gradient in
     their place, so afterwards they hold no logits. The division by the normaliser is left to the
@@ -156,8 +155,10 @@ def adaptive_cross_entropy_sum_(
             total).backward()``, is applied too, but costs another pass over the gradient.
         group: ranks that average their gradients: the normaliser returned is then the average of
             theirs, the same for each; dividing by it is the one division of the whole batch. A rank
-            may have no samples. The others: as ``adaptive_cross_entropy``. Without any label the
-            normaliser is 0, and the step is skipped.
+            may have no samples.
+
+    The other arguments: as ``adaptive_cross_entropy``. Without any label the normaliser is 0, and
+    the step is skipped.
 
     Raises:
         ValueError, RuntimeError: as ``adaptive_cross_entropy``, or weights that the logits' dtype
@@ -223,8 +224,7 @@ def _check_rows(logits: Tensor, labels: Tensor, temperature: float, floor: float
 
 def _check_range(dtype: torch.dtype, temperature: float, floor: float, scale: float) -> None:
     """What the normaliser has not divided yet must fit: the weights fp32, and the gradient the
-    logits'
-    dtype.
+    logits' dtype.
 
     Nor may the weights of a forgotten batch all vanish, as nothing would be left to divide by. No
     class's gradient exceeds the weight times min(l, 1), as 1 - exp(-l) is what the label's

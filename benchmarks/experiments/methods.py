@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.cases.models import ResNet18
 from sfron_fast import Recipe, SaliencyMask, unlearn
-from sfron_fast import methods as recipes
+from sfron_fast import methods as published
 from sfron_fast.methods.stopwatch import Stopwatch
 
 from .data import CLASSES, Batches, Split
@@ -90,17 +90,19 @@ class Task:
 
 
 BASELINES: dict[str, Callable[..., nn.Module]] = {
-    "FT": lambda t, **s: recipes.finetune(t.model, t.retain, **s),
-    "GA": lambda t, **s: recipes.gradient_ascent(t.model, t.forget, **s),
-    "RL": lambda t, **s: recipes.random_label(t.model, t.batches(t.split.wrong()), **s),
-    "SalUn": lambda t, **s: recipes.salun(
+    "FT": lambda t, **s: published.finetune(t.model, t.retain, **s),
+    "GA": lambda t, **s: published.gradient_ascent(t.model, t.forget, **s),
+    "RL": lambda t, **s: published.random_label(t.model, t.batches(t.split.wrong()), **s),
+    "SalUn": lambda t, **s: published.salun(
         t.model, forget=t.forget, mixed=t.batches(t.split.wrong()), **s
     ),
-    "BT": lambda t, **s: recipes.bad_teacher(
+    "BT": lambda t, **s: published.bad_teacher(
         t.model, t.batches(t.split.marked()), make_model(t.scale, t.device), **s
     ),
-    "SCRUB": lambda t, **s: recipes.scrub(t.model, retain=t.retain, forget=t.forget, **s),
-    "SA": lambda t, **s: recipes.selective_amnesia(t.model, retain=t.retain, forget=t.forget, **s),
+    "SCRUB": lambda t, **s: published.scrub(t.model, retain=t.retain, forget=t.forget, **s),
+    "SA": lambda t, **s: published.selective_amnesia(
+        t.model, retain=t.retain, forget=t.forget, **s
+    ),
 }
 PAPER, OFFICIAL, SEPARATE = "SFR-on (paper)", "SFR-on (official)", "SFR-on (separate)"
 RECIPES: dict[str, Callable[..., Recipe]] = {

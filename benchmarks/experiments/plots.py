@@ -52,9 +52,8 @@ def sweep(
             axes.axhline(reference[metric], color=colour, linestyle=(0, (4, 4)), linewidth=1)
     axes.set_ylim(bottom=0)
     height, below = axes.get_ylim()[1], float("-inf")
-    for metric in sorted(
-        lines, key=lambda m: points[-1][1][m]
-    ):  # names at the lines' ends, one above the other
+    # names at the lines' ends, one above the other
+    for metric in sorted(lines, key=lambda m: points[-1][1][m]):
         end = points[-1][1][metric]
         below = max(end, below + 0.06 * height)
         axes.annotate(

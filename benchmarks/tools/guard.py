@@ -106,9 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     for _ in range(chosen.again):
         cases = {case for case, _ in fallen(new["rows"], old["rows"], chosen.tolerance)}
         for rows in again(cases, chosen.new.with_name("again")):
-            if rows and not fallen(
-                rows, old["rows"], chosen.tolerance
-            ):  # this time all of the case is as it was
+            # this time all of the case is as it was
+            if rows and not fallen(rows, old["rows"], chosen.tolerance):
                 new["rows"] = [r for r in new["rows"] if r["case"] != rows[0]["case"]] + rows
     fell, alone = compare(new["rows"], old["rows"], chosen.tolerance)
     failed = [f"{m['case']}: {m['arm']}: {m['message']}" for m in failures(new.get("messages", []))]

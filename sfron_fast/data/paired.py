@@ -16,8 +16,7 @@ FORGET, RETAIN = 0, 1  # keys of the two streams' orders
 
 class _Shares(Sampler[list[int]]):
     """One rank's part of every global batch from number ``start`` on, for ever; each pass is
-    shuffled
-    anew.
+    shuffled anew.
 
     What a pass has left over for no whole batch is dropped, other samples each time.
     """

@@ -52,9 +52,8 @@ class Ranks:
         bare = getattr(model, "_orig_mod", model)  # of torch.compile
         # DDP has no use for autograd.grad
         self.model: Any = bare.module if isinstance(bare, DDP) else model
-        for module in _sharded_modules(
-            model
-        ):  # without a backward the root stays gathered, and looks plain
+        # without a backward the root stays gathered, and looks plain
+        for module in _sharded_modules(model):
             module.reshard()
         self.group = group
         self.sharded = any(map(is_sharded, model.parameters()))
@@ -142,8 +141,7 @@ class Ranks:
         self, loss: Tensor | None, share: float, params: dict[str, nn.Parameter]
     ) -> dict[str, Tensor]:
         """Of the mean loss over all samples, the same on every rank; without the parameters that
-        none
-        of them reached.
+        none of them reached.
 
         ``loss``: the mean over this rank's samples, which are ``share`` of all; None if it has
         none.

@@ -126,8 +126,7 @@ def _crowded(points: Sequence[tuple[float, float]]) -> bool:
 
 def loss_histograms(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One panel per model: the losses of forget and test samples, log axis, as shares of each set
-    in
-    percent.
+    in percent.
 
     `models`: {title: {"forget": losses, "test": losses}}, arrays or tensors in nats >= 0. After
     good unlearning the two sets differ as they do in the retrained model. Raises ValueError for no

@@ -135,8 +135,12 @@ def task_accuracy(model: nn.Module, loader: Loader, name: str, task: Task) -> fl
         for drawn in loader:
             batch = task.prepare(drawn, device, name)
             if task.samples(batch):
-                parts.append(task.correct(task.outputs(model, batch), batch, name).cpu())
+                right = task.correct(task.outputs(model, batch), batch, name)
+                found = f"{right.dtype} {list(right.shape)}"
+                good = right.dtype == torch.bool and right.dim() == 1
+                require(good, task.argument, "bool [units] of correct()", found)
+                parts.append(right.cpu())
     remedy = "pass a DataLoader or list, not a generator"
     require(bool(parts), name, "at least one batch", "none", remedy)
-    right = torch.cat(parts)
-    return 100.0 * int(right.sum()) / len(right)
+    every = torch.cat(parts)
+    return 100.0 * int(every.sum()) / len(every)

@@ -1,12 +1,11 @@
 """Unlearning with a Hugging Face Trainer: named parameter groups, and a callback that does the
-forget
-steps.
+forget steps.
 
-trainer = Trainer(model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, {
-    "optimizer": sf.SFRonAdamW, "lr": 1e-5, "weight_decay": 0.01, "saliency": mask, "max_norm":
-    1.0}))
-trainer.add_callback(ForgetCallback(trainer, forget_dataset))
-trainer.train()
+    settings = {"optimizer": sf.SFRonAdamW, "lr": 1e-5, "weight_decay": 0.01, "saliency": mask}
+    factory = (optimizer_factory, {**settings, "max_norm": 1.0})
+    trainer = Trainer(model, args, train_dataset=retain, optimizer_cls_and_kwargs=factory)
+    trainer.add_callback(ForgetCallback(trainer, forget_dataset))
+    trainer.train()
 """
 
 import warnings
@@ -46,7 +45,8 @@ def make_optimizer(
             ``args.learning_rate`` do not reach a factory.
         settings: the optimizer's other arguments.
     """
-    decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # it asks nothing of self
+    # it asks nothing of self
+    decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {
@@ -60,8 +60,7 @@ def make_optimizer(
 
 class ForgetCallback(TrainerCallback):
     """One forget step before every ``retain_steps`` steps of the Trainer, whose training data are
-    the
-    retain set.
+    the retain set.
 
     It runs before the first retain batch of a step: the Trainer clips (``max_grad_norm``) and logs
     retain gradients only; the forget gradient is masked, then clipped to the optimizer's
@@ -181,9 +180,8 @@ class ForgetCallback(TrainerCallback):
         return unwrap(self.trainer.optimizer).param_groups[0]["retain_steps"]
 
     def _next(self) -> Any:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # drawing a batch leaves the Trainer's generator alone
+        # drawing a batch leaves the Trainer's generator alone
+        with torch.random.fork_rng(devices=[]):
             return next(self._batches)
 
     def _endless(self, position: int) -> Iterator[Any]:

@@ -37,6 +37,7 @@ def bad_teacher(
     [samples], what ``task.targets`` reads.
     """
     task = task_or_classification(task)
+    task.needs("targets", "logits")
     competent = copy.deepcopy(model)
 
     def losses(_: int) -> Any:
@@ -46,6 +47,8 @@ def bad_teacher(
             require(forgotten.dtype == torch.bool, "mixed", expected, forgotten.dtype)
             good, bad = teach(competent, batch, task), teach(incompetent, batch, task)
             logits = task.logits(task.outputs(model, batch), batch)
+            found = list(forgotten.shape)
+            require(found == [len(logits)], "mixed", f"bool targets [{len(logits)}]", found)
             weights = torch.full((len(logits),), 1.0 / logits.numel(), device=logits.device)
             wanted = torch.where(forgotten[:, None], bad, good)
             yield soft_target_kl(logits, wanted, weights, temperature)

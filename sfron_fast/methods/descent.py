@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import model_device
-from ..errors import number, require
+from ..errors import number, require, warn
 from ..models.modes import evaluating, keeping_modes, recording, set_modes, training_modes
 from ..saliency.mask import SaliencyMask
 from ..tasks import Classification, Task
@@ -59,7 +59,9 @@ def descend(
                 set_modes(model, modes)
             else:
                 model.eval()
+            finite = []
             for loss in losses(epoch):
+                finite.append(torch.isfinite(loss.detach()))
                 optimizer.zero_grad()
                 loss.backward()
                 for p, outside, _ in frozen:
@@ -71,6 +73,12 @@ def descend(
                 with torch.no_grad():  # weight decay moves what has no gradient
                     for p, outside, start in frozen:
                         p.copy_(torch.where(outside, start, p))
+            # once an epoch, as the answer waits for the device
+            if finite and not bool(torch.stack(finite).all()):
+                warn(
+                    f"the loss was not finite in epoch {epoch + 1}, and the weights are lost;"
+                    " lower lr, or look for NaN in the data"
+                )
             if cosine:
                 schedule.step()
             if on_epoch is not None:

@@ -2,6 +2,7 @@
 over-forgetting.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ class Guard:
         loaders = (self.run.forget, self.run.retain)  # holdout may share a generator with either
         # looking must not change the run
         state, own = random_state(), [loader.own_state() for loader in loaders]
-        drawn = self.run.task.state_dict()
+        drawn = copy.deepcopy(self.run.task.state_dict())
         entry: dict[str, float] = {
             "cycle": cycle,
             "skipped_steps": self.run.optimizer.skipped_steps,

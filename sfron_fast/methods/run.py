@@ -234,7 +234,7 @@ class Run:
             "retain": self.retain.state_dict(),
             "forget": self.forget.state_dict(),
             "random": random_state(),
-            "task": self.task.state_dict(),
+            "task": {"kind": type(self.task).__qualname__, "state": self.task.state_dict()},
             "history": self.result.history,
             "outcome": self.outcome.state_dict(),
             "stopped_early": self.result.stopped_early,
@@ -242,7 +242,8 @@ class Run:
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        # may refuse, so before anything of the caller's changes
+        # these may refuse, so before anything of the caller's changes
+        self._restore_task(saved.get("task"))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.retain.load_state_dict(saved["retain"])
@@ -251,11 +252,24 @@ class Run:
         self.model.load_state_dict(saved["model"])
         set_unsaved_buffers(self.model, saved["buffers"])
         set_random_state(saved["random"])
-        self.task.load_state_dict(saved.get("task", {}))
         self.outcome.load_state_dict(saved["outcome"])
         self.position, self.earlier_seconds = saved["position"], saved["seconds"]
         self.result.history = saved["history"]
         self.result.stopped_early = saved["stopped_early"]
+
+    def _restore_task(self, saved: dict[str, Any] | None) -> None:
+        """Its draws go on; a checkpoint of before there were tasks has none."""
+        if saved is None:
+            return
+        kind, ours = saved["kind"], type(self.task).__qualname__
+        require(kind == ours, "task", f"the {kind} that the checkpointed run began with", ours)
+        try:
+            self.task.load_state_dict(saved["state"])
+        except Exception as error:
+            raise ValueError(
+                f"task: expected one that takes the checkpoint's state {sorted(saved['state'])},"
+                f" found {ours}, which raised {error!r}; resume with the task of the run"
+            ) from error
 
 
 def _samples(loader: Any) -> int | None:

@@ -85,8 +85,7 @@ class RunFolder:
 
 def save_whole(state: dict[str, Any], path: Path) -> None:
     """torch.save that leaves the previous file whole if the process dies while writing, or if
-    nobody
-    could read it.
+    nobody could read it.
 
     Raises:
         ValueError: a value that ``torch.load(weights_only=True)`` refuses; found before anything is

@@ -35,6 +35,7 @@ def scrub(
     retain set.
     """
     task = task_or_classification(task)
+    task.needs("losses_of", "logits")
     original = copy.deepcopy(model)
 
     def divergence(outputs: Any, batch: Any) -> Any:

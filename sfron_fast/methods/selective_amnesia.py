@@ -42,6 +42,7 @@ def selective_amnesia(
     """
     number("penalty", penalty, 0.0)
     task = task_or_classification(task)
+    task.needs("logits")
     fisher = estimate_fisher(model, retain, task=task, estimator=estimator)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     endless, device = EndlessLoader(forget, "forget"), model_device(model)

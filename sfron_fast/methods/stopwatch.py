@@ -11,8 +11,7 @@ import torch
 
 class Stopwatch:
     """Wall time of a `with` block in seconds, without what runs under `pause()`; a second `with`
-    adds
-    to it.
+    adds to it.
 
     Waits for queued CUDA work on `device` (None: the current one) before each look at the clock.
     """

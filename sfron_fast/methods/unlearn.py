@@ -127,7 +127,10 @@ def unlearn(
     folder = None if checkpoint is None else Path(checkpoint)
     both = task is not None and loss_fn is not None
     require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
-    run = Run(model, forget, retain, recipe, as_task(task, Classification(loss_fn)), folder)
+    task = as_task(task, Classification(loss_fn))
+    if eval_every:
+        task.needs("correct")
+    run = Run(model, forget, retain, recipe, task, folder)
     with keeping_modes(model), recording(model), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)

@@ -29,8 +29,7 @@ def put_back(kept: Kept, unless: Tensor | None = None) -> None:
     """Every buffer as it was kept, or as it is where the bool tensor ``unless`` is true.
 
     ``unless`` is read on the device. Only for buffers that were made, replaced by another shape or
-    removed since does
-    the host wait for it: those are made or removed again.
+    removed since does the host wait for it: those are made or removed again.
     """
     for module, before in kept:
         others = []
@@ -63,8 +62,7 @@ def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def fit_buffers(model: nn.Module, saved: dict[str, Any], *, persistent: bool) -> None:
     """Make buffers of the shapes saved, where a forward pass of the saved model had made or
-    enlarged
-    them.
+    enlarged them.
 
     ``saved``: name -> value, among them buffers; parameters and what is no tensor are left alone.
     """

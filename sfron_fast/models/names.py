@@ -47,8 +47,7 @@ def canonical_names(names: Iterable[str]) -> list[str]:
 
 def possible_names(name: str) -> Iterator[str]:
     """What a parameter may be called where nothing, or less, wraps the model: its full name first,
-    the
-    canonical last.
+    the canonical last.
 
     Of what a model may have named itself, less is left out before more, and the outer before the
     inner.

@@ -1,9 +1,8 @@
 """Cross-entropies that leave their gradient where the logits were, as autograd functions.
 
 The memory of the logits is handed on as their gradient. So that this cannot go wrong unnoticed,
-every write bumps the
-version of the logits: whoever else saved them for a backward pass raises there, and so does a
-second backward pass.
+every write bumps the version of the logits: whoever else saved them for a backward pass raises
+there, and so does a second backward pass.
 """
 
 from typing import Any

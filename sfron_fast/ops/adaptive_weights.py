@@ -39,8 +39,7 @@ def adaptive_weights(
     losses: Tensor, temperature: float = 0.5, floor: float = LOSS_FLOOR, *, group: Any = None
 ) -> Tensor:
     """Weights [samples] = max(l_i, floor)^-temperature / sum_j max(l_j, floor)^-temperature,
-    detached,
-    fp32.
+    detached, fp32.
 
     For any per-sample loss of your own: ``(adaptive_weights(l) * l).sum()``. ``group``: as
     ``adaptive_cross_entropy``.

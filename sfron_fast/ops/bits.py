@@ -34,14 +34,12 @@ def selected_bits(masks: Sequence[Tensor], i: int, like: Tensor) -> Tensor | Non
 
 def dithered(x: Tensor, step: int) -> Tensor:
     """x, fp32, in bf16 and of the same shape: rounded up where what is cut off reaches a threshold
-    in
-    place of a half.
+    in place of a half.
 
     For an average that moves by less than half a unit a step: rounded to nearest it would stand
     still. An element's thresholds are spread evenly over the steps (by the golden ratio), so what
-    single steps lose adds up to nothing.
-    They depend on where it lies in x: of a shard, or of a weight in another layout, the bits
-    differ.
+    single steps lose adds up to nothing. They depend on where it lies in x: of a shard, or of a
+    weight in another layout, the bits differ.
     """
     index = torch.arange(x.numel(), device=x.device)
     threshold = ((index * 0x85EBCA77 + (step & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF) >> 16

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..errors import number, require
 from . import calls, registry
 from .arguments import flat_list, floats, numbers_of
+from .dtypes import accumulate_dtype
 from .lists import flat_size, is_flat, spread
 
 
@@ -38,7 +38,7 @@ def _check_fisher(name: str, fisher: Sequence[Tensor], grads: Sequence[Tensor]) 
         fisher = spread(fisher, grads)
     require(len(fisher) == len(grads), name, f"{len(grads)} tensors", len(fisher))
     for i, (f, g) in enumerate(zip(fisher, grads, strict=True)):
-        wanted = torch.float64 if g.dtype == torch.float64 else torch.float32
+        wanted = accumulate_dtype(g.dtype)
         require(f.shape == g.shape, f"{name}[{i}]", f"shape {tuple(g.shape)}", tuple(f.shape))
         require(f.dtype == wanted, f"{name}[{i}]", f"dtype {wanted}", f.dtype)
         require(f.device == g.device, f"{name}[{i}]", f"device {g.device}", f.device)

@@ -48,8 +48,7 @@ def interpolate_(
     slow: Sequence[Tensor], fast: Sequence[Tensor], slow_lr: float, *, numbers: Tensor | None = None
 ) -> None:
     """slow += slow_lr (fast - slow), then fast = slow, over two lists of equal shapes (paper:
-    R-on's
-    slow step).
+    R-on's slow step).
 
     ``numbers``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA
     graph and torch.compile would keep as it was.

@@ -49,8 +49,7 @@ def load() -> None:
 
 def learn_keys(plain: Any, keys: int, negated: Any, negated_keys: int) -> None:
     """Show ``_C`` where a tensor keeps the bit that turns the sign of its values; it asks each
-    tensor
-    otherwise.
+    tensor otherwise.
 
     ``plain`` and ``negated`` are two tensors of one dimension, beside the words that hold their
     dispatch keys.

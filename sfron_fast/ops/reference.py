@@ -1,4 +1,4 @@
-"""Every formula of the package in plain PyTorch, by the name of its op: the truth the tests use.
+"""Formulas in plain PyTorch, by the name of their op: the truth the tests use.
 
 Each lies in its op's file and takes the op's arguments. Only single operations (mul, add, sub, div,
 sqrt, maximum) are used, in the order the native kernels use, so that in fp32 the elementwise

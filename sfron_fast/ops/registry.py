@@ -140,8 +140,7 @@ def _fake_kernel(shapes: Callable[..., Any]) -> Callable[..., Any]:
 
 def kernel_for(name: str, device: str) -> str:
     """Which kernel serves an op on a device type: "native", "triton", "reference"; "none" where
-    torch
-    lacks the device.
+    torch lacks the device.
 
     A wheel holds its CUDA kernels also for a torch that is built without CUDA, and then none of
     them can ever run.

@@ -78,7 +78,7 @@ def check(
     floats("logits", [logits])
     aligned("teacher_logits", [teacher_logits], [logits])
     if weights is not None:
-        wanted = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        wanted = accumulate_dtype(logits.dtype)
         require(
             weights.shape == logits.shape[:1],
             "weights",

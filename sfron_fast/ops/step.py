@@ -1,4 +1,4 @@
-"""What the optimizer steps share: unscaling, clipping, masks, slow weights, and their checks."""
+"""What the ops ``sgd_step_`` and ``adamw_step_`` share: unscaling, clip, masks, slow weights."""
 
 import math
 from collections.abc import Iterator, Sequence

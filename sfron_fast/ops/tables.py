@@ -18,8 +18,7 @@ spare: list[
 
 def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
     """The lists as one table, a tenth of the time that handles take; it goes to ``spare`` when the
-    op
-    has read it.
+    op has read it.
 
     None where the dispatcher must see the tensors (under torch.compile, modes, transforms, for
     subclasses), and where native kernels want others: contiguous, and not fp64.
@@ -41,8 +40,7 @@ def gather(
     params: list[Tensor], tables: dict[int, Tensor], index: int
 ) -> tuple[list[Tensor], list[Any], bool]:
     """Parameters and their gradients, for the ops of one step: looked at once, if all are there,
-    plain
-    and contiguous.
+    plain and contiguous.
 
     The bool says whether they were. The lists are then good until other code may run, which could
     resize a tensor. ``tables[index]`` is kept for the next step.

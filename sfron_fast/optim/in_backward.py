@@ -34,9 +34,8 @@ def step_in_backward(optimizer: SFRonOptimizer) -> Iterator[None]:
     What needs all gradients before the update, or more than one backward, is not to be had:
     ``clip_retain``, ``clip_grad_norm_``, ``torch.amp.GradScaler``, accumulation over several
     backwards (sum the losses), checkpointing with ``use_reentrant=True``, DDP. A ``found_inf`` or
-    ``grad_scale`` set before it counts.
-    An error during backward, also one raised by a check here, leaves the step half done: go on from
-    a checkpoint.
+    ``grad_scale`` set before it counts. An error during backward, also one raised by a check here,
+    leaves the step half done: go on from a checkpoint.
 
     Raises:
         ValueError: a group with ``clip_retain``; a setting, parameter or state that a step would

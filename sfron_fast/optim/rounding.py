@@ -17,8 +17,7 @@ ENOUGH = 0.1  # share of the weights with a gradient
 @contextmanager
 def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
     """Warn (RuntimeWarning) if the step inside moves fewer than a tenth of the bf16 and fp16
-    weights
-    with a gradient.
+    weights with a gradient.
 
     For the first steps of a run: it copies those weights and waits for the device. ``unlearn`` does
     it by itself. The arithmetic is fp32 in any case; only the store rounds.

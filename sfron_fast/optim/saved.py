@@ -55,8 +55,7 @@ class Resumable(GroupedOptimizer):
 
     def stock_state_dict(self) -> dict[str, Any]:
         """What ``torch.optim``'s SGD, or AdamW / Adam, would save here: load it there to go on
-        without
-        forgetting.
+        without forgetting.
 
         Raises:
             RuntimeError: inside a cycle, whose end the other optimizer would not know.
@@ -86,9 +85,8 @@ class Resumable(GroupedOptimizer):
         A run that has done forget steps goes on where it was, also inside a cycle, with its own
         ``forget_lr`` and ``slow_lr``, as with its own ``lr``; its other forget settings must be
         this optimizer's. The state of a training run, torch.optim's or of one of these optimizers
-        that has done no forget step, leaves all of them as
-        they were given here: masked, forget_lr, max_norm, clip_retain, retain_steps, slow_lr,
-        moments, mask_semantics, state_dtype.
+        that has done no forget step, leaves all of them as they were given here: masked, forget_lr,
+        max_norm, clip_retain, retain_steps, slow_lr, moments, mask_semantics, state_dtype.
 
         Raises:
             ValueError: the state was saved under another mask, a masked group with other names or

@@ -1,5 +1,6 @@
 """SFRonSGD: torch.optim.SGD with a forget step and a slow step."""
 
+import functools
 from typing import Any
 
 import torch
@@ -128,7 +129,9 @@ class SFRonSGD(SFRonOptimizer):
         if momentum == 0.0:
             sgd_step(batch, step, dampening=dampening)
             return
-        rule = {"momentum": momentum, "dampening": dampening, "nesterov": group["nesterov"]}
+        update = functools.partial(
+            sgd_step, momentum=momentum, dampening=dampening, nesterov=group["nesterov"]
+        )
         key = f"{prefix(group, forget=step.forget)}momentum_buffer"
         kind = StateKind(group["state_dtype"])
         # torch starts the buffer at the first gradient itself
@@ -138,7 +141,7 @@ class SFRonSGD(SFRonOptimizer):
             fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
         if all(fresh) or not any(fresh):
             buffers = self._state(batch, key, kind)
-            sgd_step(batch, step, buffers, **rule, first=all(fresh))
+            update(batch, step, buffers, first=all(fresh))
             return
         check_batch(self, batch, forget=step.forget)  # before the first of two calls
         params = ordered(batch.params, batch.orders)
@@ -153,4 +156,4 @@ class SFRonSGD(SFRonOptimizer):
                 slow_from=[slow_from[i] for i in chosen if slow_from],
                 skipped=step.skipped if first else None,  # one step, counted once
             )
-            sgd_step(part, own, self._state(part, key, kind), **rule, first=first)
+            update(part, own, self._state(part, key, kind), first=first)

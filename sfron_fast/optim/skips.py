@@ -36,8 +36,7 @@ class Skips:
 
     def watch(self, device: torch.device) -> None:
         """To be called in every step that may be skipped; warns (RuntimeWarning), once, if
-        ``ENOUGH``
-        in a row were.
+        ``ENOUGH`` in a row were.
 
         On a GPU it looks at a copy that has arrived, so the word comes later. Not within
         torch.compile or a graph.

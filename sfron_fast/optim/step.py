@@ -1,4 +1,4 @@
-"""One step of one batch, as a rule is told of it."""
+"""``Step``: what a phase asks of an update rule for one batch."""
 
 from typing import NamedTuple
 

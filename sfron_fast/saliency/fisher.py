@@ -88,6 +88,63 @@ def estimate_fisher(
             the end of the pass) or non-scalar loss, a label that is no class of the model, a
             ``start`` of something else.
     """
+    task = _task(task, loss_fn)
+    return _estimate(model, loader, "loader", task, estimator, chunk_size, start, progress, group)
+
+
+@by_keyword
+def estimate_mask(
+    model: nn.Module,
+    *,
+    forget: Iterable[Any],
+    retain: Iterable[Any],
+    loss_fn: LossFn | None = None,
+    task: Task | None = None,
+    threshold: float = 1.0,
+    zero_over_zero: bool = False,
+    estimator: Estimator = "batch",
+    chunk_size: int = 32,
+    progress: bool = False,
+    group: Any = None,
+) -> SaliencyMask:
+    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
+
+    Args:
+        forget, retain: the loaders of the two sets.
+
+    The other arguments, and the errors, are those of the two functions.
+    """
+    number("threshold", threshold, 0.0, open_low=True)
+    task = _task(task, loss_fn)
+    rest = (task, estimator, chunk_size, None, progress, group)
+    forget_fisher = _estimate(model, forget, "forget", *rest)
+    retain_fisher = _estimate(model, retain, "retain", *rest)
+    return SaliencyMask.from_fisher(
+        forget=forget_fisher,
+        retain=retain_fisher,
+        threshold=threshold,
+        zero_over_zero=zero_over_zero,
+    )
+
+
+def _task(task: Task | None, loss_fn: LossFn | None) -> Task:
+    both = task is not None and loss_fn is not None
+    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
+    return as_task(task, MeanLoss(loss_fn))
+
+
+def _estimate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    name: str,
+    task: Task,
+    estimator: Estimator,
+    chunk_size: int,
+    start: Fisher | None,
+    progress: bool,
+    group: Any,
+) -> Fisher:
+    """``estimate_fisher``, with errors about the loader called ``name``."""
     require(
         estimator in get_args(Estimator),
         "estimator",
@@ -96,10 +153,6 @@ def estimate_fisher(
     )
     good = isinstance(chunk_size, int) and chunk_size > 0
     require(good, "chunk_size", "an integer > 0", repr(chunk_size))
-    both = task is not None and loss_fn is not None
-    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
-    task = as_task(task, MeanLoss(loss_fn))
-
     # who shares the batches, and how gradients of this estimator are reduced
     ranks = Ranks(model, group)
     model = ranks.model
@@ -132,7 +185,7 @@ def estimate_fisher(
     one_pass = Pass(model, task, params, together, chunk_size)
     gradients = sample_gradients if estimator == "sample" else batch_gradients
     with evaluating(model), recording(model):
-        prepared = (task.prepare(batch, ranks.device) for batch in loader)
+        prepared = (task.prepare(batch, ranks.device, name) for batch in loader)
         rounds = ranks.rounds((batch, task.samples(batch)) for batch in prepared)
         for batch, counts in progress_bar(rounds, loader, "Fisher", progress):
             count, mine = sum(counts), counts[ranks.rank]
@@ -143,21 +196,13 @@ def estimate_fisher(
             weight = float(mine if apart else count)
             if estimator in ("batch_equal", "sample"):
                 weight = 1.0
-            try:
-                for grads in gradients(one_pass, batch, share):
-                    _add_squares(values, grads, weight)
-                    reached |= grads.keys()
-                    del grads  # freed before the next backward
-            except (IndexError, RuntimeError) as error:
-                if "out of bounds" not in str(error):
-                    raise
-                raise ValueError(
-                    "loader: expected labels that are classes of the model, found one that is none"
-                    f" ({error}); give the model one output per class"
-                ) from error
+            for grads in gradients(one_pass, batch, share):
+                _add_squares(values, grads, weight)
+                reached |= grads.keys()
+                del grads  # freed before the next backward
     require(
         samples > 0,
-        "loader",
+        name,
         "at least one sample",
         "an empty loader",
         "check the split and drop_last",
@@ -180,46 +225,6 @@ def estimate_fisher(
         "world_size": ranks.size,
     }
     return Fisher(values, metadata)
-
-
-@by_keyword
-def estimate_mask(
-    model: nn.Module,
-    *,
-    forget: Iterable[Any],
-    retain: Iterable[Any],
-    loss_fn: LossFn | None = None,
-    task: Task | None = None,
-    threshold: float = 1.0,
-    zero_over_zero: bool = False,
-    estimator: Estimator = "batch",
-    chunk_size: int = 32,
-    progress: bool = False,
-    group: Any = None,
-) -> SaliencyMask:
-    """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
-
-    Args:
-        forget, retain: the loaders of the two sets.
-
-    The other arguments, and the errors, are those of the two functions.
-    """
-    number("threshold", threshold, 0.0, open_low=True)
-    settings: dict[str, Any] = {
-        "task": task,
-        "estimator": estimator,
-        "chunk_size": chunk_size,
-        "progress": progress,
-        "group": group,
-    }
-    forget_fisher = estimate_fisher(model, forget, loss_fn, **settings)
-    retain_fisher = estimate_fisher(model, retain, loss_fn, **settings)
-    return SaliencyMask.from_fisher(
-        forget=forget_fisher,
-        retain=retain_fisher,
-        threshold=threshold,
-        zero_over_zero=zero_over_zero,
-    )
 
 
 def _add_squares(values: dict[str, Tensor], grads: dict[str, Tensor], weight: float) -> None:

@@ -72,7 +72,10 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
         "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]",
         "'sample'",
     )
+    task.check(model, batch)
     reached = _reached(one, each_tensor(batch, lambda t: t[:1]))
+    losses_of = _Losses(task, model.module if isinstance(model, nn.DataParallel) else model)
+    prefix = "module." if isinstance(model, nn.DataParallel) else ""
     weights = {n: p.detach() for n, p in one.params.items() if n in reached}
     rest = {
         **dict(model.named_buffers()),
@@ -82,8 +85,9 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
     def sample_loss(weights: Gradients, sample: list[Tensor]) -> Tensor:
         left = iter(sample)
         alone = each_tensor(batch, lambda _: next(left).unsqueeze(0))
-        bound: Any = _Bound(model, {**rest, **weights})
-        return task.losses(bound, alone).reshape(())
+        tensors = {**rest, **weights}
+        values = {f"model.{n.removeprefix(prefix)}": t for n, t in tensors.items()}
+        return torch.func.functional_call(losses_of, values, (alone,)).reshape(())
 
     gradient = torch.func.vmap(torch.func.grad_and_value(sample_loss), in_dims=(None, 0))
     for first in range(0, count, one.chunk_size):
@@ -102,20 +106,17 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
             yield {n: g[i] for n, g in found.items()}
 
 
-class _Bound:
-    """The model with other tensors in the place of its own; all else of it is as it was."""
+class _Losses(nn.Module):
+    """A task's losses of a model, as a module: ``torch.func.functional_call`` then puts other
+    tensors into the model itself, whatever of it the task calls.
+    """
 
-    def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
-        parallel = isinstance(model, nn.DataParallel)
-        self._plain: Any = model.module if parallel else model
-        prefix = "module." if parallel else ""
-        self._values = {n.removeprefix(prefix): t for n, t in values.items()}
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        return torch.func.functional_call(self._plain, self._values, inputs, named)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain, name)
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.losses(self.model, batch)
 
 
 def _reached(one: Pass, batch: Any) -> set[str]:

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import call, move
+from ..data.batches import call, each_tensor, move
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
 from .task import Task, Units
 
 SampleLoss = Callable[[Any, Tensor], Tensor]  # (output, targets) -> losses [samples]
 
+IGNORED = -100  # the label that F.cross_entropy leaves out
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _TOKENS = (
     "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten())"
@@ -54,6 +55,15 @@ class Classification(Task):
             return self.loss_fn(outputs, batch[1])
         check_classes(outputs, batch[1])
         return F.cross_entropy(outputs, batch[1], reduction="none")
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """A look at all labels, by the outputs of the first sample."""
+        if self.loss_fn is None:
+            first = each_tensor(batch, lambda t: t[:1])
+            with torch.no_grad():
+                outputs = self.outputs(model, first)
+            check_classes(outputs, first[1])
+            check_labels(outputs, batch[1])
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean of ``losses`` [], after a look at the labels."""
@@ -102,13 +112,22 @@ class MeanLoss(Classification):
     """
 
     def __init__(self, loss_fn: Callable[[Any, Tensor], Tensor] | None) -> None:
-        plain = loss_fn is None or loss_fn is F.cross_entropy
-        super().__init__(cross_entropy if plain else loss_fn)
+        self.plain = loss_fn is None or loss_fn is F.cross_entropy
+        super().__init__(cross_entropy if self.plain else loss_fn)
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """Under F.cross_entropy a look at all labels, by the outputs of the first sample."""
+        if self.plain:
+            first = each_tensor(batch, lambda t: t[:1])
+            with torch.no_grad():
+                self._check(self.outputs(model, first), batch[1])
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """What ``loss_fn`` says of the whole batch []."""
         assert self.loss_fn is not None
-        loss = self.loss_fn(self.outputs(model, batch), batch[1])
+        outputs = self.outputs(model, batch)
+        self._check(outputs, batch[1])
+        loss = self.loss_fn(outputs, batch[1])
         found = f"shape {tuple(loss.shape)}"
         require(loss.dim() == 0, "loss_fn", "a scalar mean loss", found, "use reduction='mean'")
         return loss
@@ -116,6 +135,11 @@ class MeanLoss(Classification):
     def losses_of(self, outputs: Any, batch: Any) -> Tensor:
         """Of a batch of one sample, its loss [1]."""
         return super().losses_of(outputs, batch).reshape(1)
+
+    def _check(self, outputs: Any, targets: Tensor) -> None:
+        labelled = self.plain and isinstance(outputs, Tensor) and outputs.dim() > 1
+        if labelled and targets.dtype == torch.int64 and targets.shape[1:] == outputs.shape[2:]:
+            check_labels(outputs, targets[targets != IGNORED])
 
 
 def check_classes(outputs: Any, targets: Tensor) -> None:

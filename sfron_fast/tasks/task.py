@@ -49,8 +49,19 @@ class Task:
         return move_tensors(batch, device)
 
     def samples(self, batch: Any) -> int:
-        """How many samples a batch has, prepared or not: 0 is skipped."""
-        return len(next(t for t in tensors_in(batch) if isinstance(t, Tensor)))
+        """How many samples a batch has, prepared or not: 0 is skipped. By default the length of its
+        first tensor.
+
+        Raises:
+            ValueError: there is none, or it is one number.
+        """
+        first = next((t for t in tensors_in(batch) if isinstance(t, Tensor)), None)
+        found = type(batch).__name__ if first is None else "one number"
+        good = first is not None and first.dim() > 0
+        remedy = "let prepare() return the batch, or override samples()"
+        require(good, self.argument, "a batch whose first tensor is [samples, ...]", found, remedy)
+        assert first is not None
+        return len(first)
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """What the model says of a prepared batch; a mapping is given to it by keyword."""
@@ -63,6 +74,9 @@ class Task:
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Each sample's loss [samples]. May run under ``torch.func.vmap``, one sample at a time."""
         return self.losses_of(self.outputs(model, batch), batch)
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """Refuse a batch for what ``losses`` cannot look at under ``torch.func.vmap``."""
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean of the samples' losses []: what is descended on a retain batch."""
@@ -94,7 +108,10 @@ class Task:
         raise self._lacks("correct")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on with the same draws, in types that ``weights_only`` loads."""
+        """What a run needs to go on with the same draws, in types that ``weights_only`` loads.
+
+        Evaluations take it before and put it back after.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,13 +124,22 @@ class Task:
             ValueError: they are of another shape.
         """
         samples = self.samples(batch)
-        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        found: object = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         require(found == [samples], self.argument, f"per-sample losses [{samples}]", found)
+        floats = values.is_floating_point()
+        require(floats, self.argument, "losses of a floating dtype", values.dtype)
         return values
 
+    def needs(self, *names: str) -> None:
+        """Raise ValueError, before anything is done, if the task has not overridden these."""
+        for name in names:
+            if getattr(type(self), name) is getattr(Task, name):
+                raise self._lacks(name)
+
     def _lacks(self, what: str) -> ValueError:
+        named = "losses() or losses_of()" if what == "losses_of" else f"{what}()"
         return ValueError(
-            f"{self.argument}: expected a task with {what}(), which this method asks for, found"
+            f"{self.argument}: expected a task with {named}, which this method asks for, found"
             f" {type(self).__name__} without it; override it"
         )
 

@@ -251,8 +251,7 @@ def check_task(metrics):
 
 def check_methods(metrics, forget_losses):
     """What each method does for a reason that holds at any width and seed (seen at widths 4, 8, 16
-    and
-    two seeds each).
+    and two seeds each).
 
     RL, SalUn and BT are taught something else of the forget set, until they know that; SCRUB and
     SFR-on ascend by steps of a length that does not depend on the loss; SA makes predictions

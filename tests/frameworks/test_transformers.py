@@ -238,8 +238,7 @@ def by_hand(model, mask, retain, forget, max_norm, *, order):
 @pytest.mark.parametrize("max_norm", [0.5, 1e3])
 def test_forget_callback_is_mask_then_clip_by_hand(max_norm, tmp_path):
     """Both phases accumulate two batches whose label counts differ; the forget set is passed
-    through
-    twice.
+    through twice.
 
     SGD, because Adam makes steps of gradients that are rounding errors around 0, such as some
     biases'.

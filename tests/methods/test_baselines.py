@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from models import CLASSES, bits, build, forever, loader
 from torch.utils.data import DataLoader, TensorDataset
 
-from sfron_fast import Recipe, SaliencyMask, unlearn
-from sfron_fast import methods as recipes
+from sfron_fast import Recipe, SaliencyMask, methods, unlearn
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def retain():
 def relabelled(forget, retain, generator=None):
     """Both sets as one loader, in order, the forget set under wrong labels."""
     (xf, yf), (xr, yr) = forget.dataset.tensors, retain.dataset.tensors
-    labels = recipes.wrong_labels(yf, CLASSES, generator)
+    labels = methods.wrong_labels(yf, CLASSES, generator)
     return DataLoader(TensorDataset(torch.cat([xf, xr]), torch.cat([labels, yr])), 8)
 
 
@@ -77,7 +76,7 @@ def taught(teacher, x):
 
 def test_wrong_labels():
     labels = torch.arange(CLASSES).repeat(1000)
-    wrong = recipes.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
+    wrong = methods.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
     assert not (wrong == labels).any()
     counts = torch.zeros(CLASSES, CLASSES).index_put_(
         (labels, wrong), torch.ones(len(labels)), accumulate=True
@@ -87,20 +86,20 @@ def test_wrong_labels():
         counts + 1000 * torch.eye(CLASSES) > 1000 / (CLASSES - 1) - 100
     ).all()  # evenly over the others
     assert torch.equal(
-        wrong, recipes.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
+        wrong, methods.wrong_labels(labels, CLASSES, torch.Generator().manual_seed(0))
     )
 
 
 def test_random_label(forget, retain):
     ours, theirs, mixed = build("bn"), build("bn"), relabelled(forget, retain)
-    recipes.random_label(ours, mixed, epochs=3, lr=0.05)
+    methods.random_label(ours, mixed, epochs=3, lr=0.05)
     literal(theirs, 3, lambda _: (F.cross_entropy(theirs(x), y) for x, y in mixed))
     agree(ours, theirs, bound=0.0)
 
 
 def test_salun(forget, retain):
     ours, theirs, mixed = build("bn"), build("bn"), relabelled(forget, retain)
-    recipes.salun(ours, mixed=mixed, forget=forget, fraction=0.3, epochs=3, lr=0.05)
+    methods.salun(ours, mixed=mixed, forget=forget, fraction=0.3, epochs=3, lr=0.05)
 
     theirs.eval()
     sums = [torch.zeros_like(p) for p in theirs.parameters()]
@@ -126,7 +125,7 @@ def test_bad_teacher(forget, retain):
         build("bn", seed=9),
         marked(forget, retain),
     )
-    recipes.bad_teacher(ours, mixed, fresh, epochs=3, lr=0.2)
+    methods.bad_teacher(ours, mixed, fresh, epochs=3, lr=0.2)
     original = copy.deepcopy(theirs)
 
     def losses(_):
@@ -144,7 +143,7 @@ def test_bad_teacher(forget, retain):
 
 def test_scrub(forget, retain):
     ours, theirs = build("bn"), build("bn")
-    recipes.scrub(ours, retain=retain, forget=forget, epochs=4, ascent_epochs=2, lr=0.02)
+    methods.scrub(ours, retain=retain, forget=forget, epochs=4, ascent_epochs=2, lr=0.02)
     original = copy.deepcopy(theirs)
 
     def losses(epoch):
@@ -164,7 +163,7 @@ def test_scrub(forget, retain):
 
 def test_selective_amnesia(forget, retain):
     ours, theirs = build("bn"), build("bn")
-    recipes.selective_amnesia(ours, retain=retain, forget=forget, penalty=7.0, epochs=2, lr=0.05)
+    methods.selective_amnesia(ours, retain=retain, forget=forget, penalty=7.0, epochs=2, lr=0.05)
     start = [p.detach().clone() for p in theirs.parameters()]
     fisher = [torch.zeros_like(p) for p in start]
     theirs.eval()
@@ -193,7 +192,7 @@ def test_amnesia_stays_where_the_fisher_is_large(forget, retain):
     for penalty in (0.0, 100.0):
         model = build()
         before = bits(model)
-        recipes.selective_amnesia(
+        methods.selective_amnesia(
             model, retain=retain, forget=forget, penalty=penalty, epochs=4, lr=0.05, momentum=0.0
         )
         moved.append(sum((v - before[n]).square().sum().item() for n, v in bits(model).items()))
@@ -202,7 +201,7 @@ def test_amnesia_stays_where_the_fisher_is_large(forget, retain):
 
 def test_gradient_saliency_selects_the_share_asked_for(forget):
     model = build("bn")
-    mask = recipes.gradient_saliency(model, forget, 0.25)
+    mask = methods.gradient_saliency(model, forget, 0.25)
     total = sum(p.numel() for p in model.parameters())
     assert sum(mask.counts().values()) == round(0.25 * total)
 
@@ -218,7 +217,7 @@ def test_modes_and_epochs(forget, retain):
     }.items():
         model, seen = build("bn"), []
         model[1].eval()
-        getattr(recipes, name)(
+        getattr(methods, name)(
             model, **loaders, epochs=2, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch)
         )
         assert seen == [1, 2]
@@ -228,7 +227,7 @@ def test_modes_and_epochs(forget, retain):
 def test_a_foreign_mask_is_refused(retain):
     model = build()
     with pytest.raises(ValueError, match="saliency"):
-        recipes.finetune(model, retain, mask=SaliencyMask.from_bool({"other": torch.ones(3)}))
+        methods.finetune(model, retain, mask=SaliencyMask.from_bool({"other": torch.ones(3)}))
 
 
 # --- SFR-on without one of its parts --------------------------------------------------------------

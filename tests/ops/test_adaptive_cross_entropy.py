@@ -63,8 +63,7 @@ def test_hand_example(device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_remembered_samples(device, dtype, offset):
     """Value and gradient keep their digits from losses of 1e-9 to 100, in every form, at the label
-    and
-    beside it.
+    and beside it.
 
     The truth: with z = log-sum-exp of the others - the label's logit, the loss is log(1 + e^z), and
     1 - softmax of the label is sigmoid(z); no small difference is formed.

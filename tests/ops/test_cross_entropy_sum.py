@@ -20,8 +20,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_dtype
 def test_sum_hand_example(device, dtype):
     """Rows (0, 0) and (0, ln 3): losses ln 2 and ln(4/3). Temperature 1: r_i = 1 / l_i, so sum r_i
-    l_i
-    = 2.
+    l_i = 2.
 
     The gradients are scale r_1 (1/2 - 1, 1/2) and scale r_2 (1/4, 3/4 - 1).
     """

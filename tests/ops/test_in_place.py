@@ -300,9 +300,8 @@ def test_compile(device, door, plain):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(top, act(F.linear(features, weight)).argmax(1))
     torch._dynamo.reset()
-    with pytest.raises(
-        RuntimeError, match="modified by an inplace operation"
-    ):  # the model compiled, the loss not
+    # the model compiled, the loss not
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         door(
             torch.compile(lambda w: F.linear(features, w).exp(), backend="aot_eager")(weight),
             labels,

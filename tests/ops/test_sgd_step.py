@@ -44,8 +44,7 @@ def test_matches_torch(device, flags):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_example(device, dtype):
     """p = 1, g = 1 / grad_scale 2 + decay 1/2 p = 1; m = 1/2 2 + 1 = 2; p - 1/4 2 = 1/2; slow 0 +
-    1/4
-    (1/2 - 0) = 1/8.
+    1/4 (1/2 - 0) = 1/8.
 
     The masked-out neighbour: g = 1/2; m = 1/2 2 + 1/2 = 3/2; p - 3/8 = 5/8; slow 5/32. The next one
     is clipped only by the mask byte, not by its gradient of 10^4, and goes the same way.

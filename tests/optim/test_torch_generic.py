@@ -60,9 +60,8 @@ def test_errors(info):
     for error in info.optim_error_inputs_func("cpu", torch.float32):
         given = error.optimizer_error_input
         assert error.error_on == common.OptimizerErrorEnum.CONSTRUCTION_ERROR
-        if issubclass(
-            error.error_type, Warning
-        ):  # torch warns of a parameter given twice; to us it is an error
+        # torch warns of a parameter given twice; to us it is an error
+        if issubclass(error.error_type, Warning):
             assert "duplicate parameters" in error.error_regex
             with pytest.raises(ValueError, match="params: expected each parameter once"):
                 info.optim_cls(given.params, **given.kwargs)

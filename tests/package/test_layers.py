@@ -68,17 +68,7 @@ FLOORS = 8
 FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}
 # only inside functions
 OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}
-OPS = (
-    "masked_grad_norm",
-    "sgd_step",
-    "adamw_step",
-    "interpolate",
-    "fisher_accumulate",
-    "saliency_mask",
-    "adaptive_cross_entropy",
-    "adaptive_mse",
-    "soft_target_kl",
-)
+OPS = sorted(p.name for p in (ROOT / "csrc").iterdir() if list(p.glob("*_op.cpp")))
 
 
 def imports(path: Path, tree: ast.AST | None = None) -> tuple[set[str], set[str]]:

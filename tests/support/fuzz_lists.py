@@ -1,6 +1,5 @@
 """Random arguments of the list ops: shapes, dtypes, strides, values, masks, flat lists, numbers;
-ways
-to spoil them.
+ways to spoil them.
 
 Hypothesis draws the structure, so that it can shrink it; the numbers come from torch, from a drawn
 seed.

@@ -70,9 +70,8 @@ class Obvious:
             self.skipped += bool(found_inf != 0)
         for group in self.groups:
             for name in group["names"]:
-                if (
-                    grads[name] is not None and self.pending and group["slow_lr"] < 1.0
-                ):  # it has not moved so far
+                # it has not moved so far
+                if grads[name] is not None and self.pending and group["slow_lr"] < 1.0:
                     self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
                 slow = (
                     self.state.get(name, {}).get("slow")

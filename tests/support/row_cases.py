@@ -148,8 +148,7 @@ def judge_cross_entropy(
     case: Rows, outputs, gradient: Tensor, pieces: int = 0, summed: bool = False
 ) -> None:
     """Every output against fp64. ``pieces`` = how often a long row's running sum may have been
-    scaled
-    anew.
+    scaled anew.
 
     ``summed``: the outputs of the sum, whose total and gradient have not been divided by the
     normaliser.
@@ -285,9 +284,8 @@ def special_logits(kind: str, dtype: torch.dtype) -> Tensor:
         x[:, :, 1:] = -math.inf
     elif kind == "equal":
         x[:] = 2.0
-    elif (
-        kind == "remembered"
-    ):  # losses of 1e-6: beside the label's, the other probabilities are below an ulp
+    # losses of 1e-6: beside the label's, the other probabilities are below an ulp
+    elif kind == "remembered":
         x[:, :, 0] = x[:, :, 1:].logsumexp(2) + math.log(1e6)
     return x.to(dtype)
 

@@ -210,6 +210,178 @@ def test_units_of_classification():
     assert torch.equal(task.targets(batch), data(5)[1])
 
 
+class Parts(Dicts):
+    """Calls the model's own modules, not the model."""
+
+    def outputs(self, model, batch):
+        assert isinstance(model, nn.Module)
+        hidden = model[0](batch["x"])
+        return model[2](model[1](hidden))
+
+
+def test_a_fisher_of_samples_sees_whatever_the_task_calls():
+    model = build()
+    found = sf.estimate_fisher(model, RETAIN, task=Parts(), estimator="sample")
+    expected = sf.estimate_fisher(model, RETAIN, task=Dicts(), estimator="sample")
+    assert same(found, expected)
+    assert all(bool(values.any()) for values in found.values())
+
+
+class Counting(Noise):
+    """Its state is a live tensor, which evaluations must not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = torch.zeros(())
+
+    def prepare(self, batch, device, name="loader"):
+        self.n += 1
+        return super().prepare(batch, device, name)
+
+    def correct(self, outputs, batch, name):
+        return outputs[:, 0] > 0
+
+    def outputs(self, model, batch):
+        return model(batch["x"] + batch["noise"])
+
+    def state_dict(self):
+        return {**super().state_dict(), "n": self.n}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.n.copy_(state["n"])
+
+
+def test_a_live_state_is_put_back_after_evaluations():
+    counts = []
+    for every in (0, 1):
+        task = Counting()
+        noisy(task, eval_every=every, forget_floor=0.0 if every else None)
+        counts.append(task.n.item())
+    assert counts[0] == counts[1] > 0
+
+
+def test_another_task_does_not_take_over_a_checkpoint(tmp_path, monkeypatch):
+    save = run_module.save_whole
+
+    def save_and_die(state, path):
+        save(state, path)
+        raise KeyboardInterrupt
+
+    class Stateless(Noise):
+        __qualname__ = "Noise"
+
+        def load_state_dict(self, state):
+            raise KeyError("other")
+
+    class Other(Noise):
+        pass
+
+    monkeypatch.setattr(run_module, "save_whole", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        noisy(Noise(), checkpoint=tmp_path, checkpoint_every=1)
+    monkeypatch.undo()
+    for task, found in ((Other(), "Other"), (Stateless(), "which raised KeyError")):
+        torch.manual_seed(3)
+        model = nn.Linear(6, 1)
+        before = bits(model)
+        sets = ([{**b, "y": b["y"].float()} for b in side] for side in (FORGET, RETAIN))
+        forget, retain = sets
+        with pytest.raises(ValueError, match=f"task: expected .*found .*{found}"):
+            sf.unlearn(
+                model, forget=forget, retain=retain, recipe=RECIPE, task=task, checkpoint=tmp_path
+            )
+        assert same(bits(model), before)
+
+
+class Scores(Dicts):
+    def correct(self, outputs, batch, name):
+        return outputs.argmax(1)
+
+
+class Whole(Dicts):
+    def losses(self, model, batch):
+        return torch.ones(len(batch["y"]), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("expected", "call"),
+    [
+        (
+            r"task: expected bool \[units\] of correct\(\), found torch.int64 \[8\]",
+            lambda m: sf.unlearn(
+                m, forget=FORGET, retain=RETAIN, task=Scores(), eval_every=1, forget_floor=0.0
+            ),
+        ),
+        (
+            "task: expected losses of a floating dtype, found torch.int64",
+            lambda m: sf.estimate_fisher(m, RETAIN, task=Whole()),
+        ),
+        (
+            "task: expected a batch whose first tensor is .*found one number",
+            lambda m: sf.estimate_fisher(m, [{"x": torch.ones(())}], task=Dicts()),
+        ),
+        (
+            r"mixed: expected bool targets \[4\], found \[1\]",
+            lambda m: methods.bad_teacher(
+                m, [{"x": RETAIN[0]["x"], "y": torch.tensor([True])}], build(), task=Dicts()
+            ),
+        ),
+        (
+            "forget: expected batches with a tensor in them",
+            lambda m: sf.estimate_mask(m, forget=["text"], retain=RETAIN, task=Dicts()),
+        ),
+    ],
+)
+def test_what_a_task_gives_is_looked_at(expected, call):
+    model = build()
+    before = bits(model)
+    with pytest.raises(ValueError, match=expected):
+        call(model)
+    assert same(bits(model), before)
+
+
+def test_what_a_task_lacks_is_refused_before_the_first_batch():
+    """Not after ascent, nor after two Fisher passes."""
+
+    class Unread:
+        def __iter__(self):
+            raise AssertionError("read")
+
+    class Plain(sf.Task):
+        def losses(self, model, batch):
+            return model(batch["x"]).square().mean(1)
+
+        def logits(self, outputs, batch):
+            return outputs
+
+    sets = {"forget": Unread(), "retain": Unread()}
+    calls = [
+        (r"losses\(\) or losses_of\(\)", lambda: methods.scrub(build(), task=Plain(), **sets)),
+        (
+            r"logits\(\)",
+            lambda: methods.selective_amnesia(build(), task=Lacking(), **sets),
+        ),
+        (r"targets\(\)", lambda: methods.bad_teacher(build(), Unread(), build(), task=Plain())),
+        (
+            r"correct\(\)",
+            lambda: sf.unlearn(build(), task=Plain(), eval_every=1, forget_floor=0.0, **sets),
+        ),
+    ]
+    for lacking, call in calls:
+        with pytest.raises(ValueError, match=f"task: expected a task with {lacking}"):
+            call()
+
+
+def test_weights_that_are_lost_are_told_of():
+    def spoiled(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none") * float("nan")
+
+    task = sf.Classification(spoiled)
+    with pytest.warns(RuntimeWarning, match="the loss was not finite in epoch 1"):
+        methods.finetune(build(), pairs(RETAIN), epochs=1, task=task)
+
+
 class Lacking(sf.Task):
     def outputs(self, model, batch):
         return model(batch["x"])
@@ -220,12 +392,14 @@ class Lacking(sf.Task):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("scrub", "logits"), ("bad_teacher", "targets"), ("selective_amnesia", "logits")],
+    [("scrub", "losses_of"), ("bad_teacher", "targets"), ("selective_amnesia", "logits")],
 )
 def test_what_a_task_lacks_is_named(name, what):
     model = build()
     before = bits(model)
-    with pytest.raises(ValueError, match=rf"task: expected a task with {what}\(\).*found Lacking"):
+    with pytest.raises(
+        ValueError, match=rf"task: expected a task with .*{what}\(\).*found Lacking"
+    ):
         METHODS[name](model, FORGET, RETAIN, {"task": Lacking()})
     assert same(bits(model), before)
 

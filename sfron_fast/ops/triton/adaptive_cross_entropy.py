@@ -283,13 +283,11 @@ def pieces(dtype: torch.dtype, warps: int) -> tuple[int, int]:
 
 def gradient_options(row_bytes: int) -> dict[str, int]:
     """Larger programs for longer rows, so that the rows under way on an H100 or H200 fit its 50 MB
-    of
-    L2.
+    of L2.
 
     Up to 320 KB (152 064 classes of bf16) two programs to a processor, so that one reads from
-    memory while the other
-    is between its rows: 64 registers a thread. While one is at its first reading and one at its
-    second, as much lies in L2 as one whole row for each processor, 42 MB.
+    memory while the other is between its rows: 64 registers a thread. While one is at its first
+    reading and one at its second, as much lies in L2 as one whole row for each processor, 42 MB.
     """
     if row_bytes <= 32768:
         return {"num_warps": 8}
