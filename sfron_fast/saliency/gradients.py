@@ -72,7 +72,6 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
         "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]",
         "'sample'",
     )
-    task.check(model, batch)
     reached = _reached(one, each_tensor(batch, lambda t: t[:1]))
     losses_of = _Losses(task, model.module if isinstance(model, nn.DataParallel) else model)
     prefix = "module." if isinstance(model, nn.DataParallel) else ""
@@ -96,7 +95,8 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
             found, losses = gradient(weights, chunk)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (IndexError, RuntimeError) as error:
+            task.check(model, batch)  # a label that is no class, where it is that
             raise RuntimeError(
                 "estimator: expected a model that torch.func.vmap can run over samples, found one"
                 f" that it cannot ({error}); use 'batch' or batches of one sample"

@@ -120,14 +120,12 @@ class MeanLoss(Classification):
         if self.plain:
             first = each_tensor(batch, lambda t: t[:1])
             with torch.no_grad():
-                self._check(self.outputs(model, first), batch[1])
+                check_counted(self.outputs(model, first), batch[1])
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """What ``loss_fn`` says of the whole batch []."""
         assert self.loss_fn is not None
-        outputs = self.outputs(model, batch)
-        self._check(outputs, batch[1])
-        loss = self.loss_fn(outputs, batch[1])
+        loss = self.loss_fn(self.outputs(model, batch), batch[1])
         found = f"shape {tuple(loss.shape)}"
         require(loss.dim() == 0, "loss_fn", "a scalar mean loss", found, "use reduction='mean'")
         return loss
@@ -135,11 +133,6 @@ class MeanLoss(Classification):
     def losses_of(self, outputs: Any, batch: Any) -> Tensor:
         """Of a batch of one sample, its loss [1]."""
         return super().losses_of(outputs, batch).reshape(1)
-
-    def _check(self, outputs: Any, targets: Tensor) -> None:
-        labelled = self.plain and isinstance(outputs, Tensor) and outputs.dim() > 1
-        if labelled and targets.dtype == torch.int64 and targets.shape[1:] == outputs.shape[2:]:
-            check_labels(outputs, targets[targets != IGNORED])
 
 
 def check_classes(outputs: Any, targets: Tensor) -> None:
@@ -227,4 +220,15 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         "F.cross_entropy",
         _TOKENS,
     )
-    return F.cross_entropy(outputs, targets)
+    try:
+        return F.cross_entropy(outputs, targets)
+    except IndexError:
+        check_counted(outputs, targets)  # to say which labels there are, and which classes
+        raise
+
+
+def check_counted(outputs: Any, targets: Tensor) -> None:
+    """``check_labels`` of those F.cross_entropy counts, for outputs [samples, classes, ...]."""
+    labelled = isinstance(outputs, Tensor) and outputs.dim() > 1 and targets.dtype == torch.int64
+    if labelled and targets.shape[1:] == outputs.shape[2:]:
+        check_labels(outputs, targets[targets != IGNORED])

@@ -76,7 +76,9 @@ class Task:
         return self.losses_of(self.outputs(model, batch), batch)
 
     def check(self, model: nn.Module, batch: Any) -> None:
-        """Refuse a batch for what ``losses`` cannot look at under ``torch.func.vmap``."""
+        """Refuse a batch, once ``losses`` has failed under ``torch.func.vmap``, for what could not
+        be looked at in there.
+        """
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean of the samples' losses []: what is descended on a retain batch."""

@@ -146,7 +146,7 @@ def finish_many(
         *numbers,
         1.0 if scale is None else scale,
         LINEAR=scale is not None,
-        num_warps=4,  # with 8, Triton 3.6 spills
+        num_warps=8,
         **common.STRICT,
     )
     _samples_weights_kernel[(groups,)](
