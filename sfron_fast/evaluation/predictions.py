@@ -129,17 +129,14 @@ def task_accuracy(model: nn.Module, loader: Loader, name: str, task: Task) -> fl
 
     Raises ValueError for a loader without samples, and for a task that does not say what is right.
     """
-    device = model_device(model)
     parts: list[Tensor] = []
     with evaluating(model), torch.no_grad():
-        for drawn in loader:
-            batch = task.prepare(drawn, device, name)
-            if task.samples(batch):
-                right = task.correct(task.outputs(model, batch), batch, name)
-                found = f"{right.dtype} {list(right.shape)}"
-                good = right.dtype == torch.bool and right.dim() == 1
-                require(good, task.argument, "bool [units] of correct()", found)
-                parts.append(right.cpu())
+        for batch in task.prepared(loader, model_device(model), name):
+            right = task.correct(task.outputs(model, batch), batch, name)
+            found = f"{right.dtype} {list(right.shape)}"
+            good = right.dtype == torch.bool and right.dim() == 1
+            require(good, task.argument, "bool [units] of correct()", found)
+            parts.append(right.cpu())
     remedy = "pass a DataLoader or list, not a generator"
     require(bool(parts), name, "at least one batch", "none", remedy)
     every = torch.cat(parts)

@@ -95,7 +95,7 @@ def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Te
 
 def task_or_classification(task: Task | None) -> Task:
     """What every method does without a task: classification."""
-    return as_task(task, Classification())
+    return as_task(task, Classification)
 
 
 def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator[Any]:
@@ -104,12 +104,10 @@ def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator
     Raises:
         ValueError: there are none.
     """
-    device, empty = model_device(model), True
-    for drawn in loader:
-        batch = task.prepare(drawn, device, name)
-        if task.samples(batch):
-            yield batch
-            empty = False
+    empty = True
+    for batch in task.prepared(loader, model_device(model), name):
+        yield batch
+        empty = False
     remedy = "check the split and drop_last"
     require(not empty, name, "at least one batch", "an empty loader", remedy)
 

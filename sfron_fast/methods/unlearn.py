@@ -125,9 +125,7 @@ def unlearn(
         "no evaluation to stop at",
     )
     folder = None if checkpoint is None else Path(checkpoint)
-    both = task is not None and loss_fn is not None
-    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
-    task = as_task(task, Classification(loss_fn))
+    task = as_task(task, Classification, loss_fn)
     if eval_every:
         task.needs("correct")
     run = Run(model, forget, retain, recipe, task, folder)

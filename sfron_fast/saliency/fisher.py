@@ -88,7 +88,7 @@ def estimate_fisher(
             the end of the pass) or non-scalar loss, a label that is no class of the model, a
             ``start`` of something else.
     """
-    task = _task(task, loss_fn)
+    task = as_task(task, MeanLoss, loss_fn)
     return _estimate(model, loader, "loader", task, estimator, chunk_size, start, progress, group)
 
 
@@ -115,7 +115,7 @@ def estimate_mask(
     The other arguments, and the errors, are those of the two functions.
     """
     number("threshold", threshold, 0.0, open_low=True)
-    task = _task(task, loss_fn)
+    task = as_task(task, MeanLoss, loss_fn)
     rest = (task, estimator, chunk_size, None, progress, group)
     forget_fisher = _estimate(model, forget, "forget", *rest)
     retain_fisher = _estimate(model, retain, "retain", *rest)
@@ -125,12 +125,6 @@ def estimate_mask(
         threshold=threshold,
         zero_over_zero=zero_over_zero,
     )
-
-
-def _task(task: Task | None, loss_fn: LossFn | None) -> Task:
-    both = task is not None and loss_fn is not None
-    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
-    return as_task(task, MeanLoss(loss_fn))
 
 
 def _estimate(

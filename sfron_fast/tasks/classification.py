@@ -59,10 +59,8 @@ class Classification(Task):
     def check(self, model: nn.Module, batch: Any) -> None:
         """A look at all labels, by the outputs of the first sample."""
         if self.loss_fn is None:
-            first = each_tensor(batch, lambda t: t[:1])
-            with torch.no_grad():
-                outputs = self.outputs(model, first)
-            check_classes(outputs, first[1])
+            outputs = self._first_outputs(model, batch)
+            check_classes(outputs, batch[1][:1])
             check_labels(outputs, batch[1])
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -100,6 +98,10 @@ class Classification(Task):
         check_logits(outputs, batch[1], name)
         return outputs.argmax(1) == batch[1]
 
+    def _first_outputs(self, model: nn.Module, batch: Any) -> Any:
+        with torch.no_grad():
+            return self.outputs(model, each_tensor(batch, lambda t: t[:1]))
+
     def _check(self, outputs: Any, targets: Tensor) -> None:
         if self.loss_fn is None:
             check_classes(outputs, targets)
@@ -118,9 +120,7 @@ class MeanLoss(Classification):
     def check(self, model: nn.Module, batch: Any) -> None:
         """Under F.cross_entropy a look at all labels, by the outputs of the first sample."""
         if self.plain:
-            first = each_tensor(batch, lambda t: t[:1])
-            with torch.no_grad():
-                check_counted(self.outputs(model, first), batch[1])
+            check_counted(self._first_outputs(model, batch), batch[1])
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """What ``loss_fn`` says of the whole batch []."""

@@ -1,5 +1,6 @@
 """Task: everything a method asks of a batch. A kind of data is a task, not another method."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,13 @@ class Task:
         require(good, self.argument, "a batch whose first tensor is [samples, ...]", found, remedy)
         assert first is not None
         return len(first)
+
+    def prepared(self, loader: Iterable[Any], device: torch.device, name: str) -> Iterator[Any]:
+        """One pass over the batches of ``loader`` that have samples, prepared."""
+        for drawn in loader:
+            batch = self.prepare(drawn, device, name)
+            if self.samples(batch):
+                yield batch
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """What the model says of a prepared batch; a mapping is given to it by keyword."""
@@ -152,14 +160,18 @@ def check_depends(loss: Tensor, task: Task) -> None:
     require(loss.requires_grad, task.argument, expected, "a constant")
 
 
-def as_task(task: Task | None, default: Task) -> Task:
-    """``task``, or the default for None.
+def as_task(
+    task: Task | None, short: Callable[[Any], Task], loss_fn: Callable[..., Tensor] | None = None
+) -> Task:
+    """``task``, or ``short(loss_fn)`` where there is none.
 
     Raises:
-        ValueError: it is no task.
+        ValueError: it is no task, or there are both.
     """
     if task is None:
-        return default
+        return short(loss_fn)
+    both = loss_fn is not None
+    require(not both, "task", "one of task and loss_fn", "both", "put the loss into the task")
     found = task.__name__ if isinstance(task, type) else type(task).__name__
     good = isinstance(task, Task)
     require(good, "task", "a Task, for example Classification()", found, "pass an instance")
