@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from ..data.batches import each_tensor, tensors_in
 from ..distributed.ranks import Ranks
 from ..errors import require
+from ..ops.layout import dense, ordered, orders_of
 from ..tasks import Task
 from ..tasks.task import check_depends
 
@@ -104,6 +106,15 @@ def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]
         one.losses.append(losses.detach().reshape(-1))
         for i in range(len(losses)):
             yield {n: g[i] for n, g in found.items()}
+
+
+def square_into(values: dict[str, Tensor], grads: Gradients, weight: float) -> None:
+    """values += weight * grads^2, of the parameters that there is a gradient of."""
+    sums = [values[name] for name in grads]
+    orders = orders_of(sums)
+    functional.fisher_accumulate_(
+        ordered(sums, orders), dense(list(grads.values()), orders), weight
+    )
 
 
 class _Losses(nn.Module):

@@ -125,14 +125,24 @@ class MeanLoss(Classification):
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """What ``loss_fn`` says of the whole batch []."""
         assert self.loss_fn is not None
-        loss = self.loss_fn(self.outputs(model, batch), batch[1])
+        return self._scalar(self.loss_fn(self.outputs(model, batch), batch[1]))
+
+    def losses_of(self, outputs: Any, batch: Any) -> Tensor:
+        """Of each sample what ``loss_fn`` says of a batch of it alone [samples]."""
+        samples = self.samples(batch)
+        if samples > 1 and self.plain:
+            return _each_cross_entropy(outputs, batch[1])
+        return torch.cat([self._one_loss(outputs, batch[1], i) for i in range(samples)])
+
+    def _one_loss(self, outputs: Any, targets: Tensor, i: int) -> Tensor:
+        assert self.loss_fn is not None
+        alone = each_tensor(outputs, lambda t: t[i : i + 1])
+        return self._scalar(self.loss_fn(alone, targets[i : i + 1])).reshape(1)
+
+    def _scalar(self, loss: Tensor) -> Tensor:
         found = f"shape {tuple(loss.shape)}"
         require(loss.dim() == 0, "loss_fn", "a scalar mean loss", found, "use reduction='mean'")
         return loss
-
-    def losses_of(self, outputs: Any, batch: Any) -> Tensor:
-        """Of a batch of one sample, its loss [1]."""
-        return super().losses_of(outputs, batch).reshape(1)
 
 
 def check_classes(outputs: Any, targets: Tensor) -> None:
@@ -225,6 +235,23 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     except IndexError:
         check_counted(outputs, targets)  # to say which labels there are, and which classes
         raise
+
+
+def _each_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """``cross_entropy`` of each sample alone [samples]: of several labels the mean of those that
+    count.
+    """
+    cross_entropy(outputs[:1], targets[:1])  # it refuses what it would refuse of all
+    try:
+        losses = F.cross_entropy(outputs, targets, reduction="none")
+    except IndexError:
+        check_counted(outputs, targets)
+        raise
+    losses = losses.view(len(targets), -1)
+    if targets.is_floating_point():
+        return losses.mean(1)
+    counted = (targets != IGNORED).view(len(targets), -1).sum(1)
+    return losses.sum(1) / counted
 
 
 def check_counted(outputs: Any, targets: Tensor) -> None:

@@ -434,12 +434,47 @@ def parts_apart():
     for name in on:
         assert ((on[name] - by_rank[name]).abs() <= 100 * U * on[name]).all()
     assert on.metadata["samples"] == 48
-    sharded = shard(exact_model())
-    for estimator in ("sample", "rank"):
-        with pytest.raises(
-            ValueError, match="estimator: expected 'batch' or 'batch_equal' for a sharded model"
-        ):
-            estimate_fisher(sharded, mine, mean_square, estimator=estimator, group=group)
+    expected = "estimator: expected 'sample', 'batch' or 'batch_equal' for a sharded model"
+    with pytest.raises(ValueError, match=expected):
+        estimate_fisher(shard(exact_model()), mine, mean_square, estimator="rank", group=group)
+
+
+def samples_of_shards():
+    """FSDP2: squares before the reduction, sums after; a rank without samples runs along."""
+    group = dist.group.WORLD
+    batches = exact_batches((16, 8, 7))
+    alone = estimate_fisher(exact_model(), batches, mean_square)
+    assert alone.metadata["estimator"] == "sample"
+    mask = estimate_mask(exact_model(), forget=batches, retain=batches[::2], loss_fn=mean_square)
+    for split in (even, lopsided):
+        for wrap in (shard, DistributedDataParallel):
+            model, mine = wrap(exact_model()), parts(batches, split)
+            grad = next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+            ours = estimate_fisher(model, mine, mean_square, group=group)
+            for name in alone:  # 31 squares, summed in another order
+                wanted = alone[name]
+                assert ((whole(ours[name]) - wanted).abs() <= 2 * 31 * U * wanted).all(), name
+            assert {**ours.metadata, "world_size": 1} == alone.metadata
+            assert next(model.parameters()).grad is grad
+            both = {"forget": mine, "retain": parts(batches[::2], split)}
+            for low_memory in (False, True):
+                found = estimate_mask(
+                    model, **both, loss_fn=mean_square, group=group, low_memory=low_memory
+                )
+                differ = sum(
+                    int((found.to_bool(n) != mask.to_bool(n)).sum()) for n in mask
+                )
+                assert differ <= 2  # ties, which rounding decides
+    strange = exact_model()
+    strange.append(nn.PReLU())
+    expected = "estimator: expected 'batch', for a sharded model with functions"
+    with pytest.raises(ValueError, match=expected):
+        estimate_fisher(shard(strange), mine, mean_square, estimator="sample", group=group)
+
+
+@pytest.mark.checklist("F3")
+def test_samples_of_a_sharded_model():
+    on_ranks(2, samples_of_shards)
 
 
 @pytest.mark.checklist("F3")
@@ -484,13 +519,18 @@ def test_what_any_rank_reaches_and_what_none_may_do():
 
 def other_meshes():
     group, batches = dist.group.WORLD, exact_batches()
-    single = estimate_fisher(exact_model(), batches, mean_square)
+    single = estimate_fisher(exact_model(), batches, mean_square, estimator="batch")
+    samples = estimate_fisher(exact_model(), batches, mean_square)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     for options in ({"mesh": mesh}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+        mine = parts(batches, even)
         ours = estimate_fisher(
-            shard(exact_model(), **options), parts(batches, even), mean_square, group=group
+            shard(exact_model(), **options), mine, mean_square, estimator="batch", group=group
         )
         assert all(torch.equal(whole(ours[name]), single[name]) for name in single)
+        ours = estimate_fisher(shard(exact_model(), **options), mine, mean_square, group=group)
+        for name, wanted in samples.items():
+            assert ((whole(ours[name]) - wanted).abs() <= 100 * U * wanted).all(), name
     with pytest.raises(
         ValueError, match="group: expected the 2 ranks that the model is sharded over, found 4"
     ):

@@ -133,8 +133,8 @@ NOTES = {  # where a line holds in another form than its first wording
         " sums (tests/distributed/test_ddp.py); gloo on CPUs"
     ),
     "F3": (
-        'estimators "rank" and "sample"; a sharded model has neither: FSDP2 reduces before anybody'
-        " can square"
+        'a sharded model has no estimator "rank": FSDP2 reduces before anybody can square; "sample"'
+        " squares before that"
     ),
     "F4": "gloo on CPUs; the norm is one all-reduce per mesh dimension that splits",
     "F6": "CPUOffloadPolicy on a mesh of CPUs; not yet run beside a GPU",

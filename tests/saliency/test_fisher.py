@@ -265,22 +265,30 @@ def test_mask_in_one_call_refuses_gradients_that_are_not_finite():
         return (output.sum() * (len(target) - 5)).abs().sqrt()
 
     with pytest.raises(ValueError, match=r"retain\['.*'\]: expected finite values >= 0"):
-        estimate_mask(build(), forget=[data(4)], retain=[data(5)], loss_fn=loss)
+        estimate_mask(build(), forget=[data(4)], retain=[data(5)], loss_fn=loss, estimator="batch")
 
 
-def test_one_gradient_is_held_at_a_time():
-    """In units of the model: sums and a gradient; for a mask the sums of two sets."""
+def test_what_is_held_at_a_time():
+    """In units of the model: sums and a gradient; for a mask the sums of two sets. By samples no
+    gradient, and for a mask of low memory one sum.
+    """
     model = nn.Sequential(*[nn.Linear(100, 100, bias=False) for _ in range(16)])
     batches = [(torch.ones(1, 100), torch.ones(1, 100))] * 3
-    held = [
-        peak(lambda make=make: make(model, batches)) / (16 * 100 * 100 * 4)
-        for make in (
-            lambda m, b: estimate_fisher(m, b, F.mse_loss),
-            lambda m, b: estimate_mask(m, forget=b, retain=b, loss_fn=F.mse_loss),
-        )
-    ]
-    assert 2 <= held[0] < 2.3
-    assert 3 <= held[1] < 3.3
+
+    def fisher(estimator):
+        estimate_fisher(model, batches, F.mse_loss, estimator=estimator)
+
+    def mask(**settings):
+        estimate_mask(model, forget=batches, retain=batches, loss_fn=F.mse_loss, **settings)
+
+    for expected, call in (
+        (2, lambda: fisher("batch")),
+        (1, lambda: fisher("sample")),
+        (3, lambda: mask(estimator="batch")),
+        (2, lambda: mask()),
+        (1, lambda: mask(low_memory=True)),
+    ):
+        assert expected <= peak(call) / (16 * 100 * 100 * 4) < expected + 0.3
 
 
 def test_batches_of_other_sizes_are_told():
@@ -289,7 +297,7 @@ def test_batches_of_other_sizes_are_told():
     with pytest.warns(
         RuntimeWarning, match=r"2 samples in a forget batch and 12 in a retain batch"
     ) as caught:
-        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12))
+        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12), estimator="batch")
     assert caught[0].filename == __file__
     # a last batch of 1
     fishers = [estimate_fisher(model, cuts(n, 8), estimator="batch_equal") for n in (9, 16)]
@@ -297,8 +305,8 @@ def test_batches_of_other_sizes_are_told():
         SaliencyMask.from_fisher(forget=fishers[0], retain=fishers[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12), estimator="sample")
-        estimate_mask(model, forget=cuts(23, 6), retain=cuts(24, 6))
+        estimate_mask(model, forget=cuts(12, 2), retain=cuts(24, 12))
+        estimate_mask(model, forget=cuts(23, 6), retain=cuts(24, 6), estimator="batch")
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch"])

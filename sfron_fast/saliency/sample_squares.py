@@ -1,0 +1,262 @@
+"""Squares of every sample's own gradient, added up inside the backward pass of a whole batch.
+
+A parameter in one call: its product is squared as the gradient passes by. In several calls, all of
+them are waited for, since their sum is squared.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..errors import require
+from ..ops.dtypes import accumulate_dtype
+from ..ops.layout import is_sharded, orders_of
+from .layers import Use
+from .taps import SECOND, SPREAD
+
+KINDS = ("product", "rows", "vector")
+
+
+class _Open:
+    """A parameter in the batch that is running."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.pieces: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+        self.ids: list[Tensor] = []  # [samples, positions] of every call that reads rows
+        self.beside: list[Tensor] | None = None  # by sample, the product's part in those rows
+        self.sum: Tensor | None = None  # where squares go
+
+    def all_there(self, kind: str) -> bool:
+        return len(self.pieces[kind]) >= self.calls[kind] > 0
+
+
+class SampleSquares:
+    """Adds ``weight`` times the square of each sample's gradient to ``values``.
+
+    Args:
+        values: name -> fp32 (fp64) sum of the parameter's shape; DTensors where it is one.
+        layouts: name -> how the calls of its functions are laid out.
+        others: names of the parameters that are seen to elsewhere.
+    """
+
+    def __init__(
+        self, values: dict[str, Tensor], layouts: dict[str, str], others: Iterable[str]
+    ) -> None:
+        self.values, self.layouts, self.others = values, layouts, set(others)
+        self.weight = 1.0
+        self.counted = True  # a rank without samples runs along, and adds nothing
+        self.reached: set[str] = set()
+        self._open: dict[str, _Open] = {}
+        self._backward = False
+
+    # --- what the taps tell -----------------------------------------------------------------------
+
+    def call(self, name: str, use: Use, samples: int) -> None:
+        """Counted in the forward pass; a checkpoint's second run is not."""
+        if self._backward:
+            return
+        entry = self._open.setdefault(name, _Open())
+        entry.calls[use.kind] += 1
+        if use.kind == "rows":
+            ids = use.saved[0]
+            shared = self.layouts[name] == SPREAD
+            cut = cutter(self.layouts[name], samples)
+            entry.ids.append(ids.expand(samples, -1) if shared else cut(ids).flatten(1))
+
+    def left(self, name: str, function: Any) -> None:
+        """Raises ValueError: the first batch has not shown this function."""
+        if name in self.others:
+            return
+        called = getattr(function, "__name__", function)
+        raise ValueError(
+            "estimator: expected a model that calls the same functions for every batch, found"
+            f" {name!r} in {called} only in a later one; use 'batch'"
+        )
+
+    def take(
+        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+    ) -> None:
+        """A call's gradient has come."""
+        self._backward = True
+        first = 0
+        for name, use in uses:
+            kept = saved[first : first + len(use.saved)]
+            first += len(use.saved)
+            entry = self._open.setdefault(name, _Open())
+            cut = cutter(self.layouts[name], samples)
+            entry.pieces[use.kind].append(use.read(delta, kept, cut))
+            if entry.all_there(use.kind):
+                self._add(name, entry, use.kind, samples)
+
+    def finish(self, samples: int) -> None:
+        """After the backward pass: what waits for calls that the loss does not reach."""
+        for name in list(self._open):
+            entry = self._open[name]
+            for kind in KINDS:
+                if entry.pieces[kind]:
+                    entry.calls = Counter({k: len(p) for k, p in entry.pieces.items()})
+                    self._add(name, entry, kind, samples)
+            if entry.sum is not None:
+                self._close(name, entry)
+        self._open.clear()
+        self._backward = False
+
+    # --- sums -------------------------------------------------------------------------------------
+
+    def _add(self, name: str, entry: _Open, kind: str, samples: int) -> None:
+        self.reached.add(name)
+        if kind == "rows" and entry.calls["product"] and entry.beside is None:
+            return  # a tied head comes first
+        if entry.sum is None:
+            entry.sum = self._sum(name, entry.pieces[kind][0])
+        pieces, entry.pieces[kind] = entry.pieces[kind], []
+        if self.counted:
+            {"product": self._product, "rows": self._rows, "vector": self._vector}[kind](
+                entry, entry.sum, pieces, samples
+            )
+        if kind == "product":
+            entry.calls["product"] = 0
+            entry.beside = entry.beside or []
+            if entry.all_there("rows"):
+                return self._add(name, entry, "rows", samples)
+            if entry.calls["rows"]:
+                return None
+        self._close(name, entry)
+        return None
+
+    def _sum(self, name: str, piece: Any) -> Tensor:
+        value = self.values[name]
+        if not is_sharded(value):
+            return value
+        beside = piece if isinstance(piece, Tensor) else piece[0]  # offloaded shards lie elsewhere
+        return torch.zeros(value.shape, dtype=value.dtype, device=beside.device)
+
+    def _close(self, name: str, entry: _Open) -> None:
+        """Of a sharded parameter the ranks' sums are added up, each rank's shard on that rank."""
+        value: Any = self.values[name]
+        if is_sharded(value):
+            from torch.distributed.tensor import DTensor, Partial
+
+            mesh = value.device_mesh
+            parts = DTensor.from_local(entry.sum, mesh, [Partial()] * mesh.ndim, run_check=False)
+            shard = parts.redistribute(mesh, value.placements).to_local()
+            value.to_local().add_(shard.to(value.to_local().device))
+        entry.sum = None
+
+    def _product(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
+        deltas, inputs = pieces[0]
+        if len(pieces) > 1:  # one sum over the positions of all calls
+            deltas = torch.cat([d.flatten(1, -2) for d, _ in pieces], 1)
+            width = total.dim() - 1
+            inputs = torch.cat([x.flatten(1, -1 - width) for _, x in pieces], 1)
+        if entry.ids:
+            entry.beside = self._beside(entry.ids, deltas, inputs, samples)
+        product(total, deltas, inputs, self.weight)
+
+    def _beside(
+        self, ids: list[Tensor], deltas: Tensor, inputs: Tensor, samples: int
+    ) -> list[Tensor]:
+        """The product in the rows of each sample's own tokens [tokens, width]."""
+        rows = torch.cat(ids, 1)
+        found = []
+        for s in range(samples):
+            own = rows[s].unique()
+            columns = deltas[s].index_select(-1, own)
+            found.append(_wide(columns).t() @ _wide(inputs[s]))
+        return found
+
+    def _rows(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
+        """(a + b)^2 of an embedding's b and, where its weight is also the head's, the a there: a^2
+        is in the sum already. What rounding takes below zero is zero.
+        """
+        deltas = torch.cat([d for d, _ in pieces], 1)
+        ids = torch.cat([i for _, i in pieces], 1)
+        for s in range(samples):
+            own, place = ids[s].unique(return_inverse=True)
+            b = torch.zeros(len(own), total.shape[1], dtype=total.dtype, device=total.device)
+            _add_rows(b, place, deltas[s].to(total.dtype))
+            if entry.beside:
+                b = b * (b + 2.0 * entry.beside[s].to(total.dtype))
+            else:
+                b = b * b
+            _add_rows(total, own, b * self.weight)
+            if entry.beside and self.weight > 0:
+                total[own] = total[own].clamp_min(0.0)
+
+    def _vector(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
+        each = sum(pieces[1:], pieces[0]).reshape(samples, -1)
+        order = orders_of([total])
+        if order:
+            each = each.view(samples, *total.shape).permute(0, *(d + 1 for d in order[0] or ()))
+            each = each.reshape(samples, -1)
+            total = total.permute(order[0] or ())
+        # a vector times one: the same sum of squares in order
+        product(total.view(1, -1), each.new_ones(samples, 1), each, self.weight)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(accumulate_dtype(tensor.dtype))
+
+
+def product(total: Tensor, deltas: Tensor, inputs: Tensor, weight: float) -> None:
+    """total [out, in...] += weight * (sum over positions of delta x^T)^2, sample after sample."""
+    width = total.dim() - 1
+    groups = inputs.shape[-width] // total.shape[1]
+    for g in range(groups):  # of a convolution
+        outs, ins = total.shape[0] // groups, total.shape[1]
+        part, o, i = total, deltas, inputs
+        if groups > 1:
+            part = total.narrow(0, g * outs, outs)
+            o = deltas.narrow(-1, g * outs, outs)
+            i = inputs.narrow(inputs.dim() - width, g * ins, ins)
+        (order,) = orders_of([part]) or (None,)
+        if order is not None and order[0] == 0:
+            first = i.dim() - width
+            i = i.permute(*range(first), *(first + d - 1 for d in order[1:]))
+            part = part.permute(order)
+        elif order is not None and width == 1:  # a transposed matrix
+            part, o, i = part.t(), i, o
+        dense = part if part.is_contiguous() else part.contiguous()
+        functional.sample_square_accumulate_(dense, o, i, weight)
+        if dense is not part:
+            part.copy_(dense)
+
+
+def cutter(layout: str, samples: int) -> Callable[[Tensor], Tensor]:
+    """[samples, k, ...] of what a function gets or gives."""
+
+    def first(tensor: Tensor) -> Tensor:
+        _check_shape(tensor, samples)
+        return tensor.unflatten(0, (samples, -1))
+
+    def second(tensor: Tensor) -> Tensor:
+        if tensor.dim() > 1 and tensor.shape[1] == samples:
+            return tensor.transpose(0, 1)
+        _check_shape(tensor, samples)
+        return tensor.unflatten(0, (-1, samples)).transpose(0, 1)
+
+    return second if layout == SECOND else first
+
+
+def _check_shape(tensor: Tensor, samples: int) -> None:
+    good = tensor.dim() > 0 and tensor.shape[0] % samples == 0
+    require(
+        good,
+        "estimator",
+        f"functions over a whole number of rows for each of {samples} samples",
+        list(tensor.shape),
+        "use 'batch'",
+    )
+
+
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """total[rows] += values, in an order that does not change from run to run."""
+    if total.device.type == "cpu":
+        total.index_add_(0, rows, values)
+    else:
+        total.index_put_((rows,), values, accumulate=True)

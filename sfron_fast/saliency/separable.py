@@ -1,0 +1,192 @@
+"""A look at a model's first batch: which parameters are used by known functions alone, how their
+rows are laid out, and whether samples are treated apart.
+
+Of two samples first one has a loss here, then the other. Where the gradient of an output's rows that
+should be the other's is not zero, the rows are laid out otherwise, or samples are mixed.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batches import each_tensor
+from ..errors import require
+from ..tasks import Task
+from .layers import Use
+from .sample_squares import cutter
+from .taps import FIRST, SECOND, SPREAD, Taps, backward
+
+_LOWEST = 1e-3  # relative change of a loss, by what is beside it, that rounding does not explain
+_HALF = 0.1  # the same for bf16 and fp16
+
+
+@dataclass
+class Found:
+    """What the look has found."""
+
+    layouts: dict[str, str] = field(default_factory=dict)  # of what known functions use
+    left: dict[str, str] = field(default_factory=dict)  # name -> the function that is not known
+    mixing: list[str] = field(default_factory=list)  # what mixes samples
+
+
+class _Look:
+    """The sink of the look."""
+
+    def __init__(self, layouts: dict[str, str]) -> None:
+        self.layouts = layouts
+        self.other = 1  # the sample without a loss
+        self.uses: dict[str, list[Use]] = defaultdict(list)
+        self.unknown: dict[str, str] = {}
+        self.failed: set[str] = set()
+        self.mixing: list[str] = []
+
+    def call(self, name: str, use: Use, samples: int) -> None:
+        self.uses[name].append(use)
+
+    def left(self, name: str, function: Any) -> None:
+        if name in self.layouts:
+            self.unknown.setdefault(name, getattr(function, "__name__", str(function)))
+        if function in (F.batch_norm, F.instance_norm):
+            self.mixing.append(f"statistics of the batch in {name}")
+
+    def take(
+        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+    ) -> None:
+        first = 0
+        for name, use in uses:
+            kept = saved[first : first + len(use.saved)]
+            first += len(use.saved)
+            cut = cutter(self.layouts[name], samples)
+            try:
+                others = cut(delta)[self.other].nan_to_num(0.0)
+                use.read(delta, kept, cut)
+            except (RuntimeError, ValueError, IndexError):
+                self.failed.add(name)
+                continue
+            if bool(others.any()):
+                self.failed.add(name)
+
+
+def look(
+    taps: Taps,
+    model: nn.Module,
+    task: Task,
+    batch: Any,
+    names: list[str],
+    anywhere: Callable[[list[bool]], list[bool]],
+) -> Found:
+    """The first batch, run once or a few times. ``anywhere``: which flags are set on any rank, where
+    ranks have to run the model together.
+    """
+    samples = task.samples(batch)
+    # one sample alone does not tell its rows from another's
+    pair = each_tensor(batch, lambda t: t[:2] if samples > 1 else torch.cat([t, t]))
+    with torch.no_grad():
+        beside = task.checked(task.losses(model, pair), pair)
+    found = Found(dict.fromkeys(names, FIRST))
+    rounding = _HALF if any(p.element_size() < 4 for p in model.parameters()) else _LOWEST
+    while True:
+        sink = _run(taps, model, task, pair, found, beside, rounding)
+        found.mixing += [m for m in sink.mixing if m not in found.mixing]
+        flags = anywhere([name in sink.failed or name in sink.unknown for name in names])
+        bad = [n for n, flag in zip(names, flags, strict=True) if flag and n in found.layouts]
+        if not bad:
+            # what was not called here has shown nothing
+            called = anywhere([n in sink.uses for n in names])
+            found.layouts = {
+                n: found.layouts[n]
+                for n, seen in zip(names, called, strict=True)
+                if seen and n in found.layouts
+            }
+            break
+        for name in bad:
+            after = _next(found.layouts[name], sink.uses[name], name in sink.unknown)
+            if after is None:
+                del found.layouts[name]
+                found.left[name] = sink.unknown.get(name, "rows that are not one sample's")
+            else:
+                found.layouts[name] = after
+    if not found.mixing:
+        found.mixing += _moved(model, task, each_tensor(batch, lambda t: t[:1]), beside, rounding)
+    return found
+
+
+def _moved(
+    model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: float
+) -> list[str]:
+    """Whether a sample's loss is another one without the second beside it."""
+    try:
+        with torch.no_grad():
+            alone = task.checked(task.losses(model, first), first)[0]
+    except ValueError as error:  # BatchNorm without running statistics
+        return [f"a model that one sample is not enough for ({error})"]
+    moved = bool((alone - beside[0]).abs() > rounding * (1.0 + alone.abs()))
+    return ["a loss that depends on the samples beside a sample"] if moved else []
+
+
+def _next(layout: str, uses: list[Use], unknown: bool) -> str | None:
+    """The next layout to try."""
+    if unknown or layout == SECOND or not uses or _in_two_ways(uses):
+        return None
+    ids = [u.saved[0] for u in uses if u.kind == "rows"]
+    shared = bool(ids) and len(ids) == len(uses) and all(_may_be_shared(i) for i in ids)
+    return SPREAD if layout == FIRST and shared else SECOND
+
+
+def _may_be_shared(ids: Tensor) -> bool:
+    """Positions [n] or [1, n]."""
+    return ids.dim() == 1 or (ids.dim() == 2 and len(ids) == 1)
+
+
+def _in_two_ways(uses: list[Use]) -> bool:
+    """Whether the parts of one parameter cannot be added up before they are squared."""
+    kinds = {use.kind for use in uses}
+    return "vector" in kinds and len(kinds) > 1
+
+
+def _run(
+    taps: Taps,
+    model: nn.Module,
+    task: Task,
+    pair: Any,
+    found: Found,
+    expected: Tensor,
+    rounding: float,
+) -> _Look:
+    sink = _Look(found.layouts)
+    spread = {n for n, layout in found.layouts.items() if layout == SPREAD}
+    try:
+        for mine in (0, 1):
+            sink.other = 1 - mine
+            sink.uses.clear()
+            with taps.telling(sink, 2):
+                losses = task.checked(task.losses(model, pair), pair)
+                if losses.requires_grad:
+                    backward(losses[mine])
+        same = torch.allclose(losses.detach(), expected, rounding, rounding, equal_nan=True)
+    except RuntimeError:
+        if not spread:
+            raise
+        same = False
+    if spread and not same:  # a copy for each sample is not what the model can go on with
+        sink.failed |= spread
+    for name, uses in sink.uses.items():
+        if _in_two_ways(uses):
+            sink.failed.add(name)
+    return sink
+
+
+def check_apart(found: Found) -> None:
+    """Raise ValueError where samples are mixed."""
+    require(
+        not found.mixing,
+        "estimator",
+        "'batch', or a model that treats the samples of a batch apart,",
+        f"'sample' and {', '.join(found.mixing[:3])}",
+        "put BatchNorm to eval() with running statistics of its own",
+    )

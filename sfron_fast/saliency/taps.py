@@ -1,0 +1,262 @@
+"""A model run so that the gradient of every known function's output passes by, beside its inputs.
+
+Parameters are detached, so autograd makes no gradient of theirs; what is saved is what autograd
+would have saved for it, and through its own means, so that gradient checkpointing drops it too.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .layers import KNOWN, Use
+
+FIRST, SECOND, SPREAD = "samples first", "positions first", "the same for every sample"
+
+# a parameter in another dtype or shape, or with a number added, has the parameter's gradient
+_SAME = {
+    torch.Tensor.to,
+    torch.Tensor.float,
+    torch.Tensor.type_as,
+    torch.Tensor.view,
+    torch.Tensor.reshape,
+    torch.Tensor.unsqueeze,
+    torch.Tensor.contiguous,
+    torch.unsqueeze,
+    torch.reshape,
+}
+_SUMS = {torch.add, torch.Tensor.add}
+_TRANSPOSED = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
+
+Entry = tuple[Tensor, str, bool]  # a tensor, the parameter it is, whether transposed
+
+
+class Sink(Protocol):
+    """Where calls, and later their gradients, are told."""
+
+    layouts: dict[str, str]
+
+    def call(self, name: str, use: Use, samples: int) -> None:
+        """A known call, in the forward pass."""
+
+    def left(self, name: str, function: Any) -> None:
+        """A call of an unknown function, which will run without the parameter's gradient."""
+
+    def take(
+        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+    ) -> None:
+        """The gradient of a call's output, in the backward pass."""
+
+
+class _Tap(torch.autograd.Function):
+    """The output itself; its gradient is shown to the sink on its way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, anchor: Tensor, tell: Callable[..., None], *saved: Tensor
+    ) -> Tensor:
+        ctx.tell = tell
+        ctx.save_for_backward(*saved)
+        ctx.mark_dirty(out)  # not a view: the model may go on in place
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        ctx.tell(delta, ctx.saved_tensors)
+        return (delta if ctx.needs_input_grad[0] else None, *(None for _ in ctx.needs_input_grad[1:]))
+
+
+class Taps(TorchFunctionMode):
+    """Inside, every function that gets a trainable parameter runs without its gradient, tapped."""
+
+    def __init__(self, model: nn.Module, names: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.model = model
+        self.wanted = set(names)
+        # by identity; kept alive, so that no other tensor gets the number
+        self.by_id: dict[int, Entry] = {id(p): (p, n, False) for n, p in names.items()}
+        self.derived: dict[int, Entry] = {}
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.sink: Any = None
+        self.samples = 0
+
+    @contextmanager
+    def telling(self, sink: Sink, samples: int) -> Iterator[None]:
+        """One forward and backward over a batch of ``samples``, told to ``sink``."""
+        self.sink, self.samples = sink, samples
+        try:
+            with _eagerly(), self:
+                yield
+        finally:
+            self.sink = None
+            self.derived.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch in place of ``func``."""
+        kwargs = kwargs or {}
+        found = self._found([*args, *kwargs.values()])
+        if not found:
+            return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # its projections are linear layers
+                return _open_attention()(*args, **kwargs)
+        bare = {key: tensor.detach() for key, (tensor, _, _) in found.items()}
+        told = self._told(func, args, kwargs, found)
+        unknown = found.keys() - {id(use.parameter) for _, use in told}
+        if unknown and len(found) == 1 and self._same(func, args, kwargs):
+            out = func(*_put(args, bare), **kwargs)
+            ((_, name, transposed),) = found.values()
+            self.derived[id(out)] = (out, name, transposed != (func in _TRANSPOSED))
+            return out
+        if unknown:
+            out = func(*args, **kwargs)
+            if not any(t.requires_grad for t in _tensors([out])):
+                return out  # a dtype, a shape
+            for key in unknown:
+                self.sink.left(found[key][1], func)
+        out = func(*_put(args, bare), **{k: _put((v,), bare)[0] for k, v in kwargs.items()})
+        return self._tapped(out, told) if told else out
+
+    def _told(
+        self, func: Any, args: tuple[Any, ...], kwargs: Any, found: dict[int, Entry]
+    ) -> list[tuple[str, Use]]:
+        """What a known function does with the parameters that are not left to others."""
+        told = []
+        for use in _uses(func, args, kwargs) if func in KNOWN else []:
+            _, name, transposed = found.get(id(use.parameter), (None, "", False))
+            if name not in self.sink.layouts or (transposed and use.kind != "product"):
+                continue
+            told.append((name, replace(use, read=_swapped(use.read)) if transposed else use))
+        return told
+
+    def _tapped(self, out: Tensor, told: list[tuple[str, Use]]) -> Tensor:
+        samples, sink = self.samples, self.sink
+        for name, use in told:
+            sink.call(name, use, samples)
+            if sink.layouts[name] == SPREAD:
+                out = _for_each(out, use.saved[0].dim(), samples)
+        if not torch.is_grad_enabled():
+            return out
+        saved = [t for _, use in told for t in use.saved]
+
+        def tell(delta: Tensor, kept: tuple[Tensor, ...]) -> None:
+            sink.take(told, delta, kept, samples)
+
+        out = out.clone() if out._is_view() else out
+        return _Tap.apply(out, self.anchor, tell, *(t.detach() for t in saved))
+
+    def _found(self, values: list[Any]) -> dict[int, Entry]:
+        """The trainable parameters, and what derives from them, among a call's arguments."""
+        found = {}
+        for tensor in _tensors(values):
+            entry = self.by_id.get(id(tensor)) or self.derived.get(id(tensor))
+            if entry is None and type(tensor) is nn.Parameter and tensor.requires_grad:
+                entry = self._gathered(tensor)
+            if entry is not None:
+                found[id(tensor)] = entry
+        return found
+
+    def _gathered(self, tensor: Tensor) -> Entry | None:
+        """``fully_shard`` puts whole parameters in the place of its shards while a layer runs."""
+        for name, parameter in self.model.named_parameters():
+            if parameter is tensor and name in self.wanted:
+                self.by_id[id(tensor)] = (tensor, name, False)
+                return self.by_id[id(tensor)]
+        return None
+
+    def _same(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+        if func in _SUMS:
+            return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
+        transposes = func in _TRANSPOSED and args[0].dim() == 2
+        return transposes or (func in _SAME and isinstance(args[0], Tensor))
+
+
+def backward(loss: Tensor) -> None:
+    """``loss.backward()``, but that the mode stays on, for what a checkpoint runs again: torch hands
+    the call itself to the mode, and takes it off meanwhile.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
+
+
+def _eagerly() -> Any:
+    """What torch.compile has made of a model's parts is passed by: it holds no functions to see."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
+def _swapped(read: Callable[..., Any]) -> Callable[..., Any]:
+    """The product for the transposed parameter."""
+
+    def swapped(*arguments: Any) -> tuple[Tensor, Tensor]:
+        deltas, inputs = read(*arguments)
+        return inputs, deltas
+
+    return swapped
+
+
+def _uses(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Use]:
+    try:
+        return KNOWN[func](*args, **kwargs)
+    except (TypeError, AttributeError):  # arguments of another form than is known here
+        return []
+
+
+def _for_each(out: Tensor, dims: int, samples: int) -> Tensor:
+    """The rows of ids [n] or [1, n], which all samples share, one copy for each."""
+    shared = out if dims > 1 else out.unsqueeze(0)
+    return shared.expand(samples, *shared.shape[1:]).clone()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _put(values: Any, bare: dict[int, Tensor]) -> Any:
+    """The same nest with detached parameters."""
+    kind = list if isinstance(values, list) else tuple
+    return kind(
+        bare.get(id(v), v)
+        if isinstance(v, Tensor)
+        else _put(v, bare)
+        if type(v) in (tuple, list)
+        else v
+        for v in values
+    )
+
+
+def _open_attention() -> Callable[..., Any]:
+    """F.multi_head_attention_forward, in which the mode sees every function.
+
+    As it stands it asks whether a mode is there, and hands itself over to it whole. Here it is the
+    same code with that question answered no, and with each projection by the whole packed weight.
+    """
+    inside: dict[str, Any] = {**vars(F), "has_torch_function": lambda _: False}
+    for name in ("multi_head_attention_forward", "_in_projection"):
+        f: Any = getattr(F, name)
+        inside[name] = FunctionType(f.__code__, inside, name, f.__defaults__, f.__closure__)
+        inside[name].__kwdefaults__ = f.__kwdefaults__
+    inside["_in_projection_packed"] = _in_projection_packed
+    return inside["multi_head_attention_forward"]
+
+
+def _in_projection_packed(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor | None = None
+) -> list[Tensor]:
+    """Queries, keys and values; torch cuts w apart where they are not of one tensor."""
+    if q is k and k is v:
+        return [part.contiguous() for part in F.linear(q, w, b).chunk(3, -1)]
+    return [F.linear(x, w, b).chunk(3, -1)[i].contiguous() for i, x in enumerate((q, k, v))]
