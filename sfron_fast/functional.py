@@ -5,6 +5,7 @@ from .ops.fisher_accumulate import fisher_accumulate_
 from .ops.interpolate import interpolate_
 from .ops.masked_grad_norm import masked_grad_norm
 from .ops.saliency_mask import saliency_mask
+from .ops.sample_square_accumulate import sample_square_accumulate_
 from .ops.sgd_step import sgd_step_
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "interpolate_",
     "masked_grad_norm",
     "saliency_mask",
+    "sample_square_accumulate_",
     "sgd_step_",
 ]

@@ -134,7 +134,8 @@ inline void check_contiguous(Name name, bool contiguous) {
   if (!contiguous) fail(name, "a contiguous tensor", "strides that are not; use .contiguous()");
 }
 
-inline View handle_view(Name name, AtenTensorHandle handle) {
+// Contiguous, unless the caller takes its strides [dim].
+inline View handle_view(Name name, AtenTensorHandle handle, int64_t** strides) {
   View view{};
   int64_t* sizes = nullptr;
   bool contiguous = false;
@@ -142,11 +143,12 @@ inline View handle_view(Name name, AtenTensorHandle handle) {
                        aoti_torch_get_dim(handle, &view.dim) == TORCH_SUCCESS &&
                        aoti_torch_get_sizes(handle, &sizes) == TORCH_SUCCESS &&
                        aoti_torch_get_numel(handle, &view.numel) == TORCH_SUCCESS &&
-                       aoti_torch_is_contiguous(handle, &contiguous) == TORCH_SUCCESS;
+                       aoti_torch_is_contiguous(handle, &contiguous) == TORCH_SUCCESS &&
+                       (!strides || aoti_torch_get_strides(handle, strides) == TORCH_SUCCESS);
   if (!fetched) fail(name, "a dense tensor", "one whose properties torch does not tell");
   view.sizes = sizes;
   check_device(name, device_of(handle));
-  check_contiguous(name, contiguous);
+  check_contiguous(name, contiguous || strides != nullptr);
   const bool told = aoti_torch_get_data_ptr(handle, &view.data) == TORCH_SUCCESS;
   if (!told || (view.data == nullptr && view.numel != 0)) {
     fail(name, "a tensor with memory", "none: a zero tensor, or one whose storage was freed");
@@ -161,8 +163,9 @@ inline View row_view(Name name, const TableRow& row) {
 }
 
 // Any contiguous tensor on the wanted device.
-inline View any_view(Name name, Item item) {
-  View view = item.row == nullptr ? handle_view(name, item.handle) : row_view(name, *item.row);
+inline View any_view(Name name, Item item, int64_t** strides = nullptr) {
+  View view =
+      item.row == nullptr ? handle_view(name, item.handle, strides) : row_view(name, *item.row);
   const DTypeCodes& c = codes();
   view.dtype = view.code == c.bfloat16  ? DType::kBFloat16
                : view.code == c.float16 ? DType::kFloat16
@@ -170,8 +173,8 @@ inline View any_view(Name name, Item item) {
   return view;
 }
 
-inline View float_view(Name name, Item item) {
-  const View view = any_view(name, item);
+inline View float_view(Name name, Item item, int64_t** strides = nullptr) {
+  const View view = any_view(name, item, strides);
   const DTypeCodes& c = codes();
   if (view.code != c.float32 && view.code != c.bfloat16 && view.code != c.float16) {
     fail(name,

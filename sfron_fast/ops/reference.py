@@ -27,6 +27,7 @@ from .interpolate import formula as interpolate_
 from .masked_grad_norm import formula as masked_grad_norm
 from .saliency_mask import FISHER_EPS
 from .saliency_mask import formula as saliency_mask
+from .sample_square_accumulate import formula as sample_square_accumulate_
 from .sgd_step import formula as sgd_step_
 from .soft_target_kl import formula as soft_target_kl
 from .soft_target_kl import gradient as soft_target_kl_backward
@@ -50,6 +51,7 @@ __all__ = [
     "masked_grad_norm",
     "pack_bits",
     "saliency_mask",
+    "sample_square_accumulate_",
     "sgd_step_",
     "soft_target_kl",
     "soft_target_kl_backward",

@@ -36,11 +36,12 @@ class Op:
     shape_for_threads: Any = ()  # large enough for two
     compile_shape: Any = ()
     dtypes: list[torch.dtype] = field(default_factory=lambda: DTYPES)
+    call: Callable[..., Any] | None = None  # the public function, if it takes the op's arguments
 
     @property
     def calls(self) -> list[tuple[str, Callable[..., Any]]]:
         """Public calls that take the op's arguments by name."""
-        return []
+        return [] if self.call is None else [("call", self.call)]
 
     def __str__(self) -> str:
         return self.name
@@ -80,7 +81,6 @@ class Op:
 class ListOp(Op):
     """An op over lists of tensors, where a shape is a list of shapes."""
 
-    call: Callable[..., Any]  # the public function
     many: str  # settings for thousands of tensors
     like: str  # the list that measures the others
     flat: tuple[str, ...]  # lists that may be given as one flat tensor
@@ -91,10 +91,6 @@ class ListOp(Op):
     opcheck_shapes: tuple[Any, ...] = ([(5,), (0,), (), (65,)],)
     shape_for_threads: Any = (*MIXED, (200_001,))
     compile_shape: Any = ((5,), (0,), (70,))
-
-    @property
-    def calls(self) -> list[tuple[str, Callable[..., Any]]]:
-        return [("call", self.call)]
 
     def examples(self, name: str, dtype, device) -> list[Case]:
         """What is compared with the formula: ordinary values, then infinities, NaN, subnormals."""

@@ -6,6 +6,7 @@ An entry is a ``ListOp``, ``RowOp`` or ``Op`` in one of the files below; it need
 import list_ops
 import over_ops
 import row_ops
+import sample_ops
 import step_ops
 from op_entries import ListOp, Op, RowOp
 
@@ -17,4 +18,4 @@ def entries_of(kind, *modules) -> dict:
 
 LISTS: dict[str, ListOp] = entries_of(ListOp, list_ops, step_ops)
 ROWS: dict[str, RowOp] = entries_of(RowOp, row_ops)
-OPS: dict[str, Op] = {**LISTS, **ROWS, **entries_of(Op, over_ops)}
+OPS: dict[str, Op] = {**LISTS, **ROWS, **entries_of(Op, over_ops, sample_ops)}

@@ -4,6 +4,8 @@
 compared bitwise.
 """
 
+import math
+
 import torch
 
 U = 2.0**-24
@@ -294,3 +296,29 @@ def soft_target_kl(
         "gradient": (gradient, gradient_error),
         "log_sums": (torch.stack([shifts[0], sums[0], shifts[1], sums[1]]), sums_error),
     }
+
+
+def sample_squares(
+    accumulator, deltas, inputs, weight: float, power: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Truth and bound of the accumulator after ``sample_square_accumulate_``, in the type it is
+    computed in.
+    """
+    # fp64 is judged by sums in fp64, in another order
+    unit = 2 * 2.0**-53 if deltas.dtype == torch.float64 else U
+    samples, positions = deltas.shape[0], math.prod(deltas.shape[1:-1])
+    d = deltas.double().reshape(samples, positions, deltas.shape[-1])
+    x = inputs.double().reshape(samples, positions, math.prod(accumulator.shape[1:]))
+    sums, sizes = (torch.einsum("sto,sti->soi", *pair) for pair in ((d, x), (d.abs(), x.abs())))
+    # each product and each addition rounds; so does what is below the range of fp32
+    error = sizes * (1 + roundings(positions)) * unit * 1.001 + positions * 2.0**-149
+    terms = sums.abs() ** power
+    term_error = error if power == 1 else (2 * sums.abs() + error) * error
+    # the square, its product with the weight, the weight itself
+    term_error = (term_error + 3 * unit * terms) * 1.001 + 2.0**-149
+    old = accumulator.double().reshape(sums.shape[1:])
+    total = old.abs() + abs(weight) * (terms + term_error).sum(dim=0)
+    bound = abs(weight) * term_error.sum(dim=0) + roundings(samples + 1) * unit * total * 1.001
+    truth = old + weight * terms.sum(dim=0)
+    bound = bound + (samples + 1) * 2.0**-149
+    return truth.view(accumulator.shape), bound.view(accumulator.shape)

@@ -1,0 +1,290 @@
+#include "sample_square_accumulate/sample_square_accumulate.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/lanes.h"
+#include "cpu/tiles.h"
+
+namespace sfron {
+namespace {
+
+// A block of the accumulator and of the sums over positions stay in the L2 cache over all samples,
+// kDepth lines of the inputs in the L1 cache over all rows of the block.
+constexpr int64_t kWidth = 256;  // columns
+constexpr int64_t kDepth = 16;   // positions, or samples of one position
+constexpr int64_t kStep = 4;     // of them in one pass over the columns
+
+// x86-64 has fused multiply-adds from AVX2 on, other processors always or never.
+#if defined(__ARM_FEATURE_FMA) || defined(__FMA__)
+constexpr bool kBaselineFuses = true;
+#else
+constexpr bool kBaselineFuses = false;
+#endif
+
+template <bool kFused>
+SFRON_HD float multiply_add(float a, float b, float c) {
+#if defined(__GNUC__)
+  if constexpr (kFused) return __builtin_fmaf(a, b, c);
+#endif
+  return a * b + c;
+}
+
+// What a thread works with, 64 bytes aligned.
+struct Room {
+  alignas(64) float accumulator[kSquareRows * kWidth];
+  alignas(64) float sums[kSquareRows * kWidth];
+  alignas(64) float inputs[kDepth * kWidth];
+  alignas(64) float deltas[kSquareRows * kDepth];
+  alignas(64) float line[kWidth];
+  alignas(64) uint16_t halves[kWidth];
+};
+
+// Lanes that lie one after another, [first, first + length) of a line.
+struct Stretch {
+  int64_t first, length, offset;
+};
+
+// Reads lines of one factor as floats: lanes [begin, begin + n).
+class Lines {
+ public:
+  Lines(const SampleFactor& factor, DType dtype, int64_t begin, int64_t n)
+      : factor_(factor), dtype_(dtype), offsets_(factor.lane_offsets + begin), n_(n) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (i > 0 && offsets_[i] == offsets_[i - 1] + 1) {
+        ++stretches_.back().length;
+      } else {
+        stretches_.push_back({i, 1, offsets_[i]});
+      }
+    }
+    whole_ = static_cast<int64_t>(stretches_.size()) * 8 <= n;
+  }
+
+  int64_t size() const { return n_; }
+
+  // Writes target [n].
+  SFRON_HD void read(int64_t sample, int64_t position, float* target, uint16_t* halves) const {
+    const int64_t start = sample * factor_.stride + factor_.position_offsets[position];
+    if (whole_) {
+      for (const Stretch& s : stretches_) {
+        const float* found =
+            load_tile(factor_.data, dtype_, start + s.offset, s.length, target + s.first);
+        if (dtype_ == DType::kFloat32) std::memcpy(target + s.first, found, s.length * 4);
+      }
+    } else if (dtype_ == DType::kFloat32) {
+      const float* source = static_cast<const float*>(factor_.data) + start;
+      for (int64_t i = 0; i < n_; ++i) target[i] = source[offsets_[i]];
+    } else {
+      const uint16_t* source = static_cast<const uint16_t*>(factor_.data) + start;
+      for (int64_t i = 0; i < n_; ++i) halves[i] = source[offsets_[i]];
+      load_tile(halves, dtype_, 0, n_, target);
+    }
+  }
+
+ private:
+  SampleFactor factor_;
+  DType dtype_;
+  const int64_t* offsets_;  // [n]
+  int64_t n_;
+  bool whole_;  // in long stretches
+  std::vector<Stretch> stretches_;
+};
+
+// kDepth lines from (sample, position) on: of that sample, or of as many samples with one position.
+struct Depth {
+  int64_t sample, position, count;
+  bool over_samples;
+
+  SFRON_HD void read(const Lines& lines, int64_t i, float* target, uint16_t* halves) const {
+    lines.read(over_samples ? sample + i : sample, over_samples ? position : position + i, target,
+               halves);
+  }
+};
+
+// inputs [count, width] and deltas [rows, kDepth], zero beyond count up to a whole step.
+SFRON_HD void pack(const Depth& depth, const Lines& deltas, const Lines& inputs, int64_t width,
+                   Room& room) {
+  for (int64_t i = 0; i < depth.count; ++i) {
+    depth.read(inputs, i, room.inputs + i * width, room.halves);
+    depth.read(deltas, i, room.line, room.halves);
+    for (int64_t row = 0; row < deltas.size(); ++row)
+      room.deltas[row * kDepth + i] = room.line[row];
+  }
+  for (int64_t i = depth.count; i % kStep != 0; ++i) {
+    std::memset(room.inputs + i * width, 0, width * 4);
+    for (int64_t row = 0; row < deltas.size(); ++row) room.deltas[row * kDepth + i] = 0.0f;
+  }
+}
+
+// kStep positions of two rows, or of one: sums [2, width] += deltas [2, kStep] inputs [kStep,
+// width]. The last step of a sample goes to the accumulator [2, width] instead.
+template <bool kFused, int32_t kPower, bool kPair, bool kFirst, bool kLast>
+SFRON_HD void step(const float* deltas, const float* inputs, int64_t width, float* sums,
+                   float* accumulator, float weight) {
+  const float a0 = deltas[0], a1 = deltas[1], a2 = deltas[2], a3 = deltas[3];
+  const float* below = deltas + (kPair ? kDepth : 0);
+  const float b0 = below[0], b1 = below[1], b2 = below[2], b3 = below[3];
+  const float *x0 = inputs, *x1 = x0 + width, *x2 = x1 + width, *x3 = x2 + width;
+  float *sum_a = sums, *sum_b = sums + width;
+  float *total_a = accumulator, *total_b = accumulator + width;
+  SFRON_INDEPENDENT
+  for (int64_t c = 0; c < width; ++c) {
+    float a = kFirst ? a0 * x0[c] : multiply_add<kFused>(a0, x0[c], sum_a[c]);
+    a = multiply_add<kFused>(a1, x1[c], a);
+    a = multiply_add<kFused>(a2, x2[c], a);
+    a = multiply_add<kFused>(a3, x3[c], a);
+    if constexpr (kLast) {
+      total_a[c] = sample_accumulate_one<kPower>(total_a[c], a, weight);
+    } else {
+      sum_a[c] = a;
+    }
+    if constexpr (kPair) {
+      float b = kFirst ? b0 * x0[c] : multiply_add<kFused>(b0, x0[c], sum_b[c]);
+      b = multiply_add<kFused>(b1, x1[c], b);
+      b = multiply_add<kFused>(b2, x2[c], b);
+      b = multiply_add<kFused>(b3, x3[c], b);
+      if constexpr (kLast) {
+        total_b[c] = sample_accumulate_one<kPower>(total_b[c], b, weight);
+      } else {
+        sum_b[c] = b;
+      }
+    }
+  }
+}
+
+// All steps of kDepth positions, of two rows or of one.
+template <bool kFused, int32_t kPower, bool kPair>
+SFRON_HD void steps(const float* deltas, const float* inputs, int64_t count, bool first, bool last,
+                    int64_t width, float* sums, float* accumulator, float weight) {
+  for (int64_t i = 0; i < count; i += kStep) {
+    const float *d = deltas + i, *x = inputs + i * width;
+    const bool begins = first && i == 0, ends = last && i + kStep >= count;
+    if (begins && ends) {
+      step<kFused, kPower, kPair, true, true>(d, x, width, sums, accumulator, weight);
+    } else if (begins) {
+      step<kFused, kPower, kPair, true, false>(d, x, width, sums, accumulator, weight);
+    } else if (ends) {
+      step<kFused, kPower, kPair, false, true>(d, x, width, sums, accumulator, weight);
+    } else {
+      step<kFused, kPower, kPair, false, false>(d, x, width, sums, accumulator, weight);
+    }
+  }
+}
+
+// Samples of one position: each product is a sum. accumulator [width].
+template <int32_t kPower>
+SFRON_HD void add_samples(const float* deltas, const float* inputs, int64_t count, int64_t width,
+                          float* accumulator, float weight) {
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    const float d0 = deltas[i], d1 = deltas[i + 1], d2 = deltas[i + 2], d3 = deltas[i + 3];
+    const float *x0 = inputs + i * width, *x1 = x0 + width, *x2 = x1 + width, *x3 = x2 + width;
+    SFRON_INDEPENDENT
+    for (int64_t c = 0; c < width; ++c) {
+      float total = sample_accumulate_one<kPower>(accumulator[c], d0 * x0[c], weight);
+      total = sample_accumulate_one<kPower>(total, d1 * x1[c], weight);
+      total = sample_accumulate_one<kPower>(total, d2 * x2[c], weight);
+      accumulator[c] = sample_accumulate_one<kPower>(total, d3 * x3[c], weight);
+    }
+  }
+  for (; i < count; ++i) {
+    const float d = deltas[i];
+    const float* x = inputs + i * width;
+    SFRON_INDEPENDENT
+    for (int64_t c = 0; c < width; ++c)
+      accumulator[c] = sample_accumulate_one<kPower>(accumulator[c], d * x[c], weight);
+  }
+}
+
+template <bool kFused, int32_t kPower>
+struct SquareKernel {
+  // `columns` of them in memory, `width` in the room, a multiple of the lanes.
+  void operator()(const SampleSquares& t, const Lines& deltas, const Lines& inputs,
+                  float* accumulator, Room* work) const {
+    Room& room = *work;
+    const int64_t rows = deltas.size(), columns = inputs.size();
+    const int64_t width = (columns + kLanes - 1) / kLanes * kLanes;
+    std::memset(room.inputs, 0, sizeof room.inputs);
+    for (int64_t row = 0; row < rows; ++row) {
+      float* target = room.accumulator + row * width;
+      std::memset(target + columns, 0, (width - columns) * 4);
+      std::memcpy(target, accumulator + row * t.columns, columns * 4);
+    }
+    if (t.positions == 1) {
+      samples_of_one(t, deltas, inputs, width, room);
+    } else {
+      for (int64_t sample = 0; sample < t.samples; ++sample)
+        one_sample(t, sample, deltas, inputs, width, room);
+    }
+    for (int64_t row = 0; row < rows; ++row)
+      std::memcpy(accumulator + row * t.columns, room.accumulator + row * width, columns * 4);
+  }
+
+  static SFRON_HD void samples_of_one(const SampleSquares& t, const Lines& deltas,
+                                      const Lines& inputs, int64_t width, Room& room) {
+    for (int64_t at = 0; at < t.samples; at += kDepth) {
+      const int64_t count = std::min(kDepth, t.samples - at);
+      pack({at, 0, count, true}, deltas, inputs, width, room);
+      for (int64_t row = 0; row < deltas.size(); ++row) {
+        add_samples<kPower>(room.deltas + row * kDepth, room.inputs, count, width,
+                            room.accumulator + row * width, t.weight);
+      }
+    }
+  }
+
+  static SFRON_HD void one_sample(const SampleSquares& t, int64_t sample, const Lines& deltas,
+                                  const Lines& inputs, int64_t width, Room& room) {
+    const int64_t rows = deltas.size();
+    for (int64_t at = 0; at < t.positions; at += kDepth) {
+      const int64_t count = std::min(kDepth, t.positions - at);
+      const bool first = at == 0, last = at + count == t.positions;
+      pack({sample, at, count, false}, deltas, inputs, width, room);
+      for (int64_t row = 0; row + 2 <= rows; row += 2) {
+        steps<kFused, kPower, true>(room.deltas + row * kDepth, room.inputs, count, first, last,
+                                    width, room.sums + row * width, room.accumulator + row * width,
+                                    t.weight);
+      }
+      if (rows % 2 != 0) {
+        const int64_t row = rows - 1;
+        steps<kFused, kPower, false>(room.deltas + row * kDepth, room.inputs, count, first, last,
+                                     width, room.sums + row * width, room.accumulator + row * width,
+                                     t.weight);
+      }
+    }
+  }
+};
+
+template <int32_t kPower>
+void run_block(const SampleSquares& t, const Lines& deltas, const Lines& inputs, float* accumulator,
+               Room* room) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  using Fused = SquareKernel<true, kPower>;
+  if (isa() == Isa::kAvx512) return run_avx512(Fused{}, t, deltas, inputs, accumulator, room);
+  if (isa() == Isa::kAvx2) return run_avx2(Fused{}, t, deltas, inputs, accumulator, room);
+#endif
+  SquareKernel<kBaselineFuses, kPower>{}(t, deltas, inputs, accumulator, room);
+}
+
+}  // namespace
+
+void sample_square_accumulate_cpu(const SampleSquares& t, int64_t begin, int64_t end) {
+  static thread_local std::vector<Room> rooms(1);
+  const int64_t units = column_units(t);
+  while (begin < end) {
+    const int64_t row = begin / units * t.block_rows, unit = begin % units;
+    const int64_t run = std::min(end - begin, units - unit);  // of these rows
+    const int64_t most = kWidth / kSquareColumns, pieces = (run + most - 1) / most;
+    const int64_t count = (run + pieces - 1) / pieces;
+    const int64_t column = unit * kSquareColumns;
+    const Lines deltas(t.deltas, t.dtype, row, std::min(t.block_rows, t.rows - row));
+    const Lines inputs(t.inputs, t.dtype, column,
+                       std::min(count * kSquareColumns, t.columns - column));
+    float* accumulator = t.accumulator + row * t.columns + column;
+    t.power == 1 ? run_block<1>(t, deltas, inputs, accumulator, rooms.data())
+                 : run_block<2>(t, deltas, inputs, accumulator, rooms.data());
+    begin += count;
+  }
+}
+
+}  // namespace sfron
