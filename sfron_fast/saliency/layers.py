@@ -208,10 +208,18 @@ def group_norm(
 ) -> list[Use]:
     """F.group_norm, with a weight for each channel."""
 
-    def normal(x: Tensor) -> Tensor:
-        return F.group_norm(x, num_groups, eps=eps)
+    def reduce(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        samples, channels, size = x.shape
+        groups = num_groups * samples
+        sizes = (1, samples * channels, size, groups)
+        one = x.new_ones(samples * channels)
+        _, mean, rstd = torch.native_group_norm(x, one, None, *sizes, eps)
+        parts = torch.ops.aten.native_group_norm_backward(
+            delta, x, mean, rstd, one, *sizes, [False, True, True]
+        )
+        return parts[1], parts[2]
 
-    return _by_channel(input, normal, weight, bias)
+    return _by_channel(input, reduce, weight, bias)
 
 
 def batch_norm(
@@ -228,11 +236,18 @@ def batch_norm(
     if training or running_mean is None:
         return []
 
-    def normal(x: Tensor) -> Tensor:
-        mean, var = (s if s is None else s.to(x.dtype) for s in (running_mean, running_var))
-        return F.batch_norm(x, mean, var, eps=eps)
+    def reduce(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        samples, channels, size = x.shape
+        statistics = [s.to(x.dtype).repeat(samples) for s in (running_mean, running_var)]
+        one = x.new_ones(samples * channels)
+        flat = (1, samples * channels, size)
+        parts = torch.ops.aten.native_batch_norm_backward(
+            delta.reshape(flat), x.reshape(flat), one, *statistics, None, None, False, eps,
+            [False, True, True],
+        )
+        return parts[1], parts[2]
 
-    return _by_channel(input, normal, weight, bias)
+    return _by_channel(input, reduce, weight, bias)
 
 
 def _trailing(
@@ -250,16 +265,30 @@ def _trailing(
 
 
 def _by_channel(
-    input: Tensor, normal: Callable[[Tensor], Tensor], weight: Tensor | None, bias: Tensor | None
+    input: Tensor,
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    weight: Tensor | None,
+    bias: Tensor | None,
 ) -> list[Use]:
-    uses = [] if bias is None else [_channels(bias)]
-    if weight is None:
-        return uses
+    """Norms with a weight for each channel. torch's own kernel sums up what a channel's weight and
+    bias get; each sample's channels are given to it as channels of one sample.
+    """
+    others: list[Tensor] = []  # the bias's part, made with the weight's
 
-    def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
-        return _over_channels(cut(delta * normal(_wide(saved[0]))))
+    def scales(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
+        delta, x = (cut(_wide(t)) for t in (delta, saved[0]))
+        samples, k, channels = x.shape[:3]
+        rows = (samples * k, channels, -1)
+        sums = reduce(delta.reshape(rows).contiguous(), x.reshape(rows).contiguous())
+        first, second = (s.view(samples, k, channels).sum(1) for s in sums)
+        others[:] = [second]
+        return first
 
-    return [Use(weight, "vector", (input,), vector), *uses]
+    def offsets(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
+        return others.pop() if others else _over_channels(cut(delta))
+
+    uses = [] if weight is None else [Use(weight, "vector", (input,), scales)]
+    return uses if bias is None else [*uses, Use(bias, "vector", (), offsets)]
 
 
 def _channels(bias: Tensor) -> Use:

@@ -178,15 +178,15 @@ class SampleSquares:
         ids = torch.cat([i for _, i in pieces], 1)
         for s in range(samples):
             own, place = ids[s].unique(return_inverse=True)
-            b = torch.zeros(len(own), total.shape[1], dtype=total.dtype, device=total.device)
-            _add_rows(b, place, deltas[s].to(total.dtype))
+            # a product sums up a token's positions in one order, on any device
+            at = place == torch.arange(len(own), device=place.device).unsqueeze(1)
+            b = at.to(total.dtype) @ deltas[s].to(total.dtype)
             if entry.beside:
                 b = b * (b + 2.0 * entry.beside[s].to(total.dtype))
             else:
                 b = b * b
-            _add_rows(total, own, b * self.weight)
-            if entry.beside and self.weight > 0:
-                total[own] = total[own].clamp_min(0.0)
+            b = total[own].add_(b, alpha=self.weight)
+            total[own] = b.clamp_min_(0.0) if self.weight > 0 else b
 
     def _vector(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
         each = sum(pieces[1:], pieces[0]).reshape(samples, -1)
@@ -205,6 +205,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def product(total: Tensor, deltas: Tensor, inputs: Tensor, weight: float) -> None:
     """total [out, in...] += weight * (sum over positions of delta x^T)^2, sample after sample."""
+    if accumulate_dtype(deltas.dtype) != total.dtype:  # a model that casts in mid-way
+        deltas, inputs = deltas.to(total.dtype), inputs.to(total.dtype)
     width = total.dim() - 1
     groups = inputs.shape[-width] // total.shape[1]
     for g in range(groups):  # of a convolution
@@ -252,11 +254,3 @@ def _check_shape(tensor: Tensor, samples: int) -> None:
         list(tensor.shape),
         "use 'batch'",
     )
-
-
-def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    """total[rows] += values, in an order that does not change from run to run."""
-    if total.device.type == "cpu":
-        total.index_add_(0, rows, values)
-    else:
-        total.index_put_((rows,), values, accumulate=True)

@@ -44,6 +44,7 @@ class _Look:
         self.unknown: dict[str, str] = {}
         self.failed: set[str] = set()
         self.mixing: list[str] = []
+        self.losses = torch.empty(0)
 
     def call(self, name: str, use: Use, samples: int) -> None:
         self.uses[name].append(use)
@@ -63,12 +64,12 @@ class _Look:
             first += len(use.saved)
             cut = cutter(self.layouts[name], samples)
             try:
-                others = cut(delta)[self.other].nan_to_num(0.0)
+                others = cut(delta)[self.other]
                 use.read(delta, kept, cut)
-            except (RuntimeError, ValueError, IndexError):
+            except ValueError:  # no whole number of rows
                 self.failed.add(name)
                 continue
-            if bool(others.any()):
+            if bool(others.nan_to_num(0.0).any()):
                 self.failed.add(name)
 
 
@@ -86,12 +87,10 @@ def look(
     samples = task.samples(batch)
     # one sample alone does not tell its rows from another's
     pair = each_tensor(batch, lambda t: t[:2] if samples > 1 else torch.cat([t, t]))
-    with torch.no_grad():
-        beside = task.checked(task.losses(model, pair), pair)
     found = Found(dict.fromkeys(names, FIRST))
     rounding = _HALF if any(p.element_size() < 4 for p in model.parameters()) else _LOWEST
     while True:
-        sink = _run(taps, model, task, pair, found, beside, rounding)
+        sink = _run(taps, model, task, pair, found, rounding)
         found.mixing += [m for m in sink.mixing if m not in found.mixing]
         flags = anywhere([name in sink.failed or name in sink.unknown for name in names])
         bad = [n for n, flag in zip(names, flags, strict=True) if flag and n in found.layouts]
@@ -111,8 +110,9 @@ def look(
                 found.left[name] = sink.unknown.get(name, "rows that are not one sample's")
             else:
                 found.layouts[name] = after
-    if not found.mixing:
-        found.mixing += _moved(model, task, each_tensor(batch, lambda t: t[:1]), beside, rounding)
+    if anywhere([bool(found.mixing)]) == [False]:
+        first = each_tensor(batch, lambda t: t[:1])
+        found.mixing += _moved(model, task, first, sink.losses, rounding)
     return found
 
 
@@ -149,32 +149,30 @@ def _in_two_ways(uses: list[Use]) -> bool:
     return "vector" in kinds and len(kinds) > 1
 
 
+def _same(model: nn.Module, task: Task, pair: Any, losses: Tensor, rounding: float) -> bool:
+    with torch.no_grad():
+        plain = task.losses(model, pair)
+    return torch.allclose(losses, plain, rounding, rounding, equal_nan=True)
+
+
 def _run(
-    taps: Taps,
-    model: nn.Module,
-    task: Task,
-    pair: Any,
-    found: Found,
-    expected: Tensor,
-    rounding: float,
+    taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found, rounding: float
 ) -> _Look:
     sink = _Look(found.layouts)
     spread = {n for n, layout in found.layouts.items() if layout == SPREAD}
     try:
-        for mine in (0, 1):
-            sink.other = 1 - mine
-            sink.uses.clear()
-            with taps.telling(sink, 2):
-                losses = task.checked(task.losses(model, pair), pair)
-                if losses.requires_grad:
-                    backward(losses[mine])
-        same = torch.allclose(losses.detach(), expected, rounding, rounding, equal_nan=True)
+        with taps.telling(sink, 2):
+            losses = task.checked(task.losses(model, pair), pair)
+            for mine in (0, 1) if losses.requires_grad else ():
+                sink.other = 1 - mine
+                backward(losses[mine], again=mine == 0)
+        sink.losses = losses.detach()
+        if spread and not _same(model, task, pair, sink.losses, rounding):
+            sink.failed |= spread
     except RuntimeError:
         if not spread:
             raise
-        same = False
-    if spread and not same:  # a copy for each sample is not what the model can go on with
-        sink.failed |= spread
+        sink.failed |= spread  # a copy for each sample is not what the model can go on with
     for name, uses in sink.uses.items():
         if _in_two_ways(uses):
             sink.failed.add(name)

@@ -180,12 +180,12 @@ class Taps(TorchFunctionMode):
         return transposes or (func in _SAME and isinstance(args[0], Tensor))
 
 
-def backward(loss: Tensor) -> None:
-    """``loss.backward()``, but that the mode stays on, for what a checkpoint runs again: torch hands
+def backward(loss: Tensor, again: bool = False) -> None:
+    """``loss.backward(retain_graph=again)``, but that the mode stays on, for what a checkpoint runs again: torch hands
     the call itself to the mode, and takes it off meanwhile.
     """
     engine = torch.autograd.Variable._execution_engine
-    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
+    engine.run_backward((loss,), (torch.ones_like(loss),), again, False, (), True, True)
 
 
 def _eagerly() -> Any:

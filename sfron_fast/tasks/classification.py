@@ -1,13 +1,13 @@
 """Classification: batches (inputs, targets), one label or one value a sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import call, each_tensor, move
+from ..data.batches import call, each_tensor, move, tensors_in
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
 from .task import Task, Units
@@ -132,12 +132,10 @@ class MeanLoss(Classification):
         samples = self.samples(batch)
         if samples > 1 and self.plain:
             return _each_cross_entropy(outputs, batch[1])
-        return torch.cat([self._one_loss(outputs, batch[1], i) for i in range(samples)])
-
-    def _one_loss(self, outputs: Any, targets: Tensor, i: int) -> Tensor:
         assert self.loss_fn is not None
-        alone = each_tensor(outputs, lambda t: t[i : i + 1])
-        return self._scalar(self.loss_fn(alone, targets[i : i + 1])).reshape(1)
+        targets = batch[1].split(1)
+        pairs = zip(_split(outputs, samples), targets, strict=True)
+        return torch.stack([self._scalar(self.loss_fn(*pair)) for pair in pairs])
 
     def _scalar(self, loss: Tensor) -> Tensor:
         found = f"shape {tuple(loss.shape)}"
@@ -235,6 +233,17 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     except IndexError:
         check_counted(outputs, targets)  # to say which labels there are, and which classes
         raise
+
+
+def _split(outputs: Any, samples: int) -> Iterator[Any]:
+    """The outputs of each sample alone; cut at once, as the backward of a slice is as large as the
+    whole.
+    """
+    tensors = tensors_in(outputs)
+    parts = [t.split(1) if t.shape[:1] == (samples,) else (t,) * samples for t in tensors]
+    for alone in zip(*parts, strict=True):
+        left = iter(alone)
+        yield each_tensor(outputs, lambda _, left=left: next(left))
 
 
 def _each_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
