@@ -17,7 +17,7 @@ from ..tasks import Task
 from ..version import __version__
 from .gradients import Pass
 from .mask import SaliencyMask
-from .sample_pass import SamplePass, drawn, sums_like, trainable
+from .samples.one_pass import SamplePass, drawn, sums_like, trainable
 from .shards import whole_bits
 
 

@@ -21,7 +21,7 @@ from ..tasks.task import as_task
 from .difference import difference_mask
 from .gradients import Pass, batch_gradients, square_into
 from .mask import SaliencyMask
-from .sample_pass import SamplePass, drawn, sums_like, trainable
+from .samples.one_pass import SamplePass, drawn, sums_like, trainable
 
 Estimator = Literal["batch", "sample", "batch_equal", "rank"]
 LossFn = Callable[[Any, Tensor], Tensor]
@@ -251,7 +251,7 @@ def _estimate(
 
 
 def _choose(squares: SamplePass, first: tuple[Any, list[int]], ranks: Ranks) -> Estimator:
-    """"sample", if the first batch shows known functions alone; on no rank anything else."""
+    """ "sample", if the first batch shows known functions alone; on no rank anything else."""
     batch, counts = first
     why = ""
     if counts[ranks.rank] or ranks.sharded:

@@ -1,6 +1,7 @@
 """Classification: batches (inputs, targets), one label or one value a sample."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -243,7 +244,11 @@ def _split(outputs: Any, samples: int) -> Iterator[Any]:
     parts = [t.split(1) if t.shape[:1] == (samples,) else (t,) * samples for t in tensors]
     for alone in zip(*parts, strict=True):
         left = iter(alone)
-        yield each_tensor(outputs, lambda _, left=left: next(left))
+        yield each_tensor(outputs, partial(_next, left))
+
+
+def _next(parts: Iterator[Tensor], _: Tensor) -> Tensor:
+    return next(parts)
 
 
 def _each_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:

@@ -461,9 +461,7 @@ def samples_of_shards():
                 found = estimate_mask(
                     model, **both, loss_fn=mean_square, group=group, low_memory=low_memory
                 )
-                differ = sum(
-                    int((found.to_bool(n) != mask.to_bool(n)).sum()) for n in mask
-                )
+                differ = sum(int((found.to_bool(n) != mask.to_bool(n)).sum()) for n in mask)
                 assert differ <= 2  # ties, which rounding decides
     strange = exact_model()
     strange.append(nn.PReLU())

@@ -45,7 +45,11 @@ MODELS = {
     "as many places as samples": (PlacesFirst, places(4), F.cross_entropy),
     "by hand": (ByHand, lambda: images(6), F.cross_entropy),
     "tied": (lambda: Tied(checkpoints=False), each_token(5), tokens_loss),
-    "tied, as many places as samples": (lambda: Tied(checkpoints=False), each_token(4), tokens_loss),
+    "tied, as many places as samples": (
+        lambda: Tied(checkpoints=False),
+        each_token(4),
+        tokens_loss,
+    ),
     "checkpoints": (Tied, each_token(5), tokens_loss),
     "reentrant checkpoints": (lambda: Tied(reentrant=True), each_token(5), tokens_loss),
 }

@@ -44,7 +44,7 @@ def rows(samples, seed=0, size=4):
 
 
 @pytest.mark.parametrize(
-    "model, said",
+    ("model", "said"),
     [
         (Mixing(), "a loss that depends on the samples beside"),
         (
@@ -90,7 +90,7 @@ def test_a_function_that_comes_later_is_refused():
             return self.head(self.odd(self.first(x)) if len(x) == 3 else self.first(x))
 
     batches = rows(11)
-    with pytest.raises(ValueError, match="same functions for every batch.*'odd.weight' in prelu"):
+    with pytest.raises(ValueError, match=r"same functions for every batch.*'odd.weight' in prelu"):
         estimate_fisher(Later(), batches, estimator="sample")
 
 
@@ -104,7 +104,7 @@ def test_inputs_that_are_not_by_sample():
             return self.layer(x) * scale
 
     batches = [({"x": x, "scale": torch.ones(CLASSES)}, y) for x, y in rows(8)]
-    with pytest.raises(ValueError, match="estimator: expected 'batch' .* where inputs are not"):
+    with pytest.raises(ValueError, match=r"estimator: expected 'batch' .* where inputs are not"):
         estimate_fisher(Shared(), batches, estimator="sample")
     with pytest.warns(RuntimeWarning, match="inputs are not tensors"):
         assert estimate_fisher(Shared(), batches).metadata["estimator"] == "batch"

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional
-from ..errors import require
-from ..ops.dtypes import accumulate_dtype
-from ..ops.layout import is_sharded, orders_of
-from .layers import Use
+from ... import functional
+from ...errors import require
+from ...ops.dtypes import accumulate_dtype
+from ...ops.layout import is_sharded, orders_of
 from .taps import SECOND, SPREAD
+from .uses import Use
 
 KINDS = ("product", "rows", "vector")
 
@@ -142,8 +142,9 @@ class SampleSquares:
         if is_sharded(value):
             from torch.distributed.tensor import DTensor, Partial
 
-            mesh = value.device_mesh
-            parts = DTensor.from_local(entry.sum, mesh, [Partial()] * mesh.ndim, run_check=False)
+            mesh, total = value.device_mesh, entry.sum
+            assert total is not None
+            parts = DTensor.from_local(total, mesh, [Partial()] * mesh.ndim, run_check=False)
             shard = parts.redistribute(mesh, value.placements).to_local()
             value.to_local().add_(shard.to(value.to_local().device))
         entry.sum = None

@@ -1,8 +1,8 @@
 """A look at a model's first batch: which parameters are used by known functions alone, how their
 rows are laid out, and whether samples are treated apart.
 
-Of two samples first one has a loss here, then the other. Where the gradient of an output's rows that
-should be the other's is not zero, the rows are laid out otherwise, or samples are mixed.
+Of two samples first one has a loss here, then the other. Where the gradient of rows that should be
+the other's is not zero, the rows are laid out otherwise, or samples are mixed.
 """
 
 from collections import defaultdict
@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import each_tensor
-from ..errors import require
-from ..tasks import Task
-from .layers import Use
-from .sample_squares import cutter
+from ...data.batches import each_tensor
+from ...errors import require
+from ...tasks import Task
+from .squares import cutter
 from .taps import FIRST, SECOND, SPREAD, Taps, backward
+from .uses import Use
 
 _LOWEST = 1e-3  # relative change of a loss, by what is beside it, that rounding does not explain
 _HALF = 0.1  # the same for bf16 and fp16
@@ -45,6 +45,7 @@ class _Look:
         self.failed: set[str] = set()
         self.mixing: list[str] = []
         self.losses = torch.empty(0)
+        self.rounding = _LOWEST
 
     def call(self, name: str, use: Use, samples: int) -> None:
         self.uses[name].append(use)
@@ -63,6 +64,8 @@ class _Look:
             kept = saved[first : first + len(use.saved)]
             first += len(use.saved)
             cut = cutter(self.layouts[name], samples)
+            if delta.element_size() < 4:
+                self.rounding = _HALF
             try:
                 others = cut(delta)[self.other]
                 use.read(delta, kept, cut)
@@ -81,16 +84,15 @@ def look(
     names: list[str],
     anywhere: Callable[[list[bool]], list[bool]],
 ) -> Found:
-    """The first batch, run once or a few times. ``anywhere``: which flags are set on any rank, where
-    ranks have to run the model together.
+    """Two samples of the first batch, run once or a few times. ``anywhere``: which flags are set on
+    any rank, where ranks have to run the model together.
     """
     samples = task.samples(batch)
     # one sample alone does not tell its rows from another's
     pair = each_tensor(batch, lambda t: t[:2] if samples > 1 else torch.cat([t, t]))
     found = Found(dict.fromkeys(names, FIRST))
-    rounding = _HALF if any(p.element_size() < 4 for p in model.parameters()) else _LOWEST
     while True:
-        sink = _run(taps, model, task, pair, found, rounding)
+        sink = _run(taps, model, task, pair, found)
         found.mixing += [m for m in sink.mixing if m not in found.mixing]
         flags = anywhere([name in sink.failed or name in sink.unknown for name in names])
         bad = [n for n, flag in zip(names, flags, strict=True) if flag and n in found.layouts]
@@ -112,13 +114,11 @@ def look(
                 found.layouts[name] = after
     if anywhere([bool(found.mixing)]) == [False]:
         first = each_tensor(batch, lambda t: t[:1])
-        found.mixing += _moved(model, task, first, sink.losses, rounding)
+        found.mixing += _moved(model, task, first, sink.losses, sink.rounding)
     return found
 
 
-def _moved(
-    model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: float
-) -> list[str]:
+def _moved(model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: float) -> list[str]:
     """Whether a sample's loss is another one without the second beside it."""
     try:
         with torch.no_grad():
@@ -155,9 +155,7 @@ def _same(model: nn.Module, task: Task, pair: Any, losses: Tensor, rounding: flo
     return torch.allclose(losses, plain, rounding, rounding, equal_nan=True)
 
 
-def _run(
-    taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found, rounding: float
-) -> _Look:
+def _run(taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found) -> _Look:
     sink = _Look(found.layouts)
     spread = {n for n, layout in found.layouts.items() if layout == SPREAD}
     try:
@@ -167,7 +165,7 @@ def _run(
                 sink.other = 1 - mine
                 backward(losses[mine], again=mine == 0)
         sink.losses = losses.detach()
-        if spread and not _same(model, task, pair, sink.losses, rounding):
+        if spread and not _same(model, task, pair, sink.losses, sink.rounding):
             sink.failed |= spread
     except RuntimeError:
         if not spread:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import tensors_in
-from ..errors import require, warn
-from ..ops.dtypes import accumulate_dtype
-from ..ops.lists import zeroed
-from ..tasks import Task
-from ..tasks.task import check_depends
-from .gradients import Pass, sample_gradients, square_into
-from .sample_squares import SampleSquares
+from ...data.batches import tensors_in
+from ...errors import require, warn
+from ...ops.dtypes import accumulate_dtype
+from ...ops.lists import zeroed
+from ...tasks import Task
+from ...tasks.task import check_depends
+from ..gradients import Pass, sample_gradients, square_into
 from .separable import Found, check_apart, look
+from .squares import SampleSquares
 from .taps import Taps, backward
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .layers import KNOWN, Use
+from .known import KNOWN
+from .uses import Use
 
 FIRST, SECOND, SPREAD = "samples first", "positions first", "the same for every sample"
 
@@ -70,7 +71,10 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         ctx.tell(delta, ctx.saved_tensors)
-        return (delta if ctx.needs_input_grad[0] else None, *(None for _ in ctx.needs_input_grad[1:]))
+        return (
+            delta if ctx.needs_input_grad[0] else None,
+            *(None for _ in ctx.needs_input_grad[1:]),
+        )
 
 
 class Taps(TorchFunctionMode):
@@ -181,8 +185,8 @@ class Taps(TorchFunctionMode):
 
 
 def backward(loss: Tensor, again: bool = False) -> None:
-    """``loss.backward(retain_graph=again)``, but that the mode stays on, for what a checkpoint runs again: torch hands
-    the call itself to the mode, and takes it off meanwhile.
+    """``loss.backward(retain_graph=again)``, but that the mode stays on, for what a checkpoint runs
+    a second time: torch hands the call itself to the mode, and takes it off meanwhile.
     """
     engine = torch.autograd.Variable._execution_engine
     engine.run_backward((loss,), (torch.ones_like(loss),), again, False, (), True, True)

@@ -1,0 +1,77 @@
+"""What known functions do with a parameter, so that each sample's own gradient can be told from the
+function's inputs and the gradient of its output, without making it.
+
+With delta the gradient of the output, sample by sample:
+
+- product: of a linear layer or a convolution, the sum over positions of delta x^T;
+- rows: of an embedding, delta added to the rows of the sample's own tokens;
+- vector: of biases, norms and what is added or multiplied, as large as the parameter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.dtypes import accumulate_dtype
+
+# a tensor [samples * k, ...] or laid out otherwise -> [samples, k, ...]
+Cut = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One parameter in one call: what to keep for the backward, and how to read delta then."""
+
+    parameter: Tensor
+    kind: str  # "product", "rows" or "vector"
+    saved: tuple[Tensor, ...]
+    # (delta, saved, cut) -> (deltas [samples, positions..., out], inputs [samples, positions...,
+    # in...]) | (deltas [samples, positions, width], ids [samples, positions]) | [samples, *shape]
+    read: Callable[[Tensor, tuple[Tensor, ...], Cut], Any]
+
+
+def flat(by_sample: Tensor) -> Tensor:
+    """[samples, positions..., features] -> [samples, positions, features]."""
+    return by_sample.flatten(1, -2)
+
+
+def summed(by_sample: Tensor, shape: torch.Size) -> Tensor:
+    """[samples, k, ...] -> [samples, *shape], the sum over whatever a parameter of that shape was
+    broadcast along, in fp32 (fp64).
+    """
+    wide = by_sample.to(accumulate_dtype(by_sample.dtype))
+    inner = wide.dim() - 2 - len(shape)  # dimensions before those of the parameter
+    dims = list(range(1, 2 + inner))
+    dims += [2 + inner + i for i, n in enumerate(shape) if n == 1 and wide.shape[2 + inner + i] > 1]
+    return wide.sum(dims).reshape(len(wide), *shape)
+
+
+def bias_use(bias: Tensor) -> Use:
+    """A bias [features], or of any shape that is broadcast to the output's last dimensions."""
+
+    def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
+        return summed(cut(delta), bias.shape)
+
+    return Use(bias, "vector", (), vector)
+
+
+def channels_use(bias: Tensor) -> Use:
+    """A bias [channels] of an output [samples, channels, ...]."""
+
+    def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
+        return over_channels(cut(delta))
+
+    return Use(bias, "vector", (), vector)
+
+
+def over_channels(by_sample: Tensor) -> Tensor:
+    """[samples, k, channels, ...] -> [samples, channels]."""
+    return wide(by_sample).sum([d for d in range(1, by_sample.dim()) if d != 2])
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In the dtype that sums are kept in."""
+    return tensor.to(accumulate_dtype(tensor.dtype))
