@@ -31,6 +31,7 @@ SAMPLES = {
     (64, 4 * 32 * 32): "latents 4x32x32",
     (4, 3 * 512 * 512): "3x512x512",
 }
+LAYERS = ((1, 1000, 2048), (128, 768, 3072), (1024, 64, 147))  # positions, outputs, features
 DTYPES = (torch.bfloat16, torch.float32)
 COLUMNS = ["kernel", "for", "dtype", "tile", "warps", "programs", "registers", "stack", "spills"]
 COLUMNS += ["ld128", "ld", "st128", "st"]
@@ -119,11 +120,18 @@ def recorded() -> Iterator[list[Launch]]:
         adaptive_cross_entropy,
         adaptive_mse,
         many_samples,
+        sample_square_accumulate,
         soft_target_kl,
     )
 
     launches: list[Launch] = []
-    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, many_samples)
+    modules = (
+        adaptive_cross_entropy,
+        adaptive_mse,
+        soft_target_kl,
+        many_samples,
+        sample_square_accumulate,
+    )
     found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
     kernels = {(m, n): getattr(m, n) for m, n in found}
     for (module, name), kernel in kernels.items():
@@ -176,6 +184,21 @@ def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
     return named(launches, f"V={classes}", dtype, logits.numel())
 
 
+def sample_launches(
+    samples: int, positions: int, outputs: int, features: int, dtype: torch.dtype
+) -> list[Launch]:
+    from sfron_fast.ops.triton import sample_square_accumulate as op
+
+    deltas, inputs = (
+        torch.empty((samples, positions, lanes), dtype=dtype, device="meta")
+        for lanes in (outputs, features)
+    )
+    accumulator = torch.empty((outputs, features), device="meta")
+    with recorded() as launches:
+        op.sample_square_accumulate_(accumulator, deltas, inputs, 1.0, 2)
+    return named(launches, f"{outputs}x{features}, T={positions}", dtype, inputs.numel())
+
+
 def named(launches: list[Launch], purpose: str, dtype: torch.dtype, elements: int) -> list[Launch]:
     for launch in launches:
         launch.purpose, launch.dtype, launch.elements = (
@@ -196,6 +219,8 @@ def all_launches() -> list[Launch]:
             launches += kl_launches(8192 if classes <= 1000 else 1024, classes, dtype)
         for (samples, elements), purpose in SAMPLES.items():
             launches += mse_launches(samples, elements, dtype, purpose)
+        for positions, outputs, features in LAYERS:
+            launches += sample_launches(64, positions, outputs, features, dtype)
     return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]
 
 

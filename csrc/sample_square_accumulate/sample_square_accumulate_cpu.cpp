@@ -11,10 +11,20 @@ namespace sfron {
 namespace {
 
 // A block of the accumulator and of the sums over positions stay in the L2 cache over all samples,
-// kDepth lines of the inputs in the L1 cache over all rows of the block.
-constexpr int64_t kWidth = 256;  // columns
-constexpr int64_t kDepth = 16;   // positions, or samples of one position
-constexpr int64_t kStep = 4;     // of them in one pass over the columns
+// a panel of some lines of the inputs in the L1 cache over all rows of the block. A line is a
+// position of a sample. Where a line serves one or two rows, memory is what counts: it likes long
+// reads.
+constexpr int64_t kPanel = 4096;  // elements
+constexpr int64_t kStep = 4;      // lines of one pass over the columns
+constexpr int64_t kLines = 8;     // of a panel, at most
+
+SFRON_HD int64_t panel_lines(int64_t rows) {
+  return rows > 2 ? kLines : kStep;
+}
+
+SFRON_HD int64_t panel_columns(int64_t rows) {
+  return kPanel / panel_lines(rows);
+}
 
 // x86-64 has fused multiply-adds from AVX2 on, other processors always or never.
 #if defined(__ARM_FEATURE_FMA) || defined(__FMA__)
@@ -31,14 +41,14 @@ SFRON_HD float multiply_add(float a, float b, float c) {
   return a * b + c;
 }
 
-// What a thread works with, 64 bytes aligned.
-struct Room {
-  alignas(64) float accumulator[kSquareRows * kWidth];
-  alignas(64) float sums[kSquareRows * kWidth];
-  alignas(64) float inputs[kDepth * kWidth];
-  alignas(64) float deltas[kSquareRows * kDepth];
-  alignas(64) float line[kWidth];
-  alignas(64) uint16_t halves[kWidth];
+constexpr int64_t kBlock = kSquareRows * kPanel / kLines;
+
+struct Room {                                      // of a thread
+  alignas(64) float accumulator[kBlock];           // [rows, width]
+  alignas(64) float sums[kBlock];                  // [rows, width]
+  alignas(64) float inputs[kPanel];                // [lines, width]
+  alignas(64) float deltas[kLines * kSquareRows];  // [lines, rows]
+  alignas(64) uint16_t halves[kPanel / kStep];
 };
 
 // Lanes that lie one after another, [first, first + length) of a line.
@@ -91,40 +101,35 @@ class Lines {
   std::vector<Stretch> stretches_;
 };
 
-// kDepth lines from (sample, position) on: of that sample, or of as many samples with one position.
-struct Depth {
+// `count` lines from (sample, position) on: of that sample, or of as many samples of one position.
+struct Piece {
   int64_t sample, position, count;
   bool over_samples;
-
-  SFRON_HD void read(const Lines& lines, int64_t i, float* target, uint16_t* halves) const {
-    lines.read(over_samples ? sample + i : sample, over_samples ? position : position + i, target,
-               halves);
-  }
 };
 
-// inputs [count, width] and deltas [rows, kDepth], zero beyond count up to a whole step.
-SFRON_HD void pack(const Depth& depth, const Lines& deltas, const Lines& inputs, int64_t width,
+// inputs [count, width] and deltas [count, kSquareRows], zero beyond count up to a whole step.
+SFRON_HD void pack(const Piece& piece, const Lines& deltas, const Lines& inputs, int64_t width,
                    Room& room) {
-  for (int64_t i = 0; i < depth.count; ++i) {
-    depth.read(inputs, i, room.inputs + i * width, room.halves);
-    depth.read(deltas, i, room.line, room.halves);
-    for (int64_t row = 0; row < deltas.size(); ++row)
-      room.deltas[row * kDepth + i] = room.line[row];
+  for (int64_t i = 0; i < piece.count; ++i) {
+    const int64_t sample = piece.sample + (piece.over_samples ? i : 0);
+    const int64_t position = piece.position + (piece.over_samples ? 0 : i);
+    inputs.read(sample, position, room.inputs + i * width, room.halves);
+    deltas.read(sample, position, room.deltas + i * kSquareRows, room.halves);
   }
-  for (int64_t i = depth.count; i % kStep != 0; ++i) {
+  for (int64_t i = piece.count; i % kStep != 0; ++i) {
     std::memset(room.inputs + i * width, 0, width * 4);
-    for (int64_t row = 0; row < deltas.size(); ++row) room.deltas[row * kDepth + i] = 0.0f;
+    std::memset(room.deltas + i * kSquareRows, 0, kSquareRows * 4);
   }
 }
 
-// kStep positions of two rows, or of one: sums [2, width] += deltas [2, kStep] inputs [kStep,
+// kStep positions of two rows, or of one: sums [2, width] += deltas [kStep, 2] inputs [kStep,
 // width]. The last step of a sample goes to the accumulator [2, width] instead.
 template <bool kFused, int32_t kPower, bool kPair, bool kFirst, bool kLast>
 SFRON_HD void step(const float* deltas, const float* inputs, int64_t width, float* sums,
                    float* accumulator, float weight) {
-  const float a0 = deltas[0], a1 = deltas[1], a2 = deltas[2], a3 = deltas[3];
-  const float* below = deltas + (kPair ? kDepth : 0);
-  const float b0 = below[0], b1 = below[1], b2 = below[2], b3 = below[3];
+  const float *d0 = deltas, *d1 = d0 + kSquareRows, *d2 = d1 + kSquareRows, *d3 = d2 + kSquareRows;
+  const float a0 = d0[0], a1 = d1[0], a2 = d2[0], a3 = d3[0];
+  const float b0 = d0[kPair], b1 = d1[kPair], b2 = d2[kPair], b3 = d3[kPair];
   const float *x0 = inputs, *x1 = x0 + width, *x2 = x1 + width, *x3 = x2 + width;
   float *sum_a = sums, *sum_b = sums + width;
   float *total_a = accumulator, *total_b = accumulator + width;
@@ -153,12 +158,12 @@ SFRON_HD void step(const float* deltas, const float* inputs, int64_t width, floa
   }
 }
 
-// All steps of kDepth positions, of two rows or of one.
+// All steps of a panel, of two rows or of one.
 template <bool kFused, int32_t kPower, bool kPair>
 SFRON_HD void steps(const float* deltas, const float* inputs, int64_t count, bool first, bool last,
                     int64_t width, float* sums, float* accumulator, float weight) {
   for (int64_t i = 0; i < count; i += kStep) {
-    const float *d = deltas + i, *x = inputs + i * width;
+    const float *d = deltas + i * kSquareRows, *x = inputs + i * width;
     const bool begins = first && i == 0, ends = last && i + kStep >= count;
     if (begins && ends) {
       step<kFused, kPower, kPair, true, true>(d, x, width, sums, accumulator, weight);
@@ -178,7 +183,8 @@ SFRON_HD void add_samples(const float* deltas, const float* inputs, int64_t coun
                           float* accumulator, float weight) {
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep) {
-    const float d0 = deltas[i], d1 = deltas[i + 1], d2 = deltas[i + 2], d3 = deltas[i + 3];
+    const float *d = deltas + i * kSquareRows, d0 = d[0], d1 = d[kSquareRows],
+                d2 = d[2 * kSquareRows], d3 = d[3 * kSquareRows];
     const float *x0 = inputs + i * width, *x1 = x0 + width, *x2 = x1 + width, *x3 = x2 + width;
     SFRON_INDEPENDENT
     for (int64_t c = 0; c < width; ++c) {
@@ -189,7 +195,7 @@ SFRON_HD void add_samples(const float* deltas, const float* inputs, int64_t coun
     }
   }
   for (; i < count; ++i) {
-    const float d = deltas[i];
+    const float d = deltas[i * kSquareRows];
     const float* x = inputs + i * width;
     SFRON_INDEPENDENT
     for (int64_t c = 0; c < width; ++c)
@@ -223,11 +229,12 @@ struct SquareKernel {
 
   static SFRON_HD void samples_of_one(const SampleSquares& t, const Lines& deltas,
                                       const Lines& inputs, int64_t width, Room& room) {
-    for (int64_t at = 0; at < t.samples; at += kDepth) {
-      const int64_t count = std::min(kDepth, t.samples - at);
+    const int64_t lines = panel_lines(deltas.size());
+    for (int64_t at = 0; at < t.samples; at += lines) {
+      const int64_t count = std::min(lines, t.samples - at);
       pack({at, 0, count, true}, deltas, inputs, width, room);
       for (int64_t row = 0; row < deltas.size(); ++row) {
-        add_samples<kPower>(room.deltas + row * kDepth, room.inputs, count, width,
+        add_samples<kPower>(room.deltas + row, room.inputs, count, width,
                             room.accumulator + row * width, t.weight);
       }
     }
@@ -235,20 +242,21 @@ struct SquareKernel {
 
   static SFRON_HD void one_sample(const SampleSquares& t, int64_t sample, const Lines& deltas,
                                   const Lines& inputs, int64_t width, Room& room) {
-    const int64_t rows = deltas.size();
-    for (int64_t at = 0; at < t.positions; at += kDepth) {
-      const int64_t count = std::min(kDepth, t.positions - at);
+    const int64_t rows = deltas.size(), lines = panel_lines(rows);
+    for (int64_t at = 0; at < t.positions; at += lines) {
+      const int64_t count = std::min(lines, t.positions - at);
       const bool first = at == 0, last = at + count == t.positions;
+      const int64_t stride = first && last ? 0 : width;  // sums of one panel stay in the L1 cache
       pack({sample, at, count, false}, deltas, inputs, width, room);
       for (int64_t row = 0; row + 2 <= rows; row += 2) {
-        steps<kFused, kPower, true>(room.deltas + row * kDepth, room.inputs, count, first, last,
-                                    width, room.sums + row * width, room.accumulator + row * width,
+        steps<kFused, kPower, true>(room.deltas + row, room.inputs, count, first, last, width,
+                                    room.sums + row * stride, room.accumulator + row * width,
                                     t.weight);
       }
       if (rows % 2 != 0) {
         const int64_t row = rows - 1;
-        steps<kFused, kPower, false>(room.deltas + row * kDepth, room.inputs, count, first, last,
-                                     width, room.sums + row * width, room.accumulator + row * width,
+        steps<kFused, kPower, false>(room.deltas + row, room.inputs, count, first, last, width,
+                                     room.sums + row * stride, room.accumulator + row * width,
                                      t.weight);
       }
     }
@@ -274,7 +282,8 @@ void sample_square_accumulate_cpu(const SampleSquares& t, int64_t begin, int64_t
   while (begin < end) {
     const int64_t row = begin / units * t.block_rows, unit = begin % units;
     const int64_t run = std::min(end - begin, units - unit);  // of these rows
-    const int64_t most = kWidth / kSquareColumns, pieces = (run + most - 1) / most;
+    const int64_t most = panel_columns(std::min(t.block_rows, t.rows)) / kSquareColumns;
+    const int64_t pieces = (run + most - 1) / most;
     const int64_t count = (run + pieces - 1) / pieces;
     const int64_t column = unit * kSquareColumns;
     const Lines deltas(t.deltas, t.dtype, row, std::min(t.block_rows, t.rows - row));

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import number, require
 from . import registry
-from .arguments import FLOAT32_MAX, floats, in_place
+from .arguments import FLOAT32_MAX, dense, floats, in_place
 from .dtypes import accumulate_dtype, only_reference, wide
 
 
@@ -80,13 +80,19 @@ def sample_square_accumulate_(
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device or range; nothing has been written.
     """
+    if not torch.compiler.is_compiling():  # guards on strides would compile anew
+        dense("accumulator", accumulator, True)
+        dense("deltas", deltas, False)
+        dense("inputs", inputs, False)
+        weight = number("weight", weight, -FLOAT32_MAX, FLOAT32_MAX)
+        require(power in (1, 2), "power", "1 or 2", repr(power))
     if accumulator.requires_grad:
         raise RuntimeError(
             "accumulator: expected a tensor that does not require grad, found one that does; an"
             " in-place sum of squares is not differentiable"
         )
     with torch.no_grad():
-        given = (accumulator, _valued(deltas), _valued(inputs), float(weight), power)
+        given = (accumulator, _valued(deltas), _valued(inputs), float(weight), int(power))
         double = only_reference(deltas.dtype)
         name = "sample_square_accumulate_"
         (registry.default_kernel(name) if double else registry.op(name))(*given)
@@ -97,6 +103,6 @@ def sample_square_accumulate_(
 
 def _valued(tensor: Any) -> Tensor:
     """The tensor with its strides, but with its own values in memory, as ``layout.in_memory``."""
-    if torch.compiler.is_compiling() or tensor.layout != torch.strided:
+    if torch.compiler.is_compiling():
         return tensor
     return tensor.clone() if torch._is_zerotensor(tensor) else tensor.resolve_neg()

@@ -7,6 +7,7 @@ it is used.
 """
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -30,9 +31,11 @@ Call = tuple[str, tuple[int, ...], torch.dtype]
 def calls() -> list[Call]:
     """Of the tests, the sanitizers' program and the benchmark."""
     import row_cases as rc
+    import sample_ops
     import sanitize
     import test_triton_ops as tests
 
+    from benchmarks.cases import sample_cases
     from benchmarks.cases.row_cases import ENTROPIES, SQUARES, TARGETS
 
     shapes = {
@@ -53,6 +56,12 @@ def calls() -> list[Call]:
     found |= {("cross_entropy", (n, 1, v), dtype) for n, v, dtype in ENTROPIES}
     found |= {("squared_error", (n, size), dtype) for n, size, dtype in SQUARES}
     found |= {("soft_targets", (n, v), dtype) for n, v, dtype in TARGETS}
+    shapes = [
+        *((n, math.prod(t), o, math.prod(i)) for n, t, o, i in sample_ops.SHAPES.values()),
+        *((n, math.prod(t), o, i) for n, t, o, i in sample_cases.LINEAR + sample_cases.NORMS),
+        *((n, hw * hw, o, c * k * k) for n, hw, o, c, k in sample_cases.CONVOLUTIONS),
+    ]
+    found |= {("sample_squares", shape, dtype) for shape in shapes for dtype in rc.DTYPES}
     return sorted(found, key=str)
 
 
@@ -65,6 +74,12 @@ def launch(call: Call) -> None:
     from sfron_fast.ops.triton import launcher
 
     kind, shape, dtype = call
+    if kind == "sample_squares":
+        samples, positions, outputs, features = shape
+        factors = [meta(samples, positions, n, dtype=dtype) for n in (outputs, features)]
+        for power in (1, 2):
+            launcher("sample_square_accumulate_")(meta(outputs, features), *factors, 1.0, power)
+        return
     x = meta(*shape, dtype=dtype)
     if kind == "cross_entropy":
         labels = meta(*shape[:2], dtype=torch.int64)

@@ -36,11 +36,13 @@ ROWS = (
     "adaptive_cross_entropy_scale_",
     "adaptive_mse",
     "soft_target_kl",
+    "sample_square_accumulate_",
 )
 
 ENTROPIES = ((5, 1, 10), (3, 1, 1000), (2, 1, 9001), (3, 4, 77))  # samples, tokens, classes
 SQUARES = ((5, 3), (3, 1025), (2, 70001))
 TARGETS = ((5, 3), (300, 10), (3, 1025), (3, 9001))
+LAYERS = ((3, 1, 5, 7), (3, 35, 70, 130))  # samples, positions, outputs, features
 
 
 def tensors(seed: int, dtype: torch.dtype, shift: int, positive: bool = False) -> list[Tensor]:
@@ -156,7 +158,7 @@ def flat_states(device: str) -> list[Tensor]:
 
 
 def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
-    """Losses and gradients of the row ops, with ignored labels."""
+    """Losses and gradients of the row ops, with ignored labels; squares of samples."""
     left: dict[str, list[Tensor]] = {name: [] for name in ROWS}
     for samples, tokens, classes in ENTROPIES:
         generator = torch.Generator().manual_seed(classes)
@@ -192,6 +194,14 @@ def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
         for given in (weights, None):
             loss = sf.soft_target_kl(made[0].requires_grad_(), made[1], given, 2.0)
             left["soft_target_kl"] += [loss.detach(), *torch.autograd.grad(loss, made[0])]
+    for samples, positions, *lanes in LAYERS:
+        generator = torch.Generator().manual_seed(positions)
+        made = [torch.randn(samples, positions, n, generator=generator) for n in lanes]
+        factors = [m.to(dtype).to(device) for m in made]
+        accumulator = torch.ones(lanes, device=device)
+        left["sample_square_accumulate_"].append(
+            sf.functional.sample_square_accumulate_(accumulator, *factors, 0.5)
+        )
     return left
 
 

@@ -11,6 +11,7 @@
 #include "interpolate/interpolate.h"
 #include "masked_grad_norm/masked_grad_norm.h"
 #include "saliency_mask/saliency_mask.h"
+#include "sample_square_accumulate/sample_square_accumulate.h"
 #include "sgd_step/sgd_step.h"
 #include "soft_target_kl/soft_target_kl.h"
 
@@ -185,6 +186,55 @@ void lists() {  // norm, Fisher, saliency mask
   expect(std::fabs(sum - expected) <= 1e-11 * expected, "masked_grad_norm", "sum", 0);
 }
 
+std::vector<int64_t> strided(int64_t count, int64_t stride) {
+  std::vector<int64_t> offsets(count);
+  for (int64_t i = 0; i < count; ++i) offsets[i] = i * stride;
+  return offsets;
+}
+
+void sample_squares() {
+  const int64_t samples = 1 + pick(10), positions = 1 + pick(20), rows = 1 + pick(70);
+  const int64_t columns = 1 + pick(pick(2) == 0 ? 1100 : 70);
+  const DType dtype = random_dtype();
+  const Buffer delta(samples * positions * rows, dtype),
+      input(samples * positions * columns, dtype);
+  Buffer sums(rows * columns, DType::kFloat32);
+  const Buffer before = sums;
+  const bool turned = pick(2);  // positions lie together, not lanes
+  const auto factor = [&](const Buffer& b, int64_t lanes, const std::vector<int64_t>& at_position,
+                          const std::vector<int64_t>& at_lane) {
+    return SampleFactor{b.data, positions * lanes, at_position.data(), at_lane.data()};
+  };
+  const auto position_of = [&](int64_t lanes) { return strided(positions, turned ? 1 : lanes); };
+  const auto lane_of = [&](int64_t lanes) { return strided(lanes, turned ? positions : 1); };
+  const std::vector<int64_t> dp = position_of(rows), dl = lane_of(rows), ip = position_of(columns),
+                             il = lane_of(columns);
+  SampleSquares t{};
+  t.accumulator = reinterpret_cast<float*>(sums.data);
+  t.deltas = factor(delta, rows, dp, dl), t.inputs = factor(input, columns, ip, il);
+  t.samples = samples, t.positions = positions, t.rows = rows, t.columns = columns;
+  t.block_rows = kSquareRows >> pick(3), t.dtype = dtype, t.weight = 0.3f;
+  t.power = 1 + static_cast<int32_t>(pick(2));
+  in_pieces(square_units(t), [&](int64_t b, int64_t e) { sample_square_accumulate_cpu(t, b, e); });
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += 1 + pick(9)) {
+      double expected = before.get(r * columns + c), size = std::fabs(expected);
+      for (int64_t s = 0; s < samples; ++s) {
+        double sum = 0.0, parts = 0.0;
+        for (int64_t p = 0; p < positions; ++p) {
+          const double x = 1.0 * delta.get(s * positions * rows + dp[p] + dl[r]) *
+                           input.get(s * positions * columns + ip[p] + il[c]);
+          sum += x, parts += std::fabs(x);
+        }
+        expected += 0.3f * (t.power == 1 ? std::fabs(sum) : sum * sum);
+        size += t.power == 1 ? parts : parts * parts;
+      }
+      const double error = std::fabs(sums.get(r * columns + c) - expected);
+      expect(error <= 1e-5 * size, "sample_square_accumulate", "sum", r * columns + c);
+    }
+  }
+}
+
 void cross_entropy() {
   const int64_t classes = kSizes[1 + pick(12)], rows = pick(4);
   const Buffer logits(rows * classes, random_dtype());
@@ -317,6 +367,7 @@ int main(int argc, char** argv) {
     sgd_step();
     adamw_step();
     lists();
+    sample_squares();
     cross_entropy();
     mse();
     soft_targets();

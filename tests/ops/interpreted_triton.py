@@ -11,17 +11,19 @@ import math
 import numpy
 import pytest
 import row_cases as rc
+import sample_ops
 import torch
 import triton
 import triton.language as tl
 from cases import mostly_long, only_long, shifted, transposed
-from judging import assert_same_bits
+from judging import assert_same_bits, assert_within
 from triton.runtime import interpreter
 
 from sfron_fast.ops import reference
 from sfron_fast.ops.triton import adaptive_cross_entropy as ce
 from sfron_fast.ops.triton import adaptive_mse as mse
 from sfron_fast.ops.triton import common, many_samples, samples
+from sfron_fast.ops.triton import sample_square_accumulate as squares
 from sfron_fast.ops.triton import soft_target_kl as kl
 from sfron_fast.ops.triton import soft_target_kl_kernels as kl_kernels
 
@@ -50,8 +52,18 @@ def _approximate_exp2(data):
     return numpy.where(exact < 2.0**-126, numpy.float32(0.0), moved)
 
 
+_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot_of_bfloat16(self, a, b, *rest):
+    """The interpreter would multiply the bits as integers."""
+    wide = [self.create_fp_ext(t, tl.float32) if t.dtype == tl.bfloat16 else t for t in (a, b)]
+    return _dot(self, *wide, *rest)
+
+
 # this process runs nothing else
 interpreter._convert_float = _round_bfloat16
+interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
 interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _approximate_exp2)
 
 # numpy: log(0) in rows that do not count
@@ -596,3 +608,53 @@ def test_raw_weight_at_the_edges(base, temperature, wanted):
     base, raw = torch.tensor([base]), torch.empty(1)
     _raw_weight_kernel[(1,)](base, raw, 1, *common.split(temperature), BLOCK=1)
     assert torch.equal(raw.nan_to_num(nan=7.0), torch.tensor([wanted]).nan_to_num(nan=7.0))
+
+
+# --- sample_square_accumulate_ --------------------------------------------------------------------
+
+
+def run_squares(case):
+    accumulator, deltas, inputs = case.tensors.values()
+    squares.sample_square_accumulate_(accumulator, deltas, inputs, **case.scalars)
+    return accumulator
+
+
+def judge_squares(case):
+    bounds = rc.tol.sample_squares(**case.tensors, **case.scalars)
+    assert_within({"accumulator": run_squares(case)}, {"accumulator": bounds})
+
+
+@each_dtype
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("name", sample_ops.SHAPES)
+def test_sample_squares(monkeypatch, name, power, dtype):
+    monkeypatch.setattr(squares, "PROCESSORS", 1)
+    judge_squares(sample_ops.sample_case(sample_ops.SHAPES[name], dtype, power=power))
+
+
+@pytest.mark.parametrize("weight", [-1.5, 0.0, 1.0])
+@pytest.mark.parametrize("processors", [4, 12])
+def test_sample_squares_in_tiles(monkeypatch, processors, weight):
+    """Of every side, with rests in both directions."""
+    monkeypatch.setattr(squares, "PROCESSORS", processors)
+    for shape in ((3, (35,), 70, (130,)), (3, (1,), 70, (130,)), (2, (16,), 33, (48,))):
+        judge_squares(sample_ops.sample_case(shape, torch.float32, weight=weight))
+
+
+@pytest.mark.parametrize("lay", [transposed, shifted, lambda t: t[:, :1].expand_as(t)])
+@pytest.mark.parametrize("workspace", [1, 1000, 1 << 20])
+def test_sample_squares_of_other_strides(monkeypatch, workspace, lay):
+    """Copied in pieces of samples, whose bits are those of one."""
+    monkeypatch.setattr(squares, "WORKSPACE", workspace)
+    for factor in ("deltas", "inputs"):
+        case = sample_ops.sample_case((7, (5,), 6, (3, 8)), torch.float32)
+        case.tensors[factor] = lay(case.tensors[factor])
+        wanted = run_squares(case.clone())
+        assert_same_bits(run_squares(case), wanted)
+
+
+def test_sample_squares_of_single_positions_have_the_bits_of_the_formula():
+    case = sample_ops.sample_case((9, (), 20, (70,)), torch.bfloat16)
+    wanted = case.clone()
+    wanted.run(reference.sample_square_accumulate_)
+    assert_same_bits(run_squares(case), wanted.tensors["accumulator"])

@@ -7,6 +7,7 @@ changes nothing.
 import re
 
 import pytest
+import tolerances
 import torch
 from cases import Case
 from fuzz_lists import OPS, spoiled_case
@@ -20,9 +21,10 @@ from fuzz_optimizers import (
     snapshot,
     subjects,
 )
+from fuzz_samples import square_case
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from judging import assert_same_bits, assert_same_lists, flat_outputs, named
+from judging import assert_same_bits, assert_same_lists, assert_within, flat_outputs, named
 from torch import Tensor
 
 from sfron_fast import functional
@@ -116,7 +118,7 @@ def attempt(call):
         return None, error
 
 
-def assert_refused_or_right(op: str, case: Case) -> None:
+def assert_refused_or_right(op: str, case: Case, expected=assert_as_expected) -> None:
     before, twin = [contents(t) for _, t in tensors(case)], copied(case)
     got, refusal = attempt(lambda: case.run(getattr(functional, op)))
     if refusal is not None:
@@ -129,13 +131,44 @@ def assert_refused_or_right(op: str, case: Case) -> None:
         return
     if any(t.device.type == "meta" for _, t in tensors(case)):
         return  # all are, or it would have been refused
-    assert_as_expected(op, case, got, twin)
+    expected(op, case, got, twin)
 
 
 @cases(100)
 @pytest.mark.parametrize("op", OPS)
 def test_spoiled_lists_are_refused_whole_or_give_what_the_reference_gives(op, examples):
     hunt(examples, spoiled_case(OPS[op]), lambda drawn: assert_refused_or_right(op, drawn[0]))
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def assert_close(op: str, case: Case, got, twin: Case) -> None:
+    """``case`` is within the bounds of the exact sums of ``twin``; its factors are as they were."""
+    assert got is case.tensors["accumulator"]
+    bounds = tolerances.sample_squares(**twin.tensors, **twin.scalars)
+    assert_within({"accumulator": got}, {"accumulator": bounds})
+    for name in ("deltas", "inputs"):
+        assert_same_bits(case.tensors[name].resolve_neg(), twin.tensors[name].resolve_neg(), name)
+
+
+@pytest.mark.checklist("B8")
+@cases(150)
+def test_sample_squares_are_close(examples):
+    def check(case):
+        twin = case.clone()
+        got = case.run(functional.sample_square_accumulate_)
+        assert_close("sample_square_accumulate_", case, got, twin)
+
+    hunt(examples, square_case(), check)
+
+
+@cases(150)
+def test_spoiled_samples_are_refused_whole_or_close(examples):
+    def check(drawn):
+        assert_refused_or_right("sample_square_accumulate_", drawn[0], assert_close)
+
+    hunt(examples, spoiled_case(square_case()), check)
 
 
 # --- optimizers -----------------------------------------------------------------------------------

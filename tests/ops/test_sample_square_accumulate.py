@@ -10,7 +10,12 @@ import pytest
 import tolerances
 import torch
 from cases import DTYPES, NATIVE_DTYPES, Case, shifted, strided, transposed
-from judging import assert_matches_reference, assert_neighbours_untouched, assert_same_bits
+from judging import (
+    assert_matches_reference,
+    assert_neighbours_untouched,
+    assert_same_bits,
+    compiled_equals_eager,
+)
 from judging import assert_within as within
 from paths import ROOT
 from sample_ops import NAME, SHAPES
@@ -250,6 +255,11 @@ def test_the_graph_is_told(device):
     call(accumulator, case.tensors["deltas"], case.tensors["inputs"])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_the_public_call_compiles(device):
+    cases = [make(device=device) for _ in range(3)]
+    assert compiled_equals_eager(call, cases) == 1
 
 
 # --- instruction sets -----------------------------------------------------------------------------

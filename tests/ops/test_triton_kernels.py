@@ -84,6 +84,8 @@ def test_compiles_without_spills(dtype):
     launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
     launches += triton_report.kl_launches(256, 1000, picked)
     launches += triton_report.kl_launches(1024, 32000, picked)
+    for positions, outputs, features in triton_report.LAYERS:
+        launches += triton_report.sample_launches(64, positions, outputs, features, picked)
     if dtype == "bfloat16":  # rows that are not aligned
         launches += triton_report.cross_entropy_launches(1024, 1, 50257, picked)
         launches += triton_report.kl_launches(1024, 50257, picked)
@@ -237,6 +239,29 @@ def test_kl_launches(monkeypatch, shape, weighted):
     assert set(torch_calls.calls) <= ALLOCATIONS
     if shape[1] * shape[0] > 10**6:  # enough programs to fill a GPU
         assert all(launch.programs >= 132 for launch in made if "sum" not in launch.kernel)
+
+
+@pytest.mark.parametrize("positions", [(), (128,), (7, 9)], ids=str)
+def test_sample_square_launches(positions):
+    """One launch and nothing else where samples are matrices in memory; else copies."""
+    pytest.importorskip("triton")
+    from benchmarks.tools.triton_report import recorded
+    from sfron_fast.ops.triton import sample_square_accumulate as op
+
+    deltas = torch.empty((64, *positions, 768), device="meta")
+    inputs = torch.empty((64, *positions, 3072), device="meta")
+    accumulator = torch.empty((768, 3072), device="meta")
+    with recorded() as made, Recorded() as torch_calls:
+        op.sample_square_accumulate_(accumulator, deltas, inputs, 1.0, 2)
+    assert len(made) == 1
+    assert made[0].programs >= 132
+    assert not torch_calls.calls
+    wide = torch.empty((64, *positions, 6144), device="meta")[..., ::2]
+    with recorded() as made:
+        op.sample_square_accumulate_(accumulator, deltas, wide, 1.0, 2)
+    bytes_each = inputs[0].numel() * 4
+    assert len(made) == -(-64 // max(op.WORKSPACE // bytes_each, 1))
+    assert len({launch.key() for launch in made}) == 1
 
 
 def test_numbers_are_run_time_scalars():

@@ -8,6 +8,8 @@ from paths import ROOT
 
 NATIVE = ROOT / "csrc"
 LONGEST = 300
+# a matrix product, whose additions have no order that others must keep (docs/kernels.md, Bits)
+FUSED = "sample_square_accumulate_cpu.cpp"
 SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
 
 # room -> the rooms whose files it may include, besides its own
@@ -175,3 +177,4 @@ def test_flags_keep_ieee_arithmetic():
         assert not re.search(
             r"\b__f(?:ma|mul|add|div|sqrt)\w*|\bfmaf?\(|#pragma\s+STDC|optimize\(", code
         ), path
+        assert ("__builtin_fma" in code) == (path.name == FUSED), path
