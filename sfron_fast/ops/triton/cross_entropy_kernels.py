@@ -13,9 +13,10 @@ from .common import (
     expm1,
     finite,
     log1p,
+    read,
     row_max,
     tile,
-    widen,
+    write,
 )
 from .samples import arrived_last, base_of, finish, raw_weight
 
@@ -113,7 +114,7 @@ def _adaptive_cross_entropy_fwd_kernel(
         other=float("-inf"),
         mask=valid[None, :] & (column != place[None, :]) & (column < classes),
     ).to(tl.float32)
-    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
+    x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
     most = finite(row_max(x))
     power = exp(x - across(most))
     own_lane = tl.arange(0, LANES)[None, :] == tl.where(valid, place % LANES, -1)[:, None]
@@ -144,9 +145,7 @@ def _adaptive_cross_entropy_fwd_kernel(
         scale = tl.where(valid, scale, float("nan"))
         gradient = power * across(exp(most - shift) * (exp(-log_sum) * scale))
         tl.debug_barrier()  # another warp may still have to read the label's logit
-        tl.store(
-            logits_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
-        )
+        write(logits_ptr + start + at, tl.where(across(counted), gradient, 0.0), mask)
         tl.debug_barrier()  # the label's element comes last, from another thread
         tl.store(logits_ptr + row * classes + label, (expm1(-loss) * scale).to(kind), mask=valid)
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
