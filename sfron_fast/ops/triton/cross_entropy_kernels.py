@@ -9,9 +9,11 @@ import triton.language as tl
 
 from .common import (
     across,
+    columns_of,
     exp,
     expm1,
     finite,
+    lines,
     log1p,
     read,
     row_max,
@@ -108,12 +110,14 @@ def _adaptive_cross_entropy_fwd_kernel(
     )
     # the label's lane again, without the label: to leave it out of the sum in its place costs more
     place = tl.where(valid, label, -1).to(tl.int32)
-    column = tl.arange(0, DEPTH)[:, None] * LANES + (place % LANES)[None, :]
+    own = lines(place, DEPTH)
+    column = columns_of(DEPTH, ROWS, 1) * LANES + own % LANES
     beside = tl.load(
-        logits_ptr + (row * classes)[None, :] + column,
+        logits_ptr + lines(row * classes, DEPTH) + column,
+        mask=(own >= 0) & (column != own) & (column < classes),
         other=float("-inf"),
-        mask=valid[None, :] & (column != place[None, :]) & (column < classes),
     ).to(tl.float32)
+    beside = tl.reshape(beside, [DEPTH, ROWS])
     x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
     most = finite(row_max(x))
     power = exp(x - across(most))
