@@ -9,8 +9,6 @@ import re
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -31,9 +29,6 @@ INTERPRETED = [
     "special or raw or soft",
     "not cross_entropy and not raw and not soft",
 ]
-# Triton 3.6 spills a few registers to fit one block more on a processor
-OLD_TRITON = version("triton") < "3.7" if find_spec("triton") else False
-FEW_SPILLS = 4
 ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
@@ -89,10 +84,7 @@ def test_compiles_without_spills(dtype):
     launches = list({launch.key(): launch for launch in launches}.values())
     rows = triton_report.analysis(launches)
     for launch, row in zip(launches, rows, strict=True):
-        found = triton_report.complaints(launch, row)
-        if OLD_TRITON and row["spills"] <= FEW_SPILLS:
-            found = [f for f in found if not f.endswith((" spills", " stack"))]
-        assert not found
+        assert not triton_report.complaints(launch, row)
     if dtype == "bfloat16":
         rows = [row for row in rows if row["issue_load"] != ""]
         assert max(row["issue_load"] for row in rows) <= 0.8
