@@ -9,8 +9,6 @@ import re
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -31,10 +29,6 @@ INTERPRETED = [
     "special or raw or soft",
     "not cross_entropy and not raw and not soft",
 ]
-# Triton 3.6 spills a few registers to fit one block more on a processor, and takes four times the
-# instructions for rows that share a program (docs/limits.md)
-OLD_TRITON = version("triton") < "3.7" if find_spec("triton") else False
-FEW_SPILLS = 4
 ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 
 
@@ -92,14 +86,9 @@ def test_compiles_without_spills(dtype):
     launches = list({launch.key(): launch for launch in launches}.values())
     rows = triton_report.analysis(launches)
     for launch, row in zip(launches, rows, strict=True):
-        found = triton_report.complaints(launch, row)
-        if OLD_TRITON and row["spills"] <= FEW_SPILLS:
-            found = [f for f in found if not f.endswith((" spills", " stack"))]
-        assert not found
+        assert not triton_report.complaints(launch, row)
     if dtype == "bfloat16":
         rows = [row for row in rows if row["issue_load"] != ""]
-        if OLD_TRITON:
-            rows = [row for row in rows if "_long_" in row["kernel"]]
         assert max(row["issue_load"] for row in rows) <= 0.8
         assert (
             max(row["instructions_per_element"] for row in rows if row["for"] == "V=152064, sum")

@@ -112,6 +112,8 @@ def _forward(
         if classes <= MAX_TILE_CLASSES:
             depth, tile_rows, lanes = common.tile_shape(rows, classes, logits.dtype, TILE, SHARE)
             programs = triton.cdiv(rows, tile_rows)
+            # unsaid, some are spilled for one program more to a processor
+            registers = {"maxnreg": 255} if gradient else {}
             _adaptive_cross_entropy_fwd_kernel[(programs,)](
                 logits,
                 labels,
@@ -123,6 +125,7 @@ def _forward(
                 ROWS=tile_rows,
                 LANES=lanes,
                 num_warps=4,
+                **registers,
                 **common.STRICT,
             )
         else:

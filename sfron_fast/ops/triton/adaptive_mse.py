@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import common
 from . import samples as finishing
-from .common import across, part_of, row_sum, tile, widen
+from .common import across, part_of, read, row_sum, tile, write
 from .many_samples import finish_many
 from .samples import arrived_last, base_of, finish
 
@@ -94,8 +94,8 @@ def _adaptive_mse_fwd_kernel(
         _, _, start, at, mask = tile(
             first_sample, samples, elements, first_element, DEPTH, ROWS, LANES
         )
-        difference = widen(tl.load(prediction_ptr + start + at, mask=mask, other=0.0))
-        difference -= widen(tl.load(target_ptr + start + at, mask=mask, other=0.0))
+        difference = read(prediction_ptr + start + at, mask, 0.0, DEPTH)
+        difference -= read(target_ptr + start + at, mask, 0.0, DEPTH)
         total += difference * difference
     sums = row_sum(total)
     sample = first_sample + tl.arange(0, ROWS)
@@ -155,15 +155,15 @@ def _adaptive_mse_bwd_kernel(
     sample, inside, start, at, mask = tile(
         first_sample, samples, element_groups * ALIGN, first_element, DEPTH, ROWS, LANES
     )
-    difference = widen(tl.load(prediction_ptr + start + at, mask=mask, other=0.0))
-    difference -= widen(tl.load(target_ptr + start + at, mask=mask, other=0.0))
+    difference = read(prediction_ptr + start + at, mask, 0.0, DEPTH)
+    difference -= read(target_ptr + start + at, mask, 0.0, DEPTH)
     scale = (
         tl.load(weights_ptr + sample, mask=inside, other=0.0)
         * factor
         * tl.load(grad_ptr).to(tl.float32)
     )
     gradient = difference * across(scale)
-    tl.store(gradient_ptr + start + at, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
+    write(gradient_ptr + start + at, gradient, mask)
 
 
 def adaptive_mse(

@@ -93,9 +93,10 @@ def widen(x):
 
 
 @triton.jit
-def columns_of(DEPTH: tl.constexpr, LANES: tl.constexpr):
-    """[DEPTH, 1, LANES]: how far an element of a tile is from the tile's first column."""
-    return tl.arange(0, DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
+def columns_of(DEPTH: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """[DEPTH * ROWS, LANES]: how far an element of a tile is from the tile's first column."""
+    piece = tl.arange(0, DEPTH * ROWS) // ROWS
+    return piece[:, None] * LANES + tl.arange(0, LANES)[None, :]
 
 
 @triton.jit
@@ -112,15 +113,31 @@ def tile(
     start, at, mask).
 
     Blocks are [DEPTH, ROWS, LANES], of which DEPTH lies within a thread: to add up a row costs the
-    fewest exchanges. An element is at start + at: start has 64 bits, as ``first_row`` has, what is
-    added to it 32.
+    fewest exchanges. In memory they are [DEPTH * ROWS, LANES], as ``at`` and ``mask`` are: from
+    three axes Triton 3.6 would give each warp a part of DEPTH. An element is at start + at: start
+    has 64 bits, as ``first_row`` has, what is added to it 32.
     """
     row = first_row + tl.arange(0, ROWS)
     inside = row < rows
-    lane = columns_of(DEPTH, LANES)
+    column = columns_of(DEPTH, ROWS, LANES)
     left = tl.minimum(length - first_column, DEPTH * LANES).to(tl.int32)
-    at = tl.arange(0, ROWS)[None, :, None] * length + lane
-    return row, inside, first_row * length + first_column, at, across(inside) & (lane < left)
+    at = (tl.arange(0, DEPTH * ROWS) % ROWS)[:, None] * length + column
+    mask = lines(inside, DEPTH) & (column < left)
+    return row, inside, first_row * length + first_column, at, mask
+
+
+@triton.jit
+def read(pointers, mask, other, DEPTH: tl.constexpr):
+    """The elements of a tile as fp32: [DEPTH, ROWS, LANES]."""
+    x = widen(tl.load(pointers, mask=mask, other=other))
+    return tl.reshape(x, [DEPTH, x.shape[0] // DEPTH, x.shape[1]])
+
+
+@triton.jit
+def write(pointers, x, mask):
+    """Stores a block [DEPTH, ROWS, LANES] where a tile is."""
+    x = tl.reshape(x.to(pointers.dtype.element_ty), pointers.shape)
+    tl.store(pointers, x, mask=mask)
 
 
 @triton.jit
@@ -131,8 +148,15 @@ def part_of(parts, ROWS: tl.constexpr):
 
 @triton.jit
 def across(rows):
-    """[ROWS] -> [1, ROWS, 1], for all columns of a tile."""
+    """[ROWS] -> [1, ROWS, 1], for all columns of a block."""
     return rows[None, :, None]
+
+
+@triton.jit
+def lines(rows, DEPTH: tl.constexpr):
+    """[ROWS] -> [DEPTH * ROWS, 1], the same for a tile in memory."""
+    every = tl.broadcast_to(rows[None, :], [DEPTH, rows.shape[0]])
+    return tl.reshape(every, [DEPTH * rows.shape[0]])[:, None]
 
 
 @triton.jit

@@ -15,9 +15,11 @@ from .common import (
     exp,
     expm1,
     interior,
+    lines,
     part_of,
+    read,
     tile,
-    widen,
+    write,
 )
 from .samples import arrived_last, base_of, finish
 
@@ -170,17 +172,17 @@ def _adaptive_cross_entropy_bwd_kernel(
             logits_ptr + first_row * classes + edge, mask=edge_mask, other=float("-inf")
         ).to(tl.float32)
         start = aligned_start(first_row, classes, PEEL) + first_column
-        mask = columns_of(DEPTH, LANES) < columns - first_column
+        mask = columns_of(DEPTH, ROWS, LANES) < columns - first_column
         in_edge = (place >= 0) & ((place < head) | (place >= head + columns))
         place = tl.where(
             in_edge, tl.where(chunk == 0, first_column, -1), tl.where(place >= 0, place - head, -1)
         )
     here = (place >= first_column) & (place < first_column + DEPTH * LANES)
     picked = tl.load(logits_ptr + row * classes + label, mask=here, other=0.0).to(tl.float32)
-    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=float("-inf")))
+    x = read(logits_ptr + start + at, mask & lines(counted, DEPTH), float("-inf"), DEPTH)
     gradient = exp(x - across(shift)) * across(factor)
     tl.debug_barrier()  # the label's logit may be overwritten from here on
-    tl.store(gradient_ptr + start + at, gradient.to(kind), mask=mask)
+    write(gradient_ptr + start + at, gradient, mask)
     if PEEL:
         first = tl.where(counted, exp(first - shift) * factor, 0.0)
         tl.store(gradient_ptr + first_row * classes + edge, first.to(kind), mask=edge_mask)

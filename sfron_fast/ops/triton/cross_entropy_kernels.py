@@ -9,13 +9,16 @@ import triton.language as tl
 
 from .common import (
     across,
+    columns_of,
     exp,
     expm1,
     finite,
+    lines,
     log1p,
+    read,
     row_max,
     tile,
-    widen,
+    write,
 )
 from .samples import arrived_last, base_of, finish, raw_weight
 
@@ -107,13 +110,15 @@ def _adaptive_cross_entropy_fwd_kernel(
     )
     # the label's lane again, without the label: to leave it out of the sum in its place costs more
     place = tl.where(valid, label, -1).to(tl.int32)
-    column = tl.arange(0, DEPTH)[:, None] * LANES + (place % LANES)[None, :]
+    own = lines(place, DEPTH)
+    column = columns_of(DEPTH, ROWS, 1) * LANES + own % LANES
     beside = tl.load(
-        logits_ptr + (row * classes)[None, :] + column,
+        logits_ptr + lines(row * classes, DEPTH) + column,
+        mask=(own >= 0) & (column != own) & (column < classes),
         other=float("-inf"),
-        mask=valid[None, :] & (column != place[None, :]) & (column < classes),
     ).to(tl.float32)
-    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
+    beside = tl.reshape(beside, [DEPTH, ROWS])
+    x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
     most = finite(row_max(x))
     power = exp(x - across(most))
     own_lane = tl.arange(0, LANES)[None, :] == tl.where(valid, place % LANES, -1)[:, None]
@@ -144,9 +149,7 @@ def _adaptive_cross_entropy_fwd_kernel(
         scale = tl.where(valid, scale, float("nan"))
         gradient = power * across(exp(most - shift) * (exp(-log_sum) * scale))
         tl.debug_barrier()  # another warp may still have to read the label's logit
-        tl.store(
-            logits_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
-        )
+        write(logits_ptr + start + at, tl.where(across(counted), gradient, 0.0), mask)
         tl.debug_barrier()  # the label's element comes last, from another thread
         tl.store(logits_ptr + row * classes + label, (expm1(-loss) * scale).to(kind), mask=valid)
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time

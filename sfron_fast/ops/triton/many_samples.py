@@ -147,6 +147,7 @@ def finish_many(
         1.0 if scale is None else scale,
         LINEAR=scale is not None,
         num_warps=8,
+        maxnreg=128,  # unsaid, some are spilled for one program more to a processor
         **common.STRICT,
     )
     _samples_weights_kernel[(groups,)](

@@ -23,6 +23,8 @@ SHARE = 32  # of a thread, from each
 MAX_TILE_CLASSES = 8192  # longer rows are read in pieces
 DEPTH = 4  # 16-byte loads of each thread and tensor at a time
 LONG_WARPS = 8
+# of a thread, by the bytes of a logit: two programs to a processor, or three
+LONG_REGISTERS = {2: 128, 4: 80}
 BACKWARD_BLOCK = 4096  # logits of one program
 BACKWARD_SHARE = 16
 
@@ -80,6 +82,7 @@ def soft_target_kl(
                 DEPTH=DEPTH,
                 LANES=lanes_of(logits.dtype),
                 num_warps=LONG_WARPS,
+                maxnreg=LONG_REGISTERS[logits.element_size()],
                 **common.STRICT,
             )
         if not few:

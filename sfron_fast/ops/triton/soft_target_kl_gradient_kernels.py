@@ -11,9 +11,11 @@ from .common import (
     exp,
     exp2,
     interior,
+    lines,
     part_of,
+    read,
     tile,
-    widen,
+    write,
 )
 from .soft_target_kl_kernels import weights_of
 
@@ -66,11 +68,10 @@ def _soft_target_kl_bwd_kernel(
         gradient = exp2((x - shift_x) * inverse) * scale_x - exp2((y - shift_y) * inverse) * scale_y
         tl.store(gradient_ptr + edge, tl.where(counted, gradient, 0.0).to(kind), mask=edge_mask)
         start = aligned_start(first_row, classes, PEEL) + first_column
-        mask = columns_of(DEPTH, LANES) < columns - first_column
-    x = widen(tl.load(logits_ptr + start + at, mask=mask & across(counted), other=0.0))
-    y = widen(tl.load(teacher_ptr + start + at, mask=mask & across(counted), other=0.0))
+        mask = columns_of(DEPTH, ROWS, LANES) < columns - first_column
+    wanted = mask & lines(counted, DEPTH)
+    x = read(logits_ptr + start + at, wanted, 0.0, DEPTH)
+    y = read(teacher_ptr + start + at, wanted, 0.0, DEPTH)
     gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
     gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
-    tl.store(
-        gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0).to(kind), mask=mask
-    )
+    write(gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0), mask)

@@ -14,6 +14,8 @@ from .common import (
     exp2,
     finite,
     interior,
+    lines,
+    read,
     row_max,
     row_sum,
     tile,
@@ -120,9 +122,9 @@ def _soft_target_kl_fwd_kernel(
         first_row, samples, class_groups * ALIGN, 0, DEPTH, ROWS, LANES
     )
     counted = weights_of(weights_ptr, share, row, inside, WEIGHTED) != 0.0
-    mask &= across(counted)
-    x = widen(tl.load(logits_ptr + start + at, mask=mask, other=float("-inf")))
-    y = widen(tl.load(teacher_ptr + start + at, mask=mask, other=float("-inf")))
+    mask &= lines(counted, DEPTH)
+    x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
+    y = read(teacher_ptr + start + at, mask, float("-inf"), DEPTH)
     most_x, most_y = finite(row_max(x)), finite(row_max(y))
     b = (x - across(most_x)) * inverse
     a = (y - across(most_y)) * inverse
