@@ -2,6 +2,7 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
+from .heads import linear_logp
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -36,6 +37,7 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
+    "linear_logp",
     "soft_target_kl",
     "step_in_backward",
     "unlearn",

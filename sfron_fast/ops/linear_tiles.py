@@ -1,0 +1,225 @@
+"""A language model's head in tiles of its vocabulary: logits that are never all in memory.
+
+``logit_tiles`` makes them, ``softmax_tiles`` turns each into the gradient at the logits, and
+``head_gradients`` gathers from those the gradients of what the head multiplies. The matrix products
+are torch's; whatever the dtype, logits and sums are fp32 (fp64 for fp64).
+
+logits = softcap * tanh(logit_scale * (hidden weight^T + bias) / softcap), without a softcap
+logit_scale * (hidden weight^T + bias): the order of Hugging Face's models (Cohere scales, Gemma 2
+caps; Granite divides by logits_scaling, so its logit_scale is the inverse).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dtypes import accumulate_dtype, wide
+
+# bytes of one tile of logits, and its most classes: on the CPU a tile should leave the cache late,
+# on a GPU its products must fill the device
+TILE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+TILE_CLASSES = {"cpu": 4096, "cuda": 16_384}
+
+
+class Head(NamedTuple):
+    """What makes logits of hidden states."""
+
+    weight: Tensor  # [classes, features]
+    bias: Tensor | None = None  # [classes]
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """All of them at once [rows, classes], in operations that torch differentiates."""
+        found = wide(hidden) @ wide(self.weight).t()
+        if self.bias is not None:
+            found = found + wide(self.bias)
+        found = found * self.logit_scale
+        return found if self.softcap is None else (found / self.softcap).tanh() * self.softcap
+
+
+class Tile(NamedTuple):
+    """Classes [start, stop) of all rows."""
+
+    start: int
+    stop: int
+    weight: Tensor  # [stop - start, features], in the dtype that is multiplied
+    values: Tensor  # [rows, stop - start]: logits, or d / d logits; reused
+
+    def column(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """labels [rows] -> column of the tile [rows, 1], and whether the label lies in it [rows]."""
+        inside = (labels >= self.start) & (labels < self.stop)
+        return (labels - self.start).clamp(0, self.stop - self.start - 1).unsqueeze(1), inside
+
+
+def multiplied(tensor: Tensor) -> Tensor:
+    """In the dtype that the matrix products take: narrow ones are slow on a CPU, so fp32 there."""
+    return wide(tensor) if tensor.device.type == "cpu" else tensor
+
+
+def product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left right, summed and stored in fp32."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:  # a GPU's; there alone torch stores another dtype than it reads
+        out.copy_(torch.mm(left, right, out_dtype=out.dtype))
+
+
+def tile_classes(rows: int, classes: int, device: torch.device) -> int:
+    """How many classes a tile has."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    fitting = TILE_BYTES[kind] // (4 * max(rows, 1))
+    return min(classes, TILE_CLASSES[kind], max(64, fitting // 64 * 64))
+
+
+def logit_tiles(hidden: Tensor, head: Head) -> Iterator[Tile]:
+    """Of hidden [rows, features], which ``multiplied`` has seen."""
+    rows, (classes, features) = hidden.shape[0], head.weight.shape
+    size = tile_classes(rows, classes, hidden.device)
+    buffer = hidden.new_empty(rows * size, dtype=accumulate_dtype(hidden.dtype))
+    narrow = head.weight.dtype != hidden.dtype
+    upcast = hidden.new_empty(size, features) if narrow else None
+    for start in range(0, classes, size):
+        stop = min(start + size, classes)
+        weight = head.weight[start:stop]
+        if upcast is not None:
+            weight = upcast[: stop - start].copy_(weight)
+        values = buffer[: rows * (stop - start)].view(rows, stop - start)
+        product(hidden, weight.t(), values)
+        if head.bias is not None:
+            values += head.bias[start:stop]
+        if head.logit_scale != 1.0:
+            values *= head.logit_scale
+        if head.softcap is not None:
+            values.div_(head.softcap).tanh_().mul_(head.softcap)
+        yield Tile(start, stop, weight, values)
+
+
+class LogSums:
+    """Log-sum-exps of rows, tile by tile, the label's term apart.
+
+    What is small beside the e^0 of a label that is the maximum, the loss of a remembered token,
+    keeps its digits.
+    """
+
+    def __init__(self, labels: Tensor, like: Tensor) -> None:
+        dtype = accumulate_dtype(like.dtype)
+        self.labels = labels
+        self.maximum = like.new_full(labels.shape, -torch.inf, dtype=dtype)
+        self.others = like.new_zeros(labels.shape, dtype=dtype)  # sum e^(x - shift)
+        self.picked = like.new_zeros(labels.shape, dtype=dtype)  # the label's logit
+
+    def shift(self) -> Tensor:
+        """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
+        return torch.where(self.maximum.isinf(), 0.0, self.maximum)
+
+    def add(self, tile: Tile) -> None:
+        """The tile's values become e^(x - shift), 0 at the label."""
+        column, inside = tile.column(self.labels)
+        picked = tile.values.gather(1, column)
+        self.picked = torch.where(inside, picked.squeeze(1), self.picked)
+        before = self.maximum
+        self.maximum = torch.maximum(before, tile.values.amax(dim=1))
+        # -inf - (-inf) is NaN
+        rescaled = torch.where(before == self.maximum, 1.0, (before - self.maximum).exp())
+        powers = tile.values.sub_(self.shift().unsqueeze(1)).exp_()
+        powers.scatter_(1, column, powers.gather(1, column).where(~inside.unsqueeze(1), 0.0))
+        self.others = self.others * rescaled + powers.sum(dim=1)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(label), shift and log sum e^(x - shift), each [rows]."""
+        shift = self.shift()
+        relative = self.picked - shift
+        log_sum = torch.log1p(self.others + torch.expm1(relative))
+        return relative - log_sum, shift, log_sum
+
+
+def softmax_tiles(
+    tiles: Iterable[Tile], head: Head, labels: Tensor, sums: Tensor, factor: Tensor, label: Tensor
+) -> Iterator[Tile]:
+    """The tiles' logits x become d / d (logit_scale (hidden weight^T + bias)).
+
+    At x that is factor * softmax(x), and ``label`` at the label; sums [2, rows]: shift and log sum;
+    labels, factor, label [rows].
+    """
+    shift, log_sum = sums
+    factor = (factor * torch.exp(-log_sum)).unsqueeze(1)
+    for tile in tiles:
+        column, inside = tile.column(labels)
+        values = tile.values
+        if head.softcap is not None:
+            slope = values / head.softcap
+            slope = (1.0 - slope).mul_(slope.add_(1.0))
+        values.sub_(shift.unsqueeze(1)).exp_().mul_(factor)
+        at_label = torch.where(inside.unsqueeze(1), label.unsqueeze(1), values.gather(1, column))
+        values.scatter_(1, column, at_label)
+        if head.softcap is not None:
+            values.mul_(slope)
+        yield tile
+
+
+class Gradients(NamedTuple):
+    """Of hidden, weight and bias; None where none is needed."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def head_gradients(
+    tiles: Iterable[Tile], hidden: Tensor, head: Head, row_scale: Tensor, needed: Sequence[bool]
+) -> Gradients:
+    """From tiles of row_scale^-1 d / d logits, all rows' factor row_scale [rows] being left out.
+
+    It goes to the side of the hidden states, whose rows are shorter: what is multiplied in a narrow
+    dtype stays near 1. A tile's rows of d / d weight are whole at once, so no accumulator of the
+    weight's size is needed; that of d / d hidden is fp32 [rows, features].
+    """
+    dtype = accumulate_dtype(hidden.dtype)
+    scale = (row_scale * head.logit_scale).unsqueeze(1)
+    to_hidden = hidden.new_zeros(hidden.shape, dtype=dtype) if needed[0] else None
+    to_weight = torch.empty_like(head.weight) if needed[1] else None
+    to_bias = torch.empty_like(head.bias) if needed[2] and head.bias is not None else None
+    scaled = (hidden * scale).to(hidden.dtype) if to_weight is not None else None
+    rounded: Tensor | None = None
+    for tile in tiles:
+        delta = tile.values.to(hidden.dtype)
+        if to_hidden is not None:
+            if delta.dtype == dtype:
+                to_hidden.addmm_(delta, tile.weight)
+            else:
+                to_hidden += torch.mm(delta, tile.weight, out_dtype=dtype)
+        if to_weight is not None and scaled is not None:
+            target = to_weight[tile.start : tile.stop]
+            if target.dtype == dtype:
+                product(delta.t(), scaled, target)
+            else:  # rounded once
+                if rounded is None:
+                    rounded = torch.empty_like(target, dtype=dtype)
+                product(delta.t(), scaled, rounded[: tile.stop - tile.start])
+                target.copy_(rounded[: tile.stop - tile.start])
+        if to_bias is not None:
+            to_bias[tile.start : tile.stop] = torch.mv(tile.values.t(), scale.squeeze(1))
+    if to_hidden is not None:
+        to_hidden *= scale
+    return Gradients(to_hidden, to_weight, to_bias)
+
+
+def counted_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
+    """Indices of the rows that have a label, or None if all have; a GPU is waited for."""
+    counted = labels != ignore_index
+    return None if bool(counted.all()) else counted.nonzero().squeeze(1)
+
+
+def taken(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Those rows of each."""
+    return tensors if rows is None else tuple(t.index_select(0, rows) for t in tensors)
+
+
+def spread(rows: Tensor | None, tensor: Tensor, total: int) -> Tensor:
+    """The inverse of ``taken``: 0 in the other rows."""
+    if rows is None:
+        return tensor
+    return tensor.new_zeros((total, *tensor.shape[1:])).index_copy_(0, rows, tensor)
