@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     values: Tensor  # [rows, stop - start]: logits, or d / d logits; reused
 
     def column(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """labels [rows] -> column of the tile [rows, 1], and whether the label lies in it [rows]."""
+        """labels [rows] -> columns of the tile [rows, 1], and whether the label lies there [rows]."""
         inside = (labels >= self.start) & (labels < self.stop)
         return (labels - self.start).clamp(0, self.stop - self.start - 1).unsqueeze(1), inside
 
@@ -115,18 +115,25 @@ class LogSums:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
         return torch.where(self.maximum.isinf(), 0.0, self.maximum)
 
-    def add(self, tile: Tile) -> None:
-        """The tile's values become e^(x - shift), 0 at the label."""
+    def relative(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """The tile's values become x - shift, -inf at the label; also what e^(x - shift) summed so
+        far is times now, and by how much x - shift has grown, each [rows].
+        """
         column, inside = tile.column(self.labels)
         picked = tile.values.gather(1, column)
         self.picked = torch.where(inside, picked.squeeze(1), self.picked)
-        before = self.maximum
+        before, shift = self.maximum, self.shift()
         self.maximum = torch.maximum(before, tile.values.amax(dim=1))
+        tile.values.scatter_(1, column, picked.where(~inside.unsqueeze(1), -torch.inf))
+        tile.values.sub_(self.shift().unsqueeze(1))
         # -inf - (-inf) is NaN
         rescaled = torch.where(before == self.maximum, 1.0, (before - self.maximum).exp())
-        powers = tile.values.sub_(self.shift().unsqueeze(1)).exp_()
-        powers.scatter_(1, column, powers.gather(1, column).where(~inside.unsqueeze(1), 0.0))
-        self.others = self.others * rescaled + powers.sum(dim=1)
+        return tile.values, rescaled, shift - self.shift()
+
+    def add(self, tile: Tile) -> None:
+        """The tile's values are overwritten."""
+        relative, rescaled, _ = self.relative(tile)
+        self.others = self.others * rescaled + relative.exp_().sum(dim=1)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """log p(label), shift and log sum e^(x - shift), each [rows]."""

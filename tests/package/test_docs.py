@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import sfron_fast as sf
+from sfron_fast import heads
 from sfron_fast.ops import registry
 
 ELSEWHERE = {"docs/frameworks.md": "tests/frameworks/test_readme.py"}  # it needs the frameworks
@@ -250,7 +251,7 @@ def test_the_tables_of_kernels_name_every_op():
         name
         for name in registry.SCHEMAS
         if "_backward" not in name and name != "adaptive_cross_entropy_scale_"
-    }
+    } | {name for name in heads.__all__ if name.startswith("linear")}
     tables = (
         pages.section("README.md", "## Kernels"),
         pages.text("docs/kernels.md").split("\n## ")[0],
