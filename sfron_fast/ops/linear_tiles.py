@@ -40,16 +40,36 @@ class Head(NamedTuple):
         return found if self.softcap is None else (found / self.softcap).tanh() * self.softcap
 
 
+class WeightTiles:
+    """A head's weights in the dtype that is multiplied: views, or copies in one tile's memory."""
+
+    def __init__(self, head: Head, size: int, like: Tensor) -> None:
+        self.weight, self.at = head.weight, (0, 0)
+        narrow = head.weight.dtype != like.dtype
+        self.copy = like.new_empty(size, head.weight.shape[1]) if narrow else None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """[stop - start, features], good until other rows are asked for."""
+        weight = self.weight[start:stop]
+        if self.copy is None:
+            return weight
+        copy = self.copy[: stop - start]
+        if self.at != (start, stop):
+            copy.copy_(weight)
+            self.at = start, stop
+        return copy
+
+
 class Tile(NamedTuple):
     """Classes [start, stop) of all rows."""
 
     start: int
     stop: int
-    weight: Tensor  # [stop - start, features], in the dtype that is multiplied
+    weights: WeightTiles
     values: Tensor  # [rows, stop - start]: logits, or d / d logits; reused
 
     def column(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """labels [rows] -> columns of the tile [rows, 1], and whether the label lies there [rows]."""
+        """labels [rows] -> columns of the tile [rows, 1]; whether the label is there [rows]."""
         inside = (labels >= self.start) & (labels < self.stop)
         return (labels - self.start).clamp(0, self.stop - self.start - 1).unsqueeze(1), inside
 
@@ -59,12 +79,17 @@ def multiplied(tensor: Tensor) -> Tensor:
     return wide(tensor) if tensor.device.type == "cpu" else tensor
 
 
-def product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left right, summed and stored in fp32."""
+def product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = left right, or out += left right, summed and stored in fp32."""
     if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:  # a GPU's; there alone torch stores another dtype than it reads
-        out.copy_(torch.mm(left, right, out_dtype=out.dtype))
+        torch.addmm(out, left, right, beta=1.0 if add else 0.0, out=out)
+        return
+    # a GPU's: there alone torch stores another dtype than it reads
+    found = torch.mm(left, right, out_dtype=out.dtype)
+    if add:
+        out += found
+    else:
+        out.copy_(found)
 
 
 def tile_classes(rows: int, classes: int, device: torch.device) -> int:
@@ -74,27 +99,27 @@ def tile_classes(rows: int, classes: int, device: torch.device) -> int:
     return min(classes, TILE_CLASSES[kind], max(64, fitting // 64 * 64))
 
 
-def logit_tiles(hidden: Tensor, head: Head) -> Iterator[Tile]:
-    """Of hidden [rows, features], which ``multiplied`` has seen."""
-    rows, (classes, features) = hidden.shape[0], head.weight.shape
+def logit_tiles(hidden: Tensor, head: Head, keep: bool = False) -> Iterator[Tile]:
+    """Of hidden [rows, features], which ``multiplied`` has seen; each in the memory of the last, or
+    with ``keep`` in its own.
+    """
+    rows, classes = hidden.shape[0], head.weight.shape[0]
     size = tile_classes(rows, classes, hidden.device)
-    buffer = hidden.new_empty(rows * size, dtype=accumulate_dtype(hidden.dtype))
-    narrow = head.weight.dtype != hidden.dtype
-    upcast = hidden.new_empty(size, features) if narrow else None
+    room = rows * (classes if keep else size)
+    memory = hidden.new_empty(room, dtype=accumulate_dtype(hidden.dtype))
+    weights = WeightTiles(head, size, hidden)
     for start in range(0, classes, size):
         stop = min(start + size, classes)
-        weight = head.weight[start:stop]
-        if upcast is not None:
-            weight = upcast[: stop - start].copy_(weight)
-        values = buffer[: rows * (stop - start)].view(rows, stop - start)
-        product(hidden, weight.t(), values)
+        used = rows * start if keep else 0
+        values = memory[used : used + rows * (stop - start)].view(rows, stop - start)
+        product(hidden, weights.rows(start, stop).t(), values)
         if head.bias is not None:
             values += head.bias[start:stop]
         if head.logit_scale != 1.0:
             values *= head.logit_scale
         if head.softcap is not None:
             values.div_(head.softcap).tanh_().mul_(head.softcap)
-        yield Tile(start, stop, weight, values)
+        yield Tile(start, stop, weights, values)
 
 
 class LogSums:
@@ -176,42 +201,51 @@ class Gradients(NamedTuple):
 
 
 def head_gradients(
-    tiles: Iterable[Tile], hidden: Tensor, head: Head, row_scale: Tensor, needed: Sequence[bool]
+    tiles: Iterable[Tile],
+    hidden: Tensor,
+    head: Head,
+    row_scale: Tensor,
+    needed: Sequence[bool],
+    sums: Gradients | None = None,
 ) -> Gradients:
-    """From tiles of row_scale^-1 d / d logits, all rows' factor row_scale [rows] being left out.
+    """From tiles of d / d logits, but for each row's factor row_scale [rows].
 
-    It goes to the side of the hidden states, whose rows are shorter: what is multiplied in a narrow
-    dtype stays near 1. A tile's rows of d / d weight are whole at once, so no accumulator of the
-    weight's size is needed; that of d / d hidden is fp32 [rows, features].
+    That goes to the side of the hidden states, whose rows are shorter: what is multiplied in a
+    narrow dtype stays near 1. A tile's rows of d / d weight are whole at once and rounded to the
+    weight's dtype, so no accumulator of its size is needed; that of d / d hidden, which is
+    returned, is fp32. With ``sums``, fp32, what is found of weight and bias is added there.
     """
     dtype = accumulate_dtype(hidden.dtype)
     scale = (row_scale * head.logit_scale).unsqueeze(1)
+    add = sums is not None
+    if sums is None:
+        sums = Gradients(
+            None,
+            torch.empty_like(head.weight) if needed[1] else None,
+            torch.empty_like(head.bias) if needed[2] and head.bias is not None else None,
+        )
     to_hidden = hidden.new_zeros(hidden.shape, dtype=dtype) if needed[0] else None
-    to_weight = torch.empty_like(head.weight) if needed[1] else None
-    to_bias = torch.empty_like(head.bias) if needed[2] and head.bias is not None else None
-    scaled = (hidden * scale).to(hidden.dtype) if to_weight is not None else None
-    rounded: Tensor | None = None
+    scaled = (hidden * scale).to(hidden.dtype)
+    unrounded: Tensor | None = None  # of one tile
     for tile in tiles:
-        delta = tile.values.to(hidden.dtype)
+        delta, rows = tile.values.to(hidden.dtype), slice(tile.start, tile.stop)
         if to_hidden is not None:
-            if delta.dtype == dtype:
-                to_hidden.addmm_(delta, tile.weight)
-            else:
-                to_hidden += torch.mm(delta, tile.weight, out_dtype=dtype)
-        if to_weight is not None and scaled is not None:
-            target = to_weight[tile.start : tile.stop]
+            product(delta, tile.weights.rows(tile.start, tile.stop), to_hidden, add=True)
+        if sums.weight is not None:
+            target = sums.weight[rows]
             if target.dtype == dtype:
-                product(delta.t(), scaled, target)
-            else:  # rounded once
-                if rounded is None:
-                    rounded = torch.empty_like(target, dtype=dtype)
-                product(delta.t(), scaled, rounded[: tile.stop - tile.start])
-                target.copy_(rounded[: tile.stop - tile.start])
-        if to_bias is not None:
-            to_bias[tile.start : tile.stop] = torch.mv(tile.values.t(), scale.squeeze(1))
+                product(delta.t(), scaled, target, add)
+            else:
+                if unrounded is None:
+                    unrounded = torch.empty_like(target, dtype=dtype)
+                product(delta.t(), scaled, unrounded[: len(target)])
+                target.copy_(unrounded[: len(target)])
+        if sums.bias is not None:
+            found = torch.mv(tile.values.t(), scale.squeeze(1))
+            sums.bias[rows] = sums.bias[rows] + found if add else found
     if to_hidden is not None:
         to_hidden *= scale
-    return Gradients(to_hidden, to_weight, to_bias)
+    return Gradients(to_hidden, sums.weight, sums.bias)
 
 
 def counted_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
