@@ -2,7 +2,7 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
-from .heads import linear_logp, linear_logp_stats
+from .heads import linear_adaptive_cross_entropy, linear_logp, linear_logp_stats
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -37,6 +37,7 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
+    "linear_adaptive_cross_entropy",
     "linear_logp",
     "linear_logp_stats",
     "soft_target_kl",

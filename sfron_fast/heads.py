@@ -1,6 +1,13 @@
 """Losses of language models from hidden states: the head's logits are never all in memory."""
 
+from .ops.linear_adaptive_cross_entropy import LinearLoss, linear_adaptive_cross_entropy
 from .ops.linear_logp import linear_logp
 from .ops.linear_logp_stats import LogpStats, linear_logp_stats
 
-__all__ = ["LogpStats", "linear_logp", "linear_logp_stats"]
+__all__ = [
+    "LinearLoss",
+    "LogpStats",
+    "linear_adaptive_cross_entropy",
+    "linear_logp",
+    "linear_logp_stats",
+]

@@ -99,14 +99,15 @@ def tile_classes(rows: int, classes: int, device: torch.device) -> int:
     return min(classes, TILE_CLASSES[kind], max(64, fitting // 64 * 64))
 
 
-def logit_tiles(hidden: Tensor, head: Head, keep: bool = False) -> Iterator[Tile]:
+def logit_tiles(hidden: Tensor, head: Head, memory: Tensor | None = None) -> Iterator[Tile]:
     """Of hidden [rows, features], which ``multiplied`` has seen; each in the memory of the last, or
-    with ``keep`` in its own.
+    one after the other in ``memory`` [at least rows * classes].
     """
     rows, classes = hidden.shape[0], head.weight.shape[0]
     size = tile_classes(rows, classes, hidden.device)
-    room = rows * (classes if keep else size)
-    memory = hidden.new_empty(room, dtype=accumulate_dtype(hidden.dtype))
+    keep = memory is not None
+    if memory is None:
+        memory = hidden.new_empty(rows * size, dtype=accumulate_dtype(hidden.dtype))
     weights = WeightTiles(head, size, hidden)
     for start in range(0, classes, size):
         stop = min(start + size, classes)
