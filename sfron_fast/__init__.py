@@ -2,7 +2,12 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
-from .heads import linear_adaptive_cross_entropy, linear_logp, linear_logp_stats
+from .heads import (
+    linear_adaptive_cross_entropy,
+    linear_logp,
+    linear_logp_stats,
+    linear_soft_target_kl,
+)
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -40,6 +45,7 @@ __all__ = [
     "linear_adaptive_cross_entropy",
     "linear_logp",
     "linear_logp_stats",
+    "linear_soft_target_kl",
     "soft_target_kl",
     "step_in_backward",
     "unlearn",

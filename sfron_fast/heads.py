@@ -3,6 +3,7 @@
 from .ops.linear_adaptive_cross_entropy import LinearLoss, linear_adaptive_cross_entropy
 from .ops.linear_logp import linear_logp
 from .ops.linear_logp_stats import LogpStats, linear_logp_stats
+from .ops.linear_soft_target_kl import linear_soft_target_kl
 
 __all__ = [
     "LinearLoss",
@@ -10,4 +11,5 @@ __all__ = [
     "linear_adaptive_cross_entropy",
     "linear_logp",
     "linear_logp_stats",
+    "linear_soft_target_kl",
 ]

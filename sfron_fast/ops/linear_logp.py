@@ -8,7 +8,7 @@ from torch import Tensor
 from . import registry
 from .dtypes import accumulate_dtype
 from .layout import in_memory
-from .linear_arguments import check, prepared
+from .linear_arguments import check, derived, empty_gradients, prepared
 from .linear_tiles import (
     Head,
     LogSums,
@@ -140,11 +140,7 @@ def fake_gradient(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Empty gradients, for torch.compile."""
-    wanted = zip((hidden, weight, bias), rest[-1], strict=True)
-    to_hidden, to_weight, to_bias = (
-        torch.empty_like(t) if need and t is not None else weight.new_empty(0) for t, need in wanted
-    )
-    return to_hidden, to_weight, to_bias
+    return empty_gradients(hidden, weight, bias, rest[-1])
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,10 +197,7 @@ def differentiable_gradient(
 ) -> list[Tensor | None]:
     """The gradients, themselves functions of all that has one."""
     outputs = formula(hidden, weight, labels, bias, softcap, logit_scale, ignore_index)
-    every = zip((hidden, weight, bias), needed, strict=True)
-    sources = [t for t, need in every if need and t is not None]
-    found = iter(torch.autograd.grad(outputs, sources, (grad_logp, grad_lse), create_graph=True))
-    return [next(found) if need else None for need in needed]
+    return derived(outputs, (hidden, weight, bias), (grad_logp, grad_lse), needed)
 
 
 def linear_logp(

@@ -169,6 +169,12 @@ class LogSums:
         return relative - log_sum, shift, log_sum
 
 
+def slope_of(logits: Tensor, softcap: float) -> Tensor:
+    """d softcap tanh(z / softcap) / d z = 1 - tanh^2, of the capped logits."""
+    tanh = logits / softcap
+    return (1.0 - tanh).mul_(tanh.add_(1.0))
+
+
 def softmax_tiles(
     tiles: Iterable[Tile], head: Head, labels: Tensor, sums: Tensor, factor: Tensor, label: Tensor
 ) -> Iterator[Tile]:
@@ -182,13 +188,11 @@ def softmax_tiles(
     for tile in tiles:
         column, inside = tile.column(labels)
         values = tile.values
-        if head.softcap is not None:
-            slope = values / head.softcap
-            slope = (1.0 - slope).mul_(slope.add_(1.0))
+        slope = None if head.softcap is None else slope_of(values, head.softcap)
         values.sub_(shift.unsqueeze(1)).exp_().mul_(factor)
         at_label = torch.where(inside.unsqueeze(1), label.unsqueeze(1), values.gather(1, column))
         values.scatter_(1, column, at_label)
-        if head.softcap is not None:
+        if slope is not None:
             values.mul_(slope)
         yield tile
 
