@@ -40,7 +40,8 @@ def names(heading):
     """What the page takes for given: a small model, its data, an optimizer within no cycle."""
     torch.manual_seed(0)
     forget, retain, holdout = (loader(SAMPLES, 8, seed=seed) for seed in (1, 2, 3))
-    model = LanguageModel() if heading == "Language models" else build()
+    language = heading in ("Language models", "Losses from hidden states")
+    model = LanguageModel() if language else build()
     mask = random_mask(model)
     opt = sf.SFRonSGD(
         model.named_parameters(), lr=0.01, saliency=mask, max_norm=1.0, retain_steps=2
