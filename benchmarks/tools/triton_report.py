@@ -118,12 +118,13 @@ def recorded() -> Iterator[list[Launch]]:
     from sfron_fast.ops.triton import (
         adaptive_cross_entropy,
         adaptive_mse,
+        linear_rows,
         many_samples,
         soft_target_kl,
     )
 
     launches: list[Launch] = []
-    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, many_samples)
+    modules = (adaptive_cross_entropy, adaptive_mse, soft_target_kl, many_samples, linear_rows)
     found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
     kernels = {(m, n): getattr(m, n) for m, n in found}
     for (module, name), kernel in kernels.items():
@@ -176,6 +177,21 @@ def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
     return named(launches, f"V={classes}", dtype, logits.numel())
 
 
+def linear_launches(
+    rows: int, classes: int, dtype: torch.dtype, softcap: float | None
+) -> list[Launch]:
+    """Of a tile of logits, whose gradient is multiplied in ``dtype``."""
+    from sfron_fast.ops.triton import linear_rows as op
+
+    values = torch.empty((rows, classes), device="meta")
+    labels, row = (torch.empty(rows, dtype=d, device="meta") for d in (torch.int64, torch.float32))
+    with recorded() as launches:
+        op.linear_log_sums_(values, labels, 0, row, row, row, False)
+        op.linear_gradient(values, labels, 0, row, row, row, softcap, dtype)
+    capped = "" if softcap is None else ", capped"
+    return named(launches, f"tile of {classes}{capped}", dtype, values.numel())
+
+
 def named(launches: list[Launch], purpose: str, dtype: torch.dtype, elements: int) -> list[Launch]:
     for launch in launches:
         launch.purpose, launch.dtype, launch.elements = (
@@ -196,6 +212,8 @@ def all_launches() -> list[Launch]:
             launches += kl_launches(8192 if classes <= 1000 else 1024, classes, dtype)
         for (samples, elements), purpose in SAMPLES.items():
             launches += mse_launches(samples, elements, dtype, purpose)
+        for softcap in (None, 30.0):
+            launches += linear_launches(8192, 8192, dtype, softcap)
     return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]
 
 

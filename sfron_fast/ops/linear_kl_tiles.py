@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .linear_rows import column_of, slope_of
 from .linear_tiles import (
     Head,
     LogSums,
@@ -16,7 +17,6 @@ from .linear_tiles import (
     head_gradients,
     logit_tiles,
     multiplied,
-    slope_of,
     spread,
     taken,
 )
@@ -34,7 +34,7 @@ def pairs(
     student_tiles, teacher_tiles = logit_tiles(hidden, head), logit_tiles(teacher_hidden, teacher)
     for tile, other in zip(student_tiles, teacher_tiles, strict=True):
         if label_shift != 0.0:
-            column, inside = other.column(labels)
+            column, inside = column_of(labels, other.start, other.values.shape[1])
             moved = torch.where(inside, -label_shift, 0.0).to(other.values.dtype)
             other.values.scatter_add_(1, column, moved.unsqueeze(1))
         yield tile, other
@@ -52,8 +52,9 @@ class Sums:
 
     def add(self, tile: Tile, other: Tile) -> None:
         """The tiles' values are overwritten."""
-        x, x_rescaled, x_moved = self.logits.relative(tile)
-        t, t_rescaled, t_moved = self.teacher.relative(other)
+        x_rescaled, x_moved = self.logits.relative(tile)
+        t_rescaled, t_moved = self.teacher.relative(other)
+        x, t = tile.values, other.values
         before = self.teacher.others
         moved = torch.where(before == 0, 0.0, before * (t_moved - x_moved))
         power = t.exp()
@@ -130,7 +131,7 @@ def gradient(
             tile.values.sub_(q_shift).sub_(q_log).exp_().sub_(other.values)
             if slope is not None:
                 tile.values.mul_(slope)
-            yield tile
+            yield tile._replace(values=tile.values.to(hidden.dtype))
 
     found = head_gradients(deltas(), hidden, head, grad, needed)
     to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)

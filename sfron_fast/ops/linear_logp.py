@@ -101,9 +101,8 @@ def gradient(
     size = torch.where(size == 0, 1.0, size)
     to_logp, to_lse = grad_logp / size, grad_lse / size
     label = to_lse * logp.exp() - to_logp * torch.expm1(logp)
-    tiles = softmax_tiles(
-        logit_tiles(hidden, head), head, labels, log_sums, to_lse - to_logp, label
-    )
+    factor, dtype = to_lse - to_logp, hidden.dtype
+    tiles = softmax_tiles(logit_tiles(hidden, head), head, labels, log_sums, factor, label, dtype)
     found = head_gradients(tiles, hidden, head, size, needed)
     to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)
     if needed[0]:

@@ -54,11 +54,12 @@ class Moments(LogSums):
         self.first, self.second = torch.zeros_like(self.others), torch.zeros_like(self.others)
         self.argmax = torch.zeros_like(labels)
 
-    def add(self, tile: Tile) -> None:
+    def add(self, tile: Tile, keep: bool = False) -> None:
         """The tile's values are overwritten."""
         largest, at = tile.values.max(dim=1)
         self.argmax = torch.where(largest > self.maximum, at + tile.start, self.argmax)
-        relative, rescaled, moved = self.relative(tile)
+        rescaled, moved = self.relative(tile)
+        relative = tile.values
         relative.clamp_min_(self.LEAST)
         # sums of powers of what has grown by `moved`; of nothing, whatever that is
         moved = torch.where(self.others == 0, 0.0, moved)

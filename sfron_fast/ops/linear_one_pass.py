@@ -113,7 +113,7 @@ def one_pass(
         tiles = list(logit_tiles(part, head, memory))
         log_sums = LogSums(label, part)
         for tile in tiles:
-            log_sums.add(tile._replace(values=tile.values.clone()))
+            log_sums.add(tile, keep=True)
         logp, shift, log_sum = log_sums.result()
         losses = samples.mean(-logp, first, last, begin, end)
         tokens = samples.tokens[first:last]
@@ -124,7 +124,7 @@ def one_pass(
         row_weights = (raw / tokens.clamp_min(1)).float()[samples.sample[begin:end] - first]
         ones = torch.ones_like(logp)
         deltas = softmax_tiles(
-            tiles, head, label, torch.stack([shift, log_sum]), ones, torch.expm1(logp)
+            tiles, head, label, torch.stack([shift, log_sum]), ones, torch.expm1(logp), part.dtype
         )
         gradients = head_gradients(
             deltas, part, head, row_weights, needed, sums if several else None

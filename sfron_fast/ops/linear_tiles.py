@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import linear_rows
 from .dtypes import accumulate_dtype, wide
 
 # bytes of one tile of logits, and its most classes: on the CPU a tile should leave the cache late,
@@ -68,11 +69,6 @@ class Tile(NamedTuple):
     weights: WeightTiles
     values: Tensor  # [rows, stop - start]: logits, or d / d logits; reused
 
-    def column(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """labels [rows] -> columns of the tile [rows, 1]; whether the label is there [rows]."""
-        inside = (labels >= self.start) & (labels < self.stop)
-        return (labels - self.start).clamp(0, self.stop - self.start - 1).unsqueeze(1), inside
-
 
 def multiplied(tensor: Tensor) -> Tensor:
     """In the dtype that the matrix products take: narrow ones are slow on a CPU, so fp32 there."""
@@ -83,13 +79,10 @@ def product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None
     """out = left right, or out += left right, summed and stored in fp32."""
     if left.dtype == out.dtype:
         torch.addmm(out, left, right, beta=1.0 if add else 0.0, out=out)
-        return
-    # a GPU's: there alone torch stores another dtype than it reads
-    found = torch.mm(left, right, out_dtype=out.dtype)
-    if add:
-        out += found
+    elif add:  # a GPU's: there alone torch stores another dtype than it reads
+        out += torch.mm(left, right, out_dtype=out.dtype)
     else:
-        out.copy_(found)
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def tile_classes(rows: int, classes: int, device: torch.device) -> int:
@@ -139,27 +132,16 @@ class LogSums:
 
     def shift(self) -> Tensor:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
-        return torch.where(self.maximum.isinf(), 0.0, self.maximum)
+        return linear_rows.shift_of(self.maximum)
 
-    def relative(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        """The tile's values become x - shift, -inf at the label; also what e^(x - shift) summed so
-        far is times now, and by how much x - shift has grown, each [rows].
-        """
-        column, inside = tile.column(self.labels)
-        picked = tile.values.gather(1, column)
-        self.picked = torch.where(inside, picked.squeeze(1), self.picked)
-        before, shift = self.maximum, self.shift()
-        self.maximum = torch.maximum(before, tile.values.amax(dim=1))
-        tile.values.scatter_(1, column, picked.where(~inside.unsqueeze(1), -torch.inf))
-        tile.values.sub_(self.shift().unsqueeze(1))
-        # -inf - (-inf) is NaN
-        rescaled = torch.where(before == self.maximum, 1.0, (before - self.maximum).exp())
-        return tile.values, rescaled, shift - self.shift()
+    def relative(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """``linear_rows.relative`` of the tile, whose values are overwritten."""
+        return linear_rows.relative(tile.values, self.labels, tile.start, self.maximum, self.picked)
 
-    def add(self, tile: Tile) -> None:
-        """The tile's values are overwritten."""
-        relative, rescaled, _ = self.relative(tile)
-        self.others = self.others * rescaled + relative.exp_().sum(dim=1)
+    def add(self, tile: Tile, keep: bool = False) -> None:
+        """Without ``keep`` the tile's values may be overwritten."""
+        add = linear_rows.serving("linear_log_sums_", tile.values)
+        add(tile.values, self.labels, tile.start, self.maximum, self.others, self.picked, keep)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """log p(label), shift and log sum e^(x - shift), each [rows]."""
@@ -169,32 +151,26 @@ class LogSums:
         return relative - log_sum, shift, log_sum
 
 
-def slope_of(logits: Tensor, softcap: float) -> Tensor:
-    """d softcap tanh(z / softcap) / d z = 1 - tanh^2, of the capped logits."""
-    tanh = logits / softcap
-    return (1.0 - tanh).mul_(tanh.add_(1.0))
-
-
 def softmax_tiles(
-    tiles: Iterable[Tile], head: Head, labels: Tensor, sums: Tensor, factor: Tensor, label: Tensor
+    tiles: Iterable[Tile],
+    head: Head,
+    labels: Tensor,
+    sums: Tensor,
+    factor: Tensor,
+    label: Tensor,
+    dtype: torch.dtype,
 ) -> Iterator[Tile]:
-    """The tiles' logits x become d / d (logit_scale (hidden weight^T + bias)).
+    """The tiles' logits x become d / d (logit_scale (hidden weight^T + bias)), in ``dtype``.
 
     At x that is factor * softmax(x), and ``label`` at the label; sums [2, rows]: shift and log sum;
     labels, factor, label [rows].
     """
     shift, log_sum = sums
-    factor = (factor * torch.exp(-log_sum)).unsqueeze(1)
+    factor = factor * torch.exp(-log_sum)
     for tile in tiles:
-        column, inside = tile.column(labels)
-        values = tile.values
-        slope = None if head.softcap is None else slope_of(values, head.softcap)
-        values.sub_(shift.unsqueeze(1)).exp_().mul_(factor)
-        at_label = torch.where(inside.unsqueeze(1), label.unsqueeze(1), values.gather(1, column))
-        values.scatter_(1, column, at_label)
-        if slope is not None:
-            values.mul_(slope)
-        yield tile
+        convert = linear_rows.serving("linear_gradient", tile.values)
+        values = convert(tile.values, labels, tile.start, shift, factor, label, head.softcap, dtype)
+        yield tile._replace(values=values)
 
 
 class Gradients(NamedTuple):
@@ -213,7 +189,7 @@ def head_gradients(
     needed: Sequence[bool],
     sums: Gradients | None = None,
 ) -> Gradients:
-    """From tiles of d / d logits, but for each row's factor row_scale [rows].
+    """From tiles of d / d logits in the dtype of hidden, but for each row's row_scale [rows].
 
     That goes to the side of the hidden states, whose rows are shorter: what is multiplied in a
     narrow dtype stays near 1. A tile's rows of d / d weight are whole at once and rounded to the
@@ -233,7 +209,7 @@ def head_gradients(
     scaled = (hidden * scale).to(hidden.dtype)
     unrounded: Tensor | None = None  # of one tile
     for tile in tiles:
-        delta, rows = tile.values.to(hidden.dtype), slice(tile.start, tile.stop)
+        delta, rows = tile.values, slice(tile.start, tile.stop)
         if to_hidden is not None:
             product(delta, tile.weights.rows(tile.start, tile.stop), to_hidden, add=True)
         if sums.weight is not None:
@@ -246,7 +222,7 @@ def head_gradients(
                 product(delta.t(), scaled, unrounded[: len(target)])
                 target.copy_(unrounded[: len(target)])
         if sums.bias is not None:
-            found = torch.mv(tile.values.t(), scale.squeeze(1))
+            found = torch.mv(tile.values.t().to(dtype), scale.squeeze(1))
             sums.bias[rows] = sums.bias[rows] + found if add else found
     if to_hidden is not None:
         to_hidden *= scale

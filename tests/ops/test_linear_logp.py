@@ -108,14 +108,14 @@ def test_hand_example():
 MUTANTS = {
     "the first row's gradient for every row": (
         "softmax_tiles",
-        lambda tiles, head, labels, sums, factor, label: linear_tiles.softmax_tiles(
-            tiles, head, labels, sums, factor[:1].expand_as(factor), label
+        lambda tiles, head, labels, sums, factor, *rest: linear_tiles.softmax_tiles(
+            tiles, head, labels, sums, factor[:1].expand_as(factor), *rest
         ),
     ),
     "an unnormalised lse": (
         "softmax_tiles",
-        lambda tiles, head, labels, sums, factor, label: linear_tiles.softmax_tiles(
-            tiles, head, labels, sums * torch.tensor([[1.0], [0.0]]), factor, label
+        lambda tiles, head, labels, sums, factor, *rest: linear_tiles.softmax_tiles(
+            tiles, head, labels, sums * torch.tensor([[1.0], [0.0]]), factor, *rest
         ),
     ),
     "a dropped bias": (
