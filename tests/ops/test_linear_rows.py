@@ -12,7 +12,7 @@ from head_cases import error, full_logits, head_case, small_tiles
 from paths import ROOT, TESTS
 
 import sfron_fast as sf
-from sfron_fast.ops import linear_rows, linear_tiles
+from sfron_fast.ops import linear_logp, linear_one_pass, linear_rows, linear_tiles
 
 
 def test_interpreted():
@@ -40,6 +40,52 @@ def test_compiles_without_spills():
     for launch in launches:
         row = triton_report.compiled_row(launch)
         assert not triton_report.complaints(launch, row)
+
+
+def narrow_product(left, right, out, add=False):
+    """What a GPU does: bf16 in, fp32 summed and stored."""
+    assert left.dtype == right.dtype == torch.bfloat16
+    found = left.float() @ right.float()
+    out.copy_(out + found if add else found)
+
+
+@pytest.mark.parametrize("name", ["logp", "one pass", "chunks"])
+def test_products_of_bf16_as_on_a_gpu(monkeypatch, name):
+    """Hidden states and the gradient at the logits are multiplied as bf16, weighted rows on the
+    side of the hidden states: over five decades each gradient is right to a few roundings.
+    """
+    small_tiles(monkeypatch)
+    monkeypatch.setattr(linear_tiles, "product", narrow_product)
+    for module in (linear_logp, linear_one_pass):
+        monkeypatch.setattr(module, "multiplied", lambda tensor: tensor)
+    case = head_case(dtype=torch.bfloat16)
+    if name == "logp":
+        found = case.results(sf.linear_logp)
+        truth = case.to(torch.float64).results(full_logits)
+    else:
+        weights = case.upstream[0]
+        case.upstream = torch.ones(1)
+
+        def weighted(hidden, weight, labels, *, bias, **numbers):
+            logp, _ = full_logits(hidden, weight, labels, bias=bias)
+            return ((-logp * weights.to(logp.dtype)).sum(),)
+
+        def ours(hidden, weight, labels, *, bias, **numbers):
+            rows = 4 * 203 * (9 + 16) if name == "chunks" else None
+            return sf.linear_adaptive_cross_entropy(
+                hidden,
+                weight,
+                labels,
+                bias=bias,
+                normalise=False,
+                weigh=lambda losses, samples: weights[samples],
+                workspace=rows,
+            )[:1]
+
+        truth, found = case.to(torch.float64).results(weighted), case.results(ours)
+    for key, wanted in truth.items():
+        bound = 2 * torch.finfo(torch.bfloat16).eps if key.startswith("d ") else 1e-5
+        assert error(found[key], wanted) < bound, key
 
 
 def test_every_tile_goes_through_what_serves(monkeypatch):

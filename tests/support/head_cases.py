@@ -26,6 +26,11 @@ class HeadCase:
         moved = {k: None if t is None else t.detach().to(dtype) for k, t in tensors.items()}
         return replace(self, **moved)
 
+    def on(self, device) -> "HeadCase":
+        names = ("hidden", "weight", "bias", "labels", "upstream")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: None if t is None else t.to(device) for k, t in tensors.items()})
+
     def results(self, function: Callable[..., tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """What the function returns, and the gradients of hidden, weight and bias."""
         leaves = {
