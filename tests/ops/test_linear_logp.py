@@ -1,13 +1,16 @@
 """``linear_logp`` against all logits in fp64."""
 
 import math
+import random
 from itertools import accumulate
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from cases import LAYOUTS, shifted
 from head_cases import error, full_logits, head_case, remembered_case, small_tiles
+from judging import assert_same_bits
 
 import sfron_fast as sf
 from sfron_fast.ops import linear_logp as file
@@ -244,6 +247,47 @@ def test_again_gives_the_same_bits():
     first, second = (case.results(sf.linear_logp) for _ in range(2))
     for key, result in first.items():
         assert torch.equal(result, second[key]), key
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_shapes(seed):
+    """fp64 in tiles, to 1e-11; any sizes, numbers, ignored rows and upstream gradients."""
+    rng = random.Random(seed)
+    case = head_case(
+        rng.choice([1, 2, 5, 33, 130]),
+        rng.choice([1, 3, 17]),
+        rng.choice([1, 2, 63, 64, 65, 129, 300]),
+        torch.float64,
+        bias=rng.random() < 0.5,
+        softcap=rng.choice([None, 0.5, 30.0]),
+        logit_scale=rng.choice([1.0, -0.3, 4.0]),
+        size=rng.choice([0.01, 1.0, 20.0]),
+        ignored=rng.choice([0, 2, 7]),
+    )
+    truth, found = case.results(full_logits), case.results(tiled)
+    for key, wanted in truth.items():
+        # where a single class is all there is, the truth is 0
+        scale = max(float(wanted.norm()), 1e-3 * float(case.upstream.norm()))
+        assert float((found[key] - wanted).norm()) < 1e-11 * scale, key
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), shifted], ids=[*LAYOUTS, "misaligned"])
+def test_layouts(layout):
+    """The same bits however the tensors lie in memory, and none of them is written to."""
+    case = head_case()
+    wanted = case.results(sf.linear_logp)
+    for name in ("hidden", "weight", "bias", "labels", "upstream"):
+        setattr(case, name, layout(getattr(case, name)))
+    before = [t.clone() for t in (case.hidden, case.weight, case.labels, case.bias)]
+    leaves = [t.detach().requires_grad_() for t in (case.hidden, case.weight)]
+    logp, lse = sf.linear_logp(*leaves, case.labels, bias=case.bias)
+    ((logp * case.upstream[0]).sum() + (lse * case.upstream[1]).sum()).backward()
+    found = (logp, lse, *(t.grad for t in leaves))
+    for key, result in zip(("output 0", "output 1", "d hidden", "d weight"), found, strict=True):
+        assert_same_bits(result, wanted[key], key)
+    after = (case.hidden, case.weight, case.labels, case.bias)
+    for now, then in zip(after, before, strict=True):
+        assert_same_bits(now, then)
 
 
 def test_autocast_casts_as_a_linear_layer():
