@@ -220,7 +220,8 @@ def linear_logp(
             whose label is ignored are left out of every product and may hold anything.
         weight: [classes, features] of the same dtype; frozen (no gradient) it costs a product less.
             A tied embedding gets both its gradients, by autograd.
-        labels: int64 [rows], already shifted against the hidden states.
+        labels: int64 [rows], already shifted against the hidden states. One that is no class
+            raises on the CPU and makes its row NaN on a GPU.
         bias: [classes], of the same dtype.
         softcap: Gemma's final_logit_softcapping.
         logit_scale: Cohere's; of Granite 1 / logits_scaling.

@@ -128,7 +128,8 @@ class LogSums:
         self.labels = labels
         self.maximum = like.new_full(labels.shape, -torch.inf, dtype=dtype)
         self.others = like.new_zeros(labels.shape, dtype=dtype)  # sum e^(x - shift)
-        self.picked = like.new_zeros(labels.shape, dtype=dtype)  # the label's logit
+        # the label's logit; NaN shows a label that lies in no tile
+        self.picked = like.new_full(labels.shape, torch.nan, dtype=dtype)
 
     def shift(self) -> Tensor:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
@@ -206,7 +207,7 @@ def head_gradients(
             torch.empty_like(head.bias) if needed[2] and head.bias is not None else None,
         )
     to_hidden = hidden.new_zeros(hidden.shape, dtype=dtype) if needed[0] else None
-    scaled = (hidden * scale).to(hidden.dtype)
+    scaled = hidden if sums.weight is None else (hidden * scale).to(hidden.dtype)
     unrounded: Tensor | None = None  # of one tile
     for tile in tiles:
         delta, rows = tile.values, slice(tile.start, tile.stop)

@@ -216,6 +216,38 @@ def test_compiled():
     torch.testing.assert_close(first.grad, second.grad)
 
 
+def test_compiled_with_an_index():
+    """Samples are counted, which breaks the graph and nothing else."""
+    batch = Batch()
+    compiled = torch.compile(sf.linear_adaptive_cross_entropy, backend="aot_eager")
+    hidden, weight, _ = batch.leaves()
+    compiled(hidden, weight, batch.labels, sample_index=batch.index).loss.backward()
+    eager = batch.leaves()
+    sf.linear_adaptive_cross_entropy(
+        *eager[:2], batch.labels, sample_index=batch.index
+    ).loss.backward()
+    assert error(hidden.grad, eager[0].grad.double()) < 1e-6
+    assert error(weight.grad, eager[1].grad.double()) < 1e-6
+
+
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_hidden_states_that_are_constants(workspace):
+    """The head alone is trained."""
+    batch = Batch()
+    _, _, _, _, _, wanted, _ = batch.found(workspace=WORKSPACES[workspace])
+    _, weight, _ = batch.leaves()
+    loss = sf.linear_adaptive_cross_entropy(
+        batch.hidden,
+        weight,
+        batch.labels,
+        sample_index=batch.index,
+        bias=batch.bias,
+        workspace=WORKSPACES[workspace],
+    ).loss
+    (loss * -1.75).backward()
+    assert torch.equal(weight.grad, wanted)
+
+
 MUTANTS = {
     "weights of the first sample": lambda losses, samples: adaptive(losses[:1].expand_as(losses)),
     "other power": lambda losses, samples: losses**-0.6,

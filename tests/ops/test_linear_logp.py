@@ -290,6 +290,22 @@ def test_layouts(layout):
         assert_same_bits(now, then)
 
 
+def test_torch_func():
+    """Gradients of each sample at once, by the formula."""
+    case = head_case(6, 4, 70, ignored=3, bias=False)
+    hidden, labels = case.hidden.nan_to_num().view(3, 2, 4), case.labels.view(3, 2)
+
+    def loss(weight, hidden, labels):
+        logp, lse = sf.linear_logp(hidden, weight, labels)
+        return (logp + lse.square()).sum()
+
+    every = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(case.weight, hidden, labels)
+    for found, *sample in zip(every, hidden, labels, strict=True):
+        weight = case.weight.clone().requires_grad_()
+        loss(weight, *sample).backward()
+        torch.testing.assert_close(found, weight.grad)
+
+
 def test_autocast_casts_as_a_linear_layer():
     case = head_case(ignored=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -339,6 +355,14 @@ def test_refusals(name):
     given = {"hidden": CASE.hidden, "weight": CASE.weight, "labels": CASE.labels, **change}
     with pytest.raises(ValueError, match=f"^{blamed}: expected"):
         sf.linear_logp(**given)
+
+
+def test_a_label_that_nobody_could_read_shows():
+    """As on a GPU, where labels are not looked at."""
+    sums = linear_tiles.LogSums(torch.tensor([3, 9, -1]), CASE.hidden)
+    for tile in linear_tiles.logit_tiles(CASE.hidden[:3], linear_tiles.Head(CASE.weight)):
+        sums.add(tile)
+    assert sums.result()[0].isnan().tolist() == [False, True, True]
 
 
 def test_a_sharded_head_is_refused():
