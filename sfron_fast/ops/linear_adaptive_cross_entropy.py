@@ -164,7 +164,7 @@ def linear_adaptive_cross_entropy(
         longest = int(samples.tokens.max()) if labels.numel() else 0
         kind = "cpu" if hidden.device.type == "cpu" else "cuda"
         limit = WORKSPACE[kind] if workspace is None else workspace
-        room = chunk_rows(labels.shape[0], weight, longest, limit)
+        room = chunk_rows(samples.sample.shape[0], weight, longest, limit)
         if room > 0:
             found = OnePass.apply(
                 hidden, weight, bias, labels, samples, numbers, room, rule, normalise
