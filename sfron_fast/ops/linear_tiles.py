@@ -18,8 +18,8 @@ from torch import Tensor
 from . import linear_rows
 from .dtypes import accumulate_dtype, wide
 
-# bytes of one tile of logits, and its most classes: on a CPU 1,024 to 4,096 take the same time, on a
-# GPU the products must fill the device
+# bytes of one tile of logits, and its most classes: on a CPU 1,024 to 4,096 take the same time, on
+# a GPU the products must fill the device
 TILE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 TILE_CLASSES = {"cpu": 4096, "cuda": 16_384}
 
