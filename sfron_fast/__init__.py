@@ -2,6 +2,12 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
+from .heads import (
+    linear_adaptive_cross_entropy,
+    linear_logp,
+    linear_logp_stats,
+    linear_soft_target_kl,
+)
 from .losses import (
     adaptive_cross_entropy,
     adaptive_cross_entropy_sum_,
@@ -36,6 +42,10 @@ __all__ = [
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
+    "linear_adaptive_cross_entropy",
+    "linear_logp",
+    "linear_logp_stats",
+    "linear_soft_target_kl",
     "soft_target_kl",
     "step_in_backward",
     "unlearn",

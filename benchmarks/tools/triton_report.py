@@ -119,6 +119,7 @@ def recorded() -> Iterator[list[Launch]]:
     from sfron_fast.ops.triton import (
         adaptive_cross_entropy,
         adaptive_mse,
+        linear_rows,
         many_samples,
         sample_square_accumulate,
         soft_target_kl,
@@ -130,6 +131,7 @@ def recorded() -> Iterator[list[Launch]]:
         adaptive_mse,
         soft_target_kl,
         many_samples,
+        linear_rows,
         sample_square_accumulate,
     )
     found = [(m, n) for m in modules for n in vars(m) if n.endswith("_kernel")]
@@ -184,6 +186,19 @@ def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
     return named(launches, f"V={classes}", dtype, logits.numel())
 
 
+def linear_launches(
+    rows: int, classes: int, dtype: torch.dtype, softcap: float | None
+) -> list[Launch]:
+    """Of a tile of logits, whose gradient is multiplied in ``dtype``."""
+    from sfron_fast.ops.triton import linear_rows as op
+
+    values = torch.empty((rows, classes), device="meta")
+    labels, row = (torch.empty(rows, dtype=d, device="meta") for d in (torch.int64, torch.float32))
+    with recorded() as launches:
+        op.linear_log_sums_(values, labels, 0, row, row, row, False)
+        op.linear_gradient(values, labels, 0, row, row, row, softcap, dtype)
+    capped = "" if softcap is None else ", capped"
+    return named(launches, f"tile of {classes}{capped}", dtype, values.numel())
 def sample_launches(
     samples: int, positions: int, outputs: int, features: int, dtype: torch.dtype
 ) -> list[Launch]:
@@ -221,6 +236,8 @@ def all_launches() -> list[Launch]:
             launches += mse_launches(samples, elements, dtype, purpose)
         for positions, outputs, features in LAYERS:
             launches += sample_launches(64, positions, outputs, features, dtype)
+        for softcap in (None, 30.0):
+            launches += linear_launches(8192, 8192, dtype, softcap)
     return list({launch.key(): launch for launch in reversed(launches)}.values())[::-1]
 
 

@@ -90,6 +90,36 @@ def define(
         _library.impl(name, on_cuda, "CUDA")
 
 
+def compose(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    check: Callable[..., None],
+    *,
+    fake: Callable[..., Any],
+    backward: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+) -> None:
+    """Register an op that is made of torch's matrix products and of other ops, on every device.
+
+    It has no kernel of its own, so none can be missing; its truth is a function in plain PyTorch
+    that torch differentiates. Arguments as of ``define``.
+    """
+    _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def checked(*args: Any) -> Any:
+        check(*args)
+        with torch.no_grad():
+            return kernel(*args)
+
+    _library.impl(name, checked, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sfron_fast::{name}", _fake_kernel(fake), lib=_library)
+    if backward is not None:
+        setup_context, gradient = backward
+        torch.library.register_autograd(
+            f"sfron_fast::{name}", gradient, setup_context=setup_context, lib=_library
+        )
+
+
 def op(name: str) -> Any:
     """The op as the dispatcher serves it."""
     return getattr(torch.ops.sfron_fast, name).default

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import sfron_fast as sf
+from sfron_fast import heads
 from sfron_fast.ops import registry
 
 ELSEWHERE = {"docs/frameworks.md": "tests/frameworks/test_readme.py"}  # it needs the frameworks
@@ -39,7 +40,8 @@ def names(heading):
     """What the page takes for given: a small model, its data, an optimizer within no cycle."""
     torch.manual_seed(0)
     forget, retain, holdout = (loader(SAMPLES, 8, seed=seed) for seed in (1, 2, 3))
-    model = LanguageModel() if heading == "Language models" else build()
+    language = heading in ("Language models", "Losses from hidden states")
+    model = LanguageModel() if language else build()
     mask = random_mask(model)
     opt = sf.SFRonSGD(
         model.named_parameters(), lr=0.01, saliency=mask, max_norm=1.0, retain_steps=2
@@ -250,7 +252,7 @@ def test_the_tables_of_kernels_name_every_op():
         name
         for name in registry.SCHEMAS
         if "_backward" not in name and name != "adaptive_cross_entropy_scale_"
-    }
+    } | {name for name in heads.__all__ if name.startswith("linear")}
     tables = (
         pages.section("README.md", "## Kernels"),
         pages.text("docs/kernels.md").split("\n## ")[0],

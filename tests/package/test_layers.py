@@ -22,6 +22,7 @@ ROOMS = {
     "distributed": {"errors", "data", "ops"},
     "models": {"errors", "distributed"},
     "functional": {"ops"},
+    "heads": {"ops"},
     "losses": {"errors", "ops"},
     "tasks": {"errors", "data", "losses"},
     "evaluation": {"errors", "files", "data", "models", "tasks"},
@@ -54,6 +55,7 @@ ROOMS = {
     "__init__": {
         "version",
         "data",
+        "heads",
         "losses",
         "evaluation",
         "saliency",

@@ -22,6 +22,8 @@ MODULES = {
     "adaptive_cross_entropy_scale_": "adaptive_cross_entropy",
     "adaptive_mse": "adaptive_mse",
     "adaptive_mse_backward": "adaptive_mse",
+    "linear_gradient": "linear_rows",
+    "linear_log_sums_": "linear_rows",
     "sample_square_accumulate_": "sample_square_accumulate",
     "soft_target_kl": "soft_target_kl",
     "soft_target_kl_backward": "soft_target_kl",

@@ -1,0 +1,151 @@
+"""What evaluations ask of a language model's head about each token, without all its logits."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import registry
+from .dtypes import accumulate_dtype
+from .layout import in_memory
+from .linear_arguments import check, prepared
+from .linear_tiles import Head, LogSums, Tile, counted_rows, logit_tiles, multiplied, spread, taken
+
+
+class LogpStats(NamedTuple):
+    """Of each row, 0 where the label is ignored; p = softmax(logits)."""
+
+    logp: Tensor  # log p(label)
+    correct: Tensor  # bool: the label is the first of the likeliest classes
+    entropy: Tensor  # -sum p log p
+    variance: Tensor  # of log p under p
+
+
+def formula(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    ignore_index: int,
+) -> LogpStats:
+    """All logits at once: the truth."""
+    counted = labels != ignore_index
+    label = torch.where(counted, labels, 0)
+    hidden = torch.where(counted.unsqueeze(1), hidden, 0.0)
+    log_p = Head(weight, bias, softcap, logit_scale).logits(hidden).log_softmax(1)
+    p = log_p.exp()
+    entropy = -torch.where(p == 0, 0.0, p * log_p).sum(1)
+    apart = log_p + entropy.unsqueeze(1)
+    variance = torch.where(p == 0, 0.0, p * apart.square()).sum(1)
+    picked = log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+    found = picked, log_p.argmax(1) == label, entropy, variance
+    return LogpStats(*(torch.where(counted, t, torch.zeros_like(t)) for t in found))
+
+
+class Moments(LogSums):
+    """Also sums of e^(x - shift) (x - shift)^n, n = 1, 2, without the label; and the argmax."""
+
+    LEAST = -1e4  # e^ of it is 0, times it too; of -inf it would be NaN
+
+    def __init__(self, labels: Tensor, like: Tensor) -> None:
+        super().__init__(labels, like)
+        self.first, self.second = torch.zeros_like(self.others), torch.zeros_like(self.others)
+        self.argmax = torch.zeros_like(labels)
+
+    def add(self, tile: Tile, keep: bool = False) -> None:
+        """The tile's values are overwritten."""
+        largest, at = tile.values.max(dim=1)
+        self.argmax = torch.where(largest > self.maximum, at + tile.start, self.argmax)
+        rescaled, moved = self.relative(tile)
+        relative = tile.values
+        relative.clamp_min_(self.LEAST)
+        # sums of powers of what has grown by `moved`; of nothing, whatever that is
+        moved = torch.where(self.others == 0, 0.0, moved)
+        second = self.second + moved * (2.0 * self.first + moved * self.others)
+        first = self.first + moved * self.others
+        powers = relative.exp()
+        self.others = self.others * rescaled + powers.sum(dim=1)
+        self.first = first * rescaled + powers.mul_(relative).sum(dim=1)
+        self.second = second * rescaled + powers.mul_(relative).sum(dim=1)
+
+    def stats(self) -> LogpStats:
+        """Each [rows]."""
+        logp, shift, log_sum = self.result()
+        label = (self.picked - shift).clamp_min(self.LEAST)
+        power = label.exp()
+        total = self.others + power
+        mean = (self.first + power * label) / total
+        square = (self.second + power * label.square()) / total
+        variance = (square - mean.square()).clamp_min(0.0)
+        return LogpStats(logp, self.argmax == self.labels, log_sum - mean, variance)
+
+
+def stats(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    ignore_index: int,
+) -> LogpStats:
+    """As ``formula``, tile by tile."""
+    rows, head = counted_rows(labels, ignore_index), Head(weight, bias, softcap, logit_scale)
+    hidden, counted = taken(rows, hidden, labels)
+    moments = Moments(counted, hidden)
+    for tile in logit_tiles(multiplied(hidden), head):
+        moments.add(tile)
+    return LogpStats(*(spread(rows, t, labels.shape[0]) for t in moments.stats()))
+
+
+SCHEMA = (
+    "(Tensor hidden, Tensor weight, Tensor labels, Tensor? bias, float? softcap, "
+    "float logit_scale, int ignore_index) "
+    "-> (Tensor logp, Tensor correct, Tensor entropy, Tensor variance)"
+)
+
+
+def fake(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty outputs, for torch.compile."""
+    logp = hidden.new_empty(hidden.shape[:1], dtype=accumulate_dtype(hidden.dtype))
+    correct = torch.empty_like(logp, dtype=torch.bool)
+    return logp, correct, torch.empty_like(logp), torch.empty_like(logp)
+
+
+registry.compose("linear_logp_stats", SCHEMA, stats, check, fake=fake)
+
+
+@torch.no_grad()
+def linear_logp_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    ignore_index: int = -100,
+) -> LogpStats:
+    """(logp, correct, entropy, variance), each [rows], of logits that are never all in memory.
+
+    What evaluations are made of: probability and perplexity (logp), exact match and extraction
+    strength (correct), min-k (logp) and min-k++, whose score of a token is (logp + entropy) /
+    sqrt(variance) (Zhang et al. 2024).
+
+    Without gradient. Arguments, memory and errors as ``linear_logp``; two tiles of logits. fp32
+    (fp64 for fp64); correct is bool, by the first of equally large logits. Rows whose label is
+    ignored hold 0 and False.
+    """
+    hidden, weight, bias = prepared(hidden, weight, bias)
+    found = registry.op("linear_logp_stats")(
+        in_memory(hidden),
+        in_memory(weight),
+        in_memory(labels),
+        None if bias is None else in_memory(bias),
+        None if softcap is None else float(softcap),
+        float(logit_scale),
+        ignore_index,
+    )
+    return LogpStats(*found)

@@ -1,0 +1,150 @@
+"""Row arithmetic of a tile of a head's logits: log-sums in one reading, the gradient in one.
+
+``linear_rows.py`` beside the ops says what they compute; a program takes a row, or a block of one.
+Arithmetic is fp32. Row offsets have 64 bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import common
+from .common import exp
+
+BLOCK = 4096  # logits of one program at a time
+WARPS = 8
+
+
+@triton.jit
+def _shift(maximum):
+    """What is subtracted: 0 where the maximum is infinite."""
+    return tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+
+
+@triton.jit(do_not_specialize=("start",))
+def _log_sums_kernel(
+    values_ptr,  # fp32 [rows, columns]
+    labels_ptr,  # int64 [rows]
+    maximum_ptr,  # fp32 [rows], this and the next two read and written
+    others_ptr,
+    picked_ptr,
+    start,
+    columns,
+    BLOCK: tl.constexpr,
+):
+    """A row of the tile."""
+    row = tl.program_id(0).to(tl.int64)
+    values_ptr += row * columns
+    label = tl.load(labels_ptr + row) - start
+    most, others = tl.load(maximum_ptr + row), tl.load(others_ptr + row)
+    for at in range(0, columns, BLOCK):
+        column = at + tl.arange(0, BLOCK)
+        inside = column < columns
+        x = tl.load(values_ptr + column, mask=inside, other=-float("inf"))
+        now = tl.maximum(most, tl.max(x, 0))
+        power = exp(x - _shift(now))
+        power = tl.where(inside & (column != label), power, 0.0)
+        # -inf - (-inf) is NaN
+        others = others * tl.where(most == now, 1.0, exp(most - now)) + tl.sum(power, 0)
+        most = now
+    tl.store(maximum_ptr + row, most)
+    tl.store(others_ptr + row, others)
+    here = (label >= 0) & (label < columns)
+    picked = tl.load(values_ptr + label, mask=here, other=0.0)
+    tl.store(picked_ptr + row, picked, mask=here)
+
+
+@triton.jit(do_not_specialize=("start", "blocks"))
+def _gradient_kernel(
+    values_ptr,  # fp32 [rows, columns]
+    labels_ptr,  # int64 [rows]
+    shift_ptr,  # fp32 [rows], as the next two
+    factor_ptr,
+    label_ptr,
+    out_ptr,  # [rows, columns], perhaps the values' memory
+    start,
+    columns,
+    blocks,  # of a row
+    inverse_cap,  # 1 / softcap
+    CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of a row."""
+    row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    label = tl.load(labels_ptr + row) - start
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    x = tl.load(values_ptr + row * columns + column, mask=inside, other=0.0)
+    value = exp(x - tl.load(shift_ptr + row)) * tl.load(factor_ptr + row)
+    value = tl.where(column == label, tl.load(label_ptr + row), value)
+    if CAPPED:
+        tanh = x * inverse_cap
+        value *= (1.0 - tanh) * (1.0 + tanh)
+    out = value.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * columns + column, out, mask=inside)
+
+
+def linear_log_sums_(
+    values: Tensor,
+    labels: Tensor,
+    start: int,
+    maximum: Tensor,
+    others: Tensor,
+    picked: Tensor,
+    keep: bool,
+) -> None:
+    """Launches what ``linear_rows.add_log_sums`` computes; the values stay in any case."""
+    rows, columns = values.shape
+    if rows == 0:
+        return
+    with common.on_device(values):
+        _log_sums_kernel[(rows,)](
+            values,
+            labels,
+            maximum,
+            others,
+            picked,
+            start,
+            columns,
+            BLOCK=min(BLOCK, common.power_of_two(columns)),
+            num_warps=WARPS,
+            **common.STRICT,
+        )
+
+
+def linear_gradient(
+    values: Tensor,
+    labels: Tensor,
+    start: int,
+    shift: Tensor,
+    factor: Tensor,
+    label: Tensor,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launches what ``linear_rows.gradient`` computes."""
+    rows, columns = values.shape
+    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
+    if rows == 0:
+        return out
+    block = min(BLOCK, common.power_of_two(columns))
+    blocks = triton.cdiv(columns, block)
+    with common.on_device(values):
+        _gradient_kernel[(rows * blocks,)](
+            values,
+            labels,
+            shift,
+            factor,
+            label,
+            out,
+            start,
+            columns,
+            blocks,
+            0.0 if softcap is None else 1.0 / softcap,
+            CAPPED=softcap is not None,
+            BLOCK=block,
+            num_warps=WARPS,
+            **common.STRICT,
+        )
+    return out
