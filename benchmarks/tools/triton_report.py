@@ -199,6 +199,8 @@ def linear_launches(
         op.linear_gradient(values, labels, 0, row, row, row, softcap, dtype)
     capped = "" if softcap is None else ", capped"
     return named(launches, f"tile of {classes}{capped}", dtype, values.numel())
+
+
 def sample_launches(
     samples: int, positions: int, outputs: int, features: int, dtype: torch.dtype
 ) -> list[Launch]:
