@@ -88,7 +88,7 @@ def run(seed: int) -> dict[str, list[float]]:
     split = digits.make_split("wrong labels", seed)
     original = digits.train(split.train, seed)
     forget, retain = digits.ordered(split.forget), digits.ordered(split.retain)
-    mask = sf.estimate_mask(original, forget=forget, retain=retain)
+    mask = sf.estimate_mask(original, forget=forget, retain=retain, estimator="batch")
     found, start, base = {}, flat(original.parameters()), None
     for how in (FP32, OTHER, BF16, NEAREST):
         model = unlearned(original, split, mask, how, seed)

@@ -257,3 +257,38 @@ def test_a_compiled_model_is_seen_through():
     inside[0].compile(backend="eager")
     inside(batches[0][0])
     assert same(dict(estimate_fisher(inside, batches)), dict(wanted))
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x, scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx, delta):
+        x, scale = ctx.saved_tensors
+        return delta * scale, (delta * x).sum(0)
+
+
+def test_a_function_that_no_mode_sees_is_not_passed_over():
+    """A kernel of somebody's own: without a look at it, its weight would have a Fisher of zero."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.ones(6)), nn.Linear(6, CLASSES)
+
+        def forward(self, x):
+            return self.head(_Scale.apply(x, self.scale))
+
+    model = Own()
+    model.scale.grad = grad = torch.full((6,), 3.0)
+    with pytest.warns(RuntimeWarning, match=r"not 'sample': scale \(a function that torch shows"):
+        found = estimate_fisher(model, rows(8))
+    assert found.metadata["estimator"] == "batch"
+    assert found["scale"].all()
+    with pytest.raises(RuntimeError, match=r"estimator: expected a model that torch.func.vmap can"):
+        estimate_fisher(model, rows(8), estimator="sample")
+    assert model.scale.grad is grad
+    assert torch.equal(grad, torch.full((6,), 3.0))

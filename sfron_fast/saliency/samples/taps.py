@@ -83,7 +83,7 @@ class Taps(TorchFunctionMode):
     def __init__(self, model: nn.Module, names: dict[str, nn.Parameter]) -> None:
         super().__init__()
         self.model = model
-        self.wanted = set(names)
+        self.names = names
         # by identity; kept alive, so that no other tensor gets the number
         self.by_id: dict[int, Entry] = {id(p): (p, n, False) for n, p in names.items()}
         self.derived: dict[int, Entry] = {}
@@ -95,12 +95,20 @@ class Taps(TorchFunctionMode):
     def telling(self, sink: Sink, samples: int) -> Iterator[None]:
         """One forward and backward over a batch of ``samples``, told to ``sink``."""
         self.sink, self.samples = sink, samples
+        before = {name: p.grad for name, p in self.names.items()}
+        for p in self.names.values():
+            p.grad = None
         try:
             with _eagerly(), self:
                 yield
+            for name, p in self.names.items():
+                if p.grad is not None:  # no call of a torch function had it, and detached it
+                    sink.left(name, "a function that torch shows to no mode")
         finally:
             self.sink = None
             self.derived.clear()
+            for name, p in self.names.items():
+                p.grad = before[name]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -172,7 +180,7 @@ class Taps(TorchFunctionMode):
     def _gathered(self, tensor: Tensor) -> Entry | None:
         """``fully_shard`` puts whole parameters in the place of its shards while a layer runs."""
         for name, parameter in self.model.named_parameters():
-            if parameter is tensor and name in self.wanted:
+            if parameter is tensor and name in self.names:
                 self.by_id[id(tensor)] = (tensor, name, False)
                 return self.by_id[id(tensor)]
         return None
