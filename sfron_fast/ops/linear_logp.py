@@ -1,9 +1,11 @@
 """Log-probabilities of labels under a language model's head, without all its logits in memory."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import registry
 from .dtypes import accumulate_dtype
@@ -12,6 +14,7 @@ from .linear_arguments import check, derived, empty_gradients, prepared
 from .linear_tiles import (
     Head,
     LogSums,
+    Tile,
     counted_rows,
     head_gradients,
     logit_tiles,
@@ -97,17 +100,33 @@ def gradient(
         rows, multiplied(hidden), grad_logp, grad_lse, labels, logp
     )
     log_sums = torch.stack(taken(rows, *log_sums))
+    tiles, size = gradient_tiles(grad_logp, grad_lse, hidden, labels, logp, log_sums, head)
+    found = head_gradients(tiles, hidden, head, size, needed)
+    to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)
+    if needed[0]:
+        to_hidden = spread(rows, to_hidden, total).to(weight.dtype)
+    return to_hidden, to_weight, to_bias
+
+
+def gradient_tiles(
+    grad_logp: Tensor,
+    grad_lse: Tensor,
+    hidden: Tensor,
+    labels: Tensor,
+    logp: Tensor,
+    log_sums: Tensor,
+    head: Head,
+) -> tuple[Iterator[Tile], Tensor]:
+    """Of rows that all have a label: tiles of d / d logits, but for each row's size [rows] and the
+    head's logit_scale.
+    """
     size = torch.maximum(grad_logp.abs(), grad_lse.abs())
     size = torch.where(size == 0, 1.0, size)
     to_logp, to_lse = grad_logp / size, grad_lse / size
     label = to_lse * logp.exp() - to_logp * torch.expm1(logp)
     factor, dtype = to_lse - to_logp, hidden.dtype
     tiles = softmax_tiles(logit_tiles(hidden, head), head, labels, log_sums, factor, label, dtype)
-    found = head_gradients(tiles, hidden, head, size, needed)
-    to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)
-    if needed[0]:
-        to_hidden = spread(rows, to_hidden, total).to(weight.dtype)
-    return to_hidden, to_weight, to_bias
+    return tiles, size
 
 
 SCHEMA = (
@@ -240,6 +259,11 @@ def linear_logp(
         ValueError: wrong shape, dtype, device or range, a DTensor, or (on the CPU) a label that is
             no class.
     """
+    given = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if has_torch_function(given):  # a mode that looks on, as the Fisher of samples does
+        named: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+        named["ignore_index"] = ignore_index
+        return handle_torch_function(linear_logp, given, hidden, weight, labels, **named)
     hidden, weight, bias = prepared(hidden, weight, bias)
     op = kernel("linear_logp", differentiable, hidden)
     logp, lse = op(

@@ -142,3 +142,56 @@ def test_a_sample_alone_has_the_bits_of_its_place():
         for name, f in whole.items():
             # the layers' own products may round otherwise in batches of another size
             torch.testing.assert_close(parts[name], f, rtol=64 * U, atol=0)
+
+
+class Headed(Tied):
+    """The loss of every token without its logits."""
+
+    def __init__(self, numbers) -> None:
+        super().__init__(checkpoints=False)
+        self.numbers = numbers
+        self.bias = nn.Parameter(0.1 * torch.randn(TOKENS))
+
+    def forward(self, ids, labels):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = x + self._block(block, x)
+        hidden = self.norm(x).flatten(0, 1)
+        found = sf.linear_logp(
+            hidden, self.tokens.weight, labels.flatten(), bias=self.bias, **self.numbers
+        )
+        return [part.view(labels.shape) for part in found]
+
+
+class TokenLoss(sf.Task):
+    """The mean over a sample's labelled tokens, and a little of lse^2."""
+
+    def losses(self, model, batch):
+        logp, lse = model(*batch)
+        counted = (batch[1] != -100).sum(1)
+        return (1e-2 * lse**2 - logp).sum(1) / counted
+
+
+@pytest.mark.parametrize("numbers", [{}, {"softcap": 3.0, "logit_scale": 0.5}], ids=["", "capped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_in_tiles(numbers, dtype, monkeypatch):
+    """A tied head whose logits are never all there; tiles of 6 of the 20 tokens."""
+    monkeypatch.setattr(sf.ops.linear_tiles, "tile_classes", lambda rows, classes, device: 6)
+    batches = sentences(5, TOKENS, each=True)
+    for _, labels in batches:
+        labels[0, 2:4] = -100
+    model, task = built(lambda: Headed(numbers)), TokenLoss()
+    exact = built(lambda: Headed(numbers)).double()
+    total = {n: torch.zeros_like(p) for n, p in exact.named_parameters()}
+    for ids, labels in batches:
+        for i in range(len(ids)):
+            exact.zero_grad()
+            task.losses(exact, (ids[i : i + 1], labels[i : i + 1])).sum().backward()
+            for name, p in exact.named_parameters():
+                total[name] += p.grad**2 / 6
+    found = sf.estimate_fisher(model.to(dtype), batches, task=task)
+    assert found.metadata["estimator"] == "sample"
+    relative = 2e-5 if dtype == torch.float32 else 1e-12
+    for name, wanted in total.items():
+        atol = float(relative * wanted.max())
+        torch.testing.assert_close(found[name].double(), wanted, rtol=relative, atol=atol)

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .heads import head, linear_logp
 from .products import addmm, convolution, embedding, linear, matmul
 from .uses import Use
 from .vectors import add, batch_norm, expand, group_norm, layer_norm, multiply, rms_norm
 
 KNOWN: dict[Any, Callable[..., list[Use]]] = {
     F.linear: linear,
+    linear_logp: head,
     torch.matmul: matmul,
     torch.Tensor.matmul: matmul,
     torch.mm: matmul,

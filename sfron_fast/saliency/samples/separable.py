@@ -145,8 +145,9 @@ def _may_be_shared(ids: Tensor) -> bool:
 
 def _in_two_ways(uses: list[Use]) -> bool:
     """Whether the parts of one parameter cannot be added up before they are squared."""
-    kinds = {use.kind for use in uses}
-    return "vector" in kinds and len(kinds) > 1
+    kinds = [use.kind for use in uses]
+    tiles = any(use.tiled for use in uses) and kinds.count("product") > 1
+    return tiles or ("vector" in kinds and len(set(kinds)) > 1)
 
 
 def _same(model: nn.Module, task: Task, pair: Any, losses: Tensor, rounding: float) -> bool:

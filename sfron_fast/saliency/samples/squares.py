@@ -16,7 +16,7 @@ from ...errors import require
 from ...ops.dtypes import accumulate_dtype
 from ...ops.layout import is_sharded, orders_of
 from .taps import SECOND, SPREAD
-from .uses import Use
+from .uses import Tiles, Use
 
 KINDS = ("product", "rows", "vector")
 
@@ -28,7 +28,7 @@ class _Open:
         self.calls: Counter[str] = Counter()
         self.pieces: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.ids: list[Tensor] = []  # [samples, positions] of every call that reads rows
-        self.beside: list[Tensor] | None = None  # by sample, the product's part in those rows
+        self.beside: list[Tensor] = []  # by sample, the product's part in those rows
         self.sum: Tensor | None = None  # where squares go
 
     def all_there(self, kind: str) -> bool:
@@ -53,6 +53,7 @@ class SampleSquares:
         self.reached: set[str] = set()
         self._open: dict[str, _Open] = {}
         self._backward = False
+        self._device = torch.device("cpu")  # of the gradients
 
     # --- what the taps tell -----------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class SampleSquares:
         self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
     ) -> None:
         """A call's gradient has come."""
-        self._backward = True
+        self._backward, self._device = True, delta.device
         first = 0
         for name, use in uses:
             kept = saved[first : first + len(use.saved)]
@@ -110,10 +111,10 @@ class SampleSquares:
 
     def _add(self, name: str, entry: _Open, kind: str, samples: int) -> None:
         self.reached.add(name)
-        if kind == "rows" and entry.calls["product"] and entry.beside is None:
+        if kind == "rows" and entry.calls["product"]:
             return  # a tied head comes first
         if entry.sum is None:
-            entry.sum = self._sum(name, entry.pieces[kind][0])
+            entry.sum = self._sum(name)
         pieces, entry.pieces[kind] = entry.pieces[kind], []
         if self.counted:
             {"product": self._product, "rows": self._rows, "vector": self._vector}[kind](
@@ -121,7 +122,6 @@ class SampleSquares:
             )
         if kind == "product":
             entry.calls["product"] = 0
-            entry.beside = entry.beside or []
             if entry.all_there("rows"):
                 return self._add(name, entry, "rows", samples)
             if entry.calls["rows"]:
@@ -129,12 +129,12 @@ class SampleSquares:
         self._close(name, entry)
         return None
 
-    def _sum(self, name: str, piece: Any) -> Tensor:
+    def _sum(self, name: str) -> Tensor:
         value = self.values[name]
         if not is_sharded(value):
             return value
-        beside = piece if isinstance(piece, Tensor) else piece[0]  # offloaded shards lie elsewhere
-        return torch.zeros(value.shape, dtype=value.dtype, device=beside.device)
+        # offloaded shards lie elsewhere
+        return torch.zeros(value.shape, dtype=value.dtype, device=self._device)
 
     def _close(self, name: str, entry: _Open) -> None:
         """Of a sharded parameter the ranks' sums are added up, each rank's shard on that rank."""
@@ -150,26 +150,29 @@ class SampleSquares:
         entry.sum = None
 
     def _product(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
+        if len(pieces) == 1 and isinstance(pieces[0], Tiles):
+            tiles = pieces[0].each()
+        else:
+            tiles = iter([(0, len(total), *self._joined(total, pieces))])
+        rows = torch.cat(entry.ids, 1) if entry.ids else None
+        own = [] if rows is None else [rows[s].unique() for s in range(samples)]
+        if own:
+            entry.beside = [total.new_zeros(len(ids), total.shape[1]) for ids in own]
+        for start, stop, deltas, inputs in tiles:
+            for s, ids in enumerate(own):
+                here = (ids >= start) & (ids < stop)
+                columns = deltas[s].index_select(-1, ids[here] - start)
+                entry.beside[s][here] = _wide(columns).t() @ _wide(inputs[s])
+            product(total[start:stop], deltas, inputs, self.weight)
+
+    def _joined(self, total: Tensor, pieces: list[Any]) -> tuple[Tensor, Tensor]:
+        """One sum over the positions of all calls."""
         deltas, inputs = pieces[0]
-        if len(pieces) > 1:  # one sum over the positions of all calls
+        if len(pieces) > 1:
             deltas = torch.cat([d.flatten(1, -2) for d, _ in pieces], 1)
             width = total.dim() - 1
             inputs = torch.cat([x.flatten(1, -1 - width) for _, x in pieces], 1)
-        if entry.ids:
-            entry.beside = self._beside(entry.ids, deltas, inputs, samples)
-        product(total, deltas, inputs, self.weight)
-
-    def _beside(
-        self, ids: list[Tensor], deltas: Tensor, inputs: Tensor, samples: int
-    ) -> list[Tensor]:
-        """The product in the rows of each sample's own tokens [tokens, width]."""
-        rows = torch.cat(ids, 1)
-        found = []
-        for s in range(samples):
-            own = rows[s].unique()
-            columns = deltas[s].index_select(-1, own)
-            found.append(_wide(columns).t() @ _wide(inputs[s]))
-        return found
+        return deltas, inputs
 
     def _rows(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
         """(a + b)^2 of an embedding's b and, where its weight is also the head's, the a there: a^2

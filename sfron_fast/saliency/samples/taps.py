@@ -136,7 +136,11 @@ class Taps(TorchFunctionMode):
             for key in unknown:
                 self.sink.left(found[key][1], func)
         out = func(*_put(args, bare), **{k: _put((v,), bare)[0] for k, v in kwargs.items()})
-        return self._tapped(out, told) if told else out
+        if not told:
+            return out
+        if isinstance(out, tuple):  # rows of several numbers
+            return self._tapped(torch.stack(out, 1), told).unbind(1)
+        return self._tapped(out, told)
 
     def _told(
         self, func: Any, args: tuple[Any, ...], kwargs: Any, found: dict[int, Entry]

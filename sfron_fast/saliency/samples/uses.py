@@ -8,7 +8,7 @@ With delta the gradient of the output, sample by sample:
 - vector: of biases, norms and what is added or multiplied, as large as the parameter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,16 @@ class Use:
     # (delta, saved, cut) -> (deltas [samples, positions..., out], inputs [samples, positions...,
     # in...]) | (deltas [samples, positions, width], ids [samples, positions]) | [samples, *shape]
     read: Callable[[Tensor, tuple[Tensor, ...], Cut], Any]
+    tiled: bool = False  # a product that read gives in Tiles
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A product in parts: ``each()`` gives (first row, end, deltas, inputs), whose deltas belong to
+    these rows of the parameter.
+    """
+
+    each: Callable[[], Iterator[tuple[int, int, Tensor, Tensor]]]
 
 
 def flat(by_sample: Tensor) -> Tensor:
