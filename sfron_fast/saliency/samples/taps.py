@@ -70,7 +70,9 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        ctx.tell(delta, ctx.saved_tensors)
+        saved = ctx.saved_tensors  # with the mode on, for what a checkpoint runs again
+        with torch._C.DisableTorchFunction():  # it has nothing to see in our own arithmetic
+            ctx.tell(delta, saved)
         return (
             delta if ctx.needs_input_grad[0] else None,
             *(None for _ in ctx.needs_input_grad[1:]),
