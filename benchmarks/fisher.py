@@ -2,10 +2,10 @@
 
 A whole pass of ``estimate_fisher`` over the same batches, on four models: squared batch means, each
 sample's squares by saved inputs and output gradients, and each sample's squares by torch.func.vmap
-(32 samples at a time, timed twice at most), which is how they were made before. Rounds of all arms
-one after another; medians. Peak: what torch's allocator holds at most above the model and the data, in units of the
-model's weights in fp32. Error: of the sums of samples, largest difference from vmap's over the
-largest value of the parameter, worst parameter.
+(32 samples at a time; timed twice, as it takes minutes), which is how they were made before. Rounds
+of all arms one after another; medians. Peak: what torch's allocator holds at most above the model
+and the data, in units of the model's weights in fp32. Error: of the sums of samples, largest
+difference from vmap's over the largest value of the parameter, worst parameter.
 """
 
 import gc

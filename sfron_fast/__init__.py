@@ -23,6 +23,15 @@ from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
 from .tasks import Classification, Task
 from .version import __version__
+from .weights import (
+    ceu_weights,
+    dpo_weights,
+    npo_weights,
+    satimp_weights,
+    simnpo_weights,
+    wga_weights,
+    with_ceiling,
+)
 
 __all__ = [
     "Classification",
@@ -39,6 +48,8 @@ __all__ = [
     "adaptive_cross_entropy_sum_",
     "adaptive_mse",
     "adaptive_weights",
+    "ceu_weights",
+    "dpo_weights",
     "estimate_fisher",
     "estimate_mask",
     "evaluate",
@@ -46,7 +57,12 @@ __all__ = [
     "linear_logp",
     "linear_logp_stats",
     "linear_soft_target_kl",
+    "npo_weights",
+    "satimp_weights",
+    "simnpo_weights",
     "soft_target_kl",
     "step_in_backward",
     "unlearn",
+    "wga_weights",
+    "with_ceiling",
 ]

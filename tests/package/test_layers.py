@@ -24,6 +24,7 @@ ROOMS = {
     "functional": {"ops"},
     "heads": {"ops"},
     "losses": {"errors", "ops"},
+    "weights": {"errors", "ops"},
     "tasks": {"errors", "data", "losses"},
     "evaluation": {"errors", "files", "data", "models", "tasks"},
     "saliency": {
@@ -62,6 +63,7 @@ ROOMS = {
         "optim",
         "methods",
         "tasks",
+        "weights",
     },
     "__main__": {"", "ops", "demo"},
 }
