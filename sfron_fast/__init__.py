@@ -2,6 +2,7 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
+from .evaluation.reference_losses import reference_losses
 from .heads import (
     linear_adaptive_cross_entropy,
     linear_logp,
@@ -58,6 +59,7 @@ __all__ = [
     "linear_logp_stats",
     "linear_soft_target_kl",
     "npo_weights",
+    "reference_losses",
     "satimp_weights",
     "simnpo_weights",
     "soft_target_kl",

@@ -12,6 +12,7 @@ from ..errors import warn
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
 NATS = 0.01
 SHARE = 0.01  # the same for a loss of the caller's, in units of itself
+_LISTS = ("losses", "norms", "retained", "reached")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -40,18 +41,24 @@ class Outcome:
         self.losses: list[Tensor] = []  # [] each: the mean of a forget batch before its step
         self.norms: list[Tensor] = []  # of the masked forget gradients
         self.retained: list[Tensor] = []  # bool: the retain step was done
+        self.reached: list[Tensor] = []  # bool: all samples of a forget step were at the ceiling
         self.pass_length = 0  # forget batches of a pass; 0 = no whole pass yet
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint, so that a resumed run is judged as a whole."""
-        lists = {name: _numbers(getattr(self, name)) for name in ("losses", "norms", "retained")}
+        lists = {name: _numbers(getattr(self, name)) for name in _LISTS}
         return {**lists, "pass_length": self.pass_length, "before": self.before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what ``state_dict`` returned."""
-        for name in ("losses", "norms", "retained"):
-            setattr(self, name, list(state[name].unbind()))
+        for name in _LISTS:  # a checkpoint of before there was a ceiling has none of it
+            setattr(self, name, list(state.get(name, torch.zeros(0)).unbind()))
         self.pass_length, self.before = state["pass_length"], state["before"].cpu()
+
+    @property
+    def forgotten(self) -> int:
+        """Forget steps skipped because all of their samples were at the ceiling."""
+        return int(_numbers(self.reached).sum())
 
     def judge(self, history: list[dict[str, float]], floor: float | None) -> None:
         """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits."""
@@ -71,6 +78,11 @@ class Outcome:
             return (
                 f"nothing was retained: all {len(retained)} retain steps had losses that are not"
                 f" finite; {remedy}"
+            )
+        if self.reached and self.forgotten == len(self.losses):
+            return (
+                f"nothing was forgotten: in all {len(self.losses)} forget steps the losses were at"
+                " the ceiling; look at the recipe's ceiling and reference_loss"
             )
         if len(norms) and not norms.nan_to_num(1.0).any():
             return (
@@ -94,6 +106,8 @@ class Outcome:
             first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
             fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
             return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
+        if self.forgotten:
+            return ""  # the ceiling was reached, and losses need not rise further
         losses, length = _numbers(self.losses), self.pass_length
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.batches import model_device
 from ..data.endless import EndlessLoader, random_state, set_random_state
@@ -28,6 +28,7 @@ from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
 from ..tasks.task import check_depends
+from ..weights import with_ceiling
 from .outcome import Outcome
 from .run_folder import FORMAT, RunFolder, check_readable, save_whole
 from .sfron import Recipe
@@ -43,6 +44,7 @@ class UnlearnResult:
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per evaluation
     seconds: float = 0.0  # Fisher and mask included, evaluations and checkpoints excluded
     skipped_steps: int = 0
+    forgotten_steps: int = 0  # of them: forget steps whose samples had all reached the ceiling
     stopped_early: bool = False
 
 
@@ -171,24 +173,38 @@ class Run:
         batch = self.forget.batch(self.task, self.device)
         if self.forget.passes == 2 and not self.outcome.pass_length:
             self.outcome.pass_length = len(self.outcome.losses)
-        temperature, floor = self.recipe.temperature, self.recipe.loss_floor
         kept = keep_buffers(self.model)
         try:
-            loss, each = self.task.adaptive_loss(self.model, batch, temperature, floor)
+            loss, each, reached = self._forget_loss(batch)
             check_depends(loss, self.task)
         except Exception:
             put_back(kept)  # bad input changes nothing
             raise
         (-weight * loss).backward()
+        if self.recipe.ceiling is not None:
+            self.optimizer.found_inf = reached.float()  # skipped on the device, and counted
+            self.outcome.reached.append(reached)
         self.optimizer.forget_step()
+        self.optimizer.found_inf = None
         norm = self.optimizer.grad_norm
         if not self.recipe.forget_updates_buffers:
             put_back(kept)
-        elif norm is not None:
-            put_back(kept, unless=torch.isfinite(norm))  # a skipped step changes nothing
+        else:  # a skipped step changes nothing
+            put_back(kept, unless=~reached if norm is None else torch.isfinite(norm) & ~reached)
         self.outcome.losses.append(each.detach().mean())
         if norm is not None:
             self.outcome.norms.append(norm.detach().clone())
+
+    def _forget_loss(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [], losses [samples], and whether all have reached the recipe's ceiling: bool []."""
+        recipe = self.recipe
+        weighing = self.model, batch, recipe.temperature, recipe.loss_floor
+        if recipe.ceiling is None or recipe.reference_loss is None:
+            loss, each = self.task.adaptive_loss(*weighing)
+            return loss, each, loss.new_zeros((), dtype=torch.bool)
+        limit = recipe.ceiling, recipe.reference_loss
+        loss, each = self.task.ceiling_loss(*weighing, *limit)
+        return loss, each, ~with_ceiling(torch.ones_like(each), each, *limit).any()
 
     def _retain_step(self) -> None:
         batch = self.retain.batch(self.task, self.device)

@@ -64,8 +64,14 @@ class RunFolder:
             version,
             "finish the run with the version that began it, or start again in another folder",
         )
-        # checkpoints from before the setting: the mask, all that it decides, is in the folder
-        same = {"zero_over_zero": recipe.zero_over_zero, **theirs} == asdict(recipe)
+        # checkpoints from before a setting; of zero_over_zero the mask, all that it decides, is in
+        # the folder
+        earlier = {
+            "zero_over_zero": recipe.zero_over_zero,
+            "ceiling": None,
+            "reference_loss": None,
+        }
+        same = {**earlier, **theirs} == asdict(recipe)
         require(
             same,
             "checkpoint",

@@ -43,6 +43,11 @@ class Recipe:
         slow_lr: alpha.
         temperature: lambda.
         loss_floor: smallest loss used in a weight.
+        ceiling: a forget sample whose loss has reached ``ceiling`` times ``reference_loss`` has
+            forgotten enough and weighs 0; a forget step whose samples all have is skipped. None =
+            no end.
+        reference_loss: mean loss of samples the model has never seen (a holdout set), by the model
+            before the run; with a ceiling.
         threshold: gamma; None = every weight is salient, and no Fisher is estimated.
         zero_over_zero: whether weights whose Fishers are both exactly 0 are selected too
             (``SaliencyMask.from_fisher``).
@@ -67,6 +72,8 @@ class Recipe:
     slow_lr: float = 1.0
     temperature: float = 0.5
     loss_floor: float = LOSS_FLOOR
+    ceiling: float | None = None
+    reference_loss: float | None = None
     threshold: float | None = 1.0
     zero_over_zero: bool = False
     estimator: Estimator = "sample"
@@ -125,9 +132,15 @@ class Recipe:
         for name in ("lr", "forget_weight", "temperature", "momentum", "weight_decay"):
             number(name, getattr(self, name), 0.0)
         number("loss_floor", self.loss_floor, 0.0, open_low=True)
-        for name in ("forget_lr", "max_norm", "threshold"):
+        for name in ("forget_lr", "max_norm", "threshold", "ceiling", "reference_loss"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), 0.0, open_low=name != "forget_lr")
+        require(
+            (self.ceiling is None) == (self.reference_loss is None),
+            "ceiling",
+            "it and reference_loss, or neither",
+            f"{self.ceiling} and {self.reference_loss}",
+        )
         number("slow_lr", self.slow_lr, 0.0, 1.0, open_low=True)
         check_betas(self.betas)
         require(
@@ -153,6 +166,8 @@ class Recipe:
             "forget_weight",
             "temperature",
             "loss_floor",
+            "ceiling",
+            "reference_loss",
             "threshold",
             "momentum",
             "weight_decay",

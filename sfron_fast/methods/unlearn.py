@@ -156,6 +156,7 @@ def unlearn(
                     run.save()
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
+    run.result.forgotten_steps = run.outcome.forgotten
     if not run.result.stopped_early:
         run.outcome.judge(run.result.history, guard.floor)
     return run.result

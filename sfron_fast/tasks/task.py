@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..data.batches import call, move_tensors, tensors_in
 from ..errors import require
 from ..losses import adaptive_weights
+from ..weights import with_ceiling
 
 
 class Units(NamedTuple):
@@ -101,6 +102,21 @@ class Task:
         values = self.checked(self.losses(model, batch), batch)
         return (adaptive_weights(values, temperature, floor) * values).sum(), values
 
+    def ceiling_loss(
+        self,
+        model: nn.Module,
+        batch: Any,
+        temperature: float,
+        floor: float,
+        ceiling: float,
+        reference: float,
+    ) -> tuple[Tensor, Tensor]:
+        """As ``adaptive_loss``; samples whose loss has reached ceiling * reference weigh 0
+        (``with_ceiling``), the others what they did.
+        """
+        values = self.checked(self.losses(model, batch), batch)
+        return below_ceiling(values, temperature, floor, ceiling, reference), values
+
     def units(self, outputs: Any, batch: Any) -> Units:
         """The losses of the units that samples are made of."""
         raise self._lacks("units")
@@ -152,6 +168,14 @@ class Task:
             f"{self.argument}: expected a task with {named}, which this method asks for, found"
             f" {type(self).__name__} without it; override it"
         )
+
+
+def below_ceiling(
+    values: Tensor, temperature: float, floor: float, ceiling: float, reference: float
+) -> Tensor:
+    """The adaptive loss [] of losses [samples], less those that have reached the ceiling."""
+    weights = with_ceiling(adaptive_weights(values, temperature, floor), values, ceiling, reference)
+    return (weights * values).sum()
 
 
 def check_depends(loss: Tensor, task: Task) -> None:

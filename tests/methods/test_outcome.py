@@ -63,6 +63,80 @@ def test_a_run_that_does_nothing_says_so(said, settings):
     assert caught[0].filename == __file__  # it points at the caller
 
 
+REACHED = {"ceiling": 1e-6, "reference_loss": 1.0}  # by every loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("moments", ["none", "separate"])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_forget_step_at_the_ceiling_is_skipped_and_counted(optimizer, moments, max_norm):
+    """What is left is the run without forgetting: no weight, moment or buffer moves."""
+    recipe = {
+        "optimizer": optimizer,
+        "moments": moments,
+        "max_norm": max_norm,
+        "momentum": 0.9 if optimizer == "sgd" else 0.0,
+        "forget_updates_buffers": True,
+        "forget_lr": 0.5,
+    }
+    with pytest.warns(RuntimeWarning, match="all 4 forget steps the losses were at the ceiling"):
+        found = run(model=build("bn"), mask=random_mask(build("bn")), recipe=recipe | REACHED)
+    assert (found.forgotten_steps, found.skipped_steps) == (4, 4)
+    # samples that cannot be read are skipped too
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        bad = run(
+            forget=[(BAD, Y)], model=build("bn"), mask=random_mask(build("bn")), recipe=recipe
+        )
+    assert bad.skipped_steps == 4
+    assert same(bits(found.model), bits(bad.model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free = run(model=build("bn"), mask=random_mask(build("bn")), recipe=recipe)
+    assert free.forgotten_steps == free.skipped_steps == 0
+    assert not same(bits(found.model), bits(free.model))
+
+
+@pytest.mark.parametrize("loss_fn", [None, lambda o, t: F.cross_entropy(o, t, reduction="none")])
+def test_the_samples_below_the_ceiling_keep_their_weights(loss_fn):
+    """One step, against the loop by hand."""
+    recipe = {"cycles": 1, "lr": 0.0, "slow_lr": 1.0, "forget_decay": "constant"}
+    model = build()
+    losses = F.cross_entropy(model(X), Y, reduction="none")
+    reference = float(losses.detach().median())
+    weights = sf.with_ceiling(sf.adaptive_weights(losses), losses, 1.0, reference)
+    assert 0 < (weights > 0).sum() < len(weights)
+    grads = torch.autograd.grad((weights * losses).sum(), list(model.parameters()))
+    mask = random_mask(build())
+    chosen = [mask.to_bool(n) for n, _ in model.named_parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(recipe=recipe | {"ceiling": 1.0, "reference_loss": reference}, loss_fn=loss_fn)
+    for p, q, g, m in zip(model.parameters(), found.model.parameters(), grads, chosen, strict=True):
+        torch.testing.assert_close(q, p + 0.5 * g * m)
+
+
+def test_a_run_that_reaches_the_ceiling_goes_on_from_a_checkpoint(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(cycle, _):
+        if cycle == 2:
+            raise Stop
+
+    settings = {"recipe": REACHED, "checkpoint": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(Stop):
+        run(on_cycle=stop, **settings)
+    with pytest.warns(RuntimeWarning, match="at the ceiling"):
+        assert run(**settings).forgotten_steps == 4
+
+
+def test_a_ceiling_wants_its_reference():
+    with pytest.raises(ValueError, match=r"^ceiling: expected it and reference_loss"):
+        Recipe.paper(ceiling=1.0)
+    with pytest.raises(ValueError, match=r"^reference_loss: expected a number"):
+        Recipe.paper(ceiling=1.0, reference_loss=-1.0)
+
+
 @pytest.mark.parametrize("every", [0, 1])
 def test_a_run_that_forgets_says_nothing(every):
     settings = {

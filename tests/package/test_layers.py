@@ -25,7 +25,7 @@ ROOMS = {
     "heads": {"ops"},
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
-    "tasks": {"errors", "data", "losses"},
+    "tasks": {"errors", "data", "losses", "weights"},
     "evaluation": {"errors", "files", "data", "models", "tasks"},
     "saliency": {
         "errors",
@@ -50,6 +50,7 @@ ROOMS = {
         "saliency",
         "optim",
         "tasks",
+        "weights",
     },
     "integrations": {"errors", "losses", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
