@@ -292,3 +292,31 @@ def test_a_function_that_no_mode_sees_is_not_passed_over():
         estimate_fisher(model, rows(8), estimator="sample")
     assert model.scale.grad is grad
     assert torch.equal(grad, torch.full((6,), 3.0))
+
+
+def test_a_parameter_added_in_place_is_added_once():
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.head = nn.Linear(6, 8), nn.Linear(8, CLASSES)
+            self.places, self.token = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(2))
+
+        def forward(self, x):
+            x = self.first(x)
+            x += self.places
+            x[:, :2] = self.token
+            return self.head(torch.tanh(x))
+
+    model, batches = Places(), rows(7)
+    with pytest.warns(RuntimeWarning, match=r"2 of 6 .*places \(\w+\), token \(__setitem__\)"):
+        found = estimate_fisher(model, batches, estimator="sample")
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for x, y in batches:
+        for i in range(len(y)):
+            model.zero_grad()
+            F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+            for name, p in model.named_parameters():
+                total[name] += p.grad**2 / 7
+    for name, wanted in total.items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-9)

@@ -132,10 +132,11 @@ class Taps(TorchFunctionMode):
             self.derived[id(out)] = (out, name, transposed != (func in _TRANSPOSED))
             return out
         if unknown:
-            out = func(*args, **kwargs)
-            if not any(t.requires_grad for t in _tensors([out])):
-                return out  # a dtype, a shape
-            for key in unknown:
+            if id(args[0]) in found or not _in_place(func, kwargs):
+                out = func(*args, **kwargs)
+                if not any(t.requires_grad for t in _tensors([out])):
+                    return out  # a dtype, a shape
+            for key in unknown if torch.is_grad_enabled() else ():
                 self.sink.left(found[key][1], func)
         out = func(*_put(args, bare), **{k: _put((v,), bare)[0] for k, v in kwargs.items()})
         if not told:
@@ -210,6 +211,13 @@ def _eagerly() -> Any:
     """What torch.compile has made of a model's parts is passed by: it holds no functions to see."""
     loaded = "torch._dynamo" in sys.modules  # else nothing is compiled
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
+def _in_place(func: Any, kwargs: Any) -> bool:
+    """Whether the function writes to an argument: to try it out would be to do it twice."""
+    name = getattr(func, "__name__", "")
+    trailing = name.endswith("_") and not name.endswith("__")
+    return trailing or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
 
 
 def _swapped(read: Callable[..., Any]) -> Callable[..., Any]:
