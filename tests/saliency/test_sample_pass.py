@@ -320,3 +320,20 @@ def test_a_parameter_added_in_place_is_added_once():
                 total[name] += p.grad**2 / 7
     for name, wanted in total.items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_a_view_with_other_rows_is_not_known():
+    """The weight of a convolution is also a matrix: nothing here adds up the two."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            also = F.linear(x.mean((2, 3)), self.conv.weight.view(4, 3))
+            return self.head(self.conv(x).mean((2, 3)) + also)
+
+    with pytest.warns(RuntimeWarning, match=r"conv.weight \(linear\)"):
+        found = estimate_fisher(Both(), images(3, 4, 4))
+    assert found.metadata["estimator"] == "batch"

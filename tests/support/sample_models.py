@@ -163,3 +163,35 @@ class ByHand(nn.Module):
         x = torch.tanh(torch.addmm(self.offset, x @ self.first, self.second))
         x = self.frozen(x) + x @ self.lora_a.T @ self.lora_b.t()
         return self.head(x * self.gain.view(1, 8))
+
+
+class Windows(nn.Module):
+    """Windows before samples, [windows * samples, 4, width]: as many places as samples in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inside = nn.Conv2d(3, 8, 1), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        n, width, height, across = x.shape
+        x = x.view(n, width, height // 2, 2, across // 2, 2).permute(2, 4, 0, 3, 5, 1)
+        x = self.norm(torch.tanh(self.inside(x.reshape(-1, 4, width))))
+        return self.head(x.view(-1, n, 4, width).mean((0, 2)))
+
+
+class SeveralShapes(nn.Module):
+    """One vector multiplied as [1, n] and added as [n], one bias of two layers, one matrix there
+    and back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.other = nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+        self.bias = self.other.bias
+        self.gain, self.head = nn.Parameter(torch.randn(6)), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(torch.tanh(self.there(x)), self.there.weight.t(), self.bias)
+        return self.head(torch.tanh(self.other(x * self.gain.unsqueeze(0) + self.gain)))

@@ -18,7 +18,7 @@ from ...data.batches import each_tensor
 from ...errors import require
 from ...tasks import Task
 from .squares import cutter
-from .taps import FIRST, SECOND, SPREAD, Taps, backward
+from .taps import FIRST, INNER, SECOND, SPREAD, Taps, backward
 from .uses import Use
 
 _LOWEST = 1e-3  # relative change of a loss, by what is beside it, that rounding does not explain
@@ -131,10 +131,12 @@ def _moved(model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: f
 
 def _next(layout: str, uses: list[Use], unknown: bool) -> str | None:
     """The next layout to try."""
-    if unknown or layout == SECOND or not uses or _in_two_ways(uses):
+    if unknown or layout == INNER or not uses or _in_two_ways(uses):
         return None
     ids = [u.saved[0] for u in uses if u.kind == "rows"]
     shared = bool(ids) and len(ids) == len(uses) and all(_may_be_shared(i) for i in ids)
+    if layout == SECOND:
+        return INNER
     return SPREAD if layout == FIRST and shared else SECOND
 
 

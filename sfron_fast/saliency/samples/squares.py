@@ -15,7 +15,7 @@ from ... import functional
 from ...errors import require
 from ...ops.dtypes import accumulate_dtype
 from ...ops.layout import is_sharded, orders_of
-from .taps import SECOND, SPREAD
+from .taps import INNER, SECOND, SPREAD
 from .uses import Tiles, Use
 
 KINDS = ("product", "rows", "vector")
@@ -193,7 +193,8 @@ class SampleSquares:
             total[own] = b.clamp_min_(0.0) if self.weight > 0 else b
 
     def _vector(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
-        each = sum(pieces[1:], pieces[0]).reshape(samples, -1)
+        # a call may have had the parameter in another shape
+        each = torch.stack([piece.reshape(samples, -1) for piece in pieces]).sum(0)
         order = orders_of([total])
         if order:
             each = each.view(samples, *total.shape).permute(0, *(d + 1 for d in order[0] or ()))
@@ -241,16 +242,21 @@ def cutter(layout: str, samples: int) -> Callable[[Tensor], Tensor]:
         return tensor.unflatten(0, (samples, -1))
 
     def second(tensor: Tensor) -> Tensor:
-        if tensor.dim() > 1 and tensor.shape[1] == samples:
-            return tensor.transpose(0, 1)
+        if tensor.dim() < 2:
+            tensor = tensor.unsqueeze(1)
+        _check_shape(tensor.transpose(0, 1), samples, exactly=True)
+        return tensor.transpose(0, 1)
+
+    def inner(tensor: Tensor) -> Tensor:
         _check_shape(tensor, samples)
         return tensor.unflatten(0, (-1, samples)).transpose(0, 1)
 
-    return second if layout == SECOND else first
+    return {SECOND: second, INNER: inner}.get(layout, first)
 
 
-def _check_shape(tensor: Tensor, samples: int) -> None:
-    good = tensor.dim() > 0 and tensor.shape[0] % samples == 0
+def _check_shape(tensor: Tensor, samples: int, exactly: bool = False) -> None:
+    rows = tensor.shape[0] if tensor.dim() else -1
+    good = rows == samples or (rows % samples == 0 and rows >= 0 and not exactly)
     require(
         good,
         "estimator",

@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from .known import KNOWN
 from .uses import Use
 
-FIRST, SECOND, SPREAD = "samples first", "positions first", "the same for every sample"
+# [samples * k, ...], [positions, samples, ...], [positions * samples, ...], [1, ...] or [positions]
+FIRST, SECOND, INNER = "samples first", "samples second", "samples inside the first"
+SPREAD = "the same for every sample"
 
 # a parameter in another dtype or shape, or with a number added, has the parameter's gradient
 _SAME = {
@@ -80,7 +82,7 @@ class _Tap(torch.autograd.Function):
 
 
 class Taps(TorchFunctionMode):
-    """Inside, every function that gets a trainable parameter runs without its gradient, tapped."""
+    """Inside, a function that gets a trainable parameter runs without its gradient, tapped."""
 
     def __init__(self, model: nn.Module, names: dict[str, nn.Parameter]) -> None:
         super().__init__()
@@ -134,7 +136,11 @@ class Taps(TorchFunctionMode):
         if unknown:
             if id(args[0]) in found or not _in_place(func, kwargs):
                 out = func(*args, **kwargs)
-                if not any(t.requires_grad for t in _tensors([out])):
+                # what derives from a parameter is detached, and cannot tell
+                blind = any(key in self.derived for key in unknown)
+                if not any(
+                    t.requires_grad or (blind and t.is_floating_point()) for t in _tensors([out])
+                ):
                     return out  # a dtype, a shape
             for key in unknown if torch.is_grad_enabled() else ():
                 self.sink.left(found[key][1], func)
@@ -151,8 +157,14 @@ class Taps(TorchFunctionMode):
         """What a known function does with the parameters that are not left to others."""
         told = []
         for use in _uses(func, args, kwargs) if func in KNOWN else []:
-            _, name, transposed = found.get(id(use.parameter), (None, "", False))
-            if name not in self.sink.layouts or (transposed and use.kind != "product"):
+            tensor, name, transposed = found.get(id(use.parameter), (None, "", False))
+            if tensor is None or name not in self.sink.layouts:
+                continue
+            shape = tuple(self.names[name].shape)
+            fits = not transposed
+            if use.kind == "product":  # its rows are those of the parameter itself
+                fits = tuple(tensor.shape) == (shape[::-1] if transposed else shape)
+            if not fits:
                 continue
             told.append((name, replace(use, read=_swapped(use.read)) if transposed else use))
         return told
