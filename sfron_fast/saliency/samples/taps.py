@@ -32,8 +32,6 @@ _SAME = {
     torch.Tensor.reshape,
     torch.Tensor.unsqueeze,
     torch.Tensor.contiguous,
-    torch.unsqueeze,
-    torch.reshape,
 }
 _SUMS = {torch.add, torch.Tensor.add}
 _TRANSPOSED = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
@@ -134,7 +132,7 @@ class Taps(TorchFunctionMode):
             self.derived[id(out)] = (out, name, transposed != (func in _TRANSPOSED))
             return out
         if unknown:
-            if id(args[0]) in found or not _in_place(func, kwargs):
+            if not _in_place(func, kwargs) or id(next(iter(args), None)) in found:
                 out = func(*args, **kwargs)
                 # what derives from a parameter is detached, and cannot tell
                 blind = any(key in self.derived for key in unknown)
@@ -162,9 +160,9 @@ class Taps(TorchFunctionMode):
                 continue
             shape = tuple(self.names[name].shape)
             fits = not transposed
-            if use.kind == "product":  # its rows are those of the parameter itself
+            if use.kind != "vector":  # its rows are those of the parameter itself
                 fits = tuple(tensor.shape) == (shape[::-1] if transposed else shape)
-            if not fits:
+            if not fits or (transposed and use.kind == "rows"):
                 continue
             told.append((name, replace(use, read=_swapped(use.read)) if transposed else use))
         return told
@@ -205,6 +203,8 @@ class Taps(TorchFunctionMode):
         return None
 
     def _same(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+        if not args:
+            return False
         if func in _SUMS:
             return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
         transposes = func in _TRANSPOSED and args[0].dim() == 2
