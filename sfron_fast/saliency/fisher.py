@@ -51,10 +51,10 @@ def estimate_fisher(
     """Diagonal (empirical) Fisher of every trainable parameter over one pass of ``loader``, in eval
     mode.
 
-    "sample" is within a factor of two of "batch": from what linear layers, convolutions, embeddings, norms
-    and parameters added or multiplied get, and the gradient of what they give, each sample's own
-    gradient is squared without being kept (docs/equations.md, 2). It asks that samples are treated
-    apart, which a look at the first batch finds out.
+    "sample" is within a factor of two of "batch": from what linear layers, convolutions,
+    embeddings, norms and parameters added or multiplied get, and the gradient of what they give,
+    each sample's own gradient is squared without being kept (docs/equations.md, 2). It asks that
+    samples are treated apart, which a look at the first batch finds out.
 
     Args:
         model: its parameters, buffers and training flags are as before afterwards.
