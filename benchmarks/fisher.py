@@ -12,13 +12,13 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import sfron_fast as sf
 from sfron_fast.demo import digits
@@ -30,6 +30,7 @@ from sfron_fast.tasks.classification import MeanLoss
 
 from .cases.models import Decoder, ResNet18
 from .harness import provenance
+from .timer import cpu_allocations
 
 ROUNDS = 5
 RESULT = Path(__file__).parent / "results" / "fisher.md"
@@ -96,7 +97,7 @@ def by_vmap(model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]
     one = Pass(model, MeanLoss(loss), params, Ranks(model, None), 32)
     with evaluating(model):
         for batch in batches:
-            for grads in sample_gradients(one, batch, 1.0):
+            for grads in sample_gradients(one, batch):
                 square_into(values, grads, 1.0)
     samples = sum(len(y) for _, y in batches)
     return {n: v / samples for n, v in values.items()}
@@ -111,14 +112,7 @@ def seconds(call: Callable[[], Any]) -> float:
 def peak(call: Callable[[], Any]) -> int:
     """Bytes that torch's allocator holds at most during the call, above what it held before."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    held = highest = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
+    return max(accumulate(cpu_allocations(call), initial=0))
 
 
 def measured(name: str, vmap: bool) -> list[str]:

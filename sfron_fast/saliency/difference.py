@@ -14,10 +14,10 @@ from ..models.names import model_digest
 from ..ops import reference
 from ..ops.layout import local
 from ..tasks import Task
-from ..version import __version__
 from .gradients import Pass
 from .mask import SaliencyMask
 from .samples.one_pass import SamplePass, drawn, sums_like, trainable
+from .selection import versions
 from .shards import whole_bits
 
 
@@ -38,6 +38,7 @@ def difference_mask(
     ranks = Ranks(model, group)
     model = ranks.model
     params = trainable(model)
+    digest = model_digest(model)
     values = sums_like(params)
     alone = ranks if ranks.sharded else Ranks(model, None)
     sides = {"forget": forget, "retain": retain}
@@ -69,7 +70,7 @@ def difference_mask(
             "estimator": "sample",
             "samples": counts[name],
             "no_gradient": sorted(params.keys() - here),
-            "model": model_digest(model),
+            "model": digest,
             "world_size": ranks.size,
         }
     if not ranks.sharded:
@@ -85,10 +86,9 @@ def difference_mask(
         if name not in reached:
             chosen.zero_()
         bits[name] = whole_bits(reference.pack_bits(chosen), value)
-    versions = {"sfron_fast": __version__, "torch": torch.__version__}
     settings = {"threshold": threshold, "zero_over_zero": bool(zero_over_zero), "low_memory": True}
     shapes = {n: tuple(p.shape) for n, p in params.items()}
-    return SaliencyMask(bits, shapes, {**settings, **made, "versions": versions})
+    return SaliencyMask(bits, shapes, {**settings, **made, "versions": versions()})
 
 
 def _count(task: Task, loader: Iterable[Any], name: str, ranks: Ranks) -> int:

@@ -196,9 +196,9 @@ def _estimate(
         once = draws == 1 or estimator == "sample"
         require(once, "draws", f"1, with estimator {estimator!r}", draws, "use 'sample'")
         apart = estimator in ("sample", "rank") and not ranks.sharded  # ranks meet at the end
-        one_pass = Pass(model, task, params, alone if apart else ranks, chunk_size)
-        if estimator == "sample":
-            one_pass = squares.one
+        one_pass = squares.one
+        if estimator != "sample" and not apart:
+            one_pass = Pass(model, task, params, ranks, chunk_size)
 
         # sums of squares in fp32, from zero or from where an earlier estimate stood
         reached: set[str] = set()
@@ -221,10 +221,10 @@ def _estimate(
             weight = float(mine if apart else count)
             if estimator == "batch_equal":
                 weight = 1.0
-            for grads in batch_gradients(one_pass, batch, 1.0 if apart else mine / count):
-                square_into(values, grads, weight)
-                reached |= grads.keys()
-                del grads  # freed before the next backward
+            grads = batch_gradients(one_pass, batch, 1.0 if apart else mine / count)
+            square_into(values, grads, weight)
+            reached |= grads.keys()
+            del grads  # freed before the next backward
     reached |= squares.reached
 
     # the ranks' sums added up, and the mean over samples or batches

@@ -53,7 +53,7 @@ class Pass:
             require(good, name, "a finite loss", f"{loss.tolist()} in draw {draw}", remedy)
 
 
-def batch_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]:
+def batch_gradients(one: Pass, batch: Any, share: float) -> Gradients:
     """The gradient of the batch's mean loss, of which this rank has ``share`` of the samples; it
     has None of a batch without any.
     """
@@ -61,19 +61,26 @@ def batch_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]:
     if batch is not None:
         loss = one.mean_loss(batch)
         one.losses.append(loss.detach().reshape(1))
-    yield one.ranks.gradients(loss, share, one.params)
+    return one.ranks.gradients(loss, share, one.params)
 
 
-def sample_gradients(one: Pass, batch: Any, share: float) -> Iterator[Gradients]:
+def by_sample(task: Task, batch: Any) -> bool:
+    """Whether every tensor of a batch can be cut into its samples."""
+    samples = task.samples(batch)
+    return all(isinstance(t, Tensor) and t.shape[:1] == (samples,) for t in tensors_in(batch))
+
+
+def check_by_sample(task: Task, batch: Any) -> None:
+    """Raise ValueError for a batch that is not ``by_sample``."""
+    expected = "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]"
+    require(by_sample(task, batch), "estimator", expected, "'sample'")
+
+
+def sample_gradients(one: Pass, batch: Any) -> Iterator[Gradients]:
     """Every sample's own gradient, differentiated ``chunk_size`` of them at a time."""
     task, model = one.task, one.model
     count, tensors = task.samples(batch), tensors_in(batch)
-    require(
-        all(isinstance(t, Tensor) and t.shape[:1] == (count,) for t in tensors),
-        "estimator",
-        "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]",
-        "'sample'",
-    )
+    check_by_sample(task, batch)
     reached = _reached(one, each_tensor(batch, lambda t: t[:1]))
     losses_of = _Losses(task, model.module if isinstance(model, nn.DataParallel) else model)
     prefix = "module." if isinstance(model, nn.DataParallel) else ""

@@ -73,12 +73,17 @@ def without_zeros(packed: list[Tensor], forget: list[Tensor], retain: list[Tenso
 
 def provenance(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Any]:
     """How two Fishers were made, and by which versions."""
-    from ..version import __version__
-
     sides = {
         side: getattr(f, "metadata", {}) for side, f in (("forget", forget), ("retain", retain))
     }
-    return {**sides, "versions": {"sfron_fast": __version__, "torch": torch.__version__}}
+    return {**sides, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of what makes a mask."""
+    from ..version import __version__
+
+    return {"sfron_fast": __version__, "torch": torch.__version__}
 
 
 def largest(values: Tensor, fraction: float) -> Tensor:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.linear_logp import forward, gradient_tiles, linear_logp
+from ...ops.dtypes import wide
+from ...ops.linear_logp import forward, gradient_tiles
 from ...ops.linear_tiles import Head, counted_rows, multiplied, spread, taken
-from .uses import Cut, Tiles, Use, wide
-
-__all__ = ["head", "linear_logp"]
+from .uses import Cut, Tiles, Use
 
 
 def head(

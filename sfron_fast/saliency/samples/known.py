@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .heads import head, linear_logp
+from ...ops.linear_logp import linear_logp
+from .heads import head
 from .products import addmm, convolution, embedding, linear, matmul
 from .uses import Use
 from .vectors import add, batch_norm, expand, group_norm, layer_norm, multiply, rms_norm

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.batches import tensors_in
 from ...errors import require, warn
 from ...ops.dtypes import accumulate_dtype
 from ...ops.lists import zeroed
 from ...tasks import Task
 from ...tasks.task import check_depends
-from ..gradients import Pass, sample_gradients, square_into
+from ..gradients import Pass, by_sample, check_by_sample, sample_gradients, square_into
 from .separable import Found, check_apart, look
 from .squares import SampleSquares
 from .taps import Taps, backward
@@ -49,11 +48,10 @@ class SamplePass:
 
     def why_not(self, batch: Any) -> str:
         """Why this model's samples cannot all be told apart here; "" if they can."""
-        if not _by_sample(self.one.task, batch):
+        if not by_sample(self.one.task, batch):
             return "inputs are not tensors [samples, ...]"
         found = self.look(batch)
-        named = ", ".join(f"{name} ({why})" for name, why in list(found.left.items())[:3])
-        return ", ".join(found.mixing[:3]) or named
+        return ", ".join(found.mixing[:3]) or found.named(3)
 
     def start(self, batch: Any) -> None:
         """Before the first batch is added.
@@ -61,17 +59,12 @@ class SamplePass:
         Raises:
             ValueError: samples are mixed; a sharded model with a function that is not known.
         """
-        require(
-            _by_sample(self.one.task, batch),
-            "estimator",
-            "'batch' or 'batch_equal' where inputs are not tensors [samples, ...]",
-            "'sample'",
-        )
+        check_by_sample(self.one.task, batch)
         found = self.look(batch)
         check_apart(found)
         if not found.left:
             return
-        named = ", ".join(f"{name} ({why})" for name, why in list(found.left.items())[:5])
+        named = found.named(5)
         require(
             not self.one.ranks.sharded,
             "estimator",
@@ -113,14 +106,9 @@ class SamplePass:
         one = self.one
         left = {n: p for n, p in one.params.items() if n in self.found.left}  # type: ignore[union-attr]
         rest = Pass(one.model, one.task, left, one.ranks, one.chunk_size)
-        for grads in sample_gradients(rest, batch, 1.0):
+        for grads in sample_gradients(rest, batch):
             square_into(self.values, grads, weight)
             self.reached |= grads.keys()
-
-
-def _by_sample(task: Task, batch: Any) -> bool:
-    samples = task.samples(batch)
-    return all(isinstance(t, Tensor) and t.shape[:1] == (samples,) for t in tensors_in(batch))
 
 
 def _eager(model: nn.Module) -> nn.Module:

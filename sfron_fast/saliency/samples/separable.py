@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ...data.batches import each_tensor
 from ...errors import require
 from ...tasks import Task
-from .squares import cutter
-from .taps import FIRST, INNER, SECOND, SPREAD, Taps, backward
+from .layouts import FIRST, INNER, SECOND, SPREAD, cutter
+from .taps import Taps, backward
 from .uses import Use
 
 _LOWEST = 1e-3  # relative change of a loss, by what is beside it, that rounding does not explain
@@ -32,6 +32,10 @@ class Found:
     layouts: dict[str, str] = field(default_factory=dict)  # of what known functions use
     left: dict[str, str] = field(default_factory=dict)  # name -> the function that is not known
     mixing: list[str] = field(default_factory=list)  # what mixes samples
+
+    def named(self, most: int) -> str:
+        """Some of what is left, with its functions."""
+        return ", ".join(f"{name} ({why})" for name, why in list(self.left.items())[:most])
 
 
 class _Look:
@@ -57,23 +61,19 @@ class _Look:
             self.mixing.append(f"statistics of the batch in {name}")
 
     def take(
-        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+        self, name: str, use: Use, delta: Tensor, saved: tuple[Tensor, ...], samples: int
     ) -> None:
-        first = 0
-        for name, use in uses:
-            kept = saved[first : first + len(use.saved)]
-            first += len(use.saved)
-            cut = cutter(self.layouts[name], samples)
-            if delta.element_size() < 4:
-                self.rounding = _HALF
-            try:
-                others = cut(delta)[self.other]
-                use.read(delta, kept, cut)
-            except ValueError:  # no whole number of rows
-                self.failed.add(name)
-                continue
-            if bool(others.nan_to_num(0.0).any()):
-                self.failed.add(name)
+        cut = cutter(self.layouts[name], samples)
+        if delta.element_size() < 4:
+            self.rounding = _HALF
+        try:
+            others = cut(delta)[self.other]
+            use.read(delta, saved, cut)
+        except ValueError:  # no whole number of rows
+            self.failed.add(name)
+            return
+        if bool(others.nan_to_num(0.0).any()):
+            self.failed.add(name)
 
 
 def look(
@@ -131,7 +131,7 @@ def _moved(model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: f
 
 def _next(layout: str, uses: list[Use], unknown: bool) -> str | None:
     """The next layout to try."""
-    if unknown or layout == INNER or not uses or _in_two_ways(uses):
+    if unknown or layout == INNER or not uses:
         return None
     ids = [u.saved[0] for u in uses if u.kind == "rows"]
     shared = bool(ids) and len(ids) == len(uses) and all(_may_be_shared(i) for i in ids)
@@ -176,7 +176,7 @@ def _run(taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found) -> _
         sink.failed |= spread  # a copy for each sample is not what the model can go on with
     for name, uses in sink.uses.items():
         if _in_two_ways(uses):
-            sink.failed.add(name)
+            sink.unknown.setdefault(name, "uses that do not add up")
     return sink
 
 

@@ -5,17 +5,16 @@ them are waited for, since their sum is squared.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import functional
-from ...errors import require
-from ...ops.dtypes import accumulate_dtype
+from ...ops.dtypes import accumulate_dtype, wide
 from ...ops.layout import is_sharded, orders_of
-from .taps import INNER, SECOND, SPREAD
+from .layouts import SPREAD, cutter
 from .uses import Tiles, Use
 
 KINDS = ("product", "rows", "vector")
@@ -80,19 +79,15 @@ class SampleSquares:
         )
 
     def take(
-        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+        self, name: str, use: Use, delta: Tensor, saved: tuple[Tensor, ...], samples: int
     ) -> None:
         """A call's gradient has come."""
         self._backward, self._device = True, delta.device
-        first = 0
-        for name, use in uses:
-            kept = saved[first : first + len(use.saved)]
-            first += len(use.saved)
-            entry = self._open.setdefault(name, _Open())
-            cut = cutter(self.layouts[name], samples)
-            entry.pieces[use.kind].append(use.read(delta, kept, cut))
-            if entry.all_there(use.kind):
-                self._add(name, entry, use.kind, samples)
+        entry = self._open.setdefault(name, _Open())
+        cut = cutter(self.layouts[name], samples)
+        entry.pieces[use.kind].append(use.read(delta, saved, cut))
+        if entry.all_there(use.kind):
+            self._add(name, entry, use.kind, samples)
 
     def finish(self, samples: int) -> None:
         """After the backward pass: what waits for calls that the loss does not reach."""
@@ -162,7 +157,7 @@ class SampleSquares:
             for s, ids in enumerate(own):
                 here = (ids >= start) & (ids < stop)
                 columns = deltas[s].index_select(-1, ids[here] - start)
-                entry.beside[s][here] = _wide(columns).t() @ _wide(inputs[s])
+                entry.beside[s][here] = wide(columns).t() @ wide(inputs[s])
             product(total[start:stop], deltas, inputs, self.weight)
 
     def _joined(self, total: Tensor, pieces: list[Any]) -> tuple[Tensor, Tensor]:
@@ -204,10 +199,6 @@ class SampleSquares:
         product(total.view(1, -1), each.new_ones(samples, 1), each, self.weight)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(accumulate_dtype(tensor.dtype))
-
-
 def product(total: Tensor, deltas: Tensor, inputs: Tensor, weight: float) -> None:
     """total [out, in...] += weight * (sum over positions of delta x^T)^2, sample after sample."""
     if accumulate_dtype(deltas.dtype) != total.dtype:  # a model that casts in mid-way
@@ -232,35 +223,3 @@ def product(total: Tensor, deltas: Tensor, inputs: Tensor, weight: float) -> Non
         functional.sample_square_accumulate_(dense, o, i, weight)
         if dense is not part:
             part.copy_(dense)
-
-
-def cutter(layout: str, samples: int) -> Callable[[Tensor], Tensor]:
-    """[samples, k, ...] of what a function gets or gives."""
-
-    def first(tensor: Tensor) -> Tensor:
-        _check_shape(tensor, samples)
-        return tensor.unflatten(0, (samples, -1))
-
-    def second(tensor: Tensor) -> Tensor:
-        if tensor.dim() < 2:
-            tensor = tensor.unsqueeze(1)
-        _check_shape(tensor.transpose(0, 1), samples, exactly=True)
-        return tensor.transpose(0, 1)
-
-    def inner(tensor: Tensor) -> Tensor:
-        _check_shape(tensor, samples)
-        return tensor.unflatten(0, (-1, samples)).transpose(0, 1)
-
-    return {SECOND: second, INNER: inner}.get(layout, first)
-
-
-def _check_shape(tensor: Tensor, samples: int, exactly: bool = False) -> None:
-    rows = tensor.shape[0] if tensor.dim() else -1
-    good = rows == samples or (rows % samples == 0 and rows >= 0 and not exactly)
-    require(
-        good,
-        "estimator",
-        f"functions over a whole number of rows for each of {samples} samples",
-        list(tensor.shape),
-        "use 'batch'",
-    )

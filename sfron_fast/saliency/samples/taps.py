@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -17,11 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .known import KNOWN
+from .layouts import SPREAD
 from .uses import Use
-
-# [samples * k, ...], [positions, samples, ...], [positions * samples, ...], [1, ...] or [positions]
-FIRST, SECOND, INNER = "samples first", "samples second", "samples inside the first"
-SPREAD = "the same for every sample"
 
 # a parameter in another dtype or shape, or with a number added, has the parameter's gradient
 _SAME = {
@@ -51,9 +49,9 @@ class Sink(Protocol):
         """A call of an unknown function, which will run without the parameter's gradient."""
 
     def take(
-        self, uses: list[tuple[str, Use]], delta: Tensor, saved: tuple[Tensor, ...], samples: int
+        self, name: str, use: Use, delta: Tensor, saved: tuple[Tensor, ...], samples: int
     ) -> None:
-        """The gradient of a call's output, in the backward pass."""
+        """The gradient of a call's output, in the backward pass, and what the use has saved."""
 
 
 class _Tap(torch.autograd.Function):
@@ -178,7 +176,9 @@ class Taps(TorchFunctionMode):
         saved = [t for _, use in told for t in use.saved]
 
         def tell(delta: Tensor, kept: tuple[Tensor, ...]) -> None:
-            sink.take(told, delta, kept, samples)
+            left = iter(kept)
+            for name, use in told:
+                sink.take(name, use, delta, tuple(islice(left, len(use.saved))), samples)
 
         out = out.clone() if out._is_view() else out
         return _Tap.apply(out, self.anchor, tell, *(t.detach() for t in saved))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.dtypes import accumulate_dtype
+from ...ops.dtypes import wide
 
 # a tensor [samples * k, ...] or laid out otherwise -> [samples, k, ...]
 Cut = Callable[[Tensor], Tensor]
@@ -52,11 +52,11 @@ def summed(by_sample: Tensor, shape: torch.Size) -> Tensor:
     """[samples, k, ...] -> [samples, *shape], the sum over whatever a parameter of that shape was
     broadcast along, in fp32 (fp64).
     """
-    wide = by_sample.to(accumulate_dtype(by_sample.dtype))
-    inner = wide.dim() - 2 - len(shape)  # dimensions before those of the parameter
+    inner = by_sample.dim() - 2 - len(shape)  # dimensions before those of the parameter
+    sizes = by_sample.shape[2 + inner :]
     dims = list(range(1, 2 + inner))
-    dims += [2 + inner + i for i, n in enumerate(shape) if n == 1 and wide.shape[2 + inner + i] > 1]
-    return wide.sum(dims).reshape(len(wide), *shape)
+    dims += [2 + inner + i for i, n in enumerate(shape) if n == 1 and sizes[i] > 1]
+    return wide(by_sample).sum(dims).reshape(len(by_sample), *shape)
 
 
 def bias_use(bias: Tensor) -> Use:
@@ -80,8 +80,3 @@ def channels_use(bias: Tensor) -> Use:
 def over_channels(by_sample: Tensor) -> Tensor:
     """[samples, k, channels, ...] -> [samples, channels]."""
     return wide(by_sample).sum([d for d in range(1, by_sample.dim()) if d != 2])
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """In the dtype that sums are kept in."""
-    return tensor.to(accumulate_dtype(tensor.dtype))

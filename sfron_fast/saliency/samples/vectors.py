@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.dtypes import accumulate_dtype
-from .uses import Cut, Use, bias_use, over_channels, summed, wide
+from ...ops.dtypes import wide
+from .uses import Cut, Use, bias_use, over_channels, summed
 
 
 def layer_norm(
@@ -165,7 +165,7 @@ def _broadcast(parameter: Tensor, factor: Tensor | None) -> Use:
 
     def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
         if saved:
-            delta = delta.to(accumulate_dtype(delta.dtype)) * saved[0]
+            delta = wide(delta) * saved[0]
         # of [1, ...] beside [samples, ...], the first dimension is the samples'
         own = shape[1:] if len(shape) == delta.dim() else shape
         return summed(cut(delta), own).reshape(len(cut(delta)), *shape)
