@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import number, require
-from .ops.dtypes import accumulate_dtype
+from .ops.dtypes import accumulate_dtype, wide
 
 __all__ = [
     "ceu_weights",
@@ -63,9 +63,9 @@ def satimp_weights(losses: Tensor, beta1: float = 5.0, beta2: float = 1.0) -> Te
     """
     number("beta1", beta1, 0.0)
     number("beta2", beta2, 0.0)
-    wide = _wide(losses)
+    known = _wide(losses)
     # 1 - exp(-l) would be 0 for what is best remembered
-    return (-beta1 * wide).exp() * (-torch.expm1(-wide)).pow(beta2)
+    return (-beta1 * known).exp() * (-torch.expm1(-known)).pow(beta2)
 
 
 def ceu_weights(losses: Tensor, floor: float = ODDS_FLOOR) -> Tensor:
@@ -180,20 +180,20 @@ def with_ceiling(
         ValueError: another shape, or a number out of range.
     """
     number("ceiling", ceiling, 0.0, open_low=True)
-    wide = _wide(losses)
+    known = _wide(losses)
     _beside("weights", weights, losses)
     if isinstance(reference, Tensor) and reference.dim():
         limit: float | Tensor = ceiling * _beside("reference", reference, losses)
     else:
         limit = ceiling * number("reference", reference, 0.0, open_low=True)
-    return weights.detach().masked_fill(wide >= limit, 0.0)
+    return weights.detach().masked_fill(known >= limit, 0.0)
 
 
 def _wide(losses: Tensor) -> Tensor:
     """Detached, at least fp32."""
     require(losses.dim() == 1, "losses", "[units]", tuple(losses.shape))
     require(losses.is_floating_point(), "losses", "a floating dtype", losses.dtype)
-    return losses.detach().to(accumulate_dtype(losses.dtype))
+    return wide(losses.detach())
 
 
 def _beside(argument: str, values: Tensor, losses: Tensor) -> Tensor:

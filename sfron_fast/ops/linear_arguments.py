@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import number, require
 from .arguments import FLOATS
-from .layout import is_sharded
+from .layout import in_memory, is_sharded
 from .rows import transformed
 
 
@@ -81,6 +81,28 @@ def prepared(hidden: Tensor, *others: Tensor | None, teacher: str = "") -> tuple
         return hidden, *others
     dtype = torch.get_autocast_dtype(kind)
     return tuple(None if t is None else t.to(dtype) for t in (hidden, *others))
+
+
+def given(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    ignore_index: int,
+) -> tuple[Any, ...]:
+    """``prepared``, and as the schemas have them: tensors with values of their own, floats."""
+    hidden, weight, bias = prepared(hidden, weight, bias)
+    return (
+        in_memory(hidden),
+        in_memory(weight),
+        in_memory(labels),
+        None if bias is None else in_memory(bias),
+        None if softcap is None else float(softcap),
+        float(logit_scale),
+        ignore_index,
+    )
 
 
 def empty_gradients(

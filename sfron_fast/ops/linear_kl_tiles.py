@@ -133,8 +133,4 @@ def gradient(
                 tile.values.mul_(slope)
             yield tile._replace(values=tile.values.to(hidden.dtype))
 
-    found = head_gradients(deltas(), hidden, head, grad, needed)
-    to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)
-    if needed[0]:
-        to_hidden = spread(rows, to_hidden, total).to(weight.dtype)
-    return to_hidden, to_weight, to_bias
+    return head_gradients(deltas(), hidden, head, grad, needed).returned(rows, total, weight)

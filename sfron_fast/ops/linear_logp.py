@@ -9,8 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import registry
 from .dtypes import accumulate_dtype
-from .layout import in_memory
-from .linear_arguments import check, derived, empty_gradients, prepared
+from .linear_arguments import check, derived, empty_gradients, given
 from .linear_tiles import (
     Head,
     LogSums,
@@ -101,11 +100,7 @@ def gradient(
     )
     log_sums = torch.stack(taken(rows, *log_sums))
     tiles, size = gradient_tiles(grad_logp, grad_lse, hidden, labels, logp, log_sums, head)
-    found = head_gradients(tiles, hidden, head, size, needed)
-    to_hidden, to_weight, to_bias = (weight.new_empty(0) if t is None else t for t in found)
-    if needed[0]:
-        to_hidden = spread(rows, to_hidden, total).to(weight.dtype)
-    return to_hidden, to_weight, to_bias
+    return head_gradients(tiles, hidden, head, size, needed).returned(rows, total, weight)
 
 
 def gradient_tiles(
@@ -259,20 +254,11 @@ def linear_logp(
         ValueError: wrong shape, dtype, device or range, a DTensor, or (on the CPU) a label that is
             no class.
     """
-    given = (hidden, weight) if bias is None else (hidden, weight, bias)
-    if has_torch_function(given):  # a mode that looks on, as the Fisher of samples does
+    tensors = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if has_torch_function(tensors):  # a mode that looks on, as the Fisher of samples does
         named: dict[str, Any] = {"bias": bias, "softcap": softcap, "logit_scale": logit_scale}
         named["ignore_index"] = ignore_index
-        return handle_torch_function(linear_logp, given, hidden, weight, labels, **named)
-    hidden, weight, bias = prepared(hidden, weight, bias)
-    op = kernel("linear_logp", differentiable, hidden)
-    logp, lse = op(
-        in_memory(hidden),
-        in_memory(weight),
-        in_memory(labels),
-        None if bias is None else in_memory(bias),
-        None if softcap is None else float(softcap),
-        float(logit_scale),
-        ignore_index,
-    )[:2]
+        return handle_torch_function(linear_logp, tensors, hidden, weight, labels, **named)
+    arguments = given(hidden, weight, labels, bias, softcap, logit_scale, ignore_index)
+    logp, lse, *_ = kernel("linear_logp", differentiable, arguments[0])(*arguments)
     return logp, lse

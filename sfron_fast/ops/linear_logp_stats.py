@@ -7,8 +7,7 @@ from torch import Tensor
 
 from . import registry
 from .dtypes import accumulate_dtype
-from .layout import in_memory
-from .linear_arguments import check, prepared
+from .linear_arguments import check, given
 from .linear_tiles import Head, LogSums, Tile, counted_rows, logit_tiles, multiplied, spread, taken
 
 
@@ -138,14 +137,5 @@ def linear_logp_stats(
     (fp64 for fp64); correct is bool, by the first of equally large logits. Rows whose label is
     ignored hold 0 and False.
     """
-    hidden, weight, bias = prepared(hidden, weight, bias)
-    found = registry.op("linear_logp_stats")(
-        in_memory(hidden),
-        in_memory(weight),
-        in_memory(labels),
-        None if bias is None else in_memory(bias),
-        None if softcap is None else float(softcap),
-        float(logit_scale),
-        ignore_index,
-    )
-    return LogpStats(*found)
+    arguments = given(hidden, weight, labels, bias, softcap, logit_scale, ignore_index)
+    return LogpStats(*registry.op("linear_logp_stats")(*arguments))

@@ -181,6 +181,15 @@ class Gradients(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
 
+    def returned(
+        self, rows: Tensor | None, total: int, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As an op returns them: hidden of all rows, in the weight's dtype; empty for None."""
+        hidden, weight, bias = (like.new_empty(0) if t is None else t for t in self)
+        if self.hidden is not None:
+            hidden = spread(rows, hidden, total).to(like.dtype)
+        return hidden, weight, bias
+
 
 def head_gradients(
     tiles: Iterable[Tile],

@@ -78,13 +78,7 @@ def define(
         _library.define(f"{name}.table{_LISTS.sub('(Tensor table, ', schema)}")
         table = getattr(torch.ops.sfron_fast, name).table
     _ops[name] = Op(formula, check, tuple(_WRITTEN_LIST.findall(schema)), table)
-    _library.impl(name, default_kernel(name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sfron_fast::{name}", _fake_kernel(fake), lib=_library)
-    if backward is not None:
-        setup_context, gradient = backward
-        torch.library.register_autograd(
-            f"sfron_fast::{name}", gradient, setup_context=setup_context, lib=_library
-        )
+    _serve(name, default_kernel(name), fake, backward)
     if name in triton.MODULES:  # Triton itself is imported when the first CUDA tensor arrives
         on_cuda = triton.op_kernel(name, check, default_kernel(name))
         _library.impl(name, on_cuda, "CUDA")
@@ -111,7 +105,17 @@ def compose(
         with torch.no_grad():
             return kernel(*args)
 
-    _library.impl(name, checked, "CompositeExplicitAutograd")
+    _serve(name, checked, fake, backward)
+
+
+def _serve(
+    name: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: tuple[Callable[..., None], Callable[..., Any]] | None,
+) -> None:
+    """What an op defined does on every device, for torch.compile, and in a backward pass."""
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sfron_fast::{name}", _fake_kernel(fake), lib=_library)
     if backward is not None:
         setup_context, gradient = backward
