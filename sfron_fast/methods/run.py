@@ -181,27 +181,31 @@ class Run:
             put_back(kept)  # bad input changes nothing
             raise
         (-weight * loss).backward()
-        if self.recipe.ceiling is not None:
+        if reached is not None:
             self.optimizer.found_inf = reached.float()  # skipped on the device, and counted
             self.outcome.reached.append(reached)
         self.optimizer.forget_step()
         self.optimizer.found_inf = None
         norm = self.optimizer.grad_norm
+        done = [] if norm is None else [torch.isfinite(norm)]
+        done += [] if reached is None else [~reached]
         if not self.recipe.forget_updates_buffers:
             put_back(kept)
-        else:  # a skipped step changes nothing
-            put_back(kept, unless=~reached if norm is None else torch.isfinite(norm) & ~reached)
+        elif done:  # a skipped step changes nothing
+            put_back(kept, unless=torch.stack(done).all())
         self.outcome.losses.append(each.detach().mean())
         if norm is not None:
             self.outcome.norms.append(norm.detach().clone())
 
-    def _forget_loss(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss [], losses [samples], and whether all have reached the recipe's ceiling: bool []."""
+    def _forget_loss(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss [], losses [samples], and whether all have reached the recipe's ceiling: bool [], or
+        None without one.
+        """
         recipe = self.recipe
         weighing = self.model, batch, recipe.temperature, recipe.loss_floor
         if recipe.ceiling is None or recipe.reference_loss is None:
             loss, each = self.task.adaptive_loss(*weighing)
-            return loss, each, loss.new_zeros((), dtype=torch.bool)
+            return loss, each, None
         limit = recipe.ceiling, recipe.reference_loss
         loss, each = self.task.ceiling_loss(*weighing, *limit)
         return loss, each, ~with_ceiling(torch.ones_like(each), each, *limit).any()

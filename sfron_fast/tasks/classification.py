@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.batches import call, each_tensor, move, tensors_in
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
-from .task import Task, Units, below_ceiling
+from .task import Task, Units
 
 SampleLoss = Callable[[Any, Tensor], Tensor]  # (output, targets) -> losses [samples]
 
@@ -64,11 +64,11 @@ class Classification(Task):
             check_classes(outputs, batch[1][:1])
             check_labels(outputs, batch[1])
 
-    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean of ``losses`` [], after a look at the labels."""
+    def checked_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """``losses``, after a look at the labels."""
         outputs = self.outputs(model, batch)
         self._check(outputs, batch[1])
-        return self.checked(self.losses_of(outputs, batch), batch).mean()
+        return self.checked(self.losses_of(outputs, batch), batch)
 
     def adaptive_loss(
         self, model: nn.Module, batch: Any, temperature: float, floor: float
@@ -79,23 +79,6 @@ class Classification(Task):
         outputs, targets = self.outputs(model, batch), batch[1]
         self._check(outputs, targets)
         return adaptive_cross_entropy_parts(outputs, targets, temperature, floor=floor)[:2]
-
-    def ceiling_loss(
-        self,
-        model: nn.Module,
-        batch: Any,
-        temperature: float,
-        floor: float,
-        ceiling: float,
-        reference: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The adaptive loss [] of samples below the ceiling and the losses [samples], after a look
-        at the labels.
-        """
-        outputs = self.outputs(model, batch)
-        self._check(outputs, batch[1])
-        values = self.checked(self.losses_of(outputs, batch), batch)
-        return below_ceiling(values, temperature, floor, ceiling, reference), values
 
     def units(self, outputs: Any, batch: Any) -> Units:
         """Each sample is one unit."""

@@ -91,7 +91,11 @@ class Task:
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean of the samples' losses []: what is descended on a retain batch."""
-        return self.checked(self.losses(model, batch), batch).mean()
+        return self.checked_losses(model, batch).mean()
+
+    def checked_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """``losses``, checked; what a training step starts from."""
+        return self.checked(self.losses(model, batch), batch)
 
     def adaptive_loss(
         self, model: nn.Module, batch: Any, temperature: float, floor: float
@@ -99,7 +103,7 @@ class Task:
         """The adaptively weighted loss [] (docs/equations.md, 4 and 5) and each sample's own
         [samples].
         """
-        values = self.checked(self.losses(model, batch), batch)
+        values = self.checked_losses(model, batch)
         return (adaptive_weights(values, temperature, floor) * values).sum(), values
 
     def ceiling_loss(
@@ -114,8 +118,9 @@ class Task:
         """As ``adaptive_loss``; samples whose loss has reached ceiling * reference weigh 0
         (``with_ceiling``), the others what they did.
         """
-        values = self.checked(self.losses(model, batch), batch)
-        return below_ceiling(values, temperature, floor, ceiling, reference), values
+        values = self.checked_losses(model, batch)
+        weights = adaptive_weights(values, temperature, floor)
+        return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
 
     def units(self, outputs: Any, batch: Any) -> Units:
         """The losses of the units that samples are made of."""
@@ -168,14 +173,6 @@ class Task:
             f"{self.argument}: expected a task with {named}, which this method asks for, found"
             f" {type(self).__name__} without it; override it"
         )
-
-
-def below_ceiling(
-    values: Tensor, temperature: float, floor: float, ceiling: float, reference: float
-) -> Tensor:
-    """The adaptive loss [] of losses [samples], less those that have reached the ceiling."""
-    weights = with_ceiling(adaptive_weights(values, temperature, floor), values, ceiling, reference)
-    return (weights * values).sum()
 
 
 def check_depends(loss: Tensor, task: Task) -> None:
