@@ -8,26 +8,57 @@ SalUn   hard, for F and R   wrong labels                     descent on the reta
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
 SA      -                   towards uniform predictions      descent, penalty by a fixed Fisher
+
+For language models (``task=Language()``), all with descent on the retain set:
+
+        (F) forgetting part
+GradDiff  ascent
+NPO       ascent, weighted by how likely a sequence still is beside what it was
+SimNPO    the same by its length, without what it was
+IdkDPO    descent on "I do not know" and ascent, weighted by both
+WGA       ascent, tokens weighted by their probability
+SatImp    ascent, tokens weighted by saturation and importance
+CE-U      ascent, tokens weighted by their odds
+UNDIAL    the model before with the label's logit lowered as a teacher
+RMU       hidden states towards a random direction (retain set: where they were)
 """
 
 from .bad_teacher import bad_teacher
+from .ceu import ceu
 from .finetune import finetune
+from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
+from .idk_dpo import idk_dpo
+from .npo import npo
 from .random_label import random_label, wrong_labels
+from .rmu import rmu
 from .salun import gradient_saliency, salun
+from .satimp import satimp
 from .scrub import scrub
 from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
+from .simnpo import simnpo
+from .undial import undial
+from .wga import wga
 
 __all__ = [
     "Recipe",
     "bad_teacher",
+    "ceu",
     "finetune",
+    "grad_diff",
     "gradient_ascent",
     "gradient_saliency",
+    "idk_dpo",
+    "npo",
     "random_label",
+    "rmu",
     "salun",
+    "satimp",
     "scrub",
     "selective_amnesia",
+    "simnpo",
+    "undial",
+    "wga",
     "wrong_labels",
 ]

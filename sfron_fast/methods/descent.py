@@ -1,7 +1,7 @@
-"""The loop all baselines share: SGD over epochs, one step for each loss that a recipe yields."""
+"""The loop all baselines share: epochs of steps, one for each loss that a method yields."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from ..tasks import Classification, Task
 from ..tasks.task import as_task, check_depends
 
 Loader = Iterable[Any]  # of batches that the task reads; read once an epoch
-Losses = Callable[[int], Iterator[Tensor]]  # epoch 0, 1, ... -> the losses of its steps
+# epoch 0, 1, ... -> the loss of each step; or its terms, made one at a time, when the graph of the
+# one before is gone
+Losses = Callable[[int], Iterator[Tensor | Iterator[Tensor]]]
 
 
 def descend(
@@ -23,7 +25,8 @@ def descend(
     *,
     epochs: int,
     lr: float,
-    momentum: float = 0.9,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    momentum: float | None = None,
     weight_decay: float = 5e-4,
     cosine: bool = True,
     training: bool = True,
@@ -31,9 +34,11 @@ def descend(
     mask: SaliencyMask | None = None,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
-    """SGD on ``losses``, in place; every module's own training flag is restored after.
+    """Descent on ``losses``, in place; every module's own training flag is restored after.
 
     Args:
+        optimizer: torch's SGD or AdamW.
+        momentum: of SGD, None = 0.9.
         cosine: lr falls to 0 on a cosine over the epochs, else it stays.
         training: whether its steps run in training mode, as those of ``unlearn`` (a submodule put
             to eval() stays so), or in eval mode as a whole.
@@ -50,8 +55,8 @@ def descend(
         number("max_norm", max_norm, 0.0, open_low=True)
     params = [p for p in model.parameters() if p.requires_grad]
     frozen = [] if mask is None else _frozen(model, mask)
-    optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    engine = _optimizer(optimizer, params, lr, momentum, weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(engine, T_max=epochs)
     modes = training_modes(model)
     with keeping_modes(model), recording(model):
         for epoch in range(epochs):
@@ -60,16 +65,17 @@ def descend(
             else:
                 model.eval()
             finite = []
-            for loss in losses(epoch):
-                finite.append(torch.isfinite(loss.detach()))
-                optimizer.zero_grad()
-                loss.backward()
+            for step in losses(epoch):
+                engine.zero_grad()
+                for loss in (step,) if isinstance(step, Tensor) else step:
+                    finite.append(torch.isfinite(loss.detach()))
+                    loss.backward()
                 for p, outside, _ in frozen:
                     if p.grad is not None:
                         p.grad.masked_fill_(outside, 0.0)
                 if max_norm is not None:
                     torch.nn.utils.clip_grad_norm_(params, max_norm)
-                optimizer.step()
+                engine.step()
                 with torch.no_grad():  # weight decay moves what has no gradient
                     for p, outside, start in frozen:
                         p.copy_(torch.where(outside, start, p))
@@ -84,6 +90,17 @@ def descend(
             if on_epoch is not None:
                 on_epoch(epoch + 1, model)
     return model
+
+
+def _optimizer(
+    kind: str, params: list[nn.Parameter], lr: float, momentum: float | None, weight_decay: float
+) -> torch.optim.Optimizer:
+    require(kind in ("sgd", "adamw"), "optimizer", "'sgd' or 'adamw'", repr(kind))
+    if kind == "sgd":
+        momentum = 0.9 if momentum is None else momentum
+        return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    require(momentum is None, "momentum", "None with 'adamw'", momentum)
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
 
 
 def _frozen(model: nn.Module, mask: SaliencyMask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
@@ -114,7 +131,7 @@ def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator
 
 def mean_losses(
     model: nn.Module, loader: Loader, name: str, task: Task, sign: float = 1.0
-) -> Losses:
+) -> Callable[[int], Iterator[Tensor]]:
     """The mean loss of each batch of ``loader``, every epoch; times ``sign``."""
 
     def losses(_: int) -> Iterator[Tensor]:

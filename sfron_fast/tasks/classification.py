@@ -102,6 +102,10 @@ class Classification(Task):
         """The outputs themselves."""
         return outputs
 
+    def unit_labels(self, outputs: Any, batch: Any) -> Tensor:
+        """The labels."""
+        return batch[1]
+
     def targets(self, batch: Any) -> Tensor:
         """The second of the pair."""
         return batch[1]

@@ -190,6 +190,10 @@ class Language(Task):
         """The logits of the labelled tokens [units, classes], row after row."""
         return outputs.logits[outputs.labels != IGNORED]
 
+    def unit_labels(self, outputs: Tokens, batch: Any) -> Tensor:
+        """The labels that count [units], row after row."""
+        return outputs.labels[outputs.labels != IGNORED]
+
     def targets(self, batch: Any) -> Tensor:
         """The labels [rows, tokens], not shifted."""
         return batch["labels"]

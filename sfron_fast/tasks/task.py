@@ -130,6 +130,10 @@ class Task:
         """Logits [units, classes], to compare with a teacher's."""
         raise self._lacks("logits")
 
+    def unit_labels(self, outputs: Any, batch: Any) -> Tensor:
+        """The right class of each unit, int64 [units], in the order of ``logits``."""
+        raise self._lacks("unit_labels")
+
     def targets(self, batch: Any) -> Tensor:
         """What the batch says of its samples [samples, ...]: labels, or which are forgotten."""
         raise self._lacks("targets")

@@ -139,6 +139,8 @@ def forgotten(batches):
 
 def test_every_method_is_here():
     others = {"Recipe", "gradient_saliency", "wrong_labels"}
+    # those of language models: tests/frameworks/test_language_methods.py
+    others |= {"ceu", "grad_diff", "idk_dpo", "npo", "rmu", "satimp", "simnpo", "undial", "wga"}
     assert set(METHODS) == set(methods.__all__) - others
 
 

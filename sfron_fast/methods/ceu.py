@@ -1,0 +1,50 @@
+"""CE-U (Yang, arXiv 2503.01224): cross-entropy to the model's own prediction without the label.
+
+    loss = mean over forget tokens of p / (1 - p) log p
+
+with the odds constant; + retain_weight * mean l(retain). Changes the model in place and returns it.
+lr and epochs are TOFU's; further keywords go to ``descend`` (weight_decay, max_norm, on_epoch).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import by_keyword
+from ..tasks import Task
+from ..weights import ceu_weights
+from .descent import Loader, task_or_classification
+from .weighted import ascent, forget_and_retain, units_of
+
+
+@by_keyword
+def ceu(
+    model: nn.Module,
+    *,
+    forget: Loader,
+    retain: Loader,
+    task: Task | None = None,
+    retain_weight: float = 0.0,
+    epochs: int = 10,
+    lr: float = 1e-5,
+    **settings: Any,
+) -> nn.Module:
+    """CE-U: the label's logit goes to minus infinity, the others keep their proportions."""
+    task = task_or_classification(task)
+    task.needs("units")
+
+    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
+        losses = units_of(model, batch, task).losses
+        return ascent(ceu_weights(losses), losses)
+
+    return forget_and_retain(
+        model,
+        forget_loss,
+        forget=forget,
+        retain=retain,
+        retain_weight=retain_weight,
+        task=task,
+        epochs=epochs,
+        lr=lr,
+        **settings,
+    )
