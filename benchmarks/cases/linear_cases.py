@@ -89,13 +89,15 @@ def case(
 
         return loss
 
-    def torchs(size: int) -> Loss:
+    def torch_arm(size: int) -> Arm:
+        if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+            raise ValueError(f"torch {torch.__version__} has no linear_cross_entropy")
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=None)
 
         def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
             return F.linear_cross_entropy(hidden, weight, labels, options=options)
 
-        return loss
+        return arm(f"torch, chunks of {size:,}", loss)
 
     def liger_arm() -> Arm:
         if device != "cuda":
@@ -123,7 +125,7 @@ def case(
         partial(arm, "full logits", eager),
         lambda: arm("full logits, torch.compile", compiled(eager, tiny)),
         partial(arm, f"chunks of {sizes[0]:,} rows, made again", by_chunks(sizes[0])),
-        *(partial(arm, f"torch, chunks of {size:,}", torchs(size)) for size in sizes),
+        *(partial(torch_arm, size) for size in sizes),
         liger_arm,
         cut_cross_entropy_arm,
         partial(arm, "sfron_fast, logp", two_passes),

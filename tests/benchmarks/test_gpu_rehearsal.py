@@ -82,10 +82,11 @@ def test_every_case_runs_and_its_arms_agree(kind, tmp_path, capsys):
             if row["case"].startswith(f"{model} cycle: backward")
         } == {"authors' style", "stock, fused", "sfron_fast"}
     assert all(arm.startswith("sfron_fast") for case, arm in last.items() if ": " not in case)
+    absent = {"liger_arm", "cut_cross_entropy_arm"}
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):  # torch 2.11
+        absent.add("torch_arm")
     assert all(
-        m["arm"] in ("liger_arm", "cut_cross_entropy_arm")
-        or m["arm"].removeprefix("peer ") in PEERS
-        for m in result["messages"]
+        m["arm"] in absent or m["arm"].removeprefix("peer ") in PEERS for m in result["messages"]
     )
     assert result["provenance"]["rehearsal"]
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + len(result["rows"])
