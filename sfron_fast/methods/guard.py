@@ -2,13 +2,12 @@
 over-forgetting.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..data.endless import random_state, set_random_state
 from ..errors import require, warn
 from ..evaluation import task_accuracy
+from .looking import leaving_no_trace
 
 
 class Guard:
@@ -40,22 +39,15 @@ class Guard:
             self.floor = first.get("val_accuracy") if floor is None else floor
 
     def _measure(self, cycle: int) -> dict[str, float]:
-        loaders = (self.run.forget, self.run.retain)  # holdout may share a generator with either
-        # looking must not change the run
-        state, own = random_state(), [loader.own_state() for loader in loaders]
-        drawn = copy.deepcopy(self.run.task.state_dict())
         entry: dict[str, float] = {
             "cycle": cycle,
             "skipped_steps": self.run.optimizer.skipped_steps,
         }
-        model, task = self.run.model, self.run.task
-        entry["forget_accuracy"] = task_accuracy(model, self.run.forget.aside(), "forget", task)
-        if self.holdout is not None:
-            entry["val_accuracy"] = task_accuracy(model, self.holdout, "holdout", task)
-        set_random_state(state)
-        task.load_state_dict(drawn)
-        for loader, generators in zip(loaders, own, strict=True):
-            loader.set_own_state(generators)
+        run, model, task = self.run, self.run.model, self.run.task
+        with leaving_no_trace(task, run.forget, run.retain):
+            entry["forget_accuracy"] = task_accuracy(model, run.forget.aside(), "forget", task)
+            if self.holdout is not None:
+                entry["val_accuracy"] = task_accuracy(model, self.holdout, "holdout", task)
         self.run.result.history.append(entry)
         return entry
 

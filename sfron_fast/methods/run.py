@@ -4,7 +4,7 @@ restored.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import model_device
-from ..data.endless import EndlessLoader, random_state, set_random_state
+from ..data.endless import EndlessLoader
+from ..data.kept_out import keep_out
 from ..errors import require, warn
-from ..models.buffers import (
-    fit_buffers,
-    keep_buffers,
-    put_back,
-    set_unsaved_buffers,
-    unsaved_buffers,
-)
+from ..models.buffers import keep_buffers, put_back
 from ..models.modes import set_modes, training_modes
 from ..models.names import model_digest
 from ..optim.rounding import rounding_check
@@ -29,8 +24,11 @@ from ..saliency.mask import SaliencyMask
 from ..tasks import Task
 from ..tasks.task import check_depends
 from ..weights import with_ceiling
+from .budget import Budget, mean_over
+from .looking import leaving_no_trace
 from .outcome import Outcome
-from .run_folder import FORMAT, RunFolder, check_readable, save_whole
+from .run_folder import RunFolder, check_readable, save_whole
+from .run_state import restore, run_state
 from .sfron import Recipe
 from .stopwatch import Stopwatch
 
@@ -45,6 +43,7 @@ class UnlearnResult:
     seconds: float = 0.0  # Fisher and mask included, evaluations and checkpoints excluded
     skipped_steps: int = 0
     forgotten_steps: int = 0  # of them: forget steps whose samples had all reached the ceiling
+    budget_spent: float | None = None  # of retain_budget, 1 = all of it, at the end of the run
     stopped_early: bool = False
 
 
@@ -59,10 +58,18 @@ class Run:
         recipe: Recipe,
         task: Task,
         folder: Path | None,
+        holdout: Iterable[Any] | None = None,
+        retain_budget: float | None = None,
     ) -> None:
         self.model, self.recipe, self.task = model, recipe, task
         self.folder = None if folder is None else RunFolder(folder)
         self.device = model_device(model)
+        self.holdout, self.share = holdout, retain_budget
+        self.reference = recipe.reference_loss
+        self.budget: Budget | None = None
+        self.kept: list[Any] = []
+        if retain_budget is not None:
+            retain, self.kept = keep_out(retain, "retain")
         self.retain = EndlessLoader(retain, "retain")
         self.forget = EndlessLoader(forget, "forget")
         if self.folder is not None:
@@ -104,10 +111,28 @@ class Run:
         self.optimizer = self.recipe.make_optimizer(self.model, mask)
         self.schedule = self.recipe.make_scheduler(self.optimizer)
         self._check_mask(mask)
+        self._measure(saved)
         if saved is not None:
-            self._restore(saved)
+            restore(self, saved)
         else:
             self._check_sizes(mask)
+
+    def _measure(self, saved: dict[str, Any] | None) -> None:
+        """The holdout loss before the first step, where a ceiling or a budget is relative to it."""
+        ceiling = self.recipe.ceiling is not None and self.reference is None
+        if saved is not None:
+            self.reference = saved.get("reference", self.reference)
+        elif ceiling or self.share is not None:
+            assert self.holdout is not None
+            with leaving_no_trace(self.task, self.forget, self.retain):
+                found = mean_over(self.model, self.holdout, self.task, "holdout").item()
+            remedy = "hold out data the model has not learnt by heart"
+            require(found > 0.0, "holdout", "a mean loss > 0", found, remedy)
+            self.reference = found if ceiling else self.reference
+        if self.share is not None:
+            scale = 1.0 if saved is not None else found
+            with leaving_no_trace(self.task, self.forget, self.retain):
+                self.budget = Budget(self.model, self.kept, self.task, self.share, scale)
 
     def _select(self, progress: bool) -> SaliencyMask:
         """The recipe's mask: from both Fishers, or everything."""
@@ -203,10 +228,10 @@ class Run:
         """
         recipe = self.recipe
         weighing = self.model, batch, recipe.temperature, recipe.loss_floor
-        if recipe.ceiling is None or recipe.reference_loss is None:
+        if recipe.ceiling is None or self.reference is None:
             loss, each = self.task.adaptive_loss(*weighing)
             return loss, each, None
-        limit = recipe.ceiling, recipe.reference_loss
+        limit = recipe.ceiling, self.reference
         loss, each = self.task.ceiling_loss(*weighing, *limit)
         return loss, each, ~with_ceiling(torch.ones_like(each), each, *limit).any()
 
@@ -228,68 +253,23 @@ class Run:
         self.outcome.retained.append(finite)
         self.schedule.step()
 
-    # --- checkpoints ------------------------------------------------------------------------------
+    def settle(self) -> None:
+        """After a cycle: what it cost, where there is a budget."""
+        if self.budget is not None:
+            recipe = self.recipe
+            forget_lr = recipe.lr if recipe.forget_lr is None else recipe.forget_lr
+            self.budget.follow(self.optimizer, forget_lr, self.cycle, recipe.cycles)
 
     def open_folder(self) -> None:
         """Make the checkpoint folder, once it is known that what goes there can be read again."""
         if self.folder is not None:
-            check_readable(self._state())
+            check_readable(run_state(self))
             self.folder.open(self.result.mask)
 
     def save(self) -> None:
         """Write the checkpoint."""
         assert self.folder is not None
-        save_whole(self._state(), self.folder.checkpoint)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "recipe": asdict(self.recipe),
-            "start": self.start,
-            "position": self.position,
-            "model": self.model.state_dict(),
-            "buffers": unsaved_buffers(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "retain": self.retain.state_dict(),
-            "forget": self.forget.state_dict(),
-            "random": random_state(),
-            "task": {"kind": type(self.task).__qualname__, "state": self.task.state_dict()},
-            "history": self.result.history,
-            "outcome": self.outcome.state_dict(),
-            "stopped_early": self.result.stopped_early,
-            "seconds": self.earlier_seconds + self.watch.seconds,
-        }
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        # these may refuse, so before anything of the caller's changes
-        self._restore_task(saved.get("task"))
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.schedule.load_state_dict(saved["schedule"])
-        self.retain.load_state_dict(saved["retain"])
-        self.forget.load_state_dict(saved["forget"])
-        fit_buffers(self.model, saved["model"], persistent=True)
-        self.model.load_state_dict(saved["model"])
-        set_unsaved_buffers(self.model, saved["buffers"])
-        set_random_state(saved["random"])
-        self.outcome.load_state_dict(saved["outcome"])
-        self.position, self.earlier_seconds = saved["position"], saved["seconds"]
-        self.result.history = saved["history"]
-        self.result.stopped_early = saved["stopped_early"]
-
-    def _restore_task(self, saved: dict[str, Any] | None) -> None:
-        """Its draws go on; a checkpoint of before there were tasks has none."""
-        if saved is None:
-            return
-        kind, ours = saved["kind"], type(self.task).__qualname__
-        require(kind == ours, "task", f"the {kind} that the checkpointed run began with", ours)
-        try:
-            self.task.load_state_dict(saved["state"])
-        except Exception as error:
-            raise ValueError(
-                f"task: expected one that takes the checkpoint's state {sorted(saved['state'])},"
-                f" found {ours}, which raised {error!r}; resume with the task of the run"
-            ) from error
+        save_whole(run_state(self), self.folder.checkpoint)
 
 
 def _samples(loader: Any) -> int | None:

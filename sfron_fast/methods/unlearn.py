@@ -14,7 +14,7 @@ from ..distributed.ranks import shared
 from ..errors import by_keyword, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
-from ..tasks import Classification, Task
+from ..tasks import Classification, Language, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
 from .guard import Guard
@@ -35,6 +35,7 @@ def unlearn(
     mask: SaliencyMask | None = None,
     loss_fn: SampleLoss | None = None,
     task: Task | None = None,
+    retain_budget: float | None = None,
     eval_every: int = 0,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
@@ -53,13 +54,19 @@ def unlearn(
         forget, retain: batches ``(inputs, targets)``, or whatever the task reads, drawn again and
             again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
             without samples are skipped.
-        holdout: held-out batches for the evaluations.
-        recipe: ``Recipe.paper()`` (default) or ``Recipe.official()``, with overrides.
+        holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
+        recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()`` or ``.language()``, with
+            overrides. None = ``budgeted`` (with the language task ``language``) if there is a
+            budget, else ``paper``.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
         loss_fn: short for ``task=Classification(loss_fn)``: (output, targets) -> per-sample losses
             [samples]; None = cross-entropy of outputs [samples, classes].
         task: what one sample's loss is, and how a batch is read (``sfron_fast.tasks.Task``); None =
             classification.
+        retain_budget: what forgetting may cost: how far the mean loss of retain samples may rise,
+            as a share of the holdout loss before the run; .05 is a start. The forget learning rate
+            follows what is spent, looking after every cycle at up to 64 retain samples that the
+            run does not train on. None = no budget.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
             percent.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for
@@ -95,8 +102,16 @@ def unlearn(
         "write the loop with the optimizer: docs/many-gpus.md",
     )
     # what can be refused without looking at model or data
-    recipe = Recipe.paper() if recipe is None else recipe
+    task = as_task(task, Classification, loss_fn)
+    if retain_budget is not None:
+        number("retain_budget", retain_budget, 0.0, open_low=True)
+    if recipe is None:
+        budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
+        recipe = Recipe.paper() if retain_budget is None else budgeted()
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
+    relative = retain_budget is not None or (recipe.ceiling and recipe.reference_loss is None)
+    wanted = "held-out batches, for retain_budget or the recipe's ceiling"
+    require(holdout is not None or not relative, "holdout", wanted, "None")
     require(
         isinstance(eval_every, int) and eval_every >= 0,
         "eval_every",
@@ -125,10 +140,9 @@ def unlearn(
         "no evaluation to stop at",
     )
     folder = None if checkpoint is None else Path(checkpoint)
-    task = as_task(task, Classification, loss_fn)
     if eval_every:
         task.needs("correct")
-    run = Run(model, forget, retain, recipe, task, folder)
+    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget)
     with keeping_modes(model), recording(model), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
@@ -144,6 +158,8 @@ def unlearn(
                 break
             run.advance()
             cycle, inside = divmod(position + 1, 1 + recipe.retain_steps)
+            if not inside:
+                run.settle()
             if not inside and (guard.due(cycle) or on_cycle is not None):
                 with run.watch.pause():
                     guard.look(cycle)
@@ -157,6 +173,8 @@ def unlearn(
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
     run.result.forgotten_steps = run.outcome.forgotten
+    if run.budget is not None:
+        run.result.budget_spent = run.budget.spent.item()
     if not run.result.stopped_early:
         run.outcome.judge(run.result.history, guard.floor)
     return run.result

@@ -130,9 +130,9 @@ def test_a_run_that_reaches_the_ceiling_goes_on_from_a_checkpoint(tmp_path):
         assert run(**settings).forgotten_steps == 4
 
 
-def test_a_ceiling_wants_its_reference():
-    with pytest.raises(ValueError, match=r"^ceiling: expected it and reference_loss"):
-        Recipe.paper(ceiling=1.0)
+def test_a_reference_wants_its_ceiling():
+    with pytest.raises(ValueError, match=r"^ceiling: expected a number, with reference_loss"):
+        Recipe.paper(reference_loss=1.0)
     with pytest.raises(ValueError, match=r"^reference_loss: expected a number"):
         Recipe.paper(ceiling=1.0, reference_loss=-1.0)
 

@@ -1,0 +1,68 @@
+"""Batches kept out of training, to judge it by: taken from a loader before a run."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+
+from ..errors import require
+
+SHARE = 0.1  # of the samples, or batches, at most
+SAMPLES = 64
+
+
+def keep_out(loader: Iterable[Any], name: str) -> tuple[Iterable[Any], list[Any]]:
+    """(the rest, kept): a tenth of the samples of ``loader``, at most 64, that the rest lacks.
+
+    Of a list of batches its last ones are kept; of a DataLoader over a data set with a length,
+    evenly spaced samples, and the rest is loaded as before: batch size, order, workers, collate.
+
+    Raises:
+        ValueError: another kind of loader, or too few batches to spare one.
+    """
+    if isinstance(loader, (list, tuple)):
+        count = max(1, int(SHARE * len(loader)))
+        require(len(loader) > 1, name, "at least two batches, one to be kept out", len(loader))
+        return loader[:-count], list(loader[-count:])
+    plain = (
+        isinstance(loader, DataLoader)
+        and loader.batch_size is not None
+        and isinstance(loader.sampler, (RandomSampler, SequentialSampler))
+        and not getattr(loader.sampler, "replacement", False)
+        and getattr(loader.sampler, "_num_samples", None) is None
+    )
+    remedy = "pass a list of batches, or such a DataLoader"
+    found = type(loader).__name__
+    require(plain, name, "a list, or a DataLoader with its own sampler", found, remedy)
+    source: Any = loader
+    dataset = source.dataset
+    total = len(dataset)
+    count = min(SAMPLES, int(SHARE * total))
+    require(count > 0, name, f"at least {round(1 / SHARE)} samples", total, remedy)
+    chosen = torch.linspace(0, total - 1, count).round().long().tolist()
+    left = sorted(set(range(total)) - set(chosen))
+    settings = {
+        key: getattr(source, key)
+        for key in (
+            "batch_size",
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+            "timeout",
+            "worker_init_fn",
+            "multiprocessing_context",
+            "generator",
+            "prefetch_factor",
+            "persistent_workers",
+        )
+    }
+    shuffle = isinstance(source.sampler, RandomSampler)
+    generator = source.sampler.generator if shuffle else None
+    sampler = RandomSampler(left, generator=generator) if shuffle else None
+    rest = DataLoader(
+        Subset(dataset, left), sampler=sampler, drop_last=source.drop_last, **settings
+    )
+    kept = Subset(dataset, chosen)
+    once = DataLoader(kept, batch_size=source.batch_size, collate_fn=source.collate_fn)
+    return rest, list(once)

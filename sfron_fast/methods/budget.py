@@ -1,0 +1,102 @@
+"""Forgetting under a budget: the forget learning rate follows what the retain loss has risen.
+
+    spent = (retain loss - retain loss before) / (budget * holdout loss before)
+
+The retain loss is that of batches the run does not train on; the holdout loss is its scale, as a
+memorised retain set has next to none of its own. Over the first ``RAMP`` of the run the budget is
+given out evenly. After each cycle the forget learning rate rises while less is spent than has been
+given out, falls when more is, and is shut where the spending, a rise taken to go on for ``AHEAD``
+cycles, is ``WIDTH`` above. All of it stays on the device.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import model_device
+from ..errors import require
+from ..models.modes import evaluating
+from ..tasks import Task
+
+GAIN = 4.0  # nats that the learning rate rises over a run with nothing spent
+FALL = 3.0  # how many times faster it may fall
+RAMP = 0.8
+AHEAD = 3.0
+WIDTH = 0.2
+
+
+def mean_over(model: nn.Module, batches: Iterable[Any], task: Task, name: str) -> Tensor:
+    """The mean loss [] of all samples of ``batches``, in eval mode.
+
+    Raises:
+        ValueError: no sample, or a loss that is not finite.
+    """
+    total, count = torch.zeros((), dtype=torch.float64, device=model_device(model)), 0
+    with evaluating(model), torch.no_grad():
+        for batch in task.prepared(batches, model_device(model), name):
+            samples = task.samples(batch)
+            total += samples * task.mean_loss(model, batch)
+            count += samples
+    require(count > 0, name, "at least one sample", "none")
+    mean = total / count
+    finite = bool(mean.isfinite())
+    require(finite, name, "samples with finite losses", f"a mean loss of {mean.item()}")
+    return mean
+
+
+class Budget:
+    """What a run may spend of the retain loss, and what it has spent."""
+
+    def __init__(
+        self, model: nn.Module, kept: list[Any], task: Task, share: float, holdout_loss: float
+    ) -> None:
+        device = model_device(model)
+        self.model, self.task, self.share = model, task, share
+        self.batches = list(task.prepared(kept, device, "retain"))
+        require(bool(self.batches), "retain", "a sample that can be kept out", "none")
+        sizes = [task.samples(batch) for batch in self.batches]
+        self.parts = torch.tensor(sizes, dtype=torch.float64, device=device)
+        self.parts /= self.parts.sum()
+        self.limit = share * holdout_loss
+        self.before = self.look()
+        self.spent = torch.zeros_like(self.before)  # share of the budget, as last seen []
+        self.rate = torch.ones_like(self.before)  # of the recipe's forget learning rate []
+
+    def look(self) -> Tensor:
+        """The mean retain loss [] now."""
+        with evaluating(self.model), torch.no_grad():
+            losses = [self.task.mean_loss(self.model, batch).double() for batch in self.batches]
+        return (self.parts * torch.stack(losses)).sum()
+
+    def follow(
+        self, optimizer: torch.optim.Optimizer, forget_lr: float, cycle: int, of: int
+    ) -> None:
+        """After cycle ``cycle`` of ``of``: look, and set the forget learning rate."""
+        before = self.spent
+        self.spent = (self.look() - self.before) / self.limit
+        ahead = self.spent + AHEAD * (self.spent - before).clamp_min(0.0)
+        given = min(1.0, cycle / of / RAMP)
+        left = (given - ahead).nan_to_num(nan=-1.0, neginf=-1.0) / WIDTH
+        self.rate *= (GAIN / of * left.clamp(-FALL, 1.0)).exp()
+        opened = (0.5 + 0.5 * left).clamp(0.0, 1.0)
+        for group in optimizer.param_groups:
+            group["forget_lr"] = (forget_lr * self.rate * opened).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        numbers = {"before": self.before, "spent": self.spent, "rate": self.rate}
+        return {"share": self.share, "limit": self.limit, **numbers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` returned.
+
+        Raises:
+            ValueError: it is of another budget.
+        """
+        same, remedy = state["share"] == self.share, "use another folder, or the run's budget"
+        require(same, "retain_budget", f"the run's {state['share']}", self.share, remedy)
+        self.limit = state["limit"]
+        for name in ("before", "spent", "rate"):
+            setattr(self, name, state[name].to(self.before))
