@@ -43,6 +43,54 @@ def rows(samples, seed=0, size=4):
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
+class Unseen(Mixing):
+    """What two samples do not show: the one before the last enters, the third and later are cut."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        out = self.layer(x)
+        return (
+            out + x.roll(2, 0)[:, :CLASSES]
+            if self.how == "roll"
+            else torch.cat([out[:3], 0 * out[3:]])
+        )
+
+
+@pytest.mark.parametrize("how", ["roll", "capacity"])
+@pytest.mark.parametrize("estimator", [None, "sample"])
+def test_samples_that_are_mixed_in_a_whole_batch_are_refused(how, estimator):
+    with pytest.raises(ValueError, match="found 'sample' and a loss that depends on the samples"):
+        estimate_fisher(Unseen(how), rows(8), estimator=estimator)
+
+
+def test_rows_of_samples_without_a_gradient_are_not_guessed():
+    """Places come first, and the losses that could show it are flat."""
+
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.layer = nn.Embedding(20, 6), nn.Linear(6, CLASSES)
+
+        def forward(self, ids):
+            return self.layer(torch.tanh(self.tokens(ids.t()))).mean(0)
+
+    def flat(out, target):
+        return (out.square().sum(1) * (target > 0)).mean()
+
+    ids, target = torch.randint(20, (8, 16)), torch.ones(8)
+    target[0] = target[-1] = 0
+    with pytest.raises(ValueError, match=r"estimator: expected 8 rows of 'layer.*, found 2;"):
+        estimate_fisher(Places(), [(ids, target)], flat)
+    target[0] = target[-1] = 1
+    model, data = Places(), [(ids, target)]
+    found = estimate_fisher(model, data, flat)
+    for name, wanted in by_loops(model, data, flat).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -304,6 +352,35 @@ def test_a_parameter_added_in_place_is_added_once():
     model, batches = Places(), rows(7)
     with pytest.warns(RuntimeWarning, match=r"2 of 6 .*places \(\w+\), token \(__setitem__\)"):
         found = estimate_fisher(model, batches, estimator="sample")
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
+class Unusual(nn.Module):
+    """Parameters in places where those of layers are not."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.vector, self.both = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+        self.number, self.row = nn.Parameter(torch.randn(6)), nn.Embedding(3, 6)
+        self.square, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        # an input takes a weight's dtype, a vector passes a layer, a layer gives a number
+        x = self.second(torch.tanh(self.first(x)).to(self.second.weight))
+        x = x * self.both(self.vector) + F.linear(x, self.number).unsqueeze(1)
+        x = x + self.row(torch.tensor(1))
+        mixed = self.square.view(2, 8).t().reshape(4, 4)  # as large as its transpose, but another
+        return self.head(torch.cat([F.linear(x[:, :4], mixed), x[:, 4:]], 1))
+
+
+def test_parameters_in_unusual_places_are_exact():
+    model, batches = Unusual(), rows(7)
+    with pytest.warns(RuntimeWarning, match=r"7 of 12 .*square \(reshape\), second.weight \(to\)"):
+        found = estimate_fisher(model, batches, estimator="sample")
+    assert found.metadata["no_gradient"] == []
     for name, wanted in by_loops(model, batches).items():
         torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
 

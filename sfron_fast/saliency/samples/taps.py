@@ -22,15 +22,8 @@ from .layouts import SPREAD
 from .uses import Use
 
 # a parameter in another dtype or shape, or with a number added, has the parameter's gradient
-_SAME = {
-    torch.Tensor.to,
-    torch.Tensor.float,
-    torch.Tensor.type_as,
-    torch.Tensor.view,
-    torch.Tensor.reshape,
-    torch.Tensor.unsqueeze,
-    torch.Tensor.contiguous,
-}
+_SAME = {torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.contiguous}
+_SHAPED = {torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.unsqueeze}
 _SUMS = {torch.add, torch.Tensor.add}
 _TRANSPOSED = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 
@@ -124,7 +117,7 @@ class Taps(TorchFunctionMode):
         bare = {key: tensor.detach() for key, (tensor, _, _) in found.items()}
         told = self._told(func, args, kwargs, found)
         unknown = found.keys() - {id(use.parameter) for _, use in told}
-        if unknown and len(found) == 1 and self._same(func, args, kwargs):
+        if unknown and len(found) == 1 and _same(func, args, kwargs, *found.values()):
             out = func(*_put(args, bare), **kwargs)
             ((_, name, transposed),) = found.values()
             self.derived[id(out)] = (out, name, transposed != (func in _TRANSPOSED))
@@ -202,14 +195,6 @@ class Taps(TorchFunctionMode):
                 return self.by_id[id(tensor)]
         return None
 
-    def _same(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
-        if not args:
-            return False
-        if func in _SUMS:
-            return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
-        transposes = func in _TRANSPOSED and args[0].dim() == 2
-        return transposes or (func in _SAME and isinstance(args[0], Tensor))
-
 
 def backward(loss: Tensor, again: bool = False) -> None:
     """``loss.backward(retain_graph=again)``, but that the mode stays on, for what a checkpoint runs
@@ -240,6 +225,18 @@ def _swapped(read: Callable[..., Any]) -> Callable[..., Any]:
         return inputs, deltas
 
     return swapped
+
+
+def _same(func: Any, args: tuple[Any, ...], kwargs: Any, entry: Entry) -> bool:
+    """Whether what the function makes of the parameter has the parameter's gradient."""
+    tensor, _, transposed = entry
+    if func in _SUMS:
+        return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
+    if not args or args[0] is not tensor:  # an input that is given the parameter's dtype
+        return False
+    if func in _TRANSPOSED:
+        return tensor.dim() == 2
+    return func in _SAME or (func in _SHAPED and not transposed)
 
 
 def _uses(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Use]:

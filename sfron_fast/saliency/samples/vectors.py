@@ -98,6 +98,22 @@ def batch_norm(
     return _by_channel(input, reduce, weight, bias)
 
 
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> list[Use]:
+    """F.instance_norm: each channel is a group, or by running statistics."""
+    if use_input_stats:
+        return group_norm(input, input.shape[1], weight, bias, eps)
+    return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
 def _trailing(
     input: Tensor, normal: Callable[[Tensor], Tensor], weight: Tensor | None, bias: Tensor | None
 ) -> list[Use]:
@@ -166,9 +182,7 @@ def _broadcast(parameter: Tensor, factor: Tensor | None) -> Use:
     def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
         if saved:
             delta = wide(delta) * saved[0]
-        # of [1, ...] beside [samples, ...], the first dimension is the samples'
-        own = shape[1:] if len(shape) == delta.dim() else shape
-        return summed(cut(delta), own).reshape(len(cut(delta)), *shape)
+        return summed(cut(delta), shape)
 
     return Use(parameter, "vector", () if factor is None else (factor,), vector)
 
