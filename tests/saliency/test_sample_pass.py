@@ -244,10 +244,21 @@ def test_low_memory_refuses_what_it_cannot_do():
         ({"estimator": "batch"}, "estimator: expected 'sample', with low_memory"),
         ({"forget": iter(batches)}, "forget: expected a loader that can be passed twice"),
         ({"retain": []}, "retain: expected at least one sample"),
+        ({"draws": 0}, "draws: expected an integer > 0"),
+        ({"chunk_size": 0}, "chunk_size: expected an integer > 0"),
+        ({"forget": [(1e160 * x, y) for x, y in batches]}, "difference at .*: expected finite"),
     ):
         settings = {"forget": batches, "retain": batches, "low_memory": True, **changes}
         with pytest.raises(ValueError, match=said):
             estimate_mask(model, **settings)
+
+
+def test_a_mask_of_low_memory_knows_its_draws():
+    model, batches = build(), list(loader(8, 4))
+    sets = {"forget": batches[:1], "retain": batches[1:]}
+    found, wanted = (estimate_mask(model, **sets, low_memory=low, draws=2) for low in (True, False))
+    assert found == wanted
+    assert found.metadata["forget"]["draws"] == wanted.metadata["forget"]["draws"] == 2
 
 
 def test_every_draw_is_squared():
@@ -354,6 +365,25 @@ def test_a_parameter_added_in_place_is_added_once():
         found = estimate_fisher(model, batches, estimator="sample")
     for name, wanted in by_loops(model, batches).items():
         torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_a_model_that_differentiates_itself_is_not_known():
+    """Gradients inside the forward pass, which samples' own cannot be told from."""
+
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 1)
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            energy = self.head(torch.tanh(self.first(x))).sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+    batches = [(x, torch.randn(len(x), 6)) for x, _ in rows(8)]
+    with pytest.warns(RuntimeWarning, match="'batch' is used, not 'sample': first.weight"):
+        found = estimate_fisher(Force(), batches, F.mse_loss)
+    assert found.metadata["estimator"] == "batch"
 
 
 class Unusual(nn.Module):

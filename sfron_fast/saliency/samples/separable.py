@@ -119,9 +119,9 @@ def look(
     found.rows, found.losses, found.rounding = sink.rows, sink.losses, sink.rounding
     if anywhere([bool(found.mixing)]) == [False]:
         first = each_tensor(batch, lambda t: t[:1])
-        try:
-            with torch.no_grad():
-                found.mixing += moved(found, task.checked(task.losses(model, first), first))
+        try:  # with gradients, which a model may need in its forward pass
+            alone = task.checked(task.losses(model, first), first)
+            found.mixing += moved(found, alone.detach())
         except ValueError as error:  # BatchNorm without running statistics
             found.mixing.append(f"a model that one sample is not enough for ({error})")
     return found
@@ -160,8 +160,7 @@ def _in_two_ways(uses: list[Use]) -> bool:
 
 
 def _same(model: nn.Module, task: Task, pair: Any, losses: Tensor, rounding: float) -> bool:
-    with torch.no_grad():
-        plain = task.losses(model, pair)
+    plain = task.losses(model, pair).detach()
     return torch.allclose(losses, plain, rounding, rounding, equal_nan=True)
 
 

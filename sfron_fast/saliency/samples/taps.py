@@ -62,7 +62,8 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = ctx.saved_tensors  # with the mode on, for what a checkpoint runs again
-        with torch._C.DisableTorchFunction():  # it has nothing to see in our own arithmetic
+        # our own arithmetic is nothing for a mode to see, and none for autocast to round
+        with torch._C.DisableTorchFunction(), torch._C._DisableAutocast():
             ctx.tell(delta, saved)
         return (
             delta if ctx.needs_input_grad[0] else None,
