@@ -246,11 +246,14 @@ def test_low_memory_refuses_what_it_cannot_do():
         ({"retain": []}, "retain: expected at least one sample"),
         ({"draws": 0}, "draws: expected an integer > 0"),
         ({"chunk_size": 0}, "chunk_size: expected an integer > 0"),
-        ({"forget": [(1e160 * x, y) for x, y in batches]}, "difference at .*: expected finite"),
     ):
         settings = {"forget": batches, "retain": batches, "low_memory": True, **changes}
         with pytest.raises(ValueError, match=said):
             estimate_mask(model, **settings)
+    model, batches = nn.Linear(6, CLASSES), rows(8)
+    huge = [(1e25 * x, y) for x, y in batches]  # a square is beyond fp32
+    with pytest.raises(ValueError, match="difference at 'weight': expected finite values"):
+        estimate_mask(model, forget=huge, retain=batches, low_memory=True)
 
 
 def test_a_mask_of_low_memory_knows_its_draws():
@@ -384,6 +387,13 @@ def test_a_model_that_differentiates_itself_is_not_known():
     with pytest.warns(RuntimeWarning, match="'batch' is used, not 'sample': first.weight"):
         found = estimate_fisher(Force(), batches, F.mse_loss)
     assert found.metadata["estimator"] == "batch"
+
+
+def test_complex_parameters_are_refused():
+    model = nn.Linear(6, CLASSES, dtype=torch.complex64)
+    for estimator in (None, "batch"):
+        with pytest.raises(ValueError, match=r"model: expected trainable .*complex64 .*weight"):
+            estimate_fisher(model, rows(8), estimator=estimator)
 
 
 class Unusual(nn.Module):

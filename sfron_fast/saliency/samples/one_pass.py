@@ -137,10 +137,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a Fisher is of.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or a complex one.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
+    for name, p in params.items():
+        real = p.is_floating_point()
+        require(real, "model", "trainable parameters that are real", f"{p.dtype} in {name!r}")
     return params
 
 
