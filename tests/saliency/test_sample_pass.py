@@ -396,6 +396,64 @@ def test_complex_parameters_are_refused():
             estimate_fisher(model, rows(8), estimator=estimator)
 
 
+class Chosen(nn.Module):
+    """A layer for the tokens that count, as many of one sample as of another by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.some = nn.Embedding(20, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, ids):
+        x, kept = torch.tanh(self.tokens(ids)), ids > 0
+        x = torch.zeros_like(x).index_put((kept,), torch.tanh(self.some(x[kept])))
+        return self.head(x.mean(1))
+
+
+def test_rows_that_values_choose_are_not_known():
+    ids = torch.randint(1, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    for sample, length in enumerate((4, 2, 6, 4)):  # four for each on the whole
+        ids[sample, length:] = 0
+    with pytest.warns(RuntimeWarning, match=r"'sample': some.weight \(rows that their values"):
+        found = estimate_fisher(Chosen(), [(ids, torch.arange(4))])
+    assert found.metadata["estimator"] == "batch"
+
+
+class Cached(nn.Module):
+    """A view of its weight that is made once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head, self.cache = nn.Linear(6, 6), nn.Linear(6, CLASSES), []
+
+    def forward(self, x):
+        if not self.cache:
+            self.cache.append(self.layer.weight.t())
+        return self.head(torch.tanh(x @ self.cache[0]))
+
+
+def test_a_view_from_another_pass_is_not_passed_over():
+    with pytest.raises(ValueError, match=r"'layer.weight' in a function that torch shows"):
+        estimate_fisher(Cached(), rows(8))
+
+
+def test_a_copy_without_gradient_has_no_part():
+    class Copied(Cached):
+        def forward(self, x):
+            with torch.no_grad():
+                still = self.layer.weight.t()
+            return self.head(
+                torch.tanh(self.layer(x) + x @ still + x @ self.layer.weight.T.detach())
+            )
+
+    torch.manual_seed(0)
+    model, batches = Copied(), rows(7)
+    found = estimate_fisher(model, batches)
+    assert found.metadata["estimator"] == "sample"
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
 class Unusual(nn.Module):
     """Parameters in places where those of layers are not."""
 
