@@ -94,9 +94,10 @@ def estimate_fisher(
         built from it never selects them).
 
     Raises:
-        ValueError: empty loader, no trainable parameter, unknown estimator, non-finite (found at
-            the end of the pass) or non-scalar loss, a label that is no class of the model, a
-            ``start`` of something else.
+        ValueError: empty loader, no trainable parameter or a complex one, unknown estimator,
+            non-finite (found at the end of the pass) or non-scalar loss, a label that is no class
+            of the model, a ``start`` of something else; with "sample" a model that mixes samples.
+        RuntimeError: "sample", and torch.func.vmap cannot run what it has to.
     """
     task = as_task(task, MeanLoss, loss_fn)
     rest = (estimator, chunk_size, draws, start, progress, group)
