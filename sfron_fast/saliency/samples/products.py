@@ -58,7 +58,8 @@ def convolution(
     pads = _pads(padding, kernel, spread)
 
     def product(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> tuple[Tensor, Tensor]:
-        image = cut(F.pad(saved[0].to(delta.dtype), pads))
+        image = saved[0].to(delta.dtype)
+        image = cut(F.pad(image, pads) if any(pads) else image)
         places = delta.shape[2:]
         outer, inner = image.stride()[:3], image.stride()[3:]
         shape = (*image.shape[:2], *places, image.shape[2], *kernel)

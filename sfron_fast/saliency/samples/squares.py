@@ -205,7 +205,8 @@ class SampleSquares:
 
     def _vector(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
         # a call may have had the parameter in another shape
-        each = torch.stack([piece.reshape(samples, -1) for piece in pieces]).sum(0)
+        parts = [piece.reshape(samples, -1) for piece in pieces]
+        each = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         order = orders_of([total])
         if order:
             each = each.view(samples, *total.shape).permute(0, *(d + 1 for d in order[0] or ()))

@@ -188,8 +188,9 @@ class Taps(TorchFunctionMode):
         found, recorded = {}, torch.is_grad_enabled()
         for tensor in _tensors(values):
             entry = self.by_id.get(id(tensor))
-            if entry is None and (tensor.grad_fn is not None or not recorded):
-                entry = self.derived.get(id(tensor))
+            if entry is None and id(tensor) in self.derived:
+                connected = tensor.grad_fn is not None or not recorded
+                entry = self.derived[id(tensor)] if connected else None
             if entry is None and type(tensor) is nn.Parameter and tensor.requires_grad:
                 entry = self._gathered(tensor)
             if entry is not None:

@@ -79,7 +79,7 @@ def batch_norm(
 
     def reduce(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         samples, channels, size = x.shape
-        statistics = [s.to(x.dtype).repeat(samples) for s in (mean, var)]
+        statistics = [s.to(x.dtype).expand(samples, channels).reshape(-1) for s in (mean, var)]
         one = x.new_ones(samples * channels)
         flat = (1, samples * channels, size)
         parts = torch.ops.aten.native_batch_norm_backward(
