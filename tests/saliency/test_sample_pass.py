@@ -474,6 +474,23 @@ class Unusual(nn.Module):
         return self.head(torch.cat([F.linear(x[:, :4], mixed), x[:, 4:]], 1))
 
 
+def test_one_weight_of_two_groupings_does_not_add_up():
+    class Groups(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            grouped = F.conv2d(x, self.conv.weight, groups=2)
+            return self.head(torch.tanh(grouped + self.conv(x[:, :2])).mean((2, 3)))
+
+    model, batches = Groups(), images(4, 5, 5)
+    with pytest.warns(RuntimeWarning, match=r"conv.weight \(uses that do not add up\)"):
+        found = estimate_fisher(model, batches, estimator="sample")
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-4, atol=1e-9)
+
+
 def test_parameters_in_unusual_places_are_exact():
     model, batches = Unusual(), rows(7)
     with pytest.warns(RuntimeWarning, match=r"7 of 12 .*square \(reshape\), second.weight \(to\)"):

@@ -49,6 +49,7 @@ class _Look:
         self.other = 1  # the sample without a loss
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.rows: dict[str, set[int]] = defaultdict(set)
+        self.features: dict[str, set[torch.Size]] = defaultdict(set)  # of the inputs of products
         self.unknown: dict[str, str] = {}
         self.failed: set[str] = set()
         self.mixing: list[str] = []
@@ -72,11 +73,13 @@ class _Look:
             self.rounding = _HALF
         try:
             by_sample = cut(delta)
-            use.read(delta, saved, cut)
+            made = use.read(delta, saved, cut)
         except ValueError:  # no whole number of rows
             self.failed.add(name)
             return
         self.rows[name].add(by_sample.shape[1])
+        if use.kind == "product" and not use.tiled:
+            self.features[name].add(made[1].shape[1 - use.parameter.dim() :])
         if bool(by_sample[self.other].nan_to_num(0.0).any()):
             self.failed.add(name)
 
@@ -181,7 +184,7 @@ def _run(taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found) -> _
             raise
         sink.failed |= spread  # a copy for each sample is not what the model can go on with
     for name, uses in sink.uses.items():
-        if _in_two_ways(uses):
+        if _in_two_ways(uses) or len(sink.features[name]) > 1:  # groups of a convolution
             sink.unknown.setdefault(name, "uses that do not add up")
     return sink
 
