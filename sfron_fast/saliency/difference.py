@@ -33,7 +33,7 @@ def difference_mask(
     group: Any,
 ) -> SaliencyMask:
     """``estimate_mask(..., low_memory=True)``: bits where the difference is >= (threshold - 1)
-    1e-15, as in ``SaliencyMask.from_fisher``.
+    1e-15, as in ``SaliencyMask.from_fisher``, which refuses what is not finite too.
     """
     ranks = Ranks(model, group)
     model = ranks.model
@@ -73,6 +73,8 @@ def difference_mask(
             "model": digest,
             "world_size": ranks.size,
         }
+        if draws > 1:
+            made[name]["draws"] = draws
     if not ranks.sharded:
         ranks.sum_(values.values())
 
@@ -80,6 +82,9 @@ def difference_mask(
     bits = {}
     for name, value in values.items():
         difference = local(value)
+        sound = ranks.any([not bool(torch.isfinite(difference).all())]) == [False]
+        remedy = "check the loss and the data"
+        require(sound, f"the difference at {name!r}", "finite values", "others", remedy)
         chosen = difference >= low
         if not zero_over_zero:
             chosen &= difference != 0

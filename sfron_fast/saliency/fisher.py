@@ -94,9 +94,10 @@ def estimate_fisher(
         built from it never selects them).
 
     Raises:
-        ValueError: empty loader, no trainable parameter, unknown estimator, non-finite (found at
-            the end of the pass) or non-scalar loss, a label that is no class of the model, a
-            ``start`` of something else.
+        ValueError: empty loader, no trainable parameter or a complex one, unknown estimator,
+            non-finite (found at the end of the pass) or non-scalar loss, a label that is no class
+            of the model, a ``start`` of something else; with "sample" a model that mixes samples.
+        RuntimeError: "sample", and torch.func.vmap cannot run what it has to.
     """
     task = as_task(task, MeanLoss, loss_fn)
     rest = (estimator, chunk_size, draws, start, progress, group)
@@ -135,6 +136,7 @@ def estimate_mask(
     threshold = number("threshold", threshold, 0.0, open_low=True)
     task = as_task(task, MeanLoss, loss_fn)
     if low_memory:
+        _check_counts(chunk_size, draws)
         whole = estimator in (None, "sample")
         require(whole, "estimator", "'sample', with low_memory", repr(estimator))
         return difference_mask(
@@ -168,9 +170,7 @@ def _estimate(
     known = estimator is None or estimator in get_args(Estimator)
     expected = "'sample', 'batch', 'batch_equal' or 'rank'"
     require(known, "estimator", expected, repr(estimator))
-    for argument, number_ in (("chunk_size", chunk_size), ("draws", draws)):
-        good = isinstance(number_, int) and number_ > 0
-        require(good, argument, "an integer > 0", repr(number_))
+    _check_counts(chunk_size, draws)
     ranks = Ranks(model, group)
     model = ranks.model
     require(
@@ -248,6 +248,12 @@ def _estimate(
     if draws > 1:
         metadata["draws"] = draws
     return Fisher(values, metadata)
+
+
+def _check_counts(chunk_size: int, draws: int) -> None:
+    for argument, count in (("chunk_size", chunk_size), ("draws", draws)):
+        good = isinstance(count, int) and count > 0
+        require(good, argument, "an integer > 0", repr(count))
 
 
 def _choose(squares: SamplePass, first: tuple[Any, list[int]], ranks: Ranks) -> Estimator:

@@ -108,7 +108,7 @@ def sample_gradients(one: Pass, batch: Any) -> Iterator[Gradients]:
             task.check(model, batch)  # a label that is no class, where it is that
             raise RuntimeError(
                 "estimator: expected a model that torch.func.vmap can run over samples, found one"
-                f" that it cannot ({error}); use 'batch' or batches of one sample"
+                f" that it cannot ({error}); use 'batch', for batches of one sample the same"
             ) from error
         one.losses.append(losses.detach().reshape(-1))
         for i in range(len(losses)):

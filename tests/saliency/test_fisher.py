@@ -242,6 +242,10 @@ class Sometimes(Partly):
 @pytest.mark.parametrize("sizes", [(9, 4), (11, 4), (3, 5)], ids=str)
 def test_mask_in_one_call_is_that_of_the_fishers(make, estimator, dtype, sizes):
     model, loaders = make().to(dtype), [loader(*sizes, dtype, seed=s) for s in (1, 2)]
+    if make is Sometimes and estimator == "sample" and sizes[0] == 3:
+        with pytest.raises(ValueError, match="depends on the samples beside"):
+            estimate_fisher(model, loaders[0], estimator=estimator)
+        return
     fishers = [
         estimate_fisher(model, batches, estimator=estimator, chunk_size=3) for batches in loaders
     ]

@@ -135,6 +135,22 @@ def test_autocast():
         assert (found[key] - wanted).norm() < 0.1 * wanted.norm() + 1e-9, key
 
 
+def test_autocast_does_not_round_our_sums():
+    """Of a place's row each sample gets the gradient as it is; a tied head's sums are in fp32."""
+    batches = sentences(5, TOKENS, each=True)
+    model = built(lambda: Tied(checkpoints=False))
+    total = torch.zeros_like(model.places.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sf.estimate_fisher(model, batches, tokens_loss)
+        losses = [
+            tokens_loss(model(x[i:][:1]), y[i:][:1]) for x, y in batches for i in range(len(y))
+        ]
+    for loss in losses:
+        (gradient,) = torch.autograd.grad(loss, model.places.weight)
+        total += gradient**2 / len(losses)
+    torch.testing.assert_close(found["places.weight"], total, rtol=1e-5, atol=1e-9)
+
+
 def test_a_sample_alone_has_the_bits_of_its_place():
     """Cut into other batches the same samples are added in the same order."""
     torch.manual_seed(0)

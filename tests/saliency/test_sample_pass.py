@@ -43,6 +43,54 @@ def rows(samples, seed=0, size=4):
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
+class Unseen(Mixing):
+    """What two samples do not show: the one before the last enters, the third and later are cut."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        out = self.layer(x)
+        return (
+            out + x.roll(2, 0)[:, :CLASSES]
+            if self.how == "roll"
+            else torch.cat([out[:3], 0 * out[3:]])
+        )
+
+
+@pytest.mark.parametrize("how", ["roll", "capacity"])
+@pytest.mark.parametrize("estimator", [None, "sample"])
+def test_samples_that_are_mixed_in_a_whole_batch_are_refused(how, estimator):
+    with pytest.raises(ValueError, match="found 'sample' and a loss that depends on the samples"):
+        estimate_fisher(Unseen(how), rows(8), estimator=estimator)
+
+
+def test_rows_of_samples_without_a_gradient_are_not_guessed():
+    """Places come first, and the losses that could show it are flat."""
+
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.layer = nn.Embedding(20, 6), nn.Linear(6, CLASSES)
+
+        def forward(self, ids):
+            return self.layer(torch.tanh(self.tokens(ids.t()))).mean(0)
+
+    def flat(out, target):
+        return (out.square().sum(1) * (target > 0)).mean()
+
+    ids, target = torch.randint(20, (8, 16)), torch.ones(8)
+    target[0] = target[-1] = 0
+    with pytest.raises(ValueError, match=r"estimator: expected 8 rows of 'layer.*, found 2;"):
+        estimate_fisher(Places(), [(ids, target)], flat)
+    target[0] = target[-1] = 1
+    model, data = Places(), [(ids, target)]
+    found = estimate_fisher(model, data, flat)
+    for name, wanted in by_loops(model, data, flat).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -196,10 +244,24 @@ def test_low_memory_refuses_what_it_cannot_do():
         ({"estimator": "batch"}, "estimator: expected 'sample', with low_memory"),
         ({"forget": iter(batches)}, "forget: expected a loader that can be passed twice"),
         ({"retain": []}, "retain: expected at least one sample"),
+        ({"draws": 0}, "draws: expected an integer > 0"),
+        ({"chunk_size": 0}, "chunk_size: expected an integer > 0"),
     ):
         settings = {"forget": batches, "retain": batches, "low_memory": True, **changes}
         with pytest.raises(ValueError, match=said):
             estimate_mask(model, **settings)
+    model, batches = nn.Linear(6, CLASSES), rows(8)
+    huge = [(1e25 * x, y) for x, y in batches]  # a square is beyond fp32
+    with pytest.raises(ValueError, match="difference at 'weight': expected finite values"):
+        estimate_mask(model, forget=huge, retain=batches, low_memory=True)
+
+
+def test_a_mask_of_low_memory_knows_its_draws():
+    model, batches = build(), list(loader(8, 4))
+    sets = {"forget": batches[:1], "retain": batches[1:]}
+    found, wanted = (estimate_mask(model, **sets, low_memory=low, draws=2) for low in (True, False))
+    assert found == wanted
+    assert found.metadata["forget"]["draws"] == wanted.metadata["forget"]["draws"] == 2
 
 
 def test_every_draw_is_squared():
@@ -304,6 +366,136 @@ def test_a_parameter_added_in_place_is_added_once():
     model, batches = Places(), rows(7)
     with pytest.warns(RuntimeWarning, match=r"2 of 6 .*places \(\w+\), token \(__setitem__\)"):
         found = estimate_fisher(model, batches, estimator="sample")
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_a_model_that_differentiates_itself_is_not_known():
+    """Gradients inside the forward pass, which samples' own cannot be told from."""
+
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 1)
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            energy = self.head(torch.tanh(self.first(x))).sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+    batches = [(x, torch.randn(len(x), 6)) for x, _ in rows(8)]
+    with pytest.warns(RuntimeWarning, match="'batch' is used, not 'sample': first.weight"):
+        found = estimate_fisher(Force(), batches, F.mse_loss)
+    assert found.metadata["estimator"] == "batch"
+
+
+def test_complex_parameters_are_refused():
+    model = nn.Linear(6, CLASSES, dtype=torch.complex64)
+    for estimator in (None, "batch"):
+        with pytest.raises(ValueError, match=r"model: expected trainable .*complex64 .*weight"):
+            estimate_fisher(model, rows(8), estimator=estimator)
+
+
+class Chosen(nn.Module):
+    """A layer for the tokens that count, as many of one sample as of another by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.some = nn.Embedding(20, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, ids):
+        x, kept = torch.tanh(self.tokens(ids)), ids > 0
+        x = torch.zeros_like(x).index_put((kept,), torch.tanh(self.some(x[kept])))
+        return self.head(x.mean(1))
+
+
+def test_rows_that_values_choose_are_not_known():
+    ids = torch.randint(1, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    for sample, length in enumerate((4, 2, 6, 4)):  # four for each on the whole
+        ids[sample, length:] = 0
+    with pytest.warns(RuntimeWarning, match=r"'sample': some.weight \(rows that their values"):
+        found = estimate_fisher(Chosen(), [(ids, torch.arange(4))])
+    assert found.metadata["estimator"] == "batch"
+
+
+class Cached(nn.Module):
+    """A view of its weight that is made once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head, self.cache = nn.Linear(6, 6), nn.Linear(6, CLASSES), []
+
+    def forward(self, x):
+        if not self.cache:
+            self.cache.append(self.layer.weight.t())
+        return self.head(torch.tanh(x @ self.cache[0]))
+
+
+def test_a_view_from_another_pass_is_not_passed_over():
+    with pytest.raises(ValueError, match=r"'layer.weight' in a function that torch shows"):
+        estimate_fisher(Cached(), rows(8))
+
+
+def test_a_copy_without_gradient_has_no_part():
+    class Copied(Cached):
+        def forward(self, x):
+            with torch.no_grad():
+                still = self.layer.weight.t()
+            return self.head(
+                torch.tanh(self.layer(x) + x @ still + x @ self.layer.weight.T.detach())
+            )
+
+    torch.manual_seed(0)
+    model, batches = Copied(), rows(7)
+    found = estimate_fisher(model, batches)
+    assert found.metadata["estimator"] == "sample"
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
+
+
+class Unusual(nn.Module):
+    """Parameters in places where those of layers are not."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.vector, self.both = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+        self.number, self.row = nn.Parameter(torch.randn(6)), nn.Embedding(3, 6)
+        self.square, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        # an input takes a weight's dtype, a vector passes a layer, a layer gives a number
+        x = self.second(torch.tanh(self.first(x)).to(self.second.weight))
+        x = x * self.both(self.vector) + F.linear(x, self.number).unsqueeze(1)
+        x = x + self.row(torch.tensor(1))
+        mixed = self.square.view(2, 8).t().reshape(4, 4)  # as large as its transpose, but another
+        return self.head(torch.cat([F.linear(x[:, :4], mixed), x[:, 4:]], 1))
+
+
+def test_one_weight_of_two_groupings_does_not_add_up():
+    class Groups(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            grouped = F.conv2d(x, self.conv.weight, groups=2)
+            return self.head(torch.tanh(grouped + self.conv(x[:, :2])).mean((2, 3)))
+
+    model, batches = Groups(), images(4, 5, 5)
+    with pytest.warns(RuntimeWarning, match=r"conv.weight \(uses that do not add up\)"):
+        found = estimate_fisher(model, batches, estimator="sample")
+    for name, wanted in by_loops(model, batches).items():
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-4, atol=1e-9)
+
+
+def test_parameters_in_unusual_places_are_exact():
+    model, batches = Unusual(), rows(7)
+    with pytest.warns(RuntimeWarning, match=r"7 of 12 .*square \(reshape\), second.weight \(to\)"):
+        found = estimate_fisher(model, batches, estimator="sample")
+    assert found.metadata["no_gradient"] == []
     for name, wanted in by_loops(model, batches).items():
         torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-9)
 

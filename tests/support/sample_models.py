@@ -73,16 +73,19 @@ class Convolutions(nn.Module):
 
 
 class OtherRanks(nn.Module):
-    """Convolutions of one and three dimensions, circular padding."""
+    """Convolutions of one and three dimensions, circular padding, channels that are groups."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular")
+        self.normal = nn.InstanceNorm1d(4, affine=True)
+        self.tracked = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
         self.three = nn.Conv3d(1, 2, (3, 2, 1), stride=(1, 2, 1))
         self.head = nn.Linear(2, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.three(self.one(x)[:, None, :, :, None]).mean((2, 3, 4)))
+        x = self.tracked(torch.tanh(self.normal(self.one(x))))
+        return self.head(torch.tanh(self.three(x[:, None, :, :, None])).mean((2, 3, 4)))
 
 
 class Vision(nn.Module):
@@ -110,13 +113,17 @@ class PlacesFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(TOKENS, 16, padding_idx=3)
+        self.gain, self.offset = (
+            nn.Parameter(torch.randn(1, 16)),
+            nn.Parameter(torch.ones(1, 1, 16)),
+        )
         layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0)
         self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, 0.0), 1)
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids.t())
+        x = self.tokens(ids.t()) * self.gain + self.offset.expand(1, len(ids), -1)
         return self.head(self.decoder(x, self.encoder(x))[0])
 
 

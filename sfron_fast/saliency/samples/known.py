@@ -10,7 +10,16 @@ from ...ops.linear_logp import linear_logp
 from .heads import head
 from .products import addmm, convolution, embedding, linear, matmul
 from .uses import Use
-from .vectors import add, batch_norm, expand, group_norm, layer_norm, multiply, rms_norm
+from .vectors import (
+    add,
+    batch_norm,
+    expand,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    multiply,
+    rms_norm,
+)
 
 KNOWN: dict[Any, Callable[..., list[Use]]] = {
     F.linear: linear,
@@ -29,6 +38,7 @@ KNOWN: dict[Any, Callable[..., list[Use]]] = {
     F.rms_norm: rms_norm,
     F.group_norm: group_norm,
     F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
     torch.add: add,
     torch.Tensor.add: add,
     torch.mul: multiply,

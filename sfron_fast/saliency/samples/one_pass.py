@@ -14,7 +14,7 @@ from ...ops.lists import zeroed
 from ...tasks import Task
 from ...tasks.task import check_depends
 from ..gradients import Pass, by_sample, check_by_sample, sample_gradients, square_into
-from .separable import Found, check_apart, look
+from .separable import Found, check_apart, look, moved
 from .squares import SampleSquares
 from .taps import Taps, backward
 
@@ -68,7 +68,7 @@ class SamplePass:
         require(
             not self.one.ranks.sharded,
             "estimator",
-            "'batch', for a sharded model with functions that are not known,",
+            "'batch', for a sharded model with functions that are not known",
             f"'sample' and {named}",
         )
         warn(
@@ -80,15 +80,19 @@ class SamplePass:
         """values += weight * squared gradients of the batch's samples; of a rank that only runs
         along (``counted`` False) nothing.
         """
-        if not self.started:
+        first = not self.started
+        if first:
             self.start(batch)
             self.started = True
         assert self.found is not None
         task, samples = self.one.task, self.one.task.samples(batch)
         self.squares.weight, self.squares.counted = weight, counted
+        self.squares.rows = self.found.rows if first else None
         try:
             with self.taps.telling(self.squares, samples):
                 losses = task.checked(task.losses(self.model, batch), batch)
+                if first:
+                    self._compare(losses.detach())
                 if not self.found.left:
                     check_depends(losses, task)
                 if losses.requires_grad:
@@ -101,6 +105,18 @@ class SamplePass:
         if self.found.left and counted:
             self._alone(batch, weight)
         self.reached |= self.squares.reached
+
+    def _compare(self, losses: Tensor) -> None:
+        """With the look's, whose two samples had no others beside them.
+
+        Raises:
+            ValueError: samples are mixed after all; on every rank of a sharded model.
+        """
+        assert self.found is not None
+        mixing = moved(self.found, losses)
+        if self.one.ranks.any([bool(mixing)]) == [True]:
+            self.found.mixing += mixing or ["the same on another rank"]
+        check_apart(self.found)
 
     def _alone(self, batch: Any, weight: float) -> None:
         one = self.one
@@ -121,10 +137,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a Fisher is of.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or a complex one.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     require(bool(params), "model", "at least one parameter that requires grad", "none")
+    for name, p in params.items():
+        real = p.is_floating_point()
+        require(real, "model", "trainable parameters that are real", f"{p.dtype} in {name!r}")
     return params
 
 

@@ -11,6 +11,8 @@ from .uses import Cut, Use, bias_use, channels_use, flat
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:
     """F.linear: weight [out, in]."""
+    if input.dim() < 2 or weight.dim() != 2:  # a vector in, or a number out
+        return []
 
     def product(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> tuple[Tensor, Tensor]:
         return flat(cut(delta)), flat(cut(saved[0].to(delta.dtype)))
@@ -25,7 +27,8 @@ def matmul(input: Tensor, other: Tensor) -> list[Use]:
     def product(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> tuple[Tensor, Tensor]:
         return flat(cut(saved[0].to(delta.dtype))), flat(cut(delta))
 
-    return [Use(other, "product", (input,), product)] if other.dim() == 2 else []
+    matrices = input.dim() > 1 and other.dim() == 2
+    return [Use(other, "product", (input,), product)] if matrices else []
 
 
 def addmm(
@@ -55,7 +58,8 @@ def convolution(
     pads = _pads(padding, kernel, spread)
 
     def product(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> tuple[Tensor, Tensor]:
-        image = cut(F.pad(saved[0].to(delta.dtype), pads))
+        image = saved[0].to(delta.dtype)
+        image = cut(F.pad(image, pads) if any(pads) else image)
         places = delta.shape[2:]
         outer, inner = image.stride()[:3], image.stride()[3:]
         shape = (*image.shape[:2], *places, image.shape[2], *kernel)
@@ -101,7 +105,7 @@ def embedding(
     sparse: bool = False,
 ) -> list[Use]:
     """F.embedding: weight [rows, width]. One that counts tokens over the batch mixes samples."""
-    if max_norm is not None or scale_grad_by_freq:
+    if max_norm is not None or scale_grad_by_freq or input.dim() == 0:
         return []
 
     def rows(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> tuple[Tensor, Tensor]:

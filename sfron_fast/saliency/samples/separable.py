@@ -32,6 +32,9 @@ class Found:
     layouts: dict[str, str] = field(default_factory=dict)  # of what known functions use
     left: dict[str, str] = field(default_factory=dict)  # name -> the function that is not known
     mixing: list[str] = field(default_factory=list)  # what mixes samples
+    rows: dict[str, set[int]] = field(default_factory=dict)  # of each sample, in calls of the name
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))  # of the two samples [2]
+    rounding: float = 0.0
 
     def named(self, most: int) -> str:
         """Some of what is left, with its functions."""
@@ -45,6 +48,8 @@ class _Look:
         self.layouts = layouts
         self.other = 1  # the sample without a loss
         self.uses: dict[str, list[Use]] = defaultdict(list)
+        self.rows: dict[str, set[int]] = defaultdict(set)
+        self.features: dict[str, set[torch.Size]] = defaultdict(set)  # of the inputs of products
         self.unknown: dict[str, str] = {}
         self.failed: set[str] = set()
         self.mixing: list[str] = []
@@ -57,7 +62,7 @@ class _Look:
     def left(self, name: str, function: Any) -> None:
         if name in self.layouts:
             self.unknown.setdefault(name, getattr(function, "__name__", str(function)))
-        if function in (F.batch_norm, F.instance_norm):
+        if function is F.batch_norm:
             self.mixing.append(f"statistics of the batch in {name}")
 
     def take(
@@ -67,12 +72,15 @@ class _Look:
         if delta.element_size() < 4:
             self.rounding = _HALF
         try:
-            others = cut(delta)[self.other]
-            use.read(delta, saved, cut)
+            by_sample = cut(delta)
+            made = use.read(delta, saved, cut)
         except ValueError:  # no whole number of rows
             self.failed.add(name)
             return
-        if bool(others.nan_to_num(0.0).any()):
+        self.rows[name].add(by_sample.shape[1])
+        if use.kind == "product" and not use.tiled:
+            self.features[name].add(made[1].shape[1 - use.parameter.dim() :])
+        if bool(by_sample[self.other].nan_to_num(0.0).any()):
             self.failed.add(name)
 
 
@@ -84,12 +92,11 @@ def look(
     names: list[str],
     anywhere: Callable[[list[bool]], list[bool]],
 ) -> Found:
-    """Two samples of the first batch, run once or a few times. ``anywhere``: which flags are set on
-    any rank, where ranks have to run the model together.
+    """The first batch's first and last sample, run once or a few times. ``anywhere``: which flags
+    are set on any rank, where ranks have to run the model together.
     """
-    samples = task.samples(batch)
     # one sample alone does not tell its rows from another's
-    pair = each_tensor(batch, lambda t: t[:2] if samples > 1 else torch.cat([t, t]))
+    pair = each_tensor(batch, lambda t: t[[0, -1]])
     found = Found(dict.fromkeys(names, FIRST))
     while True:
         sink = _run(taps, model, task, pair, found)
@@ -112,21 +119,24 @@ def look(
                 found.left[name] = sink.unknown.get(name, "rows that are not one sample's")
             else:
                 found.layouts[name] = after
+    found.rows, found.losses, found.rounding = sink.rows, sink.losses, sink.rounding
     if anywhere([bool(found.mixing)]) == [False]:
         first = each_tensor(batch, lambda t: t[:1])
-        found.mixing += _moved(model, task, first, sink.losses, sink.rounding)
+        try:  # with gradients, which a model may need in its forward pass
+            alone = task.checked(task.losses(model, first), first)
+            found.mixing += moved(found, alone.detach())
+        except ValueError as error:  # BatchNorm without running statistics
+            found.mixing.append(f"a model that one sample is not enough for ({error})")
     return found
 
 
-def _moved(model: nn.Module, task: Task, first: Any, beside: Tensor, rounding: float) -> list[str]:
-    """Whether a sample's loss is another one without the second beside it."""
-    try:
-        with torch.no_grad():
-            alone = task.checked(task.losses(model, first), first)[0]
-    except ValueError as error:  # BatchNorm without running statistics
-        return [f"a model that one sample is not enough for ({error})"]
-    moved = bool((alone - beside[0]).abs() > rounding * (1.0 + alone.abs()))
-    return ["a loss that depends on the samples beside a sample"] if moved else []
+def moved(found: Found, losses: Tensor) -> list[str]:
+    """What mixes samples, if a sample's loss is not that of the look, with others beside it: of
+    the first sample alone, or of the whole batch that the look was at.
+    """
+    pair, here = found.losses[: len(losses)], losses[[0, -1][: len(losses)]]
+    differs = bool(((pair - here).abs() > found.rounding * (1.0 + pair.abs())).any())
+    return ["a loss that depends on the samples beside a sample"] if differs else []
 
 
 def _next(layout: str, uses: list[Use], unknown: bool) -> str | None:
@@ -153,8 +163,7 @@ def _in_two_ways(uses: list[Use]) -> bool:
 
 
 def _same(model: nn.Module, task: Task, pair: Any, losses: Tensor, rounding: float) -> bool:
-    with torch.no_grad():
-        plain = task.losses(model, pair)
+    plain = task.losses(model, pair).detach()
     return torch.allclose(losses, plain, rounding, rounding, equal_nan=True)
 
 
@@ -175,7 +184,7 @@ def _run(taps: Taps, model: nn.Module, task: Task, pair: Any, found: Found) -> _
             raise
         sink.failed |= spread  # a copy for each sample is not what the model can go on with
     for name, uses in sink.uses.items():
-        if _in_two_ways(uses):
+        if _in_two_ways(uses) or len(sink.features[name]) > 1:  # groups of a convolution
             sink.unknown.setdefault(name, "uses that do not add up")
     return sink
 
@@ -185,7 +194,7 @@ def check_apart(found: Found) -> None:
     require(
         not found.mixing,
         "estimator",
-        "'batch', or a model that treats the samples of a batch apart,",
+        "'batch', or a model that treats the samples of a batch apart",
         f"'sample' and {', '.join(found.mixing[:3])}",
         "put BatchNorm to eval() with running statistics of its own",
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import functional
+from ...errors import require
 from ...ops.dtypes import accumulate_dtype, wide
 from ...ops.layout import is_sharded, orders_of
 from .layouts import SPREAD, cutter
@@ -48,6 +49,7 @@ class SampleSquares:
     ) -> None:
         self.values, self.layouts, self.others = values, layouts, set(others)
         self.weight = 1.0
+        self.rows: dict[str, set[int]] | None = None  # what each sample has, where it is known
         self.counted = True  # a rank without samples runs along, and adds nothing
         self.reached: set[str] = set()
         self._open: dict[str, _Open] = {}
@@ -85,9 +87,23 @@ class SampleSquares:
         self._backward, self._device = True, delta.device
         entry = self._open.setdefault(name, _Open())
         cut = cutter(self.layouts[name], samples)
+        if self.rows is not None:
+            self._check_rows(name, cut(delta).shape[1])
         entry.pieces[use.kind].append(use.read(delta, saved, cut))
         if entry.all_there(use.kind):
             self._add(name, entry, use.kind, samples)
+
+    def _check_rows(self, name: str, found: int) -> None:
+        """In the batch that the look was at: rows that do not grow with the samples are others'."""
+        expected = self.rows[name] if self.rows is not None else set()
+        require(
+            found in expected,
+            "estimator",
+            f"{' or '.join(map(str, sorted(expected)))} rows of {name!r} for each sample, as"
+            " for two samples alone",
+            found,
+            "use 'batch'",
+        )
 
     def finish(self, samples: int) -> None:
         """After the backward pass: what waits for calls that the loss does not reach."""
@@ -189,7 +205,8 @@ class SampleSquares:
 
     def _vector(self, entry: _Open, total: Tensor, pieces: list[Any], samples: int) -> None:
         # a call may have had the parameter in another shape
-        each = torch.stack([piece.reshape(samples, -1) for piece in pieces]).sum(0)
+        parts = [piece.reshape(samples, -1) for piece in pieces]
+        each = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         order = orders_of([total])
         if order:
             each = each.view(samples, *total.shape).permute(0, *(d + 1 for d in order[0] or ()))

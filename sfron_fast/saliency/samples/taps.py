@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
-from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -17,22 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .attention import open_attention
 from .known import KNOWN
 from .layouts import SPREAD
 from .uses import Use
 
 # a parameter in another dtype or shape, or with a number added, has the parameter's gradient
-_SAME = {
-    torch.Tensor.to,
-    torch.Tensor.float,
-    torch.Tensor.type_as,
-    torch.Tensor.view,
-    torch.Tensor.reshape,
-    torch.Tensor.unsqueeze,
-    torch.Tensor.contiguous,
-}
+_SAME = {torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.contiguous}
+_SHAPED = {torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.unsqueeze}
 _SUMS = {torch.add, torch.Tensor.add}
 _TRANSPOSED = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
+_CHOOSING = {torch.nonzero, torch.Tensor.nonzero, torch.masked_select, torch.Tensor.masked_select}
 
 Entry = tuple[Tensor, str, bool]  # a tensor, the parameter it is, whether transposed
 
@@ -69,7 +63,8 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = ctx.saved_tensors  # with the mode on, for what a checkpoint runs again
-        with torch._C.DisableTorchFunction():  # it has nothing to see in our own arithmetic
+        # our own arithmetic is nothing for a mode to see, and none for autocast to round
+        with torch._C.DisableTorchFunction(), torch._C._DisableAutocast():
             ctx.tell(delta, saved)
         return (
             delta if ctx.needs_input_grad[0] else None,
@@ -90,11 +85,12 @@ class Taps(TorchFunctionMode):
         self.anchor = torch.zeros((), requires_grad=True)
         self.sink: Any = None
         self.samples = 0
+        self.chosen = False  # whether rows were, by their values
 
     @contextmanager
     def telling(self, sink: Sink, samples: int) -> Iterator[None]:
         """One forward and backward over a batch of ``samples``, told to ``sink``."""
-        self.sink, self.samples = sink, samples
+        self.sink, self.samples, self.chosen = sink, samples, False
         before = {name: p.grad for name, p in self.names.items()}
         for p in self.names.values():
             p.grad = None
@@ -117,26 +113,23 @@ class Taps(TorchFunctionMode):
         kwargs = kwargs or {}
         found = self._found([*args, *kwargs.values()])
         if not found:
+            self.chosen = self.chosen or _chooses(func, args)
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # its projections are linear layers
-                return _open_attention()(*args, **kwargs)
+                return open_attention()(*args, **kwargs)
         bare = {key: tensor.detach() for key, (tensor, _, _) in found.items()}
         told = self._told(func, args, kwargs, found)
         unknown = found.keys() - {id(use.parameter) for _, use in told}
-        if unknown and len(found) == 1 and self._same(func, args, kwargs):
-            out = func(*_put(args, bare), **kwargs)
+        if unknown and len(found) == 1 and _same(func, args, kwargs, *found.values()):
+            out = func(*args, **kwargs)  # with its gradient, should a mode not see what uses it
             ((_, name, transposed),) = found.values()
             self.derived[id(out)] = (out, name, transposed != (func in _TRANSPOSED))
             return out
         if unknown:
             if not _in_place(func, kwargs) or id(next(iter(args), None)) in found:
                 out = func(*args, **kwargs)
-                # what derives from a parameter is detached, and cannot tell
-                blind = any(key in self.derived for key in unknown)
-                if not any(
-                    t.requires_grad or (blind and t.is_floating_point()) for t in _tensors([out])
-                ):
+                if not any(t.requires_grad for t in _tensors([out])):
                     return out  # a dtype, a shape
             for key in unknown if torch.is_grad_enabled() else ():
                 self.sink.left(found[key][1], func)
@@ -169,6 +162,8 @@ class Taps(TorchFunctionMode):
         samples, sink = self.samples, self.sink
         for name, use in told:
             sink.call(name, use, samples)
+            if self._by_chance(out, sink.layouts[name]):
+                sink.left(name, "rows that their values choose")
             if sink.layouts[name] == SPREAD:
                 out = _for_each(out, use.saved[0].dim(), samples)
         if not torch.is_grad_enabled():
@@ -183,11 +178,19 @@ class Taps(TorchFunctionMode):
         out = out.clone() if out._is_view() else out
         return _Tap.apply(out, self.anchor, tell, *(t.detach() for t in saved))
 
+    def _by_chance(self, out: Tensor, layout: str) -> bool:
+        """Whether a sample has as many rows as another only where their values agree."""
+        forward = torch._C._current_graph_task_id() < 0  # a checkpoint's second run says no more
+        return self.chosen and forward and layout != SPREAD and out.shape[:1] != (self.samples,)
+
     def _found(self, values: list[Any]) -> dict[int, Entry]:
         """The trainable parameters, and what derives from them, among a call's arguments."""
-        found = {}
+        found, recorded = {}, torch.is_grad_enabled()
         for tensor in _tensors(values):
-            entry = self.by_id.get(id(tensor)) or self.derived.get(id(tensor))
+            entry = self.by_id.get(id(tensor))
+            if entry is None and id(tensor) in self.derived:
+                connected = tensor.grad_fn is not None or not recorded
+                entry = self.derived[id(tensor)] if connected else None
             if entry is None and type(tensor) is nn.Parameter and tensor.requires_grad:
                 entry = self._gathered(tensor)
             if entry is not None:
@@ -201,14 +204,6 @@ class Taps(TorchFunctionMode):
                 self.by_id[id(tensor)] = (tensor, name, False)
                 return self.by_id[id(tensor)]
         return None
-
-    def _same(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
-        if not args:
-            return False
-        if func in _SUMS:
-            return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
-        transposes = func in _TRANSPOSED and args[0].dim() == 2
-        return transposes or (func in _SAME and isinstance(args[0], Tensor))
 
 
 def backward(loss: Tensor, again: bool = False) -> None:
@@ -232,6 +227,13 @@ def _in_place(func: Any, kwargs: Any) -> bool:
     return trailing or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
 
 
+def _chooses(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether values say how many rows there are: as many of one sample as of another by chance."""
+    if func is torch.Tensor.__getitem__:
+        return any(t.dtype is torch.bool for t in _tensors([args[1]]))
+    return func in _CHOOSING or (func is torch.where and len(args) == 1)
+
+
 def _swapped(read: Callable[..., Any]) -> Callable[..., Any]:
     """The product for the transposed parameter."""
 
@@ -240,6 +242,18 @@ def _swapped(read: Callable[..., Any]) -> Callable[..., Any]:
         return inputs, deltas
 
     return swapped
+
+
+def _same(func: Any, args: tuple[Any, ...], kwargs: Any, entry: Entry) -> bool:
+    """Whether what the function makes of the parameter has the parameter's gradient."""
+    tensor, _, transposed = entry
+    if func in _SUMS:
+        return len(args) == 2 and not kwargs and any(isinstance(a, (int, float)) for a in args)
+    if not args or args[0] is not tensor:  # an input that is given the parameter's dtype
+        return False
+    if func in _TRANSPOSED:
+        return tensor.dim() == 2
+    return func in _SAME or (func in _SHAPED and not transposed)
 
 
 def _uses(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Use]:
@@ -274,27 +288,3 @@ def _put(values: Any, bare: dict[int, Tensor]) -> Any:
         else v
         for v in values
     )
-
-
-def _open_attention() -> Callable[..., Any]:
-    """F.multi_head_attention_forward, in which the mode sees every function.
-
-    As it stands it asks whether a mode is there, and hands itself over to it whole. Here it is the
-    same code with that question answered no, and with each projection by the whole packed weight.
-    """
-    inside: dict[str, Any] = {**vars(F), "has_torch_function": lambda _: False}
-    for name in ("multi_head_attention_forward", "_in_projection"):
-        f: Any = getattr(F, name)
-        inside[name] = FunctionType(f.__code__, inside, name, f.__defaults__, f.__closure__)
-        inside[name].__kwdefaults__ = f.__kwdefaults__
-    inside["_in_projection_packed"] = _in_projection_packed
-    return inside["multi_head_attention_forward"]
-
-
-def _in_projection_packed(
-    q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor | None = None
-) -> list[Tensor]:
-    """Queries, keys and values; torch cuts w apart where they are not of one tensor."""
-    if q is k and k is v:
-        return [part.contiguous() for part in F.linear(q, w, b).chunk(3, -1)]
-    return [F.linear(x, w, b).chunk(3, -1)[i].contiguous() for i, x in enumerate((q, k, v))]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import require
 from ...ops.dtypes import wide
 
 # a tensor [samples * k, ...] or laid out otherwise -> [samples, k, ...]
@@ -51,11 +52,18 @@ def flat(by_sample: Tensor) -> Tensor:
 def summed(by_sample: Tensor, shape: torch.Size) -> Tensor:
     """[samples, k, ...] -> [samples, *shape], the sum over whatever a parameter of that shape was
     broadcast along, in fp32 (fp64).
+
+    Raises:
+        ValueError: the parameter has rows of its own where samples are.
     """
-    inner = by_sample.dim() - 2 - len(shape)  # dimensions before those of the parameter
+    more = max(len(shape) - (by_sample.dim() - 2), 0)  # its dimensions beside samples and k
+    expected = "parameters of one row beside samples"
+    require(set(shape[:more]) <= {1}, "estimator", expected, list(shape), "use 'batch'")
+    own = shape[more:]
+    inner = by_sample.dim() - 2 - len(own)  # dimensions before those of the parameter
     sizes = by_sample.shape[2 + inner :]
     dims = list(range(1, 2 + inner))
-    dims += [2 + inner + i for i, n in enumerate(shape) if n == 1 and sizes[i] > 1]
+    dims += [2 + inner + i for i, n in enumerate(own) if n == 1 and sizes[i] > 1]
     return wide(by_sample).sum(dims).reshape(len(by_sample), *shape)
 
 

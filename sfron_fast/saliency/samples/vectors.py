@@ -79,7 +79,7 @@ def batch_norm(
 
     def reduce(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         samples, channels, size = x.shape
-        statistics = [s.to(x.dtype).repeat(samples) for s in (mean, var)]
+        statistics = [s.to(x.dtype).expand(samples, channels).reshape(-1) for s in (mean, var)]
         one = x.new_ones(samples * channels)
         flat = (1, samples * channels, size)
         parts = torch.ops.aten.native_batch_norm_backward(
@@ -96,6 +96,22 @@ def batch_norm(
         return parts[1], parts[2]
 
     return _by_channel(input, reduce, weight, bias)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> list[Use]:
+    """F.instance_norm: each channel is a group, or by running statistics."""
+    if use_input_stats:
+        return group_norm(input, input.shape[1], weight, bias, eps)
+    return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
 def _trailing(
@@ -166,9 +182,7 @@ def _broadcast(parameter: Tensor, factor: Tensor | None) -> Use:
     def vector(delta: Tensor, saved: tuple[Tensor, ...], cut: Cut) -> Tensor:
         if saved:
             delta = wide(delta) * saved[0]
-        # of [1, ...] beside [samples, ...], the first dimension is the samples'
-        own = shape[1:] if len(shape) == delta.dim() else shape
-        return summed(cut(delta), own).reshape(len(cut(delta)), *shape)
+        return summed(cut(delta), shape)
 
     return Use(parameter, "vector", () if factor is None else (factor,), vector)
 
