@@ -1,4 +1,4 @@
-"""Every block of docs/frameworks.md runs as it stands."""
+"""Every block of docs/frameworks.md and docs/language-models.md runs as it stands."""
 
 import pages
 import pytest
@@ -27,6 +27,22 @@ def run(heading, **names):
 def test_every_block_is_run_here():
     assert list(BLOCKS) == ["Hugging Face Trainer", "Accelerate", "Lightning", "PEFT"]
     assert len(pages.blocks(PAGE)) == len(BLOCKS)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
+def test_language_models(monkeypatch, capsys):
+    language = sf.Recipe.language
+    few = staticmethod(lambda **settings: language(**{"cycles": 6, **settings}))
+    monkeypatch.setattr(sf.Recipe, "language", few)  # its 50 cycles take a while
+    sets = [sequences(8, seed=seed) for seed in (1, 2, 3)]
+    loaders = [[{k: torch.stack([r[k] for r in rows]) for k in rows[0]}] * 2 for rows in sets]
+    model = gpt(torch.float32)
+    start = bits(model)
+    (block,) = pages.blocks("docs/language-models.md")
+    names = dict(zip(("forget_loader", "retain_loader", "holdout_loader"), loaders, strict=True))
+    pages.run(block, {"sf": sf, "model": model, **names})
+    assert "of the budget spent" in capsys.readouterr().out
+    assert not same(bits(model), start)
 
 
 @pytest.mark.checklist("G3")
