@@ -24,6 +24,17 @@ from ..errors import number, require
 from ..losses import adaptive_cross_entropy_parts
 from ..optim.base import SFRonOptimizer
 from . import forget_step, unwrap
+from .fused_head import FusedHead, fuse_head, label_adaptive_cross_entropy, label_logp
+
+__all__ = [
+    "ForgetCallback",
+    "FusedHead",
+    "fuse_head",
+    "label_adaptive_cross_entropy",
+    "label_logp",
+    "make_optimizer",
+    "optimizer_factory",
+]
 
 
 def optimizer_factory() -> Callable[..., SFRonOptimizer]:

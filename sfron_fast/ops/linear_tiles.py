@@ -37,7 +37,11 @@ class Head(NamedTuple):
         found = wide(hidden) @ wide(self.weight).t()
         if self.bias is not None:
             found = found + wide(self.bias)
-        found = found * self.logit_scale
+        return self.scaled(found)
+
+    def scaled(self, products: Tensor) -> Tensor:
+        """Logits of hidden weight^T + bias."""
+        found = products * self.logit_scale
         return found if self.softcap is None else (found / self.softcap).tanh() * self.softcap
 
 

@@ -109,7 +109,7 @@ def test_every_block_runs(block, tmp_path, monkeypatch, request):
 
 def test_what_runs_elsewhere_does():
     for page, test in ELSEWHERE.items():
-        assert len(pages.blocks(page)) == 4
+        assert len(pages.blocks(page)) == 5
         assert page in pages.text(test)
 
 
