@@ -94,18 +94,14 @@ class FusedHead(nn.Linear):
         model to do to them what it does to logits.
         """
         index = (labels != -100).nonzero().squeeze(1)[:ROWS]
-        raw = F.linear(hidden[index], self.weight, self.bias)
+        # detached: what looks on, as the Fisher of samples does, has nothing to see here
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        numbers: dict[str, Any] = {"softcap": self.softcap, "logit_scale": self.logit_scale}
+        raw = F.linear(hidden[index], weight, bias)
         probe = torch.linspace(-PROBE, PROBE, raw.shape[1], dtype=raw.dtype, device=raw.device)
         raw = torch.cat([raw, probe.unsqueeze(0)])
-        expected = Head(self.weight, None, self.softcap, self.logit_scale).scaled(raw.double())
-        logp, lse = linear_logp(
-            hidden[index],
-            self.weight,
-            labels[index],
-            bias=self.bias,
-            softcap=self.softcap,
-            logit_scale=self.logit_scale,
-        )
+        expected = Head(weight, None, **numbers).scaled(raw.double())
+        logp, lse = linear_logp(hidden[index], weight, labels[index], bias=bias, **numbers)
         self._rows = {"logits": expected, "labels": labels[index], "logp": logp, "lse": lse}
         return raw.unsqueeze(0)
 

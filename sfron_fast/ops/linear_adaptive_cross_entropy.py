@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from ..errors import integer, number, require
 from . import rows
@@ -146,8 +148,8 @@ def linear_adaptive_cross_entropy(
             several chunks, the sums of d / d weight in fp32; None = 256 MiB on the CPU, 2 GiB on a
             GPU. If the longest sample fits, the gradients are taken in the forward pass (three
             products of matrices) and kept until the backward pass, which has no second derivative
-            and happens once. Else, and with 0, compiled, in fp64 or fp16: ``linear_logp`` and its
-            backward pass (four).
+            and happens once. Else, and with 0, compiled, in a Fisher, in fp64 or fp16:
+            ``linear_logp`` and its backward pass (four).
 
     Returns:
         loss, losses, weights, normaliser; fp32 (fp64 for fp64).
@@ -200,7 +202,15 @@ def _at_once(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
     plain = not torch.compiler.is_compiling() and not rows.torch_looks_inside()
     served = hidden.dtype in (torch.float32, torch.bfloat16)
-    return torch.is_grad_enabled() and wanted and plain and served
+    return torch.is_grad_enabled() and wanted and plain and served and not _watched()
+
+
+def _watched() -> bool:
+    """By a mode, as that of the Fisher of samples, which knows linear_logp and derives its gradient
+    again; a default device is a mode, too, but looks at nothing.
+    """
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
 def _power(temperature: float, floor: float) -> Rule:

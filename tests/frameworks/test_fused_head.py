@@ -171,6 +171,32 @@ def test_adaptive_losses():
         assert error(ours.grad, theirs.grad.double()) < 1e-5, name
 
 
+class Sequences(sf.Task):
+    """Batches {"input_ids", "labels"}; the mean loss of each sequence, one way or the other."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def losses(self, model, batch):
+        inputs = {"input_ids": batch["input_ids"], "use_cache": False}
+        logp, _ = self.function(model, inputs, batch["labels"])
+        return -logp.sum(1) / (batch["labels"][:, 1:] != -100).sum(1)
+
+
+def test_the_fisher_of_samples_sees_the_head():
+    """A tied one, tile by tile; without a warning that anything goes another way."""
+    found = [
+        sf.estimate_fisher(model, [{"input_ids": INPUTS["input_ids"], "labels": LABELS}], task=task)
+        for model, task in (
+            (fuse_head(make("GPT-2, tied")), Sequences(label_logp)),
+            (make("GPT-2, tied"), Sequences(by_logits)),
+        )
+    ]
+    assert found[0].metadata["estimator"] == "sample"
+    for name, wanted in found[1].items():
+        assert error(found[0][name], wanted.double()) < 1e-5, name
+
+
 def test_logits_are_never_all_in_memory(monkeypatch):
     small_tiles(monkeypatch)
     torch.manual_seed(0)

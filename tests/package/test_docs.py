@@ -79,7 +79,7 @@ def names(heading):
         given |= {"logits": model(x) * 1.0, "labels": y}
     if heading == "Losses from hidden states":
         ids, head = given["ids"], model.head
-        given |= {"hidden": model.embedding(ids).flatten(0, 1), "head": head, "holdout_loss": 9.0}
+        given |= {"hidden": model.embedding(ids), "head": head, "holdout_loss": 9.0}
         given["labels"] = F.pad(ids[:, 1:], (0, 1), value=-100).flatten()
         given["samples"] = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
     if heading == "Tasks":
