@@ -139,10 +139,6 @@ class LogSums:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
         return linear_rows.shift_of(self.maximum)
 
-    def relative(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """``linear_rows.relative`` of the tile, whose values are overwritten."""
-        return linear_rows.relative(tile.values, self.labels, tile.start, self.maximum, self.picked)
-
     def add(self, tile: Tile, keep: bool = False) -> None:
         """Without ``keep`` the tile's values may be overwritten."""
         add = linear_rows.serving("linear_log_sums_", tile.values)
