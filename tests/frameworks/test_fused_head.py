@@ -120,6 +120,18 @@ def test_in_fp64():
     assert_agree(fuse_head(make(name, torch.float64)), make(name, torch.float64), 1e-12)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_bf16(name):
+    """Rounded logits are the model's own, not another model's; under autocast too."""
+    wanted = by_logits(make(name, torch.bfloat16), INPUTS, LABELS)[0].detach()
+    found = label_logp(fuse_head(make(name, torch.bfloat16)), INPUTS, LABELS)[0].detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = label_logp(fuse_head(make(name)), INPUTS, LABELS)[0].detach()
+    assert found.dtype == cast.dtype == torch.float32
+    assert error(found, wanted.double()) < 2e-2
+    assert error(cast, wanted.double()) < 5e-2
+
+
 def test_checkpointed_layers():
     model = fuse_head(make("Llama, tied"))
     model.gradient_checkpointing_enable()
@@ -357,6 +369,20 @@ def test_heads_that_are_refused():
     resized.resize_token_embeddings(300)
     with pytest.raises(ValueError, match=r"^model: expected one with a fused head"):
         label_logp(resized, INPUTS, LABELS)
+
+
+def test_a_sharded_head_is_refused():
+    """Sharded before, and in a group of its own, whose weights are gone after the head's call."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"^model: expected a head of plain weights.*DTensor"):
+            fuse_head(sharded(make()))
+        model = fuse_head(make())
+        fully_shard(model.lm_head)
+        with pytest.raises(ValueError, match=r"^head: expected no group of its own"):
+            label_logp(sharded(model), INPUTS, LABELS)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_calls_that_are_refused():
