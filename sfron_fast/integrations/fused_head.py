@@ -225,6 +225,11 @@ def _put_in_output(model: Any, args: Any, output: Any) -> Any:
     return output
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether ``fuse_head`` has replaced the head of the model, or of what is wrapped in it."""
+    return any(isinstance(module, FusedHead) for module in model.modules())
+
+
 def label_logp(
     model: nn.Module, inputs: Mapping[str, Any], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -276,9 +281,8 @@ def label_adaptive_cross_entropy(
 
 def _through(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, **handed: Any) -> Any:
     """What the head returns for these labels, from within ``model(...)``."""
-    fused = any(isinstance(module, FusedHead) for module in model.modules())
     remedy = "call fuse_head(model) first"
-    require(fused, "model", "one with a fused head", type(model).__name__, remedy)
+    require(is_fused(model), "model", "one with a fused head", type(model).__name__, remedy)
     require("labels" not in inputs, "inputs", "none named labels", "labels", "hand them over apart")
     require(labels.dim() == 2, "labels", "[samples, tokens]", tuple(labels.shape))
     handed["labels"] = F.pad(labels[:, 1:], (0, 1), value=-100)  # position i predicts token i + 1
