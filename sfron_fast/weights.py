@@ -168,7 +168,8 @@ def with_ceiling(
     enough.
 
     The others keep theirs: a normaliser is taken before, so that they do not grow as the units that
-    are left become few. A NaN loss keeps its weight.
+    are left become few (a rule of ``weigh=`` returns both: ``with_ceiling(raw, losses, 1.0,
+    reference), raw``). A NaN loss keeps its weight.
 
     Args:
         weights, losses: [units].

@@ -119,6 +119,8 @@ def recorded() -> Iterator[list[Launch]]:
     from sfron_fast.ops.triton import (
         adaptive_cross_entropy,
         adaptive_mse,
+        linear_kl_rows,
+        linear_moments,
         linear_rows,
         many_samples,
         sample_square_accumulate,
@@ -131,6 +133,8 @@ def recorded() -> Iterator[list[Launch]]:
         adaptive_mse,
         soft_target_kl,
         many_samples,
+        linear_kl_rows,
+        linear_moments,
         linear_rows,
         sample_square_accumulate,
     )
@@ -190,13 +194,17 @@ def linear_launches(
     rows: int, classes: int, dtype: torch.dtype, softcap: float | None
 ) -> list[Launch]:
     """Of a tile of logits, whose gradient is multiplied in ``dtype``."""
+    from sfron_fast.ops.triton import linear_kl_rows, linear_moments
     from sfron_fast.ops.triton import linear_rows as op
 
-    values = torch.empty((rows, classes), device="meta")
+    values, teacher = (torch.empty((rows, classes), device="meta") for _ in range(2))
     labels, row = (torch.empty(rows, dtype=d, device="meta") for d in (torch.int64, torch.float32))
     with recorded() as launches:
         op.linear_log_sums_(values, labels, 0, row, row, row, False)
         op.linear_gradient(values, labels, 0, row, row, row, softcap, dtype)
+        linear_moments.linear_moments_(values, labels, 0, row, row, row, row, row, labels)
+        linear_kl_rows.linear_kl_sums_(values, teacher, row, row, row, row, row)
+        linear_kl_rows.linear_kl_gradient(values, teacher, row, row, row, row, softcap, dtype)
     capped = "" if softcap is None else ", capped"
     return named(launches, f"tile of {classes}{capped}", dtype, values.numel())
 

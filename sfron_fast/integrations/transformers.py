@@ -24,6 +24,23 @@ from ..errors import number, require
 from ..losses import adaptive_cross_entropy_parts
 from ..optim.base import SFRonOptimizer
 from . import forget_step, unwrap
+from .fused_head import (
+    FusedHead,
+    fuse_head,
+    is_fused,
+    label_adaptive_cross_entropy,
+    label_logp,
+)
+
+__all__ = [
+    "ForgetCallback",
+    "FusedHead",
+    "fuse_head",
+    "label_adaptive_cross_entropy",
+    "label_logp",
+    "make_optimizer",
+    "optimizer_factory",
+]
 
 
 def optimizer_factory() -> Callable[..., SFRonOptimizer]:
@@ -106,10 +123,13 @@ class ForgetCallback(TrainerCallback):
         another loss.
 
         The default wants ``labels`` in the inputs and ``logits`` in the outputs, of a causal
-        language model or a classifier.
+        language model or a classifier. Of a model with a fused head there are no logits.
         """
         require("labels" in inputs, "forget_dataset", "'labels' in its batches", sorted(inputs))
         labels = inputs.pop("labels")
+        if is_fused(model):
+            found = label_adaptive_cross_entropy(model, inputs, labels, self.temperature)
+            return found.loss, found.normaliser
         logits = model(**inputs)["logits"]
         plain = self.trainer.accelerator.unwrap_model(model)
         causal = getattr(plain, "loss_function", None) is ForCausalLMLoss and logits.dim() == 3

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from ..errors import integer, number, require
 from . import rows
@@ -17,7 +19,17 @@ from .adaptive_weights import LOSS_FLOOR
 from .layout import in_memory
 from .linear_arguments import check, prepared
 from .linear_logp import linear_logp
-from .linear_one_pass import LinearLoss, Samples, Weigh, chunk_rows, divided, one_pass, samples_of
+from .linear_one_pass import (
+    LinearLoss,
+    Rule,
+    Samples,
+    Weigh,
+    chunk_rows,
+    divided,
+    one_pass,
+    samples_of,
+    weighed,
+)
 from .linear_tiles import Head, spread, taken
 
 # bytes of a chunk's logits and of the sums over chunks; on a GPU 4,096 rows of 128k classes
@@ -29,7 +41,7 @@ def several_passes(
     labels: Tensor,
     sample_index: Tensor | None,
     ignore_index: int,
-    weigh: Weigh,
+    weigh: Rule,
     normalise: bool,
 ) -> LinearLoss:
     """From all rows' log-probabilities, which torch differentiates."""
@@ -41,8 +53,8 @@ def several_passes(
         tokens = tokens.new_zeros(count).index_add(0, sample_index, tokens)
         losses = losses / tokens.clamp_min(1)
     known = losses.detach()
-    raw = torch.where(tokens > 0, weigh(known, slice(0, known.shape[0])), 0.0)
-    normaliser = raw.sum()
+    raw, shares = weighed(weigh, known, tokens, slice(0, known.shape[0]))
+    normaliser = shares.sum()
     weights = (divided(raw, normaliser) if normalise else raw).to(known.dtype)
     return LinearLoss((weights * losses).sum(), known, weights, normaliser.to(known.dtype))
 
@@ -60,7 +72,7 @@ class OnePass(torch.autograd.Function):
         samples: Samples,
         numbers: tuple[float | None, float],
         room: int,
-        weigh: Weigh,
+        weigh: Rule,
         normalise: bool,
     ) -> tuple[Tensor, ...]:
         """The loss, and the gradients kept."""
@@ -127,16 +139,17 @@ def linear_adaptive_cross_entropy(
         weigh: another rule, ``weigh(losses, samples)``: from losses [k], detached, of a slice of
             the samples to raw weights [k] of any sign. It sees a chunk at a time, so a weight may
             depend on its own sample alone; what else it needs (reference losses, lengths) it takes
-            from tensors [samples] by the slice.
+            from tensors [samples] by the slice. A rule may return two tensors [k], the second for
+            the normaliser to add up: ``with_ceiling(raw, losses, 1.0, reference), raw``.
         normalise: False leaves the division to the optimizer: loss = sum_i r_i l_i, weights = r_i.
-            ``loss.backward(); opt.grad_scale = normaliser``, and over several batches or ranks the
-            sum or mean of their normalisers.
+            ``loss.backward(); opt.grad_scale = normaliser``: of several batches the sum of their
+            normalisers; of ranks whose gradients are averaged (DDP, FSDP2) the mean.
         workspace: bytes for the logits of a chunk of whole samples and, with bf16 weights and
             several chunks, the sums of d / d weight in fp32; None = 256 MiB on the CPU, 2 GiB on a
             GPU. If the longest sample fits, the gradients are taken in the forward pass (three
             products of matrices) and kept until the backward pass, which has no second derivative
-            and happens once. Else, and with 0, compiled, in fp64 or fp16: ``linear_logp`` and its
-            backward pass (four).
+            and happens once. Else, and with 0, compiled, in a Fisher, in fp64 or fp16:
+            ``linear_logp`` and its backward pass (four).
 
     Returns:
         loss, losses, weights, normaliser; fp32 (fp64 for fp64).
@@ -189,28 +202,41 @@ def _at_once(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
     plain = not torch.compiler.is_compiling() and not rows.torch_looks_inside()
     served = hidden.dtype in (torch.float32, torch.bfloat16)
-    return torch.is_grad_enabled() and wanted and plain and served
+    return torch.is_grad_enabled() and wanted and plain and served and not _watched()
 
 
-def _power(temperature: float, floor: float) -> Weigh:
+def _watched() -> bool:
+    """By a mode, as that of the Fisher of samples, which knows linear_logp and derives its gradient
+    again; a default device is a mode, too, but looks at nothing.
+    """
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
+
+
+def _power(temperature: float, floor: float) -> Rule:
     """max(l, floor)^-temperature, in fp64."""
 
-    def raw(losses: Tensor, samples: slice) -> Tensor:
-        return losses.double().clamp_min(floor).pow(-temperature)
+    def rule(losses: Tensor, samples: slice) -> tuple[Tensor, Tensor]:
+        raw = losses.double().clamp_min(floor).pow(-temperature)
+        return raw, raw
 
-    return raw
+    return rule
 
 
-def _checked(weigh: Weigh) -> Weigh:
-    def raw(losses: Tensor, samples: slice) -> Tensor:
+def _checked(weigh: Weigh) -> Rule:
+    def rule(losses: Tensor, samples: slice) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             found = weigh(losses, samples)
-        shape = tuple(losses.shape)
-        right = isinstance(found, Tensor) and found.shape == losses.shape
-        require(right, "weigh", f"a tensor of shape {shape}", getattr(found, "shape", found))
-        return found.double()
+        both = found if isinstance(found, tuple) and len(found) == 2 else (found, found)
+        for tensor in both:
+            shape = tuple(losses.shape)
+            right = isinstance(tensor, Tensor) and tensor.shape == losses.shape
+            wrong = getattr(tensor, "shape", tensor)
+            require(right, "weigh", f"a tensor of shape {shape}, or two", wrong)
+        raw, shares = (t.double() for t in both)
+        return raw, shares
 
-    return raw
+    return rule
 
 
 def _check_index(sample_index: Tensor, labels: Tensor) -> None:

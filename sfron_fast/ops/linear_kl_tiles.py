@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .linear_rows import column_of, slope_of
+from . import linear_rows
+from .dtypes import accumulate_dtype
 from .linear_tiles import (
     Head,
-    LogSums,
     Tile,
     counted_rows,
     head_gradients,
@@ -34,42 +34,38 @@ def pairs(
     student_tiles, teacher_tiles = logit_tiles(hidden, head), logit_tiles(teacher_hidden, teacher)
     for tile, other in zip(student_tiles, teacher_tiles, strict=True):
         if label_shift != 0.0:
-            column, inside = column_of(labels, other.start, other.values.shape[1])
+            column, inside = linear_rows.column_of(labels, other.start, other.values.shape[1])
             moved = torch.where(inside, -label_shift, 0.0).to(other.values.dtype)
             other.values.scatter_add_(1, column, moved.unsqueeze(1))
         yield tile, other
 
 
 class Sums:
-    """Sums of rows, tile by tile: of e^(x - m) for the logits and the teacher, m each one's maximum
-    so far, and of e^(teacher - m) ((teacher - m) - (logits - m)).
-    """
+    """Sums of rows, tile by tile, as ``linear_rows.add_kl_sums`` has them."""
 
     def __init__(self, labels: Tensor, like: Tensor) -> None:
-        # with no label of theirs, which would be left out
-        self.logits, self.teacher = (LogSums(torch.full_like(labels, -1), like) for _ in range(2))
-        self.cross = torch.zeros_like(self.logits.others)
+        dtype = accumulate_dtype(like.dtype)
+        self.maximum, self.teacher_maximum = (
+            like.new_full(labels.shape, -torch.inf, dtype=dtype) for _ in range(2)
+        )
+        self.sums, self.teacher_sums, self.cross = (
+            like.new_zeros(labels.shape, dtype=dtype) for _ in range(3)
+        )
 
     def add(self, tile: Tile, other: Tile) -> None:
-        """The tiles' values are overwritten."""
-        x_rescaled, x_moved = self.logits.relative(tile)
-        t_rescaled, t_moved = self.teacher.relative(other)
-        x, t = tile.values, other.values
-        before = self.teacher.others
-        moved = torch.where(before == 0, 0.0, before * (t_moved - x_moved))
-        power = t.exp()
-        difference = t.sub_(x)
-        # what the teacher forbids adds nothing, also where the logits forbid it, too
-        difference.masked_fill_(power == 0, 0.0)
-        self.cross = (self.cross + moved) * t_rescaled + difference.mul_(power).sum(dim=1)
-        self.teacher.others = self.teacher.others * t_rescaled + power.sum(dim=1)
-        self.logits.others = self.logits.others * x_rescaled + x.exp_().sum(dim=1)
+        """The tiles' values may be overwritten."""
+        add = linear_rows.serving("linear_kl_sums_", tile.values)
+        teacher = self.teacher_maximum, self.teacher_sums, self.cross
+        add(tile.values, other.values, self.maximum, self.sums, *teacher)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """KL [rows]; log_sums [4, rows]: shift and log sum of the logits, then of the teacher."""
-        logits, teacher = self.logits.others.log(), self.teacher.others.log()
-        kl = self.cross / self.teacher.others - teacher + logits
-        return kl, torch.stack([self.logits.shift(), logits, self.teacher.shift(), teacher])
+        shift, teacher_shift = (
+            linear_rows.shift_of(t) for t in (self.maximum, self.teacher_maximum)
+        )
+        logits, teacher = self.sums.log(), self.teacher_sums.log()
+        kl = self.cross / self.teacher_sums - teacher + logits
+        return kl, torch.stack([shift, logits, teacher_shift, teacher])
 
 
 def forward(
@@ -121,16 +117,14 @@ def gradient(
     grad, hidden, teacher_hidden, labels = taken(
         rows, grad, multiplied(hidden), multiplied(teacher_hidden), labels
     )
-    q_shift, q_log, p_shift, p_log = (t.unsqueeze(1) for t in taken(rows, *log_sums))
+    log_sums = torch.stack(taken(rows, *log_sums))
 
     def deltas() -> Iterator[Tile]:
         tiles = pairs(hidden, head, teacher_hidden, teacher, labels, label_shift)
         for tile, other in tiles:
-            slope = None if softcap is None else slope_of(tile.values, softcap)
-            other.values.sub_(p_shift).sub_(p_log).exp_()
-            tile.values.sub_(q_shift).sub_(q_log).exp_().sub_(other.values)
-            if slope is not None:
-                tile.values.mul_(slope)
-            yield tile._replace(values=tile.values.to(hidden.dtype))
+            convert = linear_rows.serving("linear_kl_gradient", tile.values)
+            yield tile._replace(
+                values=convert(tile.values, other.values, *log_sums, softcap, hidden.dtype)
+            )
 
     return head_gradients(deltas(), hidden, head, grad, needed).returned(rows, total, weight)

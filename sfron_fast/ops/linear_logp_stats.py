@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import registry
+from . import linear_rows, registry
 from .dtypes import accumulate_dtype
 from .linear_arguments import check, given
 from .linear_tiles import Head, LogSums, Tile, counted_rows, logit_tiles, multiplied, spread, taken
@@ -46,33 +46,21 @@ def formula(
 class Moments(LogSums):
     """Also sums of e^(x - shift) (x - shift)^n, n = 1, 2, without the label; and the argmax."""
 
-    LEAST = -1e4  # e^ of it is 0, times it too; of -inf it would be NaN
-
     def __init__(self, labels: Tensor, like: Tensor) -> None:
         super().__init__(labels, like)
         self.first, self.second = torch.zeros_like(self.others), torch.zeros_like(self.others)
         self.argmax = torch.zeros_like(labels)
 
     def add(self, tile: Tile, keep: bool = False) -> None:
-        """The tile's values are overwritten."""
-        largest, at = tile.values.max(dim=1)
-        self.argmax = torch.where(largest > self.maximum, at + tile.start, self.argmax)
-        rescaled, moved = self.relative(tile)
-        relative = tile.values
-        relative.clamp_min_(self.LEAST)
-        # sums of powers of what has grown by `moved`; of nothing, whatever that is
-        moved = torch.where(self.others == 0, 0.0, moved)
-        second = self.second + moved * (2.0 * self.first + moved * self.others)
-        first = self.first + moved * self.others
-        powers = relative.exp()
-        self.others = self.others * rescaled + powers.sum(dim=1)
-        self.first = first * rescaled + powers.mul_(relative).sum(dim=1)
-        self.second = second * rescaled + powers.mul_(relative).sum(dim=1)
+        """The tile's values may be overwritten."""
+        add = linear_rows.serving("linear_moments_", tile.values)
+        sums = (self.maximum, self.others, self.picked, self.first, self.second, self.argmax)
+        add(tile.values, self.labels, tile.start, *sums)
 
     def stats(self) -> LogpStats:
         """Each [rows]."""
         logp, shift, log_sum = self.result()
-        label = (self.picked - shift).clamp_min(self.LEAST)
+        label = (self.picked - shift).clamp_min(linear_rows.LEAST)
         power = label.exp()
         total = self.others + power
         mean = (self.first + power * label) / total

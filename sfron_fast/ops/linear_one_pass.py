@@ -20,7 +20,10 @@ from .linear_tiles import (
     softmax_tiles,
 )
 
-Weigh = Callable[[Tensor, slice], Tensor]
+# losses of a slice of the samples -> raw weights, or these and what the normaliser adds up instead
+Weigh = Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
+# the same, checked: always both
+Rule = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 class LinearLoss(NamedTuple):
@@ -29,7 +32,7 @@ class LinearLoss(NamedTuple):
     loss: Tensor  # []
     losses: Tensor  # [samples]: means over the labelled rows, 0 without any
     weights: Tensor  # [samples]: what each loss is multiplied with
-    normaliser: Tensor  # []: sum of the raw weights
+    normaliser: Tensor  # []: sum of the raw weights, or of what the rule gives for it
 
 
 class Samples(NamedTuple):
@@ -90,7 +93,7 @@ def one_pass(
     head: Head,
     samples: Samples,
     room: int,
-    weigh: Weigh,
+    weigh: Rule,
     normalise: bool,
     needed: list[bool],
 ) -> tuple[LinearLoss, Gradients]:
@@ -117,10 +120,10 @@ def one_pass(
         logp, shift, log_sum = log_sums.result()
         losses = samples.mean(-logp, first, last, begin, end)
         tokens = samples.tokens[first:last]
-        raw = torch.where(tokens > 0, weigh(losses, slice(first, last)), 0.0)
-        found.append((losses, raw))
+        raw, shares = weighed(weigh, losses, tokens, slice(first, last))
+        found.append((losses, raw, shares))
         if normalise and not several:
-            raw = divided(raw, raw.sum())
+            raw = divided(raw, shares.sum())
         row_weights = (raw / tokens.clamp_min(1)).float()[samples.sample[begin:end] - first]
         ones = torch.ones_like(logp)
         deltas = softmax_tiles(
@@ -132,8 +135,8 @@ def one_pass(
         if to_hidden is not None and gradients.hidden is not None:
             to_hidden[begin:end] = gradients.hidden
         sums = gradients
-    losses, raw = (torch.cat(list(t)) for t in zip(*found, strict=True))
-    normaliser = raw.sum()
+    losses, raw, shares = (torch.cat(list(t)) for t in zip(*found, strict=True))
+    normaliser = shares.sum()
     weights = divided(raw, normaliser) if normalise else raw
     if normalise and several:
         factor = divided(torch.ones_like(normaliser), normaliser).float()
@@ -143,6 +146,12 @@ def one_pass(
     loss = (weights * losses).sum()
     result = LinearLoss(*(t.float() for t in (loss, losses, weights, normaliser)))
     return result, Gradients(to_hidden, sums.weight, sums.bias)
+
+
+def weighed(weigh: Rule, losses: Tensor, tokens: Tensor, samples: slice) -> tuple[Tensor, Tensor]:
+    """Raw weights, and shares of the normaliser [k]: 0 for samples without a label."""
+    raw, shares = (torch.where(tokens > 0, t, 0.0) for t in weigh(losses, samples))
+    return raw, shares
 
 
 def divided(raw: Tensor, normaliser: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ..errors import number, require
 from . import linear_arguments, registry
@@ -187,11 +188,29 @@ def linear_soft_target_kl(
             Rows of weight 0 have none.
 
     Memory: two tiles of logits, else as ``linear_logp``. Six products of matrices, as the backward
-    pass makes both tiles again; from all logits it would be four.
+    pass makes both tiles again; from all logits it would be four. The Fisher of samples takes the
+    head's gradients of samples by ``torch.func.vmap``, from all logits, and says so.
 
     Raises:
         ValueError: as ``linear_logp``; a teacher that requires grad; a label_shift without labels.
     """
+    if has_torch_function((hidden, weight)):  # a mode that looks on, as the Fisher of samples does
+        return handle_torch_function(
+            linear_soft_target_kl,
+            (hidden, weight),
+            hidden,
+            weight,
+            teacher_hidden,
+            teacher_weight,
+            labels=labels,
+            label_shift=label_shift,
+            row_weights=row_weights,
+            bias=bias,
+            teacher_bias=teacher_bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            ignore_index=ignore_index,
+        )
     require(
         not teacher_hidden.requires_grad and not teacher_weight.requires_grad,
         "teacher_hidden and teacher_weight",

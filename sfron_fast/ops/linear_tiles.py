@@ -37,7 +37,11 @@ class Head(NamedTuple):
         found = wide(hidden) @ wide(self.weight).t()
         if self.bias is not None:
             found = found + wide(self.bias)
-        found = found * self.logit_scale
+        return self.scaled(found)
+
+    def scaled(self, products: Tensor) -> Tensor:
+        """Logits of hidden weight^T + bias."""
+        found = products * self.logit_scale
         return found if self.softcap is None else (found / self.softcap).tanh() * self.softcap
 
 
@@ -134,10 +138,6 @@ class LogSums:
     def shift(self) -> Tensor:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
         return linear_rows.shift_of(self.maximum)
-
-    def relative(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """``linear_rows.relative`` of the tile, whose values are overwritten."""
-        return linear_rows.relative(tile.values, self.labels, tile.start, self.maximum, self.picked)
 
     def add(self, tile: Tile, keep: bool = False) -> None:
         """Without ``keep`` the tile's values may be overwritten."""

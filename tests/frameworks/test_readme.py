@@ -25,7 +25,13 @@ def run(heading, **names):
 
 
 def test_every_block_is_run_here():
-    assert list(BLOCKS) == ["Hugging Face Trainer", "Accelerate", "Lightning", "PEFT"]
+    assert list(BLOCKS) == [
+        "Hugging Face Trainer",
+        "Head and loss in one",
+        "Accelerate",
+        "Lightning",
+        "PEFT",
+    ]
     assert len(pages.blocks(PAGE)) == len(BLOCKS)
 
 
@@ -67,6 +73,15 @@ def test_hugging_face_trainer(tmp_path):
         retain_set=sequences(8),
         forget_set=sequences(8, seed=2),
     )
+    assert not same(bits(model), start)
+
+
+def test_head_and_loss_in_one():
+    model = gpt(torch.float32)
+    start, ids = bits(model), torch.stack([e["input_ids"] for e in sequences(4)])
+    given = run("Head and loss in one", model=model, mask=half(model), ids=ids, forget_weight=0.5)
+    assert given["losses"].shape == (4,)
+    assert given["logp"].shape == ids.shape
     assert not same(bits(model), start)
 
 

@@ -19,7 +19,12 @@ from transformers import (
 )
 
 from sfron_fast import SFRonAdamW, SFRonSGD, adaptive_cross_entropy, estimate_fisher
-from sfron_fast.integrations.transformers import ForgetCallback, make_optimizer, optimizer_factory
+from sfron_fast.integrations.transformers import (
+    ForgetCallback,
+    fuse_head,
+    make_optimizer,
+    optimizer_factory,
+)
 
 
 def arguments(folder, **more):
@@ -312,6 +317,20 @@ def test_another_order_of_forget_batches_would_show(tmp_path):
         trainer.train()
         weights.append(bits(model))
     assert not any(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def test_forget_steps_without_logits(tmp_path):
+    """Of a model with a fused head, as of one without."""
+    found = []
+    for prepare in (lambda model: model, fuse_head):
+        model = prepare(gpt(torch.float32))
+        sets = {"retain": sequences(8, seed=3), "forget": sequences(6, seed=4)}
+        trainer, callback = unlearner(model, arguments(tmp_path, **SHARED), half(gpt()), **sets)
+        trainer.train()
+        found.append({**bits(model), "forget_loss": callback.forget_loss})
+    assert model.lm_head._compared
+    for name, wanted in found[0].items():
+        torch.testing.assert_close(found[1][name], wanted, rtol=1e-5, atol=1e-6)
 
 
 RANK = """

@@ -56,8 +56,10 @@ class Batch:
         (result.loss * upstream).backward()
         return [*(t.detach() for t in result), *(t.grad for t in leaves)]
 
-    def truth(self, rule, upstream=-1.75, normalise=True):
-        """By torch alone; ``rule``: losses [samples] -> raw weights."""
+    def truth(self, rule, upstream=-1.75, normalise=True, shares=None):
+        """By torch alone; ``rule``: losses [samples] -> raw weights; ``shares``: the same for the
+        normaliser.
+        """
         hidden, weight, bias = leaves = self.leaves(torch.float64)
         logp = (hidden @ weight.t() + bias).log_softmax(1)
         counted = self.labels != -100
@@ -66,10 +68,12 @@ class Batch:
         tokens = counted.view(SAMPLES, TOKENS).sum(1)
         losses = by_sample.sum(1) / tokens.clamp_min(1)
         raw = torch.where(tokens > 0, rule(losses.detach()), 0.0)
-        weights = raw / raw.sum() if normalise else raw
+        counted = torch.where(tokens > 0, (shares or rule)(losses.detach()), 0.0)
+        normaliser = counted.sum()
+        weights = raw / normaliser if normalise else raw
         loss = (weights * losses).sum()
         (loss * upstream).backward()
-        return [loss.detach(), losses.detach(), weights, raw.sum(), *(t.grad for t in leaves)]
+        return [loss.detach(), losses.detach(), weights, normaliser, *(t.grad for t in leaves)]
 
 
 def adaptive(losses):
@@ -127,6 +131,30 @@ def test_any_rule_of_a_samples_own_loss(workspace):
         assert_close(found, batch.truth(lambda x, rule=rule: rule(x, slice(None))), 2e-6)
 
 
+@pytest.mark.parametrize("normalise", [True, False], ids=["divided", "not divided"])
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_a_ceiling_leaves_the_normaliser_alone(workspace, normalise):
+    """Of one number, and of one for each sample; where all have reached it there is no gradient."""
+    batch = Batch()
+    losses = batch.truth(adaptive)[1]
+    references = torch.linspace(0.5, 2.0, SAMPLES) * float(losses[losses > 0].median())
+
+    def capped(losses, samples):
+        raw = adaptive(losses)
+        return sf.with_ceiling(raw, losses, 1.0, references[samples].to(losses)), raw
+
+    found = batch.found(weigh=capped, workspace=WORKSPACES[workspace], normalise=normalise)
+    wanted = batch.truth(lambda x: capped(x, slice(None))[0], shares=adaptive, normalise=normalise)
+    assert_close(found, wanted, 2e-6)
+    assert 0 < int((found[2] == 0).sum() - 1) < SAMPLES - 1  # sample 1 has no label
+    references *= 0.01
+    _, _, weights, normaliser, *gradients = batch.found(
+        weigh=capped, workspace=WORKSPACES[workspace], normalise=normalise
+    )
+    assert normaliser > 0
+    assert not any(t.any() for t in (weights, *gradients))
+
+
 def test_rows_are_samples_without_an_index():
     batch = Batch()
     hidden, weight, _ = leaves = batch.leaves()
@@ -155,9 +183,10 @@ def test_products_of_matrices(workspace, products, monkeypatch):
         weight.requires_grad_(not frozen)
         counted.clear()
         room = WORKSPACES[workspace]
-        sf.linear_adaptive_cross_entropy(
-            hidden, weight, batch.labels, sample_index=batch.index, workspace=room
-        ).loss.backward()
+        with torch.device("cpu"):  # a default device is a mode that changes nothing
+            sf.linear_adaptive_cross_entropy(
+                hidden, weight, batch.labels, sample_index=batch.index, workspace=room
+            ).loss.backward()
         assert sum(counted) == (products - frozen) * once
         assert (weight.grad is None) == frozen
 
@@ -277,6 +306,8 @@ WRONG = {
     "sample_index": {"sample_index": torch.zeros(3, dtype=torch.int64)},
     "sample_index ": {"sample_index": torch.full((ROWS,), -1)},
     "weigh": {"weigh": lambda losses, samples: losses.sum()},
+    "weigh ": {"weigh": lambda losses, samples: (losses, losses.sum())},
+    "weigh  ": {"weigh": lambda losses, samples: (losses, losses, losses)},
     "labels": {"labels": torch.full((ROWS,), CLASSES)},
     "logit_scale": {"logit_scale": math.nan},
 }

@@ -80,6 +80,11 @@ def names(heading):
         given["forget_weight"] = lambda number: 1.0 - number / 300
     if heading == "One label per sample":
         given |= {"logits": model(x) * 1.0, "labels": y}
+    if heading == "Losses from hidden states":
+        ids, head = given["ids"], model.head
+        given |= {"hidden": model.embedding(ids), "head": head, "holdout_loss": 9.0}
+        given["labels"] = F.pad(ids[:, 1:], (0, 1), value=-100).flatten()
+        given["samples"] = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
     if heading == "Tasks":
         for side, batches in (("forget", forget), ("retain", retain)):
             given[f"{side}_dicts"] = [{"x": x, "y": y.float()} for x, y in batches]

@@ -52,7 +52,7 @@ ROOMS = {
         "tasks",
         "weights",
     },
-    "integrations": {"errors", "losses", "optim"},
+    "integrations": {"errors", "heads", "losses", "ops", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
     "__init__": {
         "version",

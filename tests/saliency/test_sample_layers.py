@@ -215,3 +215,46 @@ def test_a_head_in_tiles(numbers, dtype, monkeypatch):
     for name, wanted in total.items():
         atol = float(relative * wanted.max())
         torch.testing.assert_close(found[name].double(), wanted, rtol=relative, atol=atol)
+
+
+class SampleBySample(sf.Task):
+    """Batches (inputs, labels, teacher's states) [samples, rows, ...]; a call of a head for each
+    sample, as these heads return sums.
+    """
+
+    teacher = torch.randn(CLASSES, 4, generator=torch.Generator().manual_seed(3))
+
+    def __init__(self, name):
+        self.name = name
+
+    def losses(self, model, batch):
+        return torch.stack([self.loss(model, *one) for one in zip(*batch, strict=True)])
+
+    def loss(self, model, x, labels, states):
+        head, hidden = model[1], model[0](x)
+        if self.name == "KL":
+            return sf.linear_soft_target_kl(
+                hidden, head.weight, states, self.teacher, labels=labels, label_shift=1.0
+            )
+        one = torch.zeros(len(labels), dtype=torch.int64)
+        return sf.linear_adaptive_cross_entropy(hidden, head.weight, labels, sample_index=one).loss
+
+
+@pytest.mark.parametrize("name", ["KL", "adaptive"])
+def test_heads_of_sums_go_through_vmap(name):
+    """Named, with gradients of samples: the adaptive one's are those of a mean cross-entropy, made
+    by linear_logp.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, CLASSES, bias=False))
+    whole = torch.randn(4, 7, 3), torch.randint(CLASSES, (4, 7)), torch.randn(4, 7, 4)
+    task = SampleBySample(name)
+    batches = [tuple(t[part] for t in whole) for part in (slice(0, 3), slice(3, 4))]
+    named = "linear_soft_target_kl" if name == "KL" else "uses that do not add up"
+    with pytest.warns(RuntimeWarning, match=rf"1\.weight \({named}\)"):
+        found = sf.estimate_fisher(model, batches, task=task, estimator="sample")
+    for key, p in model.named_parameters():
+        squares = torch.zeros_like(p, dtype=torch.float64)
+        for one in zip(*whole, strict=True):
+            squares += torch.autograd.grad(task.loss(model, *one), p)[0].double() ** 2 / 4
+        assert (found[key] - squares).norm() < 1e-5 * squares.norm(), key

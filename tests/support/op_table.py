@@ -1,6 +1,7 @@
 """The table of ops: what tests/ops/test_every_op.py shows of every one.
 
 An entry is a ``ListOp``, ``RowOp`` or ``Op`` in one of the files below; it needs no other mention.
+Ops over a head are composed of others and have a suite of their own, test_every_head.py.
 """
 
 import list_ops

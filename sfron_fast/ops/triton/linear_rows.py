@@ -17,7 +17,7 @@ WARPS = 8
 
 
 @triton.jit
-def _shift(maximum):
+def shifted(maximum):
     """What is subtracted: 0 where the maximum is infinite."""
     return tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
 
@@ -43,7 +43,7 @@ def _log_sums_kernel(
         inside = column < columns
         x = tl.load(values_ptr + column, mask=inside, other=-float("inf"))
         now = tl.maximum(most, tl.max(x, 0))
-        power = exp(x - _shift(now))
+        power = exp(x - shifted(now))
         power = tl.where(inside & (column != label), power, 0.0)
         # -inf - (-inf) is NaN
         others = others * tl.where(most == now, 1.0, exp(most - now)) + tl.sum(power, 0)
