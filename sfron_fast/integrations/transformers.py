@@ -22,15 +22,15 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..errors import number, require
 from ..losses import adaptive_cross_entropy_parts
-from ..optim.base import SFRonOptimizer
-from . import forget_step, unwrap
-from .fused_head import (
+from ..models.fused_head import (
     FusedHead,
     fuse_head,
     is_fused,
     label_adaptive_cross_entropy,
     label_logp,
 )
+from ..optim.base import SFRonOptimizer
+from . import forget_step, unwrap
 
 __all__ = [
     "ForgetCallback",

@@ -14,7 +14,7 @@ from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import ceu_weights
 from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain, units_of
+from .weighted import ascent, forget_and_retain
 
 
 @by_keyword
@@ -34,7 +34,7 @@ def ceu(
     task.needs("units")
 
     def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = units_of(model, batch, task).losses
+        losses = task.units_by(model, batch).losses
         return ascent(ceu_weights(losses), losses)
 
     return forget_and_retain(

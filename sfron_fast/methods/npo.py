@@ -16,7 +16,7 @@ from ..evaluation.reference_losses import ReferenceLosses
 from ..tasks import Task
 from ..weights import npo_weights
 from .descent import Loader, task_or_classification
-from .weighted import Ids, ascent, forget_and_retain, references, sums, units_of
+from .weighted import Ids, ascent, forget_and_retain, references, sums
 
 
 @by_keyword
@@ -47,7 +47,7 @@ def npo(
     known = references(model, forget, task, ids, reference)
 
     def forget_loss(batch: Any, samples: Tensor) -> Tensor:
-        losses = sums(units_of(model, batch, task))
+        losses = sums(task.units_by(model, batch))
         return ascent(npo_weights(losses, known[samples].to(losses), beta), losses)
 
     return forget_and_retain(

@@ -15,7 +15,7 @@ from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import satimp_weights
 from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain, units_of
+from .weighted import ascent, forget_and_retain
 
 
 @by_keyword
@@ -37,7 +37,7 @@ def satimp(
     task.needs("units")
 
     def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = units_of(model, batch, task).losses
+        losses = task.units_by(model, batch).losses
         return ascent(satimp_weights(losses, beta1, beta2), losses)
 
     return forget_and_retain(

@@ -15,7 +15,7 @@ from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import simnpo_weights
 from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain, sums, units_of
+from .weighted import ascent, forget_and_retain, sums
 
 
 @by_keyword
@@ -37,7 +37,7 @@ def simnpo(
     task.needs("units")
 
     def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        units = units_of(model, batch, task)
+        units = task.units_by(model, batch)
         losses = sums(units)
         return ascent(simnpo_weights(losses, units.lengths, beta, gamma), losses)
 

@@ -72,11 +72,6 @@ def forget_and_retain(
     return descend(model, losses, **{**defaults, **settings})
 
 
-def units_of(model: nn.Module, batch: Any, task: Task) -> Units:
-    """The losses of a batch's tokens, or whatever its samples are made of."""
-    return task.units(task.outputs(model, batch), batch)
-
-
 def sums(units: Units) -> Tensor:
     """Each sample's loss [samples], summed over its units."""
     return units.losses.new_zeros(len(units.lengths)).index_add(0, units.sample, units.losses)
@@ -104,7 +99,7 @@ class SumTask(Task):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Sums over the units [samples]."""
-        return sums(units_of(model, batch, self.task))
+        return sums(self.task.units_by(model, batch))
 
     def state_dict(self) -> dict[str, Any]:
         """As the task."""

@@ -15,7 +15,7 @@ from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import wga_weights
 from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain, units_of
+from .weighted import ascent, forget_and_retain
 
 
 @by_keyword
@@ -36,7 +36,7 @@ def wga(
     task.needs("units")
 
     def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = units_of(model, batch, task).losses
+        losses = task.units_by(model, batch).losses
         return ascent(wga_weights(losses, alpha), losses)
 
     return forget_and_retain(

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from ..data.batches import move_tensors
 from ..errors import require
+from ..heads import LinearLoss, linear_adaptive_cross_entropy
 from ..losses import adaptive_cross_entropy_parts, adaptive_weights
+from ..models.fused_head import is_fused, through
 from ..ops.dtypes import wide
 from ..weights import with_ceiling
+from .collated import IGNORED, assistant_labels, packed
 from .outputs import inner, logits_of
 from .task import Task, Units
 
 Reduction = Literal["mean", "sum"]
 
-IGNORED = -100
 OURS = ("labels", "assistant_masks", "sample_index", "id")  # what the model is not given
 IN_PLACE_LABELS = ("ForMaskedLM", "ForTokenClassification")  # position i is asked for its own label
 
@@ -29,6 +31,14 @@ class Tokens(NamedTuple):
     logits: Tensor  # [rows, positions, classes]
     labels: Tensor  # int64 [rows, positions], -100 where nothing is asked
     sample: Tensor | None  # int64 [rows, positions]; None = each row is a sample
+
+
+class Each(NamedTuple):
+    """The loss of each position."""
+
+    losses: Tensor  # at least fp32 [rows, positions], 0 where nothing is asked
+    counted: Tensor  # bool [rows, positions]
+    sample: Tensor | None  # as of ``Tokens``
 
 
 class Language(Task):
@@ -46,7 +56,8 @@ class Language(Task):
     beginning; an int64 ``sample_index`` [rows, tokens], from 0, says the same. A Fisher of samples
     wants one sample a row.
 
-    The model returns logits [rows, tokens, classes], as a tensor or as ``.logits``.
+    The model returns logits [rows, tokens, classes], as a tensor or as ``.logits``. Of one that
+    ``integrations.transformers.fuse_head`` has seen, only a teacher's logits are made.
 
     Args:
         reduction: a sample's loss is the "mean" over its labelled tokens, or their "sum" (NPO,
@@ -78,14 +89,14 @@ class Language(Task):
         require(mapping, name, "mappings with input_ids and labels", found, collator)
         batch = dict(batch)
         if batch.get("labels") is None:
-            batch["labels"] = _assistant_labels(batch, name)
+            batch["labels"] = assistant_labels(batch, name)
         labels = batch["labels"]
         right = isinstance(labels, Tensor) and labels.dtype == torch.int64
         found = f"{labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         require(right, name, "labels that are an int64 tensor", found, collator)
         one_each = "one label a sample is Classification(), which takes such batches too"
         require(labels.dim() == 2, name, "labels [samples, tokens]", tuple(labels.shape), one_each)
-        if "sample_index" not in batch and _packed(batch):
+        if "sample_index" not in batch and packed(batch):
             begins = batch["position_ids"] == 0
             batch["sample_index"] = begins.flatten().cumsum(0).view_as(labels) - 1
         return move_tensors(batch, device)
@@ -141,14 +152,20 @@ class Language(Task):
 
     def losses_of(self, outputs: Tokens, batch: Any) -> Tensor:
         """Each sequence's loss [samples]."""
-        return self._reduced(outputs, batch)[0]
+        return self._reduced(self._each(outputs), batch)[0]
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """The same from the batch; a fused head makes no logits."""
+        return self._reduced(self._losses(model, batch), batch)[0]
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean of the sequences' losses []: of those that have a labelled token."""
+        if self._fuses(model):
+            return self._by_head(model, batch, temperature=0.0).loss
         tokens = self.outputs(model, batch)
         if self._served(tokens):
             return adaptive_cross_entropy_parts(tokens.logits, tokens.labels, 0.0)[0]
-        values, lengths = self._reduced(tokens, batch)
+        values, lengths = self._reduced(self._each(tokens), batch)
         return values.sum() / (lengths > 0).sum().clamp_min(1)
 
     def adaptive_loss(
@@ -157,6 +174,9 @@ class Language(Task):
         """The adaptive loss [] and the losses [samples], by one kernel where rows are samples; one
         without a labelled token weighs nothing.
         """
+        if self._fuses(model):
+            found = self._by_head(model, batch, temperature=temperature, floor=floor)
+            return found.loss, found.losses
         tokens = self.outputs(model, batch)
         if self._served(tokens):
             logits, labels, _ = tokens
@@ -174,14 +194,29 @@ class Language(Task):
         reference: float,
     ) -> tuple[Tensor, Tensor]:
         """As ``adaptive_loss``, with a ceiling."""
+        if self._fuses(model):
+
+            def weigh(losses: Tensor, _: slice) -> tuple[Tensor, Tensor]:
+                raw = losses.double().clamp_min(floor).pow(-temperature)
+                return with_ceiling(raw, losses, ceiling, reference), raw
+
+            found = self._by_head(model, batch, weigh=weigh)
+            return found.loss, found.losses
         tokens = self.outputs(model, batch)
         values, weights = self._weighted(tokens, batch, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
 
     def units(self, outputs: Tokens, batch: Any) -> Units:
         """The labelled tokens, sample after sample."""
-        losses, counted = self._each(outputs)
-        sample = _rows(outputs)[counted]
+        return self._units(self._each(outputs), batch)
+
+    def units_by(self, model: nn.Module, batch: Any) -> Units:
+        """The same from the batch; a fused head makes no logits."""
+        return self._units(self._losses(model, batch), batch)
+
+    def _units(self, each: Each, batch: Any) -> Units:
+        losses, counted = each.losses, each.counted
+        sample = _rows(each)[counted]
         order = sample.argsort(stable=True)
         lengths = torch.bincount(sample, minlength=self.samples(batch))
         return Units(losses[counted][order], sample[order], lengths)
@@ -203,19 +238,37 @@ class Language(Task):
         labelled = outputs.labels != IGNORED
         return outputs.logits.argmax(-1)[labelled] == outputs.labels[labelled]
 
-    def _each(self, outputs: Tokens) -> tuple[Tensor, Tensor]:
-        """Each position's loss, at least fp32, and whether it counts: [rows, positions]."""
+    def _each(self, outputs: Tokens) -> Each:
         logits, labels = wide(outputs.logits).flatten(0, -2), outputs.labels
         losses = F.cross_entropy(logits, labels.flatten(), reduction="none", ignore_index=IGNORED)
-        return losses.view(labels.shape), labels != IGNORED
+        return Each(losses.view(labels.shape), labels != IGNORED, outputs.sample)
 
-    def _reduced(self, outputs: Tokens, batch: Any) -> tuple[Tensor, Tensor]:
+    def _losses(self, model: nn.Module, batch: Any) -> Each:
+        """``_each`` of the batch; a fused head makes no logits."""
+        if not is_fused(model):
+            return self._each(self.outputs(model, batch))
+        inputs, labels, sample = self.model_inputs(model, batch)
+        logp, _ = through(model, inputs, labels)
+        return Each(-logp.view(labels.shape), labels != IGNORED, sample)
+
+    def _fuses(self, model: nn.Module) -> bool:
+        """Whether head and loss are one call."""
+        return self.reduction == "mean" and is_fused(model)
+
+    def _by_head(self, model: nn.Module, batch: Any, **settings: Any) -> LinearLoss:
+        """``linear_adaptive_cross_entropy`` within the model's forward pass."""
+        inputs, labels, sample = self.model_inputs(model, batch)
+        index = _rows(Each(labels, labels, sample)).flatten()
+        loss = linear_adaptive_cross_entropy
+        return through(model, inputs, labels, loss=loss, sample_index=index, **settings)
+
+    def _reduced(self, each: Each, batch: Any) -> tuple[Tensor, Tensor]:
         """Each sequence's loss, and how many tokens it is of: [samples]."""
-        losses, counted = self._each(outputs)
-        if outputs.sample is None:
+        losses, counted, sample = each
+        if sample is None:
             sums, lengths = losses.sum(1), counted.sum(1)
         else:
-            place, samples = outputs.sample.flatten(), self.samples(batch)
+            place, samples = sample.flatten(), self.samples(batch)
             sums = losses.new_zeros(samples).index_add(0, place, losses.flatten())
             lengths = place.new_zeros(samples).index_add(0, place, counted.flatten().long())
         return sums if self.reduction == "sum" else sums / lengths.clamp_min(1), lengths
@@ -224,7 +277,7 @@ class Language(Task):
         self, outputs: Tokens, batch: Any, temperature: float, floor: float
     ) -> tuple[Tensor, Tensor]:
         """Losses and adaptive weights [samples]; 0 of a sequence without a labelled token."""
-        values, lengths = self._reduced(outputs, batch)
+        values, lengths = self._reduced(self._each(outputs), batch)
         some = lengths > 0
         weights = torch.zeros_like(values)
         if bool(some.any()):
@@ -236,34 +289,9 @@ class Language(Task):
         return self.reduction == "mean" and outputs.sample is None
 
 
-def _packed(batch: dict[str, Any]) -> bool:
-    """Whether position ids begin again within a row."""
-    positions = batch.get("position_ids")
-    if batch.get("attention_mask") is not None or not isinstance(positions, Tensor):
-        return False
-    return bool((positions[:, 1:] == 0).any())
-
-
-def _rows(outputs: Tokens) -> Tensor:
+def _rows(each: Each) -> Tensor:
     """The sample of each position [rows, positions]."""
-    if outputs.sample is not None:
-        return outputs.sample
-    rows = torch.arange(len(outputs.labels), device=outputs.labels.device)
-    return rows.unsqueeze(1).expand_as(outputs.labels)
-
-
-def _assistant_labels(batch: dict[str, Any], name: str) -> Tensor:
-    """Of a chat, labels where the assistant speaks."""
-    masks, tokens = batch.get("assistant_masks"), batch.get("input_ids")
-    remedy = (
-        "let the collator give labels, -100 where nothing is to be learnt, or tokenise chats with"
-        " apply_chat_template(..., return_dict=True, return_assistant_tokens_mask=True)"
-    )
-    both = isinstance(masks, Tensor) and isinstance(tokens, Tensor)
-    require(both, name, "batches with labels", f"only {', '.join(map(str, batch))}", remedy)
-    assert isinstance(masks, Tensor)
-    assert isinstance(tokens, Tensor)
-    speaks = bool(masks.any())
-    template = "mark the assistant's turn in the chat template by {% generation %}"
-    require(speaks, name, "a token of the assistant in assistant_masks", "none", template)
-    return tokens.masked_fill(masks == 0, IGNORED)
+    if each.sample is not None:
+        return each.sample
+    rows = torch.arange(len(each.counted), device=each.counted.device)
+    return rows.unsqueeze(1).expand_as(each.counted)

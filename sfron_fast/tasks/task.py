@@ -126,6 +126,10 @@ class Task:
         """The losses of the units that samples are made of."""
         raise self._lacks("units")
 
+    def units_by(self, model: nn.Module, batch: Any) -> Units:
+        """The same from the batch."""
+        return self.units(self.outputs(model, batch), batch)
+
     def logits(self, outputs: Any, batch: Any) -> Tensor:
         """Logits [units, classes], to compare with a teacher's."""
         raise self._lacks("logits")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import transformers
 
 import sfron_fast as sf
+from sfron_fast.integrations.transformers import fuse_head
 from sfron_fast.tasks import Language
 
 CPU, VOCABULARY = torch.device("cpu"), 37
@@ -226,6 +227,37 @@ def test_classifiers_of_transformers_need_no_task():
 
 def _of_logits(outputs, targets):
     return F.cross_entropy(outputs.logits, targets)
+
+
+@pytest.mark.parametrize("form", [padded, packed])
+def test_a_fused_head_changes_nothing_but_the_logits(form, monkeypatch):
+    tokens, labels = sequences(9, 5, 7)
+    labels[1][:] = -100
+    model, fused, task = built(llama).double(), built(llama).double(), Language()
+    fuse_head(fused)
+    batch = task.prepare(form(tokens, labels), CPU)
+    limit = 0.99 * float(task.losses(model, batch)[[0, 2]].max())  # one of them has reached it
+    calls = {
+        "losses": lambda m: task.losses(m, batch).square().sum(),
+        "sums": lambda m: Language("sum").losses(m, batch).square().sum(),
+        "mean": lambda m: task.mean_loss(m, batch),
+        "adaptive": lambda m: task.adaptive_loss(m, batch, 0.7, 1e-6)[0],
+        "ceiling": lambda m: task.ceiling_loss(m, batch, 0.7, 1e-6, 1.0, limit)[0],
+        "units": lambda m: task.units_by(m, batch).losses.square().sum(),
+    }
+    for name, call in calls.items():
+        values = [call(m) for m in (fused, model)]
+        torch.testing.assert_close(*values, msg=name)
+        grads = [
+            torch.autograd.grad(v, list(m.parameters()))
+            for v, m in zip(values, (fused, model), strict=True)
+        ]
+        torch.testing.assert_close(*grads)
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "outputs", None)
+        for name, call in calls.items():
+            if name != "sums":
+                call(fused)  # none of them asked for logits
 
 
 @pytest.mark.parametrize("estimator", ["sample", "batch"])

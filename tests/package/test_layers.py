@@ -20,12 +20,12 @@ ROOMS = {
     "data": {"errors"},
     "ops": {"errors"},
     "distributed": {"errors", "data", "ops"},
-    "models": {"errors", "distributed"},
+    "models": {"errors", "distributed", "heads", "ops"},
     "functional": {"ops"},
     "heads": {"ops"},
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
-    "tasks": {"errors", "data", "ops", "losses", "weights"},
+    "tasks": {"errors", "data", "ops", "heads", "models", "losses", "weights"},
     "evaluation": {"errors", "files", "data", "models", "tasks"},
     "saliency": {
         "errors",
@@ -52,7 +52,7 @@ ROOMS = {
         "tasks",
         "weights",
     },
-    "integrations": {"errors", "heads", "losses", "ops", "optim"},
+    "integrations": {"errors", "models", "heads", "losses", "ops", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
     "__init__": {
         "version",

@@ -280,12 +280,17 @@ def label_adaptive_cross_entropy(
 
 
 def _through(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, **handed: Any) -> Any:
-    """What the head returns for these labels, from within ``model(...)``."""
+    """``through``, position i predicting the label at i + 1."""
+    require(labels.dim() == 2, "labels", "[samples, tokens]", tuple(labels.shape))
+    return through(model, inputs, F.pad(labels[:, 1:], (0, 1), value=-100), **handed)
+
+
+def through(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, **handed: Any) -> Any:
+    """What ``FusedHead.forward`` returns for labels already shifted, within ``model(...)``."""
     remedy = "call fuse_head(model) first"
     require(is_fused(model), "model", "one with a fused head", type(model).__name__, remedy)
     require("labels" not in inputs, "inputs", "none named labels", "labels", "hand them over apart")
-    require(labels.dim() == 2, "labels", "[samples, tokens]", tuple(labels.shape))
-    handed["labels"] = F.pad(labels[:, 1:], (0, 1), value=-100)  # position i predicts token i + 1
+    handed["labels"] = labels
     found = model(**inputs, **{HANDED: handed})["logits"]
     wrapped = "a wrapper calls model.forward, past the model's hooks: fuse_head() the wrapper"
     right = isinstance(found, tuple)

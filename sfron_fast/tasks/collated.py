@@ -1,0 +1,34 @@
+"""What is read from a collator's batch of token sequences."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import require
+
+IGNORED = -100
+
+
+def packed(batch: dict[str, Any]) -> bool:
+    """Whether position ids begin again within a row."""
+    positions = batch.get("position_ids")
+    if batch.get("attention_mask") is not None or not isinstance(positions, Tensor):
+        return False
+    return bool((positions[:, 1:] == 0).any())
+
+
+def assistant_labels(batch: dict[str, Any], name: str) -> Tensor:
+    """Of a chat, labels where the assistant speaks."""
+    masks, tokens = batch.get("assistant_masks"), batch.get("input_ids")
+    remedy = (
+        "let the collator give labels, -100 where nothing is to be learnt, or tokenise chats with"
+        " apply_chat_template(..., return_dict=True, return_assistant_tokens_mask=True)"
+    )
+    both = isinstance(masks, Tensor) and isinstance(tokens, Tensor)
+    require(both, name, "batches with labels", f"only {', '.join(map(str, batch))}", remedy)
+    assert isinstance(masks, Tensor)
+    assert isinstance(tokens, Tensor)
+    speaks = bool(masks.any())
+    template = "mark the assistant's turn in the chat template by {% generation %}"
+    require(speaks, name, "a token of the assistant in assistant_masks", "none", template)
+    return tokens.masked_fill(masks == 0, IGNORED)
