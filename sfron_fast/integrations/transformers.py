@@ -21,14 +21,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..errors import number, require
-from ..losses import adaptive_cross_entropy_parts
-from ..models.fused_head import (
+from ..heads.fused import (
     FusedHead,
     fuse_head,
     is_fused,
     label_adaptive_cross_entropy,
     label_logp,
 )
+from ..losses import adaptive_cross_entropy_parts
 from ..optim.base import SFRonOptimizer
 from . import forget_step, unwrap
 

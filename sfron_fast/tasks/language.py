@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..data.batches import move_tensors
 from ..errors import require
 from ..heads import LinearLoss, linear_adaptive_cross_entropy
+from ..heads.fused import is_fused, through
 from ..losses import adaptive_cross_entropy_parts, adaptive_weights
-from ..models.fused_head import is_fused, through
 from ..ops.dtypes import wide
 from ..weights import with_ceiling
 from .collated import IGNORED, assistant_labels, packed

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import sfron_fast as sf
-from sfron_fast.models.fused_head import FusedHead
+from sfron_fast.heads.fused import FusedHead
 
 SAMPLES, TOKENS, CLASSES = 8, 5, 29
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import sfron_fast as sf
-from sfron_fast.models.fused_head import (
+from sfron_fast.heads.fused import (
     FusedHead,
     fuse_head,
     label_adaptive_cross_entropy,

@@ -7,6 +7,7 @@ other tests, so test_triton_kernels.py runs this file in processes of its own.
 """
 
 import math
+from functools import cache
 
 import numpy
 import pytest
@@ -337,9 +338,12 @@ def order(monkeypatch):
     set_index = interpreter.InterpreterBuilder.set_grid_idx
 
     def use(seed):
+        @cache
+        def shuffled(programs):
+            return numpy.random.default_rng(seed).permutation(programs).tolist()
+
         def set_shuffled(self, x, y, z):
-            shuffled = numpy.random.default_rng(seed).permutation(self.grid_dim[0])
-            set_index(self, int(shuffled[x]), y, z)
+            set_index(self, shuffled(self.grid_dim[0])[x], y, z)
 
         monkeypatch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", set_shuffled)
 

@@ -21,11 +21,11 @@ ROOMS = {
     "ops": {"errors"},
     "distributed": {"errors", "data", "ops"},
     "functional": {"ops"},
-    "heads": {"ops"},
-    "models": {"errors", "distributed", "heads", "ops"},
+    "heads": {"errors", "ops"},
+    "models": {"errors", "distributed"},
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
-    "tasks": {"errors", "data", "ops", "heads", "models", "losses", "weights"},
+    "tasks": {"errors", "data", "ops", "heads", "losses", "weights"},
     "evaluation": {"errors", "files", "data", "models", "tasks"},
     "saliency": {
         "errors",
@@ -52,7 +52,7 @@ ROOMS = {
         "tasks",
         "weights",
     },
-    "integrations": {"errors", "models", "heads", "losses", "ops", "optim"},
+    "integrations": {"errors", "heads", "losses", "ops", "optim"},
     "demo": {"data", "evaluation", "saliency", "methods"},
     "__init__": {
         "version",

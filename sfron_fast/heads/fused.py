@@ -12,10 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler's imports Dynamo at once
 
 from ..errors import require
-from ..heads import LinearLoss, linear_adaptive_cross_entropy, linear_logp
 from ..ops.layout import is_sharded
+from ..ops.linear_adaptive_cross_entropy import LinearLoss, linear_adaptive_cross_entropy
+from ..ops.linear_logp import linear_logp
 from ..ops.linear_tiles import Head
 
 HANDED = "to_fused_head"  # the keyword
@@ -87,7 +89,7 @@ class FusedHead(nn.Linear):
             return hidden.new_zeros(1, 1, 1)
         return self._first_rows(hidden.detach().flatten(0, -2), handed["labels"].flatten())
 
-    @torch.compiler.disable
+    @_disable_dynamo
     @torch.no_grad()
     def _first_rows(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Logits [1, rows, classes] of a few labelled rows and a last one of large numbers, for the
@@ -105,7 +107,7 @@ class FusedHead(nn.Linear):
         self._rows = {"logits": expected, "labels": labels[index], "logp": logp, "lse": lse}
         return raw.unsqueeze(0)
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def compare(self, logits: Any) -> None:
         """The model's logits of the rows that ``_first_rows`` chose, with what is computed here.
 
