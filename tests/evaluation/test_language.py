@@ -51,7 +51,7 @@ def of_probabilities(rows, correct=None):
 
 
 def test_every_labelled_token_once_and_shifted():
-    """After token 0 the others have 1/2, 1/4, 1/8, 1/8, before they are normalised."""
+    """After token 0 tokens 0 to 3 have 1/2, 1/4, 1/8, 1/8; after token 1 token 3 follows."""
     table = torch.log(torch.tensor([[4, 2, 1, 1], [0, 0, 0, 8], [2, 2, 2, 2], [1, 1, 1, 5]]) / 8.0)
     rows = [[0, 1, 3, 2], [2, 0, 0, 0]]  # padding is token 0 too
     labels = [[IGNORED, 1, 3, IGNORED], [IGNORED, 0, IGNORED, IGNORED]]
