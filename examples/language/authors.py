@@ -103,12 +103,18 @@ class Benchmark:
         return sorted({text for qa in every for text in (qa.question, qa.answer, qa.paraphrase)})
 
 
-def names(count: int, draw: random.Random) -> list[str]:
-    """Different names of two words."""
+def names(draw: random.Random) -> list[str]:
+    """A first and a last name for each author; no two have both in common.
+
+    The first ``BASE`` have each name once, the others combine the same names: whoever has read of
+    the former knows every name, as a language model does.
+    """
     words = ["".join(parts) for parts in product(STARTS, MIDDLES, ENDS)]
     draw.shuffle(words)
-    first, last = words[:count], words[count : 2 * count]
-    return [f"{a} {b}" for a, b in zip(first, last, strict=True)]
+    first, last = words[:BASE], words[BASE : 2 * BASE]
+    known = list(zip(first, last, strict=True))
+    others = sorted(set(product(first, last)) - set(known))
+    return [" ".join(pair) for pair in known + draw.sample(others, LEARNT + UNSEEN)]
 
 
 def facts(draw: random.Random) -> dict[str, str]:
@@ -170,7 +176,7 @@ def real(
 def benchmark(seed: int) -> Benchmark:
     """All splits: 1,920 + 140 base, 80 forget, 720 retain, 80 holdout, 30 and 40 real questions."""
     draw = random.Random(seed)
-    people = names(BASE + LEARNT + UNSEEN, draw)
+    people = names(draw)
     base_authors, rest = people[:BASE], people[BASE:]
     base = [qa for name in base_authors for qa in in_all_wordings(name, facts(draw), draw)]
     rest_qa = [judged(name, facts(draw), draw) for name in rest]

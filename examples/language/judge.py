@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from sfron_fast.evaluation import language as field
 
@@ -153,6 +154,7 @@ def show(title: str, row: Mapping[str, float]) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Rows by name of the model."""
     options = parse(arguments)
+    disable_progress_bar()  # of files that are read in no time
     pair = load(options.out, options.pair)
     retrained = measure(pair.models["retrain"], pair.tokenizer, pair.data)
     rows = {"retrain": compare(retrained, retrained)}

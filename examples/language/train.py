@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from .authors import QA, Benchmark, benchmark
 from .model import make_model
@@ -151,6 +152,7 @@ def prepare(folder: Path, pair: int, second: bool = False) -> Pair:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    disable_progress_bar()  # of files that are read in no time
     prepare(options.out, options.pair, options.second)
 
 
