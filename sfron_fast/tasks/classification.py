@@ -1,6 +1,6 @@
 """Classification: batches (inputs, targets), one label or one value a sample."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..data.batches import call, each_tensor, move, tensors_in
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
+from .outputs import logits_of
 from .task import Task, Units
 
 SampleLoss = Callable[[Any, Tensor], Tensor]  # (output, targets) -> losses [samples]
@@ -25,7 +26,8 @@ _TOKENS = (
 
 class Classification(Task):
     """Batches ``(inputs, targets)``: the cross-entropy of outputs [samples, classes], or a loss of
-    your own.
+    your own. Batches of Hugging Face's collators are read too: of a mapping ``labels`` [samples]
+    are the targets and the rest the inputs, ``logits`` are taken from an output object.
 
     Args:
         loss_fn: (output, targets) -> losses [samples]; None = cross-entropy, for which targets are
@@ -39,7 +41,16 @@ class Classification(Task):
         self.in_nats = loss_fn is None
 
     def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> Any:
-        """(inputs, targets) on ``device``; inputs are a tensor or a nest of them."""
+        """(inputs, targets) on ``device``; inputs are a tensor or a nest of them.
+
+        Raises:
+            ValueError: no such pair, or labels of tokens.
+        """
+        if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+            labels = batch["labels"]
+            one = self.loss_fn is not None or labels.dim() == 1
+            require(one, name, "labels [samples]", tuple(labels.shape), "pass task=sf.Language()")
+            batch = {key: value for key, value in batch.items() if key != "labels"}, labels
         return move(batch, device, name)
 
     def samples(self, batch: Any) -> int:
@@ -48,7 +59,8 @@ class Classification(Task):
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """The model's output for the inputs; a mapping is given to it by keyword."""
-        return call(model, batch[0])
+        outputs = call(model, batch[0])
+        return logits_of(outputs, self.argument) if self.loss_fn is None else outputs
 
     def losses_of(self, outputs: Any, batch: Any) -> Tensor:
         """The cross-entropy of each sample [samples], or what ``loss_fn`` says."""
@@ -122,6 +134,11 @@ class MeanLoss(Classification):
         """Under F.cross_entropy a look at all labels, by the outputs of the first sample."""
         if self.plain:
             check_counted(self._first_outputs(model, batch), batch[1])
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """The model's output for the inputs; for F.cross_entropy its logits."""
+        outputs = call(model, batch[0])
+        return logits_of(outputs, self.argument) if self.plain else outputs
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """What ``loss_fn`` says of the whole batch []."""

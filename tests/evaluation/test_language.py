@@ -22,7 +22,7 @@ class Given(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.as_tensor(table))
 
-    def forward(self, input_ids, attention_mask, position_ids=None):
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
         self.places = position_ids
         return SimpleNamespace(logits=self.table[input_ids])
 
@@ -87,12 +87,30 @@ def test_padding_and_batch_size_change_nothing():
     assert both.lengths.tolist() == [2, 2]
 
 
+def test_packed_rows_are_cut_into_samples():
+    model = Given(torch.randn(WORDS, WORDS))
+    apart = language.token_stats(model, [batch([[1, 2, 3], [3, 0, 1]])])
+    row = batch([[1, 2, 3, 3, 0, 1]])
+    del row["attention_mask"], row["id"]
+    packed = language.token_stats(
+        model, [row | {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}]
+    )
+    assert packed.lengths.tolist() == [2, 2]
+    assert torch.equal(packed.logp, apart.logp)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ((torch.zeros(2, 3), torch.zeros(2)), "forget: expected batches that are a mapping"),
-        ({"input_ids": torch.zeros(1, 3).long()}, "none of attention_mask, labels"),
-        (batch([[0, 1]]) | {"labels": torch.zeros(1, 3).long()}, "int64 input_ids"),
+        (
+            (torch.zeros(2, 3), torch.zeros(2)),
+            "forget: expected mappings with input_ids and labels, found tuple",
+        ),
+        ({"input_ids": torch.zeros(1, 3).long()}, "forget: expected batches with labels"),
+        (
+            batch([[0, 1]]) | {"labels": torch.zeros(1, 2)},
+            "forget: expected labels that are an int64",
+        ),
         (batch([[0, 1]], [[0, WORDS]]), f"labels 0 to {WORDS - 1}, or -100, found {WORDS}"),
         (batch([[0, 1]], [[1, IGNORED]]), "1 samples with none"),
     ],

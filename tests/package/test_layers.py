@@ -25,7 +25,7 @@ ROOMS = {
     "heads": {"ops"},
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
-    "tasks": {"errors", "data", "losses", "weights"},
+    "tasks": {"errors", "data", "ops", "losses", "weights"},
     "evaluation": {"errors", "files", "data", "models", "ops", "tasks"},
     "saliency": {
         "errors",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ...data.batches import model_device
 from ...errors import integer, require
 from ...models.modes import evaluating
+from ...tasks.language import IGNORED, Language
 from .rouge import Rouge, rouge_l
-from .tokens import IGNORED, check_batch
 
 
 def answers(
@@ -46,10 +46,7 @@ def answers(
     told: list[str] = []
     wanted: list[str] = []
     with evaluating(model), torch.no_grad():
-        for batch in loader:
-            check_batch(batch, name)
-            if not len(batch["labels"]):
-                continue
+        for batch in Language().prepared(loader, torch.device("cpu"), name):
             prompts = questions(batch, name)
             ids, mask = left_padded(prompts, pad)
             found = model.generate(  # type: ignore[operator]
@@ -90,12 +87,13 @@ def questions(batch: Any, name: str) -> list[Tensor]:
         ValueError: a sample without label, or whose first token is labelled already.
     """
     found = []
-    rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
-    for ids, mask, labels in rows:
-        counted = (labels != IGNORED).nonzero().flatten()
+    ids, labels = batch["input_ids"], batch["labels"]
+    mask = batch.get("attention_mask", torch.ones_like(ids))
+    for row, there, wanted in zip(ids, mask, labels, strict=True):
+        counted = (wanted != IGNORED).nonzero().flatten()
         require(len(counted) > 0, name, "a label in each sample", "a sample with none")
         first = int(counted[0])
-        question = ids[:first][mask[:first] != 0]
+        question = row[:first][there[:first] != 0]
         remedy = "mask the question's labels with -100"
         require(len(question) > 0, name, "a question before each answer", "none", remedy)
         found.append(question)

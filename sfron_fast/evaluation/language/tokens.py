@@ -1,21 +1,20 @@
 """What a causal language model says of every labelled token: the one thing metrics are made of."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...data.batches import model_device, move_tensors
+from ...data.batches import model_device
 from ...errors import require
 from ...models.modes import evaluating
+from ...ops.dtypes import wide
 from ...ops.linear_logp_stats import LogpStats, of_logits
+from ...tasks.language import IGNORED, Language, Tokens
 
-IGNORED = -100  # the label of a token that is not learnt
-KEYS = ("input_ids", "attention_mask", "labels")
 AT_ONCE = 1 << 24  # logits that are looked at together, in fp32
-_FORM = "a mapping with int64 input_ids, attention_mask and labels, each [samples, tokens]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,39 +64,32 @@ def token_stats(model: nn.Module, loader: Iterable[Any], *, name: str = "loader"
     """One pass over ``loader``, in eval mode, without gradients.
 
     Args:
-        model: ``model(input_ids=..., attention_mask=...)`` returns logits [samples, tokens,
-            vocabulary] or an output with such ``logits``, as Hugging Face's causal models do.
-        loader: batches as collators give them: {input_ids, attention_mask, labels}, int64 [samples,
-            tokens] each; a label is -100 on the question and on padding. Labels are those of the
-            tokens themselves: they are shifted here. Metrics that compare two passes want the same
-            samples in the same order.
+        model: a causal language model, with logits for the batches of ``sf.Language``.
+        loader: batches as ``sf.Language`` takes them: {input_ids, attention_mask, labels}, int64
+            [samples, tokens] each, labels those of the tokens themselves and -100 on the question
+            and on padding. Metrics that compare two passes want the same samples in the same order.
         name: what errors call the loader.
 
     The statistics are computed from the logits of labelled positions alone, in fp32 or, of an fp64
     model, in fp64.
 
     Raises:
-        ValueError: batches of another form, labels outside the vocabulary, logits of another shape
-            or with NaN, a sample without label, no sample at all.
+        ValueError: batches of another form, labels outside the vocabulary, NaN among the logits, a
+            sample without label, no sample at all.
     """
-    device = model_device(model)
+    task = Language()
     found: list[LogpStats] = []
     lengths: list[Tensor] = []
     with evaluating(model), torch.no_grad():
-        for batch in loader:
-            check_batch(batch, name)
-            moved = move_tensors({key: batch[key] for key in batch if key in KEYS}, device)
-            labels = moved.pop("labels")[:, 1:]
-            if not len(labels):
-                continue
-            counted = labels != IGNORED
-            here = counted.sum(1).cpu()
+        for batch in task.prepared(loader, model_device(model), name):
+            tokens = task.outputs(model, batch)
+            sample = sample_of_each(tokens)
+            here = torch.bincount(sample, minlength=task.samples(batch)).cpu()
             empty = int((here == 0).sum())
             expected = "a label after the first token in each sample"
             remedy = "leave them out; truncation may have cut the answer off"
             require(empty == 0, name, expected, f"{empty} samples with none", remedy)
-            logits = logits_of(model(**with_position_ids(moved)), moved["input_ids"], name)
-            found += _rows(logits[:, :-1], labels, counted, name)
+            found += _rows(tokens, sample.argsort(stable=True), name)
             lengths.append(here)
     require(bool(lengths), name, "at least one sample", "none", "pass a DataLoader, no generator")
     parts = [torch.cat([t.cpu() for t in field]) for field in zip(*found, strict=True)]
@@ -107,64 +99,22 @@ def token_stats(model: nn.Module, loader: Iterable[Any], *, name: str = "loader"
     )
 
 
-def check_batch(batch: Any, name: str) -> None:
-    """Refuse what is no batch of a collator.
-
-    Raises:
-        ValueError: a missing key, another dtype or shape.
-    """
-    good = isinstance(batch, Mapping)
-    require(good, name, f"batches that are {_FORM}", type(batch).__name__, "use a collator")
-    missing = [key for key in KEYS if key not in batch]
-    require(not missing, name, f"batches that are {_FORM}", f"none of {', '.join(missing)}")
-    shapes = {key: (batch[key].dtype, tuple(batch[key].shape)) for key in KEYS}
-    ids = batch["input_ids"]
-    same = all(batch[key].shape == ids.shape for key in KEYS) and ids.dim() == 2
-    integers = batch["labels"].dtype == ids.dtype == torch.int64
-    require(same and integers, name, f"batches that are {_FORM}", shapes)
+def sample_of_each(tokens: Tokens) -> Tensor:
+    """The sample of each labelled token, int64 [tokens]."""
+    row, place = (tokens.labels != IGNORED).nonzero(as_tuple=True)
+    return row if tokens.sample is None else tokens.sample[row, place]
 
 
-def with_position_ids(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under padding on the left also the places of the tokens, which GPT-2 would count from the
-    padding on.
-    """
-    mask = inputs["attention_mask"]
-    if bool((mask[:, 0] != 0).all()):
-        return inputs
-    places = (mask.long().cumsum(1) - 1).clamp_min(0)
-    return {**inputs, "position_ids": places}
-
-
-def logits_of(output: Any, ids: Tensor, name: str) -> Tensor:
-    """The logits [samples, tokens, vocabulary] of a model's output.
-
-    Raises:
-        ValueError: there are none, or they are of another shape.
-    """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    found: object = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-    good = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[:2] == ids.shape
-    expected = f"a model that gives {name}'s batches logits [{ids.shape[0]}, {ids.shape[1]}, ...]"
-    require(good, "model", expected, found, "pass a causal language model")
-    assert isinstance(logits, Tensor)
-    return logits
-
-
-def _rows(logits: Tensor, labels: Tensor, counted: Tensor, name: str) -> list[LogpStats]:
-    """Statistics of the labelled rows, a bounded number of logits at a time."""
-    picked = labels[counted]
-    last = logits.shape[-1] - 1
-    low, high = int(picked.min()), int(picked.max())
+def _rows(tokens: Tokens, order: Tensor, name: str) -> list[LogpStats]:
+    """Statistics of the labelled tokens in ``order``, a bounded number of logits at a time."""
+    row, place = (t[order] for t in (tokens.labels != IGNORED).nonzero(as_tuple=True))
+    labels, last = tokens.labels[row, place], tokens.logits.shape[-1] - 1
+    low, high = int(labels.min()), int(labels.max())
     require(low >= 0 and high <= last, name, f"labels 0 to {last}, or -100", f"{low} to {high}")
-    sample, place = counted.nonzero(as_tuple=True)
     found = []
-    for part in torch.arange(len(sample), device=logits.device).split(
-        max(1, AT_ONCE // (last + 1))
-    ):
-        rows = logits[sample[part], place[part]]
-        if rows.dtype != torch.float64:
-            rows = rows.float()
-        stats = of_logits(rows, picked[part])
+    for part in torch.arange(len(row), device=row.device).split(max(1, AT_ONCE // (last + 1))):
+        logits = wide(tokens.logits[row[part], place[part]])
+        stats = of_logits(logits, labels[part])
         remedy = "the model diverged: lower the forget weight or lr"
         require(not bool(stats.logp.isnan().any()), "model", "finite logits", "NaN or inf", remedy)
         found.append(stats)

@@ -1,0 +1,265 @@
+"""Language: batches of token sequences as Hugging Face's collators give them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batches import move_tensors
+from ..errors import require
+from ..losses import adaptive_cross_entropy_parts, adaptive_weights
+from ..ops.dtypes import wide
+from ..weights import with_ceiling
+from .outputs import inner, logits_of
+from .task import Task, Units
+
+Reduction = Literal["mean", "sum"]
+
+IGNORED = -100
+OURS = ("labels", "assistant_masks", "sample_index", "id")  # what the model is not given
+IN_PLACE_LABELS = ("ForMaskedLM", "ForTokenClassification")  # position i is asked for its own label
+
+
+class Tokens(NamedTuple):
+    """What the model says of each position, what is right there, and whose position it is."""
+
+    logits: Tensor  # [rows, positions, classes]
+    labels: Tensor  # int64 [rows, positions], -100 where nothing is asked
+    sample: Tensor | None  # int64 [rows, positions]; None = each row is a sample
+
+
+class Language(Task):
+    """Token sequences: the cross-entropy of a sequence's labelled tokens, in nats.
+
+    A batch is a mapping of tensors [samples, tokens] with ``input_ids``, ``labels`` (-100 on the
+    prompt and on padding) and what else the model takes; ``id`` [samples], if there, numbers the
+    samples and is not given to the model. Labels are those of the inputs themselves: they are
+    shifted here, once, for a causal model, and not for a masked or an encoder-decoder one. Labels
+    where ``attention_mask`` is 0 do not count, and position ids of a causal model begin after the
+    left padding.
+
+    Of a chat template's ``assistant_masks`` labels are made if there are none. Packed rows, whose
+    ``position_ids`` begin again at 0 without an ``attention_mask``, hold a sample for each
+    beginning; an int64 ``sample_index`` [rows, tokens], from 0, says the same. A Fisher of samples
+    wants one sample a row.
+
+    The model returns logits [rows, tokens, classes], as a tensor or as ``.logits``.
+
+    Args:
+        reduction: a sample's loss is the "mean" over its labelled tokens, or their "sum" (NPO,
+            DPO); 0 without any.
+        shift: whether position i predicts token i + 1; None = as the model is (its ``loss_type``
+            and ``config.is_encoder_decoder``), True of a plain module.
+
+    Raises:
+        ValueError: a setting out of range, by name.
+    """
+
+    in_nats = True
+
+    def __init__(self, reduction: Reduction = "mean", shift: bool | None = None) -> None:
+        choices = get_args(Reduction)
+        known = " or ".join(map(repr, choices))
+        require(reduction in choices, "reduction", known, repr(reduction))
+        require(shift in (None, True, False), "shift", "True, False or None", repr(shift))
+        self.reduction, self.shift = reduction, shift
+
+    def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> dict[str, Any]:
+        """The batch with labels, on ``device``; packed rows get a ``sample_index``.
+
+        Raises:
+            ValueError: no mapping, no labels, or labels that are not int64 [samples, tokens].
+        """
+        collator = "use a collator of transformers, for example DataCollatorForSeq2Seq"
+        mapping, found = isinstance(batch, Mapping), type(batch).__name__
+        require(mapping, name, "mappings with input_ids and labels", found, collator)
+        batch = dict(batch)
+        if batch.get("labels") is None:
+            batch["labels"] = _assistant_labels(batch, name)
+        labels = batch["labels"]
+        right = isinstance(labels, Tensor) and labels.dtype == torch.int64
+        found = f"{labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        require(right, name, "labels that are an int64 tensor", found, collator)
+        one_each = "one label a sample is Classification(), which takes such batches too"
+        require(labels.dim() == 2, name, "labels [samples, tokens]", tuple(labels.shape), one_each)
+        if "sample_index" not in batch and _packed(batch):
+            begins = batch["position_ids"] == 0
+            batch["sample_index"] = begins.flatten().cumsum(0).view_as(labels) - 1
+        return move_tensors(batch, device)
+
+    def samples(self, batch: Any) -> int:
+        """Sequences, of which a packed row has several."""
+        index = batch.get("sample_index")
+        if index is None:
+            return len(batch["labels"])
+        return int(index.max()) + 1 if index.numel() else 0
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tokens:
+        """The logits, and the labels that stand beside them."""
+        inputs, labels, sample = self.model_inputs(model, batch)
+        logits = logits_of(model(**inputs), self.argument)
+        found = tuple(logits.shape)
+        wanted = f"logits [{', '.join(map(str, labels.shape))}, classes]"
+        require(logits.shape[:-1] == labels.shape, self.argument, wanted, found)
+        return Tokens(logits, labels, sample)
+
+    def model_inputs(
+        self, model: nn.Module, batch: Any
+    ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        """What the model is given, by keyword; each of its positions' label and sample."""
+        bare = inner(model)
+        config, takes = getattr(bare, "config", None), inspect.signature(bare.forward).parameters
+        inputs = {key: value for key, value in batch.items() if key not in OURS}
+        labels, mask, sample = (
+            batch["labels"],
+            batch.get("attention_mask"),
+            batch.get("sample_index"),
+        )
+        if getattr(config, "is_encoder_decoder", False):
+            if inputs.get("decoder_input_ids") is None:
+                inputs["decoder_input_ids"] = bare.prepare_decoder_input_ids_from_labels(labels)
+            return inputs, labels, sample
+        if mask is not None and mask.shape == labels.shape:
+            labels = labels.masked_fill(mask == 0, IGNORED)
+        if getattr(config, "use_cache", None) and "use_cache" in takes:
+            inputs["use_cache"] = False
+        shift = self.shift
+        if shift is None:
+            shift = getattr(bare, "loss_type", None) not in IN_PLACE_LABELS
+        if not shift:
+            return inputs, labels, sample
+        if mask is not None and inputs.get("position_ids") is None and "position_ids" in takes:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        if sample is not None:  # what follows the last token of a sample is another's first
+            following = torch.cat([sample[:, 1:], sample[:, -1:]], 1)
+            labels = labels.masked_fill(following != sample, IGNORED)
+        return inputs, labels, sample
+
+    def losses_of(self, outputs: Tokens, batch: Any) -> Tensor:
+        """Each sequence's loss [samples]."""
+        return self._reduced(outputs, batch)[0]
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean of the sequences' losses []: of those that have a labelled token."""
+        tokens = self.outputs(model, batch)
+        if self._served(tokens):
+            return adaptive_cross_entropy_parts(tokens.logits, tokens.labels, 0.0)[0]
+        values, lengths = self._reduced(tokens, batch)
+        return values.sum() / (lengths > 0).sum().clamp_min(1)
+
+    def adaptive_loss(
+        self, model: nn.Module, batch: Any, temperature: float, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """The adaptive loss [] and the losses [samples], by one kernel where rows are samples; one
+        without a labelled token weighs nothing.
+        """
+        tokens = self.outputs(model, batch)
+        if self._served(tokens):
+            logits, labels, _ = tokens
+            return adaptive_cross_entropy_parts(logits, labels, temperature, floor=floor)[:2]
+        values, weights = self._weighted(tokens, batch, temperature, floor)
+        return (weights * values).sum(), values
+
+    def ceiling_loss(
+        self,
+        model: nn.Module,
+        batch: Any,
+        temperature: float,
+        floor: float,
+        ceiling: float,
+        reference: float,
+    ) -> tuple[Tensor, Tensor]:
+        """As ``adaptive_loss``, with a ceiling."""
+        tokens = self.outputs(model, batch)
+        values, weights = self._weighted(tokens, batch, temperature, floor)
+        return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
+
+    def units(self, outputs: Tokens, batch: Any) -> Units:
+        """The labelled tokens, sample after sample."""
+        losses, counted = self._each(outputs)
+        sample = _rows(outputs)[counted]
+        order = sample.argsort(stable=True)
+        lengths = torch.bincount(sample, minlength=self.samples(batch))
+        return Units(losses[counted][order], sample[order], lengths)
+
+    def logits(self, outputs: Tokens, batch: Any) -> Tensor:
+        """The logits of the labelled tokens [units, classes], row after row."""
+        return outputs.logits[outputs.labels != IGNORED]
+
+    def targets(self, batch: Any) -> Tensor:
+        """The labels [rows, tokens], not shifted."""
+        return batch["labels"]
+
+    def correct(self, outputs: Tokens, batch: Any, name: str) -> Tensor:
+        """Whether the likeliest token is the labelled one, bool [units]."""
+        labelled = outputs.labels != IGNORED
+        return outputs.logits.argmax(-1)[labelled] == outputs.labels[labelled]
+
+    def _each(self, outputs: Tokens) -> tuple[Tensor, Tensor]:
+        """Each position's loss, at least fp32, and whether it counts: [rows, positions]."""
+        logits, labels = wide(outputs.logits).flatten(0, -2), outputs.labels
+        losses = F.cross_entropy(logits, labels.flatten(), reduction="none", ignore_index=IGNORED)
+        return losses.view(labels.shape), labels != IGNORED
+
+    def _reduced(self, outputs: Tokens, batch: Any) -> tuple[Tensor, Tensor]:
+        """Each sequence's loss, and how many tokens it is of: [samples]."""
+        losses, counted = self._each(outputs)
+        if outputs.sample is None:
+            sums, lengths = losses.sum(1), counted.sum(1)
+        else:
+            place, samples = outputs.sample.flatten(), self.samples(batch)
+            sums = losses.new_zeros(samples).index_add(0, place, losses.flatten())
+            lengths = place.new_zeros(samples).index_add(0, place, counted.flatten().long())
+        return sums if self.reduction == "sum" else sums / lengths.clamp_min(1), lengths
+
+    def _weighted(
+        self, outputs: Tokens, batch: Any, temperature: float, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and adaptive weights [samples]; 0 of a sequence without a labelled token."""
+        values, lengths = self._reduced(outputs, batch)
+        some = lengths > 0
+        weights = torch.zeros_like(values)
+        if bool(some.any()):
+            weights[some] = adaptive_weights(values[some], temperature, floor)
+        return values, weights
+
+    def _served(self, outputs: Tokens) -> bool:
+        """Whether the kernel's samples are ours: rows, and means over their tokens."""
+        return self.reduction == "mean" and outputs.sample is None
+
+
+def _packed(batch: dict[str, Any]) -> bool:
+    """Whether position ids begin again within a row."""
+    positions = batch.get("position_ids")
+    if batch.get("attention_mask") is not None or not isinstance(positions, Tensor):
+        return False
+    return bool((positions[:, 1:] == 0).any())
+
+
+def _rows(outputs: Tokens) -> Tensor:
+    """The sample of each position [rows, positions]."""
+    if outputs.sample is not None:
+        return outputs.sample
+    rows = torch.arange(len(outputs.labels), device=outputs.labels.device)
+    return rows.unsqueeze(1).expand_as(outputs.labels)
+
+
+def _assistant_labels(batch: dict[str, Any], name: str) -> Tensor:
+    """Of a chat, labels where the assistant speaks."""
+    masks, tokens = batch.get("assistant_masks"), batch.get("input_ids")
+    remedy = (
+        "let the collator give labels, -100 where nothing is to be learnt, or tokenise chats with"
+        " apply_chat_template(..., return_dict=True, return_assistant_tokens_mask=True)"
+    )
+    both = isinstance(masks, Tensor) and isinstance(tokens, Tensor)
+    require(both, name, "batches with labels", f"only {', '.join(map(str, batch))}", remedy)
+    assert isinstance(masks, Tensor)
+    assert isinstance(tokens, Tensor)
+    speaks = bool(masks.any())
+    template = "mark the assistant's turn in the chat template by {% generation %}"
+    require(speaks, name, "a token of the assistant in assistant_masks", "none", template)
+    return tokens.masked_fill(masks == 0, IGNORED)
