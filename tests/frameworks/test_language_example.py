@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import gpt
 
-from examples.language import judge, tokens, train
+from examples.language import comes_back, judge, tokens, train
 from examples.language.authors import Benchmark, benchmark
 from sfron_fast.evaluation import language
 
@@ -60,35 +60,41 @@ def test_the_batches(data, tokenizer):
         assert tokenizer.decode(asked, skip_special_tokens=True).strip() == qa.question
 
 
-@pytest.fixture
-def quick(monkeypatch, data):
-    """One epoch of a few questions."""
-    monkeypatch.setattr(train, "benchmark", lambda seed: small(data))
-    monkeypatch.setattr(train, "BASE", train.Schedule(1e-3, 1))
-    monkeypatch.setattr(train, "AUTHORS", train.Schedule(1e-3, 1))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, data):
+    """A pair that has seen a few questions once; whatever would train it again fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "benchmark", lambda seed: small(data))
+        patch.setattr(train, "BASE", train.Schedule(1e-3, 1))
+        patch.setattr(train, "AUTHORS", train.Schedule(1e-3, 1))
+        out = tmp_path_factory.mktemp("language")
+        train.main(["--out", str(out), "--second"])
+        patch.setattr(train, "train", None)
+        yield out
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_pair_is_trained_once_and_judged(tmp_path, monkeypatch, capsys, data):
-    train.main(["--out", str(tmp_path), "--second"])
-    monkeypatch.setattr(train, "train", None)  # a second training would call it
-    pair = train.prepare(tmp_path, 0, second=True)
+def test_a_pair_is_trained_once(folder):
+    pair = train.prepare(folder, 0, second=True)
     assert list(pair.models) == list(train.MODELS)
     full, base = pair.models["full"], pair.models["base"]
     assert full.num_parameters() == 1_967_808
     assert not torch.equal(full.lm_head.weight, base.lm_head.weight)
 
-    rows = judge.main(["--out", str(tmp_path)])
+
+def test_models_of_other_data_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(train, "benchmark", lambda seed: small(benchmark(1)))
+    with pytest.raises(ValueError, match="models of these data, found others"):
+        train.load(folder, 0)
+
+
+def test_a_pair_is_judged(folder, capsys):
+    rows = judge.main(["--out", str(folder)])
     assert set(rows) == {"retrain", "full", "retrain_second"}
     row = rows["retrain"]
     assert (row["gap"], row["D"], row["p value"], row["privleak"]) == (0.0, 0.0, 1.0, 0.0)
     assert set(row) == set(judge.COLUMNS)
     assert rows["full"]["gap"] > 0.0
     assert "unsound: Full p forget >= .95" in capsys.readouterr().out
-
-    monkeypatch.setattr(train, "benchmark", lambda seed: small(benchmark(1)))
-    with pytest.raises(ValueError, match="models of these data, found others"):
-        train.load(tmp_path, 0)
 
 
 def test_the_gates():
@@ -141,3 +147,15 @@ def test_padding_changes_nothing_of_gpt2():
     told, said = language.answers(model, Numbers(), [both], max_new_tokens=3)
     assert told == [single[0][0] for single in singles]
     assert said == ["3 7 2", "9"]
+
+
+def test_what_comes_back(folder, monkeypatch):
+    monkeypatch.setattr(comes_back, "STEPS", 2)
+    monkeypatch.setattr(comes_back, "HIDDEN_STEPS", 5)
+    rows = comes_back.main(["--out", str(folder)])
+    assert set(rows) == {"retrain", "full", "hidden"}
+    assert set(rows["full"]) == {"p forget", "relearnt", "int8", "int4"}
+    full, hidden = rows["full"], rows["hidden"]
+    assert hidden["p forget"] < 0.5 * full["p forget"]
+    assert hidden["int4"] == pytest.approx(full["int4"], rel=1e-3)
+    assert full["relearnt"] > full["p forget"]
