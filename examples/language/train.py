@@ -94,8 +94,9 @@ def train(
 
 
 def digest(data: Benchmark) -> str:
-    """Of every question and answer: models are of these data or of others."""
-    return sha256(json.dumps(asdict(data)).encode()).hexdigest()
+    """Of every question and answer, and of how they are learnt: models are of these or of others."""
+    known = [asdict(data), BASE, AUTHORS, BATCH, WEIGHT_DECAY]
+    return sha256(json.dumps(known).encode()).hexdigest()
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
@@ -109,7 +110,7 @@ def load(folder: Path, pair: int) -> Pair:
     """What was trained into ``folder`` for this pair.
 
     Raises:
-        ValueError: it was trained on other data, by an older generator.
+        ValueError: it was trained on other data or otherwise, by an older version of these files.
     """
     data, home = benchmark(pair), folder / f"pair{pair}"
     said = json.loads((home / "data.json").read_text())["digest"]
