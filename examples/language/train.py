@@ -94,7 +94,7 @@ def train(
 
 
 def digest(data: Benchmark) -> str:
-    """Of every question and answer, and of how they are learnt: models are of these or of others."""
+    """Of every question and answer, and of how they are learnt."""
     known = [asdict(data), BASE, AUTHORS, BATCH, WEIGHT_DECAY]
     return sha256(json.dumps(known).encode()).hexdigest()
 
