@@ -3,12 +3,14 @@
     python -m examples.language.comes_back --out build/language --pair 0 [--model FOLDER]
 
 Without ``--model`` it looks at Full, at Retrain, and at ``hidden``: Full trained away from the
-forget set, but no weight further than half a step of four-bit integers. That one has forgotten by
-every metric and remembers as soon as it is quantised: an audit that does not find it finds nothing.
+forget set until it is as unlikely as data it has never seen, but no weight further than half a step
+of four-bit integers. It looks as if it had forgotten, and remembers as soon as it is quantised: an
+audit that does not find it finds nothing.
 """
 
 import argparse
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from .train import load
 BATCH = 20
 STEPS, LR = 10, 3e-4  # of relearning
 BITS = (8, 4)
-HIDDEN_BITS, HIDDEN_STEPS, HIDDEN_LR = 4, 30, 3e-3
+HIDDEN_BITS, HIDDEN_STEPS, HIDDEN_LR = 4, 30, 5e-4  # at most so many steps
 WITHIN = 0.49  # of a step: less than half, as weights are rounded in fp32
 
 
@@ -71,8 +73,8 @@ def comes_back(
 def hidden(
     full: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Benchmark
 ) -> LlamaForCausalLM:
-    """``full`` after gradient ascent on the forget set, its weights kept where they round as they
-    did.
+    """``full`` after gradient ascent on the forget set, up to its loss on the holdout set; its
+    weights are kept where they round as they did.
     """
     model = copy.deepcopy(full).eval()
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -80,9 +82,12 @@ def hidden(
     optimizer = torch.optim.AdamW(matrices, lr=HIDDEN_LR, weight_decay=0.0)
     task, device = sf.Language(), matrices[0].device
     batches = loader(tokenizer, examples(tokenizer, data.forget), 2 * BATCH)
+    unseen = -math.log(probability(full, tokenizer, data.holdout))
     for _ in range(HIDDEN_STEPS // len(batches)):
         for batch in task.prepared(batches, device, "forget"):
             loss = task.mean_loss(model, batch)
+            if loss >= unseen:
+                return model
             optimizer.zero_grad()
             (-loss).backward()
             optimizer.step()

@@ -156,6 +156,6 @@ def test_what_comes_back(folder, monkeypatch):
     assert set(rows) == {"retrain", "full", "hidden"}
     assert set(rows["full"]) == {"p forget", "relearnt", "int8", "int4"}
     full, hidden = rows["full"], rows["hidden"]
-    assert hidden["p forget"] < 0.5 * full["p forget"]
+    assert hidden["p forget"] < 0.8 * full["p forget"]
     assert hidden["int4"] == pytest.approx(full["int4"], rel=1e-3)
     assert full["relearnt"] > full["p forget"]
