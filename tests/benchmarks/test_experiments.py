@@ -225,6 +225,7 @@ def forget_loss(out, method):
     return np.mean(piece["losses"]["forget"])
 
 
+@pytest.mark.long
 def test_a_whole_run(archive, tmp_path, monkeypatch):
     """One test, so that the run is made once: every method forgets what it should, and pieces are
     done once.
