@@ -31,16 +31,24 @@ def formula(
 ) -> LogpStats:
     """All logits at once: the truth."""
     counted = labels != ignore_index
-    label = torch.where(counted, labels, 0)
     hidden = torch.where(counted.unsqueeze(1), hidden, 0.0)
-    log_p = Head(weight, bias, softcap, logit_scale).logits(hidden).log_softmax(1)
+    logits = Head(weight, bias, softcap, logit_scale).logits(hidden)
+    found = of_logits(logits, torch.where(counted, labels, 0))
+    return LogpStats(*(torch.where(counted, t, torch.zeros_like(t)) for t in found))
+
+
+def of_logits(logits: Tensor, labels: Tensor) -> LogpStats:
+    """Of logits [rows, classes] that are there already, and labels [rows] none of which is ignored.
+
+    A logit may be -inf: a class that is switched off.
+    """
+    log_p = logits.log_softmax(1)
     p = log_p.exp()
     entropy = -torch.where(p == 0, 0.0, p * log_p).sum(1)
     apart = log_p + entropy.unsqueeze(1)
     variance = torch.where(p == 0, 0.0, p * apart.square()).sum(1)
-    picked = log_p.gather(1, label.unsqueeze(1)).squeeze(1)
-    found = picked, log_p.argmax(1) == label, entropy, variance
-    return LogpStats(*(torch.where(counted, t, torch.zeros_like(t)) for t in found))
+    picked = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return LogpStats(picked, log_p.argmax(1) == labels, entropy, variance)
 
 
 class Moments(LogSums):
