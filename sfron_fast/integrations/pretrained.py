@@ -35,7 +35,7 @@ def load_model(path: str, dtype: str, device: str) -> Any:
 
     kind = getattr(torch, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: expected a causal language model, found {error}") from error
     return model.to(device)

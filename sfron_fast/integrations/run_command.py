@@ -174,12 +174,15 @@ def _forget(
     lr = learning_rate(settings, sum(p.numel() for p in model.parameters()))
     if settings.method != "sfron":
         return _baseline(model, loaders, settings, lr, progress)
-    overrides = {"cycles": settings.epochs * len(loaders["forget"]), "lr": lr, "forget_lr": lr / 2}
+    cycles = settings.epochs * len(loaders["forget"])
+    overrides: dict[str, Any] = {"cycles": cycles, "lr": lr, "forget_lr": lr / 2}
     if "holdout" not in sets:
         overrides["ceiling"] = None
     result = unlearn(
         model,
-        **loaders,
+        forget=loaders["forget"],
+        retain=loaders["retain"],
+        holdout=loaders.get("holdout"),
         recipe=methods.Recipe.language(**overrides),
         task=Language(),
         retain_budget=settings.budget,
