@@ -157,7 +157,7 @@ class ForgetCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         kind = accelerator.distributed_type
         require(
-            kind in ("NO", "MULTI_CPU", "MULTI_GPU") or accelerator.is_fsdp2,
+            kind in ("NO", "MULTI_CPU", "MULTI_GPU") or getattr(accelerator, "is_fsdp2", False),
             "trainer",
             "one process, DDP or FSDP2",
             str(kind),
