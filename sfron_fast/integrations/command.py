@@ -27,7 +27,7 @@ def add_parsers(commands: Any) -> None:
         description="Let a causal language model forget texts, and write it, a report and a model"
         " card to a folder. The same command again goes on where it stopped.",
     )
-    _common(unlearning, required=("forget", "retain"))
+    _common(unlearning, retain=True)
     add = unlearning.add_argument
     add("--out", type=Path, required=True, help="folder to write, new or of this run")
     add("--method", choices=METHODS, default="sfron")
@@ -47,16 +47,16 @@ def add_parsers(commands: Any) -> None:
         help="how well a causal language model knows texts",
         description="Loss, probability, extraction strength and exact memorization of each set.",
     )
-    _common(looking, required=("forget",))
+    _common(looking, retain=False)
     looking.add_argument("--json", type=Path, help="file for the figures")
 
 
-def _common(parser: argparse.ArgumentParser, required: tuple[str, ...]) -> None:
-    """What both commands are told."""
+def _common(parser: argparse.ArgumentParser, retain: bool) -> None:
+    """What both commands are told; whether they need retain texts."""
     parser.add_argument("--model", required=True, help="folder of transformers, or a name")
-    for part in PARTS:
-        more = ", never seen by the model" if part == "holdout" else ""
-        parser.add_argument(f"--{part}", required=part in required, help=TEXTS + more)
+    parser.add_argument("--forget", required=True, help=TEXTS)
+    parser.add_argument("--retain", required=retain, help=TEXTS)
+    parser.add_argument("--holdout", help="the same, never seen by the model")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=1024, help="tokens (default 1024)")
     parser.add_argument(
@@ -110,6 +110,7 @@ def _evaluate(chosen: argparse.Namespace, files: dict[str, str], device: str) ->
     }
     check_apart(**sets)
     model = pretrained.load_model(chosen.model, chosen.dtype, device)
+    pretrained.check_fits(model, sets)
     found = measure(model, sets, batch_size=chosen.batch_size)
     if chosen.json is not None:
         write_whole(chosen.json, model_card.writing(json.dumps(found, indent=1) + "\n"))

@@ -2,6 +2,7 @@
 whole.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import require
+from .texts import Texts
 
 
 def load_tokenizer(path: str) -> Any:
@@ -39,6 +41,23 @@ def load_model(path: str, dtype: str, device: str) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(f"model: expected a causal language model, found {error}") from error
     return model.to(device)
+
+
+def check_fits(model: Any, sets: Mapping[str, Texts]) -> None:
+    """Refuse texts that the model cannot read.
+
+    Raises:
+        ValueError: a token that it has no embedding of, or more tokens than it has positions; with
+            file and line.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    places = getattr(model.config, "max_position_embeddings", None)
+    for name, texts in sets.items():
+        for line, (ids, _) in zip(texts.lines, texts.rows, strict=True):
+            place, last, count = f"{name}, line {line}", max(ids), len(ids)
+            require(last < known, place, f"tokens below {known}", last, "is the tokenizer its own?")
+            fits = places is None or count <= places
+            require(fits, place, f"at most the model's {places} tokens", count, "lower max_length")
 
 
 def with_lora(model: Any, rank: int, seed: int) -> Any:

@@ -108,6 +108,7 @@ def run(
         return report
     torch.manual_seed(settings.seed)
     model = pretrained.load_model(settings.model, settings.dtype, device)
+    pretrained.check_fits(model, sets)
     before = measure(model, sets, batch_size=settings.batch_size)
     if settings.lora is not None:
         model = pretrained.with_lora(model, settings.lora, settings.seed)

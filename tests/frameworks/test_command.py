@@ -202,6 +202,9 @@ def test_what_is_wrong_is_said_before_a_step(folder, tmp_path, capsys):
     for message, more in bad.items():
         assert main(command(folder, "--out", out, *more, holdout=False)) == 2, message
         assert message in capsys.readouterr().err
+    long = write(tmp_path / "long.jsonl", [{"text": "Ada " * 200}])
+    assert main(command(folder, "--out", out, "--forget", long, holdout=False)) == 2
+    assert "forget, line 1: expected at most the model's 128 tokens" in capsys.readouterr().err
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
