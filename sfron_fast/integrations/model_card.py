@@ -63,6 +63,7 @@ def limits(report: dict[str, Any]) -> list[str]:
         found.append(
             f"Adapters of rank {settings['lora']} were trained and merged into the weights."
         )
+    found += [f"The run warned: {warning}." for warning in report["warnings"]]
     if any(sizes["texts"] > LOOKED_AT for sizes in report["files"].values()):
         found.append(f"Of larger sets {LOOKED_AT} evenly spaced texts were looked at.")
     return found
@@ -79,13 +80,14 @@ def card(report: dict[str, Any]) -> str:
     """The model card, markdown."""
     settings, mask, made = report["settings"], report["mask"], report["versions"]
     parts = {
-        "base": settings["model"],
+        "base": Path(settings["model"]).name,
         "method": settings["method"],
         "version": made["sfron_fast"],
         "torch": made["torch"],
         "transformers": made["transformers"],
     }
-    rows = [["setting", "value"], *([key, str(value)] for key, value in settings.items())]
+    used = {**settings, "model": parts["base"], "lr": report["lr"]}
+    rows = [["setting", "value"], *([key, str(value)] for key, value in used.items())]
     rows += [[f"texts in {name}", str(file["texts"])] for name, file in report["files"].items()]
     rows.append(["weights trained", f"{report['trained_weights']:,} of {report['weights']:,}"])
     if mask is not None:

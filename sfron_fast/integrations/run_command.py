@@ -5,6 +5,9 @@ import json
 import math
 import shutil
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,8 @@ def run(
     weights = sum(p.numel() for p in model.parameters())
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / COMMAND, model_card.writing(json.dumps(command, indent=1) + "\n"))
+    with _noting() as said:
+        done = _forget(model, sets, settings, out / RUN, progress)
     report = {
         **command,
         "versions": model_card.versions(),
@@ -125,7 +130,8 @@ def run(
         "weights": weights,
         "trained_weights": sum(counts),
         "before": before,
-        **_forget(model, sets, settings, out / RUN, progress),
+        **done,
+        "warnings": said,
     }
     report["after"] = measure(model, sets, batch_size=settings.batch_size)
     report["limits"] = model_card.limits(report)
@@ -135,6 +141,22 @@ def run(
     model_card.write(report, out)
     shutil.rmtree(out / RUN, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """The RuntimeWarnings of what is done inside, which are shown as ever."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def note(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, RuntimeWarning):
+                said.append(str(message))
+            shown(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        yield said
 
 
 def _claim(out: Path, command: dict[str, Any]) -> bool:

@@ -185,6 +185,17 @@ def test_adapters_are_merged(method, folder, tmp_path, capsys):
     assert not torch.equal(weights[moved], start[moved])
 
 
+def test_the_card_says_what_the_run_warned_of(folder, tmp_path):
+    out = tmp_path / "out"
+    few = ["--epochs", 2, "--batch-size", 4, "--lr", 1e-7]
+    with pytest.warns(RuntimeWarning, match="nothing was forgotten"):
+        assert main(command(folder, "--out", out, *few)) == 0
+    said = (out / "README.md").read_text()
+    assert "The run warned: nothing was forgotten: the loss of the forget batches" in said
+    assert "| lr | 1e-07 |" in said
+    assert str(folder) not in said
+
+
 def test_what_is_wrong_is_said_before_a_step(folder, tmp_path, capsys):
     out = tmp_path / "out"
     bad = {
