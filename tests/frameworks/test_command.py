@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
 def test_adapters_are_merged(method, folder, tmp_path, capsys):
     """With activations computed again, and without a holdout set, which the card says."""
     out = tmp_path / "out"
-    few = ["--method", method, "--lora", 2, "--epochs", 20, "--batch-size", 4, "--lr", 5e-2]
+    few = ["--method", method, "--lora", 2, "--epochs", 10, "--batch-size", 4, "--lr", 5e-2]
     asked = command(folder, "--out", out, *few, "--gradient-checkpointing", holdout=False)
     assert main(asked) == 0
     report = json.loads((out / "report.json").read_text())
