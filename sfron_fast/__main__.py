@@ -1,5 +1,5 @@
-"""`python -m sfron_fast demo` watches a classifier forget; `python -m sfron_fast env` says what
-runs where and why.
+"""`python -m sfron_fast unlearn` lets a language model forget texts and `evaluate` says how well it
+knows them; `demo` watches a classifier forget; `env` says what runs where and why.
 """
 
 import argparse
@@ -88,9 +88,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     demo.add_argument("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
     commands.add_parser("env", help="versions, devices, and which kernel serves which op")
+    from .integrations import command
+
+    command.add_parsers(commands)
     chosen = parser.parse_args(arguments)
     if chosen.command == "env":
         print(environment())
+        return 0
+    if chosen.command in ("unlearn", "evaluate"):
+        try:
+            command.execute(chosen)
+        except (ValueError, ImportError) as error:  # bad input, an optional package
+            print(error, file=sys.stderr)
+            return 2 if isinstance(error, ValueError) else 1
         return 0
     if chosen.seeds < 1:
         parser.error(f"--seeds: expected an integer >= 1, found {chosen.seeds}")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import require
 from ..optim.base import SFRonOptimizer
 
@@ -39,3 +41,21 @@ def forget_step(optimizer: Any, scaler: Any = None) -> None:
     else:
         scaler.step(inner.forget)
         scaler.update()
+
+
+def forget_metrics(optimizer: Any) -> dict[str, Tensor]:
+    """What the last step of the optimizer clipped, for a log, straight after ``forget_step``: [] on
+    the device, so nothing waits for it. Lightning: ``self.log_dict(forget_metrics(opt))``.
+
+    ``forget_grad_norm`` of the masked gradient, and ``forget_clip_factor``, 1 = not clipped; none
+    of an optimizer without ``max_norm``.
+
+    Raises:
+        ValueError: no optimizer of this package.
+    """
+    inner = unwrap(optimizer)
+    norm, limit = inner.grad_norm, inner.param_groups[0]["max_norm"]
+    if norm is None or limit is None:
+        return {}
+    norm = norm.detach().clone()
+    return {"forget_grad_norm": norm, "forget_clip_factor": (limit / norm).clamp_max(1.0)}

@@ -29,8 +29,10 @@ from ..heads.fused import (
     label_logp,
 )
 from ..losses import adaptive_cross_entropy_parts
+from ..methods.gradients import gradients_reach
+from ..ops.layout import local
 from ..optim.base import SFRonOptimizer
-from . import forget_step, unwrap
+from . import forget_metrics, forget_step, unwrap
 
 __all__ = [
     "ForgetCallback",
@@ -85,6 +87,10 @@ class ForgetCallback(TrainerCallback):
     of a forget step are those of all its batches together. Forget batches come in an order that
     depends on the seed and the step alone, so a resumed run continues it.
 
+    At the Trainer's logging steps ``forget_loss``, ``forget_grad_norm``, ``forget_clip_factor``,
+    ``skipped_steps`` and ``mask_density`` go to its log, and so to TensorBoard or W&B; between them
+    nothing waits for the device. One process, DDP, or FSDP2 (accelerate's ``fsdp_version: 2``).
+
     Args:
         trainer: the Trainer it is added to.
         forget_dataset: what to forget, in the form of ``train_dataset``; with a length.
@@ -96,6 +102,9 @@ class ForgetCallback(TrainerCallback):
         ValueError: a wrong argument, by name.
         RuntimeError: in a step of the Trainer, if a forget batch cannot be loaded; its cause is the
             data set's error.
+
+    Warns:
+        RuntimeWarning: trainable weights that got no gradient in the first forget step, by name.
     """
 
     def __init__(
@@ -116,7 +125,10 @@ class ForgetCallback(TrainerCallback):
         self.trainer, self.forget_dataset = trainer, forget_dataset
         self.forget_weight, self.temperature = forget_weight, temperature
         self.forget_loss: Tensor | None = None  # [], adaptive, of the last forget step
+        self.forget_metrics: dict[str, Tensor] = {}  # forget_metrics of the last forget step
         self._batches: Iterator[Any] = iter(())
+        self._looked = False  # whether gradients reached the weights
+        self._counted: tuple[Any, int, float] = (None, 0, 0.0)  # a mask, its version, its density
 
     def loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """(adaptive cross-entropy, normaliser) of one forget batch; override it for models with
@@ -142,13 +154,15 @@ class ForgetCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check what the run needs; find the place in the forget set."""
-        kind = self.trainer.accelerator.distributed_type
+        accelerator = self.trainer.accelerator
+        kind = accelerator.distributed_type
         require(
-            kind in ("NO", "MULTI_CPU", "MULTI_GPU"),
+            kind in ("NO", "MULTI_CPU", "MULTI_GPU") or getattr(accelerator, "is_fsdp2", False),
             "trainer",
-            "one process or DDP",
+            "one process, DDP or FSDP2",
             str(kind),
-            "sharded models are not supported",
+            "for a sharded model: fsdp_config={'fsdp_version': 2}, in accelerate's yaml"
+            " distributed_type: FSDP and fsdp_config: {fsdp_version: 2}",
         )
         done = -(-state.global_step // self._retain_steps())
         self._batches = self._endless(done * args.gradient_accumulation_steps)
@@ -177,12 +191,28 @@ class ForgetCallback(TrainerCallback):
             total, loss_sum = total + normaliser, loss_sum + normaliser * loss.detach()
         # as DDP the gradients
         total, loss_sum = (accelerator.reduce(t, reduction="mean") for t in (total, loss_sum))
+        if not self._looked:
+            self._looked = True
+            gradients_reach(model)
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad /= total
+                local(parameter.grad).div_(total)
         forget_step(optimizer, accelerator.scaler)
-        self.forget_loss = loss_sum / total
+        self.forget_loss, self.forget_metrics = loss_sum / total, forget_metrics(optimizer)
         model.zero_grad()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log, where the Trainer does."""
+        if not control.should_log or self.forget_loss is None:
+            return
+        optimizer = unwrap(self.trainer.optimizer)
+        found = {"forget_loss": self.forget_loss, **self.forget_metrics}
+        logs: dict[str, float] = {name: value.item() for name, value in found.items()}
+        logs["skipped_steps"] = optimizer.skipped_steps
+        if optimizer.saliency is not None:
+            logs["mask_density"] = self._density(optimizer)
+        self.trainer.log(logs)
+        control.should_log = True  # what the Trainer itself logs of this step comes after
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say so if the last cycle is not finished."""
@@ -193,6 +223,15 @@ class ForgetCallback(TrainerCallback):
                 " the last cycle is missing",
                 stacklevel=2,
             )
+
+    def _density(self, optimizer: SFRonOptimizer) -> float:
+        """Share of the selected weights, counted once for each mask."""
+        mask: Any = optimizer.saliency
+        if self._counted[:2] != (mask, mask.version):
+            counts = mask.counts()
+            share = sum(counts.values()) / max(1, sum(map(mask.size, counts)))
+            self._counted = (mask, mask.version, share)
+        return self._counted[2]
 
     # --- forget batches ---------------------------------------------------------------------------
 

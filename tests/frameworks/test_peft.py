@@ -1,5 +1,7 @@
 """PEFT: masks over the adapters of a LoRA run; and one mask behind every wrapper."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, estimate_fisher
 from sfron_fast.integrations.transformers import ForgetCallback, optimizer_factory
+from sfron_fast.methods.gradients import gradients_reach
 
 
 def lora(**more):
@@ -166,3 +169,66 @@ def test_one_mask_for_a_model_and_its_wrapped_self(prefix):
             assert torch.equal(p != before[name], saliency.to_bool(name)), name
         weights.append([p.detach() for p in params.values()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+# --- activation checkpointing ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_adapters_forget_under_checkpointing(reentrant, tmp_path):
+    """In a Trainer, with bf16 and accumulation: every adapter moves, in either form."""
+    model = get_peft_model(
+        gpt(torch.float32), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    )
+    args = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        bf16=True,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        dataloader_pin_memory=False,
+    )
+    factory = (optimizer_factory, {"optimizer": SFRonAdamW, "lr": 0.1, "saliency": half(model)})
+    trainer = Trainer(model, args, train_dataset=sequences(8, 4), optimizer_cls_and_kwargs=factory)
+    trainer.add_callback(ForgetCallback(trainer, sequences(8, 3)))
+    start = bits(model)
+    trainer.train()
+    after = bits(model)
+    assert all(torch.equal(start[n], after[n]) for n in start if "lora_" not in n)
+    for name, _ in trainable(model):
+        assert not torch.equal(start[name], after[name]), name
+
+
+def test_blocks_whose_inputs_need_no_gradient_are_named():
+    """The older form of checkpointing gives their adapters none, but for a hook that newer
+    versions of transformers set by themselves.
+    """
+    model = get_peft_model(
+        gpt(torch.float32),
+        LoraConfig(r=2, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True),
+    )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.disable_input_require_grads()
+    tokens, labels = batches(1)[0]
+    reached = {}
+    for mended in (False, True):
+        if mended:
+            model.enable_input_require_grads()
+        model.zero_grad()
+        next_token_loss(model.train()(tokens), labels).backward()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            reached[mended] = gradients_reach(model)
+        told = [str(w.message) for w in said if "got no gradient" in str(w.message)]
+        assert len(told) == (not mended)
+        if told:
+            assert "4 of 6 trainable parameters got no gradient" in told[0]
+            assert "enable_input_require_grads" in told[0]
+    assert reached[True] == []
+    assert all("c_attn.lora_" in name for name in reached[False])

@@ -1,5 +1,7 @@
 """Every block of docs/frameworks.md and docs/language-models.md runs as it stands."""
 
+import json
+
 import pages
 import pytest
 import pytorch_lightning as lightning
@@ -9,11 +11,11 @@ from accelerate import Accelerator
 from models import bits, build, loader, random_mask, same
 from peft import LoraConfig, get_peft_model
 from pytorch_lightning.utilities import CombinedLoader
-from tiny import gpt, half, sequences
+from tiny import gpt, half, letters, sequences
 from transformers import Trainer, TrainingArguments
 
 import sfron_fast as sf
-from sfron_fast.integrations import forget_step
+from sfron_fast.integrations import forget_metrics, forget_step
 
 PAGE = "docs/frameworks.md"
 BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
@@ -21,6 +23,7 @@ BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
 
 def run(heading, **names):
     given = {"sf": sf, "F": F, "torch": torch, "forget_step": forget_step, **names}
+    given["forget_metrics"] = forget_metrics
     return pages.run(BLOCKS[heading], given)
 
 
@@ -36,7 +39,7 @@ def test_every_block_is_run_here():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
-def test_language_models(monkeypatch, capsys):
+def test_language_models(monkeypatch, capsys, tmp_path):
     language = sf.Recipe.language
     few = staticmethod(lambda **settings: language(**{"cycles": 6, **settings}))
     monkeypatch.setattr(sf.Recipe, "language", few)  # its 50 cycles take a while
@@ -44,11 +47,17 @@ def test_language_models(monkeypatch, capsys):
     loaders = [[{k: torch.stack([r[k] for r in rows]) for k in rows[0]}] * 2 for rows in sets]
     model = gpt(torch.float32)
     start = bits(model)
-    (block,) = pages.blocks("docs/language-models.md")
+    block, from_files = pages.blocks("docs/language-models.md")
     names = dict(zip(("forget_loader", "retain_loader", "holdout_loader"), loaders, strict=True))
     pages.run(block, {"sf": sf, "model": model, **names})
     assert "of the budget spent" in capsys.readouterr().out
     assert not same(bits(model), start)
+    for number, name in enumerate(("forget", "retain", "holdout")):
+        rows = [{"text": f"the {i} of set {number}"} for i in range(10, 22)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    named = {"sf": sf, "model": gpt(torch.float32, length=32), "tokenizer": letters()}
+    assert pages.run(from_files, named)["result"].budget_spent is not None
 
 
 @pytest.mark.checklist("G3")
@@ -119,7 +128,8 @@ def test_lightning(tmp_path):
 
         def configure_optimizers(self):
             mask = random_mask(self.net)
-            return sf.SFRonSGD(self.net.named_parameters(), lr=0.1, saliency=mask, retain_steps=3)
+            settings = {"lr": 0.1, "saliency": mask, "retain_steps": 3, "max_norm": 1.0}
+            return sf.SFRonSGD(self.net.named_parameters(), **settings)
 
     module = Module()
     start, data = (
@@ -136,6 +146,7 @@ def test_lightning(tmp_path):
     )
     trainer.fit(module, data)
     assert not same(bits(module.net), start)
+    assert 0 < trainer.logged_metrics["forget_clip_factor"] <= 1
     # the second cycle began with the fourth batch
     assert trainer.optimizers[0].param_groups[0]["retain_pending"] == 2
 

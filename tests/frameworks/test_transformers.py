@@ -335,23 +335,43 @@ def test_forget_steps_without_logits(tmp_path):
 
 RANK = """
 import sys, torch
+from accelerate.state import AcceleratorState, DistributedType
 from models import bits
 from test_transformers import SHARED, arguments, gpt, half, sequences, unlearner
-args = arguments(sys.argv[1], per_device_train_batch_size=2, ddp_backend="gloo", **SHARED)
-assert args.world_size == 2
-model = gpt()
-sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
-trainer, callback = unlearner(model, args, half(gpt()), **sets)
-trainer.train()
-found = {**bits(model), "forget_loss": callback.forget_loss}
-torch.save(found, f"{sys.argv[1]}/{args.process_index}.pt")
+
+def run(name, **more):
+    args = arguments(sys.argv[1], ddp_backend="gloo", **SHARED, **more)
+    assert args.world_size == 2
+    sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
+    trainer, callback = unlearner(gpt(), args, half(gpt()), **sets)
+    trainer.train()
+    found = {**bits(trainer.model), "forget_loss": callback.forget_loss}
+    found = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in found.items()}
+    torch.save(found, f"{sys.argv[1]}/{name}{args.process_index}.pt")
+    return trainer
+
+run("ddp")
+AcceleratorState._reset_state()
+plain = AcceleratorState.__init__
+
+def sharded(self, *args, fsdp_plugin=None, **more):
+    plain(self, *args, **more)
+    self.fsdp_plugin = fsdp_plugin or self.fsdp_plugin
+    self.distributed_type = DistributedType.FSDP
+
+# accelerate itself shards on no CPU
+AcceleratorState.fsdp_plugin, AcceleratorState.__init__ = None, sharded
+config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["GPT2Block"]}
+trainer = run("fsdp", fsdp=True, fsdp_config=config)
+assert trainer.accelerator.is_fsdp2
+assert all(hasattr(p, "full_tensor") for p in trainer.model.parameters())
 """
 
 
 @pytest.mark.checklist("G3")
 def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
-    """DDP over gloo: the ranks' forget batches differ, and so do their normalisers; two batches
-    accumulate.
+    """DDP, then FSDP2, over gloo: the ranks' forget batches differ, and so do their normalisers;
+    two batches accumulate.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -361,6 +381,7 @@ def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     ranks = [
@@ -381,10 +402,38 @@ def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
     for process in ranks:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert same(first, second)
-    for name, weight in {**bits(model), "forget_loss": callback.forget_loss}.items():
-        torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-8)
+    for kind in ("ddp", "fsdp"):
+        first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in range(2))
+        assert same(first, second)
+        for name, weight in {**bits(model), "forget_loss": callback.forget_loss}.items():
+            torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-8)
+
+
+def test_forget_steps_go_to_the_log(tmp_path):
+    """At the Trainer's logging steps, beside what it logs itself; weights without a gradient are
+    named.
+    """
+    model, mask = gpt(), half(gpt())
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    mask = half(model)
+    args = arguments(tmp_path, max_steps=8, logging_strategy="steps", logging_steps=4)
+    sets = {"retain": sequences(8, seed=3), "forget": sequences(6, seed=4)}
+    trainer, callback = unlearner(model, args, mask, **sets, weight=1.0, max_norm=0.5)
+    with pytest.warns(
+        RuntimeWarning, match="1 of 29 trainable parameters got no gradient.* unused"
+    ):
+        trainer.train()
+    history = trainer.state.log_history
+    logged = [entry for entry in history if "forget_loss" in entry]
+    assert [entry["step"] for entry in logged] == [4, 8]
+    assert [entry["step"] for entry in history if "loss" in entry] == [4, 8]
+    last = logged[-1]
+    assert last["forget_loss"] == callback.forget_loss.item()
+    assert last["forget_clip_factor"] == pytest.approx(min(1.0, 0.5 / last["forget_grad_norm"]))
+    assert last["forget_clip_factor"] < 1
+    assert last["skipped_steps"] == 0
+    counts = mask.counts()
+    assert last["mask_density"] == sum(counts.values()) / sum(p.numel() for p in model.parameters())
 
 
 def bert():

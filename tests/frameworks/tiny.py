@@ -8,12 +8,12 @@ from sfron_fast import SaliencyMask
 VOCABULARY, LENGTH = 32, 9
 
 
-def gpt(dtype=torch.float64, dropout=0.0, seed=0):
+def gpt(dtype=torch.float64, dropout=0.0, seed=0, length=LENGTH):
     """Not a Llama: its norms compute in fp32 whatever the dtype."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
-        n_positions=LENGTH,
+        n_positions=length,
         n_embd=16,
         n_layer=2,
         n_head=2,
@@ -25,6 +25,19 @@ def gpt(dtype=torch.float64, dropout=0.0, seed=0):
         eos_token_id=0,
     )
     return GPT2LMHeadModel(config).to(dtype)
+
+
+def letters():
+    """A tokenizer of single characters, for texts in small letters and digits."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {
+        character: place for place, character in enumerate(["</s>", "?", *" ehofst0123456789"])
+    }
+    coder = Tokenizer(models.WordLevel(known, unk_token="?"))
+    coder.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=coder, eos_token="</s>")
 
 
 def sequences(count, seed=1):

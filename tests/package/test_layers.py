@@ -52,7 +52,18 @@ ROOMS = {
         "tasks",
         "weights",
     },
-    "integrations": {"errors", "heads", "losses", "ops", "optim"},
+    "integrations": {
+        "errors",
+        "files",
+        "version",
+        "heads",
+        "losses",
+        "ops",
+        "evaluation",
+        "optim",
+        "methods",
+        "tasks",
+    },
     "demo": {"data", "evaluation", "saliency", "methods"},
     "__init__": {
         "version",
@@ -66,7 +77,7 @@ ROOMS = {
         "tasks",
         "weights",
     },
-    "__main__": {"", "ops", "demo"},
+    "__main__": {"", "ops", "demo", "integrations"},
 }
 FLOORS = 8
 # only in integrations/
@@ -208,7 +219,8 @@ def test_nothing_needs_a_framework():
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.parent.name != "integrations":
             own, foreign = imports(path)
-            assert "integrations" not in {room(name) for name in own}, path
+            runs_it = path.name == "__main__.py"  # the command
+            assert runs_it or "integrations" not in {room(name) for name in own}, path
             assert not foreign & FRAMEWORKS, path
 
 

@@ -1,0 +1,255 @@
+"""One run of ``python -m sfron_fast unlearn``: checked, done or gone on with, and written."""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import methods
+from ..errors import integer, number, require
+from ..files import write_whole
+from ..methods.run_folder import CHECKPOINT, MASK
+from ..methods.unlearn import unlearn
+from ..tasks import Language
+from . import model_card, pretrained
+from .measures import measure
+from .texts import Texts, check_apart
+
+BASELINES = {
+    "grad_diff": methods.grad_diff,
+    "npo": methods.npo,
+    "simnpo": methods.simnpo,
+    "wga": methods.wga,
+    "satimp": methods.satimp,
+    "ceu": methods.ceu,
+    "undial": methods.undial,
+}
+METHODS = ("sfron", *BASELINES)
+DTYPES = ("float32", "bfloat16")
+BUDGET = 0.05
+COMMAND, RUN = "command.json", "run"
+# weights up to -> lr of the whole model, of adapters
+RATES = {10**7: (1e-3, 3e-3), 10**8: (1e-4, 1e-3), math.inf: (1e-5, 1e-4)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one run is; see ``python -m sfron_fast unlearn --help``."""
+
+    model: str
+    method: str = "sfron"
+    lora: int | None = None
+    budget: float | None = None
+    epochs: int = 10
+    lr: float | None = None
+    batch_size: int = 16
+    max_length: int = 1024
+    seed: int = 0
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+
+    def checked(self, holdout: bool) -> "Settings":
+        """With the budget that is used.
+
+        Raises:
+            ValueError: a setting out of range, by name.
+        """
+        known = ", ".join(METHODS)
+        more = "rmu and idk_dpo want more than texts: sfron_fast.methods"
+        require(self.method in METHODS, "method", f"one of {known}", self.method, more)
+        require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES), self.dtype)
+        for name, low in (("epochs", 1), ("batch_size", 1), ("max_length", 3), ("seed", 0)):
+            integer(name, getattr(self, name), low)
+        if self.lora is not None:
+            integer("lora", self.lora, 1)
+        if self.lr is not None:
+            number("lr", self.lr, 0.0, open_low=True)
+        if self.budget is not None:
+            number("budget", self.budget, 0.0, open_low=True)
+            require(self.method == "sfron", "budget", "method sfron with it", self.method)
+            remedy = "give --holdout: texts of the same kind that the model has never seen"
+            require(holdout, "budget", "holdout texts, which it is relative to", "none", remedy)
+        budget = BUDGET if self.budget is None and holdout and self.method == "sfron" else None
+        return Settings(**{**asdict(self), "budget": self.budget or budget})
+
+
+def run(
+    settings: Settings, files: dict[str, str], out: Path, device: str, progress: bool = True
+) -> dict[str, Any]:
+    """Unlearn, measure before and after, write the folder ``out``; returns the report.
+
+    Args:
+        files: jsonl files named "forget", "retain" and, if there is one, "holdout".
+        out: a new folder, or the one of this very run: it goes on from its last checkpoint
+            (method sfron), or begins again.
+
+    Raises:
+        ValueError: whatever can be refused, before the first step.
+    """
+    settings = settings.checked("holdout" in files)
+    tokenizer = pretrained.load_tokenizer(settings.model)
+    sets = {
+        name: Texts(path, tokenizer, max_length=settings.max_length, name=name)
+        for name, path in files.items()
+    }
+    check_apart(**sets)
+    digests = {
+        name: hashlib.sha256(texts.path.read_bytes()).hexdigest() for name, texts in sets.items()
+    }
+    command = {"settings": asdict(settings), "sha256": digests}
+    if _claim(out, command):
+        report: dict[str, Any] = json.loads((out / model_card.REPORT).read_text())
+        return report
+    torch.manual_seed(settings.seed)
+    model = pretrained.load_model(settings.model, settings.dtype, device)
+    pretrained.check_fits(model, sets)
+    before = measure(model, sets, batch_size=settings.batch_size)
+    if settings.lora is not None:
+        model = pretrained.with_lora(model, settings.lora, settings.seed)
+    if settings.gradient_checkpointing:
+        pretrained.with_checkpointing(model)
+    counts = [p.numel() for p in model.parameters() if p.requires_grad]
+    weights = sum(p.numel() for p in model.parameters())
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / COMMAND, model_card.writing(json.dumps(command, indent=1) + "\n"))
+    with _noting() as said:
+        done = _forget(model, sets, settings, out / RUN, progress)
+    report = {
+        **command,
+        "versions": model_card.versions(),
+        "files": {name: {"texts": len(texts)} for name, texts in sets.items()},
+        "weights": weights,
+        "trained_weights": sum(counts),
+        "before": before,
+        **done,
+        "warnings": said,
+    }
+    report["after"] = measure(model, sets, batch_size=settings.batch_size)
+    report["limits"] = model_card.limits(report)
+    pretrained.save(model, tokenizer, out)
+    if (out / RUN / MASK).exists():
+        shutil.copy(out / RUN / MASK, out / MASK)
+    model_card.write(report, out)
+    shutil.rmtree(out / RUN, ignore_errors=True)
+    return report
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """The RuntimeWarnings of what is done inside, which are shown as ever."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def note(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, RuntimeWarning):
+                said.append(str(message))
+            shown(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        yield said
+
+
+def _claim(out: Path, command: dict[str, Any]) -> bool:
+    """Whether this run is done already.
+
+    Raises:
+        ValueError: the folder is somebody else's.
+    """
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    require(out.is_dir() or not out.exists(), "out", "a folder", f"a file {out}")
+    if COMMAND in there and json.loads((out / COMMAND).read_text()) == command:
+        return model_card.REPORT in there
+    begun = (out / RUN / CHECKPOINT).exists()
+    other = there - {COMMAND} if begun else there - {COMMAND, RUN}
+    found = f"{out} with {', '.join(sorted(other)[:3])}"
+    remedy = "give another --out, or the command that began this one"
+    require(not other, "out", "a new folder, or the one of this command", found, remedy)
+    shutil.rmtree(out / RUN, ignore_errors=True)  # a mask of a run without a step
+    return False
+
+
+def learning_rate(settings: Settings, weights: int) -> float:
+    """Given, or by the number of the model's weights."""
+    if settings.lr is not None:
+        return settings.lr
+    whole, adapters = next(rates for most, rates in RATES.items() if weights <= most)
+    return whole if settings.lora is None else adapters
+
+
+def _forget(
+    model: Any, sets: dict[str, Texts], settings: Settings, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """The run itself; what the report says of it."""
+    loaders = {
+        name: texts.loader(settings.batch_size, seed=None if name == "holdout" else settings.seed)
+        for name, texts in sets.items()
+    }
+    lr = learning_rate(settings, sum(p.numel() for p in model.parameters()))
+    if settings.method != "sfron":
+        return _baseline(model, loaders, settings, lr, progress)
+    cycles = settings.epochs * len(loaders["forget"])
+    overrides: dict[str, Any] = {"cycles": cycles, "lr": lr, "forget_lr": lr / 2}
+    if "holdout" not in sets:
+        overrides["ceiling"] = None
+    result = unlearn(
+        model,
+        forget=loaders["forget"],
+        retain=loaders["retain"],
+        holdout=loaders.get("holdout"),
+        recipe=methods.Recipe.language(**overrides),
+        task=Language(),
+        retain_budget=settings.budget,
+        checkpoint=folder,
+        progress=progress,
+    )
+    counts = result.mask.counts()
+    selected, total = sum(counts.values()), sum(map(result.mask.size, counts))
+    return {
+        "lr": lr,
+        "mask": {"digest": result.mask.digest(), "density": selected / total},
+        "budget_spent": result.budget_spent,
+        "skipped_steps": result.skipped_steps,
+        "forgotten_steps": result.forgotten_steps,
+        "seconds": result.seconds,
+    }
+
+
+def _baseline(
+    model: Any, loaders: dict[str, Any], settings: Settings, lr: float, progress: bool
+) -> dict[str, Any]:
+    """One of the published methods."""
+    more: dict[str, Any] = {"ids": _ids} if settings.method == "npo" else {}
+
+    def told(epoch: int, _: Any) -> None:
+        if progress:
+            print(f"{settings.method}: epoch {epoch} of {settings.epochs}", flush=True)
+
+    begun = time.perf_counter()
+    BASELINES[settings.method](
+        model,
+        forget=loaders["forget"],
+        retain=loaders["retain"],
+        task=Language(),
+        epochs=settings.epochs,
+        lr=lr,
+        on_epoch=told,
+        **more,
+    )
+    seconds = time.perf_counter() - begun
+    nothing = dict.fromkeys(("mask", "budget_spent", "skipped_steps", "forgotten_steps"))
+    return {"lr": lr, **nothing, "seconds": seconds}
+
+
+def _ids(batch: Any) -> torch.Tensor:
+    ids: torch.Tensor = batch["id"]
+    return ids
