@@ -26,7 +26,7 @@ ROOMS = {
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
     "tasks": {"errors", "data", "ops", "losses", "weights"},
-    "evaluation": {"errors", "files", "data", "models", "tasks"},
+    "evaluation": {"errors", "files", "data", "distributed", "models", "tasks"},
     "saliency": {
         "errors",
         "files",
