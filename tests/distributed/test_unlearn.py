@@ -1,6 +1,8 @@
 """unlearn() on several ranks: the run of one process on the same global batches."""
 
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,11 +48,16 @@ def mine(global_batches):
 FORGET = batches(3, (7, 3, 2), 1)
 RETAIN = batches(22, (8, 5, 3), 2)
 HOLDOUT = batches(3, (6, 5, 3), 3)
+ONE = {"forget": FORGET[:1], "retain": RETAIN[:1] * 2, "holdout": HOLDOUT}  # batch a pass
 SETS = {"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}
 
 
+def mine_of(sets):
+    return {name: mine(data) for name, data in sets.items()}
+
+
 def ours():
-    return {name: mine(data) for name, data in SETS.items()}
+    return mine_of(SETS)
 
 
 class Absolute(sf.Task):
@@ -155,10 +162,97 @@ def refused_wrappers():
         sf.unlearn(net(), forget=FORGET, retain=RETAIN, group=dist.group.WORLD)
 
 
-def everything():
+class Stop(Exception):
+    pass
+
+
+def stopping(cycle, _):
+    if cycle == STOPPED:
+        raise Stop
+
+
+STOPPED = 2
+CHECKPOINTED = {"recipe": ADAM, "retain_budget": 0.5, "checkpoint_every": 3, "eval_every": 2}
+
+
+def stopped_and_resumed(folder):
+    """Stopped in cycle 2 of 4, saved two steps before: in mid-cycle."""
+    for wrap, data, settings in (
+        (fsdp, mine_of(ONE), CHECKPOINTED),
+        (ddp, ours(), {**CHECKPOINTED, "recipe": OFFICIAL}),
+    ):
+        name, normed = f"{folder}/{wrap.__name__}", wrap is ddp
+        expected, model = wrap(net(normed)), wrap(net(normed))
+        history = run(expected, data, **settings).history
+        settings = {**settings, "checkpoint": name}
+        with pytest.raises(Stop):
+            run(wrap(net(normed)), data, on_cycle=stopping, **settings)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.copytree(name, f"{name}-stopped")
+            assert [path.name for path in Path(name).glob("step-*")] == ["step-6"]
+        dist.barrier()
+        found = run(model, data, **settings)
+        for key, weight in weights(expected).items():
+            assert torch.equal(weight, weights(model)[key]), (name, key)
+        assert found.history == history
+
+
+def went_on_from_one(folder):
+    """What one process has saved."""
+    alone, model = net(), fsdp(net())
+    run(alone, ONE, **CHECKPOINTED)
+    dist.barrier()
+    with pytest.warns(RuntimeWarning, match="resumed on 2") if not dist.get_rank() else Quiet():
+        sf.unlearn(model, **mine_of(ONE), **CHECKPOINTED, checkpoint=folder)
+    close(weights(model), weights(alone))
+
+
+class Quiet(warnings.catch_warnings):
+    """Any warning is an error."""
+
+    def __init__(self):
+        super().__init__(action="error", category=RuntimeWarning)
+
+
+def wrong_on_one_rank():
+    """A bad label, a batch that is no pair, and weights that are not finite, on rank 1 alone."""
+    here = dist.get_rank() == 1
+    told = "targets: expected classes" if here else r"rank 1: targets: expected classes"
+    bad = ours()
+    if here:
+        bad["retain"] = [(x, y + CLASSES) for x, y in bad["retain"]]
+    odd = ours()
+    if here:
+        odd["forget"] = [x for x, _ in odd["forget"]]
+    for wrap in (ddp, fsdp):
+        for data, message in ((bad, told), (odd, "forget: expected batches")):
+            model = wrap(net())
+            with pytest.raises(ValueError, match=message):
+                run(model, data, recipe=PAPER.replace(threshold=None))
+
+
+def everything(folder):
     refused_wrappers()
     same_runs()
+    wrong_on_one_rank()
+    stopped_and_resumed(folder)
+    went_on_from_one(f"{folder}/alone")
 
 
-def test_several_ranks_give_the_run_of_one_process():
-    on_ranks(2, everything)
+def test_several_ranks_give_the_run_of_one_process(tmp_path):
+    """And one goes on where the other has stopped: with one batch a pass, new passes change
+    nothing.
+    """
+    settings = {**CHECKPOINTED, "checkpoint": tmp_path / "alone"}
+    with pytest.raises(Stop):
+        run(net(), ONE, on_cycle=stopping, **settings)
+    on_ranks(2, everything, str(tmp_path))
+    expected = net()
+    history = run(expected, ONE, **CHECKPOINTED).history
+    for name in ("fsdp", "fsdp-stopped"):  # the finished run, and the one that was stopped
+        model, settings["checkpoint"] = net(), tmp_path / name
+        with pytest.warns(RuntimeWarning, match=r"resumed on 1 rank\(s\), where it had 2"):
+            found = sf.unlearn(model, **ONE, **settings)
+        close(weights(model), weights(expected))
+        assert found.history == history
