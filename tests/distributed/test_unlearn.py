@@ -1,5 +1,6 @@
 """unlearn() on several ranks: the run of one process on the same global batches."""
 
+import importlib.util
 import shutil
 import warnings
 from pathlib import Path
@@ -9,12 +10,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import on_ranks
-from sharded import whole
+from sharded import mask_of, whole
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import sfron_fast as sf
+from sfron_fast.data.kept_out import keep_out
+from sfron_fast.distributed.loader import SharedLoader
+from sfron_fast.distributed.ranks import Ranks
 
 CLASSES = 5
 CUT = 3  # samples of a batch that are rank 0's; rank 1 has the others, perhaps none
@@ -103,6 +108,9 @@ RUNS = {
 
 
 def run(model, data, **settings):
+    """Only the first run estimates its mask: Fishers on ranks have tests of their own."""
+    if settings["recipe"] is not PAPER or "task" in settings:
+        settings.setdefault("mask", mask_of(getattr(model, "module", model)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return sf.unlearn(model, **data, **settings)
@@ -204,7 +212,8 @@ def went_on_from_one(folder):
     run(alone, ONE, **CHECKPOINTED)
     dist.barrier()
     with pytest.warns(RuntimeWarning, match="resumed on 2") if not dist.get_rank() else Quiet():
-        sf.unlearn(model, **mine_of(ONE), **CHECKPOINTED, checkpoint=folder)
+        settings = {**CHECKPOINTED, "mask": mask_of(net()), "checkpoint": folder}
+        sf.unlearn(model, **mine_of(ONE), **settings)
     close(weights(model), weights(alone))
 
 
@@ -232,7 +241,95 @@ def wrong_on_one_rank():
                 run(model, data, recipe=PAPER.replace(threshold=None))
 
 
+def kept_out_of_shares():
+    """What the ranks keep is what one process keeps, and nobody trains on it."""
+    numbers = TensorDataset(torch.arange(60), torch.arange(60))
+    loader = DataLoader(numbers, 4, sampler=DistributedSampler(numbers, drop_last=True))
+    rest, kept = keep_out(loader, "retain")
+    found = [torch.cat([x for x, _ in part]).tolist() for part in (rest, kept)]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    seen, held = ([n for part in parts for n in part] for parts in zip(*everyone, strict=True))
+    alone = keep_out(DataLoader(numbers, 4), "retain")[1]
+    assert sorted(held) == torch.cat([x for x, _ in alone]).tolist()
+    assert sorted(seen + held) == list(range(60))
+    # a run tells the sampler its passes: each has another order
+    shared = SharedLoader(loader, "retain", Ranks(fsdp(net()), dist.group.WORLD))
+    task, device = sf.Classification(F.mse_loss), torch.device("cpu")
+    passes = [[shared.batch(task, device)[0].tolist() for _ in range(8)] for _ in range(2)]
+    assert passes[0] != passes[1]
+
+
+def low_precision():
+    """The look for updates that round to nothing reads shards."""
+    data = {n: [(x.bfloat16(), y) for x, y in sets] for n, sets in ours().items()}
+    model = fsdp(net().bfloat16())
+    warned = pytest.warns(RuntimeWarning, match="updates round to nothing")
+    with warned if dist.get_rank() == 0 else Quiet():
+        sf.unlearn(model, **data, recipe=PAPER.replace(lr=1e-6, forget_lr=1e-6, threshold=None))
+
+
+def language():
+    """Packed rows, rows without a label, left padding, one rank with fewer; and nothing on rank 1
+    in some batches.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return
+    transformers = importlib.import_module("transformers")
+    sizes = {"vocab_size": 32, "n_positions": 9, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = transformers.GPT2Config(
+        **sizes,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+    def gpt():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(
+            config
+        ).double()  # key biases have no gradient but noise
+
+    def shards(model):
+        for block in model.transformer.h:
+            fully_shard(block)
+        return fully_shard(model)
+
+    def sets(part):
+        generator = torch.Generator().manual_seed(4)
+        tokens = torch.randint(32, (6, 5, 9), generator=generator)
+        masks = torch.ones_like(tokens)
+        masks[:, 1, :3] = 0
+        labels = tokens.clone()
+        labels[:, 0] = -100  # nothing to learn here
+        labels[:, :, :4] = -100
+        batches = [
+            {"input_ids": t[part], "attention_mask": m[part], "labels": y[part]}
+            for t, m, y in zip(tokens, masks, labels, strict=True)
+        ]
+        return {"forget": batches[:2], "retain": batches[2:], "holdout": batches[:1]}
+
+    settings = {
+        "task": sf.Language(),
+        "recipe": sf.Recipe.language(cycles=3, retain_steps=2, threshold=1.0, ceiling=1.5),
+        "eval_every": 1,
+    }
+    alone, part = gpt(), slice(0, 2) if dist.get_rank() == 0 else slice(2, 5)
+    expected = run(alone, sets(slice(None)), **settings)
+    for wrap in (ddp, shards):
+        model = wrap(gpt())
+        found = run(model, sets(part), **settings)
+        assert found.history == expected.history
+        close(weights(model), weights(alone), scale=5.0)
+
+
 def everything(folder):
+    kept_out_of_shares()
+    low_precision()
+    language()
     refused_wrappers()
     same_runs()
     wrong_on_one_rank()
