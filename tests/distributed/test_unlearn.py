@@ -1,7 +1,9 @@
 """unlearn() on several ranks: the run of one process on the same global batches."""
 
 import importlib.util
+import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import on_ranks
+from ranks import on_ranks, outcomes
 from sharded import mask_of, whole
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
@@ -107,6 +109,15 @@ RUNS = {
 }
 
 
+WRAPS = {
+    "paper": (ddp, fsdp, offloaded),
+    "official": (ddp,),
+    "ceiling": (fsdp,),
+    "budget": (ddp,),
+    "task": (fsdp,),
+}
+
+
 def run(model, data, **settings):
     """Only the first run estimates its mask: Fishers on ranks have tests of their own."""
     if settings["recipe"] is not PAPER or "task" in settings:
@@ -133,7 +144,7 @@ def same_runs():
         alone, start = net(), weights(net())
         expected = run(alone, SETS, **settings)
         assert any(not torch.equal(start[n], w) for n, w in weights(alone).items())
-        for wrap in (ddp, fsdp, offloaded) if name == "paper" else (ddp, fsdp):
+        for wrap in WRAPS[name]:
             model = wrap(net())
             found = run(model, ours(), **settings)
             close(weights(model), weights(alone))
@@ -270,9 +281,7 @@ def low_precision():
 
 
 def language():
-    """Packed rows, rows without a label, left padding, one rank with fewer; and nothing on rank 1
-    in some batches.
-    """
+    """GPT-2 with a row without a label, left padding, a ceiling, and unequal parts."""
     if importlib.util.find_spec("transformers") is None:
         return
     transformers = importlib.import_module("transformers")
@@ -319,11 +328,10 @@ def language():
     }
     alone, part = gpt(), slice(0, 2) if dist.get_rank() == 0 else slice(2, 5)
     expected = run(alone, sets(slice(None)), **settings)
-    for wrap in (ddp, shards):
-        model = wrap(gpt())
-        found = run(model, sets(part), **settings)
-        assert found.history == expected.history
-        close(weights(model), weights(alone), scale=5.0)
+    model = shards(gpt())
+    found = run(model, sets(part), **settings)
+    assert found.history == expected.history
+    close(weights(model), weights(alone))
 
 
 def everything(folder):
@@ -353,3 +361,19 @@ def test_several_ranks_give_the_run_of_one_process(tmp_path):
             found = sf.unlearn(model, **ONE, **settings)
         close(weights(model), weights(expected))
         assert found.history == history
+
+
+def dying(cycle, _):
+    if cycle == STOPPED and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed():
+    run(fsdp(net()), ours(), recipe=ADAM, on_cycle=dying)
+
+
+def test_a_killed_rank_ends_the_run():
+    ends = outcomes(2, killed)
+    assert ends[1].exitcode == -signal.SIGKILL
+    assert ends[0].exitcode == 1, "rank 0 waited for a dead rank"
+    assert "Error" in ends[0].error
