@@ -45,6 +45,22 @@ def _sharded_modules(model: nn.Module) -> list[Any]:
     )
 
 
+def check_offload(weights: torch.device, mesh: torch.device, group: Any) -> None:
+    """Offloaded weights are gathered where they lie, which NCCL alone cannot.
+
+    Raises:
+        ValueError: the group has no backend for them.
+    """
+    backends = dist.get_backend_config(group)
+    require(
+        weights.type == mesh.type or f"{weights.type}:" in backends,
+        "group",
+        f"one with a backend for weights offloaded to the {weights.type}",
+        backends,
+        'use init_process_group("cpu:gloo,cuda:nccl")',
+    )
+
+
 class Ranks:
     """A process group with one model; or, with ``group`` None, this process alone, which asks
     nobody.
@@ -88,6 +104,7 @@ class Ranks:
         meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if is_sharded(p)}
         # also for offloaded weights
         self.device = torch.device(next(iter(meshes)).device_type, self.device.index)
+        check_offload(next(self.model.parameters()).device, self.device, self.group)
         for mesh in meshes:
             require(
                 mesh.size() == self.size,

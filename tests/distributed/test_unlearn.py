@@ -6,6 +6,7 @@ import shutil
 import signal
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
 from sfron_fast.distributed.loader import SharedLoader
-from sfron_fast.distributed.ranks import Ranks
+from sfron_fast.distributed.ranks import Ranks, check_offload
 
 CLASSES = 5
 CUT = 3  # samples of a batch that are rank 0's; rank 1 has the others, perhaps none
@@ -177,6 +178,13 @@ def refused_wrappers():
         with pytest.raises(ValueError, match=r"model: expected .* found .*fsdp_version: 2"):
             sf.unlearn(model, forget=FORGET, retain=RETAIN, recipe=PAPER)
         assert all(torch.equal(before[n], w) for n, w in weights(model).items())
+    devices = torch.device("cpu"), torch.device("cuda")
+    check_offload(*devices, dist.group.WORLD)  # gloo takes both
+    with (
+        mock.patch.object(dist, "get_backend_config", return_value="cuda:nccl"),
+        pytest.raises(ValueError, match=r"offloaded to the cpu, found cuda:nccl; .*cpu:gloo"),
+    ):
+        check_offload(*devices, dist.group.WORLD)
     with pytest.raises(ValueError, match="group: expected None"):
         sf.unlearn(net(), forget=FORGET, retain=RETAIN, group=dist.group.WORLD)
 
