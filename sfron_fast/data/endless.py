@@ -70,6 +70,8 @@ class EndlessLoader:
     serve one pass at a time, for which this holds workers of its own.
     """
 
+    here = True  # whether the last batch counts; of ranks that share batches one may have none
+
     def __init__(self, loader: Iterable[Any], name: str) -> None:
         require(
             not isinstance(loader, Iterator),
@@ -159,6 +161,9 @@ class EndlessLoader:
         self.drawn, self.passes = 0, self.passes + 1
         self._iterator = self._another(self._source, self._lent)
 
+    def _seen(self, batch: Any, number: int) -> None:
+        """Batch 1, 2, ... of a pass, drawn again to find the place."""
+
     def own_state(self) -> dict[str, Any]:
         """What the loader and its samplers keep themselves: generators, counters, orders."""
         return sampler_state(self.loader)
@@ -196,6 +201,7 @@ class EndlessLoader:
         if state["begun"] is not None:
             set_random_state(state["begun"]["global"])
             self.set_own_state(state["begun"]["own"])
+            self.passes = state["passes"] - 1
             self._begin()
             for left in range(state["drawn"], 0, -1):
                 if left == 1:
@@ -209,6 +215,7 @@ class EndlessLoader:
                     "fewer",
                     "resume with the data the run began with",
                 )
+                self._seen(found, state["drawn"] - left + 1)
             require(
                 _digest(self._marks) == state["marks"],
                 self.name,

@@ -4,7 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
 from ..errors import require
 
@@ -17,6 +23,7 @@ def keep_out(loader: Iterable[Any], name: str) -> tuple[Iterable[Any], list[Any]
 
     Of a list of batches its last ones are kept; of a DataLoader over a data set with a length,
     evenly spaced samples, and the rest is loaded as before: batch size, order, workers, collate.
+    With a DistributedSampler the ranks share what one process would keep.
 
     Raises:
         ValueError: another kind of loader, or too few batches to spare one.
@@ -28,7 +35,7 @@ def keep_out(loader: Iterable[Any], name: str) -> tuple[Iterable[Any], list[Any]
     plain = (
         isinstance(loader, DataLoader)
         and loader.batch_size is not None
-        and isinstance(loader.sampler, (RandomSampler, SequentialSampler))
+        and isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler))
         and not getattr(loader.sampler, "replacement", False)
         and getattr(loader.sampler, "_num_samples", None) is None
     )
@@ -59,10 +66,22 @@ def keep_out(loader: Iterable[Any], name: str) -> tuple[Iterable[Any], list[Any]
     }
     shuffle = isinstance(source.sampler, RandomSampler)
     generator = source.sampler.generator if shuffle else None
-    sampler = RandomSampler(left, generator=generator) if shuffle else None
-    rest = DataLoader(
-        Subset(dataset, left), sampler=sampler, drop_last=source.drop_last, **settings
-    )
+    rest_set = Subset(dataset, left)
+    sampler: Any = None
+    if shuffle:
+        sampler = RandomSampler(left, generator=generator)
+    elif isinstance(source.sampler, DistributedSampler):
+        ranks = source.sampler
+        chosen = chosen[ranks.rank :: ranks.num_replicas]
+        sampler = DistributedSampler(
+            rest_set,
+            ranks.num_replicas,
+            ranks.rank,
+            shuffle=ranks.shuffle,
+            seed=ranks.seed,
+            drop_last=ranks.drop_last,
+        )
+    rest = DataLoader(rest_set, sampler=sampler, drop_last=source.drop_last, **settings)
     kept = Subset(dataset, chosen)
     once = DataLoader(kept, batch_size=source.batch_size, collate_fn=source.collate_fn)
     return rest, list(once)

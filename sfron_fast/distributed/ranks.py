@@ -6,7 +6,9 @@ those of its own.
 """
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.batches import model_device
 from ..errors import require
+from ..ops.adaptive_weights import formula, portion
 from ..ops.layout import is_sharded
 from .shards import check_whole
 
@@ -42,6 +45,22 @@ def _sharded_modules(model: nn.Module) -> list[Any]:
     )
 
 
+def check_offload(weights: torch.device, mesh: torch.device, group: Any) -> None:
+    """Offloaded weights are gathered where they lie, which NCCL alone cannot.
+
+    Raises:
+        ValueError: the group has no backend for them.
+    """
+    backends = dist.get_backend_config(group)
+    require(
+        weights.type == mesh.type or f"{weights.type}:" in backends,
+        "group",
+        f"one with a backend for weights offloaded to the {weights.type}",
+        backends,
+        'use init_process_group("cpu:gloo,cuda:nccl")',
+    )
+
+
 class Ranks:
     """A process group with one model; or, with ``group`` None, this process alone, which asks
     nobody.
@@ -52,9 +71,8 @@ class Ranks:
         bare = getattr(model, "_orig_mod", model)  # of torch.compile
         # DDP has no use for autograd.grad
         self.model: Any = bare.module if isinstance(bare, DDP) else model
-        # without a backward the root stays gathered, and looks plain
-        for module in _sharded_modules(model):
-            module.reshard()
+        self._root = model
+        self.reshard()
         self.group = group
         self.sharded = any(map(is_sharded, model.parameters()))
         none = "torch.distributed.group.WORLD is all of them"
@@ -86,6 +104,7 @@ class Ranks:
         meshes: set[Any] = {p.device_mesh for p in self.model.parameters() if is_sharded(p)}
         # also for offloaded weights
         self.device = torch.device(next(iter(meshes)).device_type, self.device.index)
+        check_offload(next(self.model.parameters()).device, self.device, self.group)
         for mesh in meshes:
             require(
                 mesh.size() == self.size,
@@ -93,6 +112,11 @@ class Ranks:
                 f"the {mesh.size()} ranks that the model is sharded over",
                 self.size,
             )
+
+    def reshard(self) -> None:
+        """After a forward pass without a backward: FSDP2's root stays gathered, and looks plain."""
+        for module in _sharded_modules(self._root):
+            module.reshard()
 
     def rounds(self, batches: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, list[int]]]:
         """(batch, samples by rank) of (batch, its samples), as long as any rank has a batch.
@@ -105,8 +129,12 @@ class Ranks:
             return
         iterator, before, started = iter(batches), None, [False] * self.size
         while True:
-            batch, count = next(iterator, (None, 0))
-            found = self._gather(batch is not None, count)
+            batch, count, error = None, 0, None
+            try:
+                batch, count = next(iterator, (None, 0))
+            except Exception as problem:
+                error = problem
+            found = self.exchange(error, batch is not None, count)
             if not any(there for there, _ in found):
                 return
             counts = [count for _, count in found]
@@ -122,6 +150,57 @@ class Ranks:
                     counts,
                 )
                 yield (before if counts[self.rank] or self.sharded else None), counts
+
+    def exchange(self, error: Exception | None, *numbers: int) -> list[list[int]]:
+        """The numbers of every rank; an error of one is raised on all, so that nobody waits.
+
+        Raises:
+            ValueError: "rank R: ..." where another rank has refused something.
+            RuntimeError: another rank has failed otherwise.
+        """
+        try:
+            found = self._gather(error is not None, *numbers)
+        except RuntimeError:
+            if error is not None:  # the others wait elsewhere, and end with this rank
+                raise error from None
+            raise
+        if any(failed for failed, *_ in found):
+            told: list[Any] = [None] * self.size
+            mine = None if error is None else (isinstance(error, ValueError), str(error))
+            dist.all_gather_object(told, mine, group=self.group)
+            if error is not None:
+                raise error
+            rank, (refused, text) = next((r, t) for r, t in enumerate(told) if t is not None)
+            raise (ValueError if refused else RuntimeError)(f"rank {rank}: {text}")
+        return [rest for _, *rest in found]
+
+    @contextmanager
+    def together(self, *, waiting: bool = True) -> Iterator[None]:
+        """What one rank raises inside, all raise; within, the ranks tell each other nothing, or all
+        the same.
+
+        ``waiting``: also where the answer waits for a GPU. Else an error there ends its own rank,
+        and the launcher the others.
+        """
+        if self.group is None or not (waiting or self.device.type == "cpu"):
+            yield
+            return
+        error = None
+        try:
+            yield
+        except Exception as problem:
+            error = problem
+        self.exchange(error)
+
+    @contextmanager
+    def first_warns(self) -> Iterator[None]:
+        """RuntimeWarnings inside are the first rank's: what all would say, one says."""
+        if self.rank == 0:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
 
     def _gather(self, *numbers: int) -> list[list[int]]:
         mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
@@ -180,6 +259,32 @@ class Ranks:
         for n, p in params.items():
             p.grad = before[n]
         return found
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, the same bits on each."""
+        if self.group is None:
+            return values
+        total = values.detach().to(self.device, copy=True)
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def portion(self, losses: Tensor, temperature: float, floor: float, counted: Tensor) -> Tensor:
+        """What turns the adaptive loss of this rank's samples that are ``counted`` (bool [samples])
+        into its summand of that of all ranks, times their number: [].
+        """
+        log_normaliser = formula(losses, temperature, floor, counted)[1]
+        return portion(log_normaliser.to(self.device), self.group)
+
+    def share_buffers(self) -> None:
+        """Every buffer as the first rank has it, as DDP does before a forward pass."""
+        if self.group is None:
+            return
+        first = dist.get_global_rank(self.group, 0)
+        for buffer in self.model.buffers():
+            there = buffer.to(self.device)
+            dist.broadcast(there, first, group=self.group)
+            if there is not buffer:
+                buffer.copy_(there)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Add up over the ranks, in place."""

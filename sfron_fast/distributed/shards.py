@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from ..ops.layout import is_sharded
+from ..ops.layout import is_sharded, local
 
 # a device mesh, and those of its dimensions that split the tensor
 Layout = tuple[Any, tuple[int, ...]]
 FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel (FSDP1)", "ds_id": "DeepSpeed ZeRO"}
+FSDP2 = (
+    "shard with fully_shard of torch.distributed.fsdp (FSDP2); in the yaml of accelerate that is"
+    " 'distributed_type: FSDP' with 'fsdp_version: 2' under 'fsdp_config:'"
+)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 Place = tuple[torch.device, Layout | None]
 
@@ -25,6 +29,24 @@ def plain(tensors: list[Any]) -> bool:
 def whole(tensor: Any) -> Tensor:
     """All of a DTensor, on every rank (a collective); any other tensor itself."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def placed(value: Any, like: Any) -> Any:
+    """A whole tensor in shards as ``like``, if that is a DTensor of its shape; else the value."""
+    whole = isinstance(value, Tensor) and not is_sharded(value)
+    if not (whole and is_sharded(like) and value.shape == like.shape):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    mesh, kinds = like.device_mesh, like.placements
+    there = value.detach().to(mesh.device_type)
+    split = distribute_tensor(there, mesh, kinds, src_data_rank=None).to_local().to(like.device)
+    return DTensor.from_local(split, mesh, kinds, shape=like.shape, stride=like.stride())
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers of it, or of this rank's shard of it, are finite."""
+    return bool(torch.isfinite(local(tensor.detach())).all())
 
 
 def place(tensor: Any) -> Place:
@@ -80,13 +102,26 @@ def anywhere(flag: bool, params: list[Tensor]) -> bool:
     return flag
 
 
+def check_wrapper(model: torch.nn.Module) -> None:
+    """``check_whole`` of a model, whose wrapper also tells before it has flattened anything.
+
+    Raises:
+        ValueError: FSDP1 or DeepSpeed has a part in it.
+    """
+    names = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    known = {"FullyShardedDataParallel": "_fsdp_flattened", "DeepSpeedEngine": "ds_id"}
+    marks = {mark for name, mark in known.items() if name in names}
+    marks |= {mark for mark in FLATTENED if any(hasattr(p, mark) for p in model.parameters())}
+    found = " and ".join(FLATTENED[mark] for mark in FLATTENED if mark in marks)
+    require(not marks, "model", "a plain one, or one of DDP or fully_shard", found, FSDP2)
+
+
 def check_whole(params: list[Any]) -> None:
     """Masks and states belong to whole parameters, or their DTensors.
 
     Raises:
         ValueError: a wrapper has flattened the parameters.
     """
-    remedy = "shard with fully_shard of torch.distributed.fsdp (FSDP2)"
     for mark, culprit in FLATTENED.items():
         flattened = any(hasattr(p, mark) for p in params)
-        require(not flattened, "params", "parameters, or DTensors", f"those of {culprit}", remedy)
+        require(not flattened, "params", "parameters, or DTensors", f"those of {culprit}", FSDP2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import call, model_device, move
+from ..distributed.ranks import Ranks
 from ..errors import by_keyword, require
 from ..models.modes import evaluating
 from ..tasks import Task
@@ -124,20 +125,30 @@ def accuracy(p: Predictions) -> float:
     return 100.0 * int((p.logits.argmax(1) == p.labels).sum()) / len(p.labels)
 
 
-def task_accuracy(model: nn.Module, loader: Loader, name: str, task: Task) -> float:
-    """Units that the model gets right, in percent, 0 to 100, over the batches of ``loader``.
+def task_accuracy(
+    model: nn.Module, loader: Loader, name: str, task: Task, group: Any = None
+) -> float:
+    """Units that the model gets right, in percent, 0 to 100, over the batches of ``loader``; with a
+    process group over those of all its ranks, the same on each.
 
     Raises ValueError for a loader without samples, and for a task that does not say what is right.
     """
-    parts: list[Tensor] = []
+    ranks = Ranks(model, group)
+    model, rounds, counts = ranks.model, 0, torch.zeros(2, dtype=torch.int64)
     with evaluating(model), torch.no_grad():
-        for batch in task.prepared(loader, model_device(model), name):
-            right = task.correct(task.outputs(model, batch), batch, name)
-            found = f"{right.dtype} {list(right.shape)}"
-            good = right.dtype == torch.bool and right.dim() == 1
-            require(good, task.argument, "bool [units] of correct()", found)
-            parts.append(right.cpu())
+        prepared = task.prepared(loader, ranks.device, name)
+        for batch, samples in ranks.rounds((b, task.samples(b)) for b in prepared):
+            rounds += 1
+            with ranks.together(waiting=False):
+                if batch is None:
+                    continue
+                right = task.correct(task.outputs(model, batch), batch, name)
+                found = f"{right.dtype} {list(right.shape)}"
+                good = right.dtype == torch.bool and right.dim() == 1
+                require(good, task.argument, "bool [units] of correct()", found)
+            if samples[ranks.rank]:
+                counts += torch.stack([right.cpu().sum(), torch.tensor(len(right))])
     remedy = "pass a DataLoader or list, not a generator"
-    require(bool(parts), name, "at least one batch", "none", remedy)
-    every = torch.cat(parts)
-    return 100.0 * int(every.sum()) / len(every)
+    require(rounds > 0, name, "at least one batch", "none", remedy)
+    right, units = ranks.sum(counts).tolist()
+    return 100.0 * right / units

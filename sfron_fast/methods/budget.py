@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.batches import model_device
+from ..distributed.ranks import Ranks
 from ..errors import require
 from ..models.modes import evaluating
 from ..tasks import Task
@@ -27,20 +27,25 @@ AHEAD = 3.0
 WIDTH = 0.2
 
 
-def mean_over(model: nn.Module, batches: Iterable[Any], task: Task, name: str) -> Tensor:
-    """The mean loss [] of all samples of ``batches``, in eval mode.
+def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Tensor:
+    """The mean loss [] of all samples of ``batches``, those of all ranks, in eval mode.
 
     Raises:
         ValueError: no sample, or a loss that is not finite.
     """
-    total, count = torch.zeros((), dtype=torch.float64, device=model_device(model)), 0
+    model, device = ranks.model, ranks.device
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with evaluating(model), torch.no_grad():
-        for batch in task.prepared(batches, model_device(model), name):
-            samples = task.samples(batch)
-            total += samples * task.mean_loss(model, batch)
-            count += samples
+        prepared = task.prepared(batches, device, name)
+        for batch, samples in ranks.rounds((b, task.samples(b)) for b in prepared):
+            count += sum(samples)
+            mine = samples[ranks.rank]
+            with ranks.together(waiting=False):
+                loss = None if batch is None else task.mean_loss(model, batch)
+            if loss is not None and mine:
+                total += mine * loss
     require(count > 0, name, "at least one sample", "none")
-    mean = total / count
+    mean = ranks.sum(total) / count
     finite = bool(mean.isfinite())
     require(finite, name, "samples with finite losses", f"a mean loss of {mean.item()}")
     return mean
@@ -50,25 +55,29 @@ class Budget:
     """What a run may spend of the retain loss, and what it has spent."""
 
     def __init__(
-        self, model: nn.Module, kept: list[Any], task: Task, share: float, holdout_loss: float
+        self, ranks: Ranks, kept: list[Any], task: Task, share: float, holdout_loss: float
     ) -> None:
-        device = model_device(model)
-        self.model, self.task, self.share = model, task, share
-        self.batches = list(task.prepared(kept, device, "retain"))
-        require(bool(self.batches), "retain", "a sample that can be kept out", "none")
-        sizes = [task.samples(batch) for batch in self.batches]
-        self.parts = torch.tensor(sizes, dtype=torch.float64, device=device)
-        self.parts /= self.parts.sum()
+        self.ranks, self.task, self.share = ranks, task, share
+        prepared = task.prepared(kept, ranks.device, "retain")
+        rounds = list(ranks.rounds((batch, task.samples(batch)) for batch in prepared))
+        require(bool(rounds), "retain", "a sample that can be kept out", "none")
+        mine = [(batch, counts[ranks.rank]) for batch, counts in rounds if batch is not None]
+        self.batches = [batch for batch, _ in mine]
+        sizes = [samples for _, samples in mine]
+        self.parts = torch.tensor(sizes, dtype=torch.float64, device=ranks.device)
+        self.parts /= sum(sum(counts) for _, counts in rounds)
         self.limit = share * holdout_loss
         self.before = self.look()
         self.spent = torch.zeros_like(self.before)  # share of the budget, as last seen []
         self.rate = torch.ones_like(self.before)  # of the recipe's forget learning rate []
 
     def look(self) -> Tensor:
-        """The mean retain loss [] now."""
-        with evaluating(self.model), torch.no_grad():
-            losses = [self.task.mean_loss(self.model, batch).double() for batch in self.batches]
-        return (self.parts * torch.stack(losses)).sum()
+        """The mean retain loss [] now, of the samples of all ranks."""
+        model = self.ranks.model
+        with evaluating(model), torch.no_grad():
+            losses = [self.task.mean_loss(model, batch).double() for batch in self.batches]
+        mine = self.parts * torch.stack(losses) if losses else self.parts
+        return self.ranks.sum(mine.sum())
 
     def follow(
         self, optimizer: torch.optim.Optimizer, forget_lr: float, cycle: int, of: int

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..errors import require, warn
 from ..evaluation import task_accuracy
-from .looking import leaving_no_trace
 
 
 class Guard:
@@ -43,11 +42,13 @@ class Guard:
             "cycle": cycle,
             "skipped_steps": self.run.optimizer.skipped_steps,
         }
-        run, model, task = self.run, self.run.model, self.run.task
-        with leaving_no_trace(task, run.forget, run.retain):
-            entry["forget_accuracy"] = task_accuracy(model, run.forget.aside(), "forget", task)
+        run = self.run
+        rest = run.task, run.ranks.group
+        with run.looking():
+            forget = run.forget.aside()
+            entry["forget_accuracy"] = task_accuracy(run.model, forget, "forget", *rest)
             if self.holdout is not None:
-                entry["val_accuracy"] = task_accuracy(model, self.holdout, "holdout", task)
+                entry["val_accuracy"] = task_accuracy(run.model, self.holdout, "holdout", *rest)
         self.run.result.history.append(entry)
         return entry
 

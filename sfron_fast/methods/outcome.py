@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.shards import whole
 from ..errors import warn
 
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
@@ -17,10 +18,13 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: nn.Module) -> Tensor:
-    """Sums over the bits of each parameter, int64; another one means other weights."""
+    """Sums over the bits of each parameter, int64; another one means other weights. Of a sharded
+    model every rank asks.
+    """
     with torch.no_grad():
         words = [
-            p.detach().view(WORDS.get(p.element_size(), torch.uint8)) for p in model.parameters()
+            whole(p.detach()).view(WORDS.get(p.element_size(), torch.uint8))
+            for p in model.parameters()
         ]
         return (
             torch.stack([w.sum(dtype=torch.int64).cpu() for w in words])

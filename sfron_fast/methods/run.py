@@ -2,18 +2,20 @@
 restored.
 """
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.batches import model_device
 from ..data.endless import EndlessLoader
 from ..data.kept_out import keep_out
+from ..distributed.loader import SharedLoader
+from ..distributed.ranks import Ranks
+from ..distributed.shards import finite
 from ..errors import require, warn
 from ..models.buffers import keep_buffers, put_back
 from ..models.modes import set_modes, training_modes
@@ -22,14 +24,15 @@ from ..optim.rounding import rounding_check
 from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
-from ..tasks.task import check_depends
-from ..weights import with_ceiling
 from .budget import Budget, mean_over
+from .gradients import gradients_reach
 from .looking import leaving_no_trace
 from .outcome import Outcome
 from .run_folder import RunFolder, check_readable, save_whole
+from .run_shards import check_shared, save_shared
 from .run_state import restore, run_state
 from .sfron import Recipe
+from .step_losses import StepLosses
 from .stopwatch import Stopwatch
 
 
@@ -60,42 +63,54 @@ class Run:
         folder: Path | None,
         holdout: Iterable[Any] | None = None,
         retain_budget: float | None = None,
+        group: Any = None,
     ) -> None:
+        self.ranks = Ranks(model, group)
         self.model, self.recipe, self.task = model, recipe, task
         self.folder = None if folder is None else RunFolder(folder)
-        self.device = model_device(model)
+        self.device = self.ranks.device
+        self.losses = StepLosses(model, task, self.ranks, recipe)
         self.holdout, self.share = holdout, retain_budget
         self.reference = recipe.reference_loss
         self.budget: Budget | None = None
         self.kept: list[Any] = []
-        if retain_budget is not None:
-            retain, self.kept = keep_out(retain, "retain")
-        self.retain = EndlessLoader(retain, "retain")
-        self.forget = EndlessLoader(forget, "forget")
-        if self.folder is not None:
-            self.retain.check_resumable()
-            self.forget.check_resumable()
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        require(bool(trainable), "model", "at least one parameter that requires grad", "none")
-        bad = [name for name, p in trainable.items() if not bool(torch.isfinite(p.detach()).all())]
-        require(
-            not bad,
-            "model",
-            "finite weights",
-            f"NaN or inf in {', '.join(bad[:3])}",
-            "load a sound checkpoint",
-        )
+        with self.ranks.together():
+            self._take(forget, retain)
         self.position, self.earlier_seconds = 0, 0.0
         self.watch = Stopwatch()
         self.start = model_digest(model)
         self.modes = training_modes(model)
         self.outcome = Outcome(model, recipe, in_nats=task.in_nats)
 
+    def _take(self, forget: Iterable[Any], retain: Iterable[Any]) -> None:
+        """The loaders, and a look at the weights."""
+        if self.share is not None:
+            retain, self.kept = keep_out(retain, "retain")
+        self.retain = self._endless(retain, "retain")
+        self.forget = self._endless(forget, "forget")
+        if self.folder is not None:
+            self.retain.check_resumable()
+            self.forget.check_resumable()
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        require(bool(trainable), "model", "at least one parameter that requires grad", "none")
+        bad = [name for name, p in trainable.items() if not finite(p)]
+        found, remedy = f"NaN or inf in {', '.join(bad[:3])}", "load a sound checkpoint"
+        require(not bad, "model", "finite weights", found, remedy)
+
+    def _endless(self, loader: Iterable[Any], name: str) -> EndlessLoader:
+        if self.ranks.group is None:
+            return EndlessLoader(loader, name)
+        return SharedLoader(loader, name, self.ranks)
+
     def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
         """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
-        saved = (
-            None if self.folder is None else self.folder.read(self.recipe, self.start, self.device)
-        )
+        saved, folder = None, self.folder
+        if folder is not None:
+            with self.ranks.together():
+                saved = folder.read(self.recipe, self.start, self.device)
+            mixed = all(self.ranks.any([saved is None, saved is not None]))
+            remedy = "keep it where all ranks can read it"
+            require(not mixed, "checkpoint", "the same folder on every rank", "others", remedy)
         if saved is not None:
             assert self.folder is not None
             given, mask = mask, SaliencyMask.load(self.folder.mask)
@@ -124,22 +139,29 @@ class Run:
             self.reference = saved.get("reference", self.reference)
         elif ceiling or self.share is not None:
             assert self.holdout is not None
-            with leaving_no_trace(self.task, self.forget, self.retain):
-                found = mean_over(self.model, self.holdout, self.task, "holdout").item()
+            with self.looking():
+                found = mean_over(self.ranks, self.holdout, self.task, "holdout").item()
             remedy = "hold out data the model has not learnt by heart"
             require(found > 0.0, "holdout", "a mean loss > 0", found, remedy)
             self.reference = found if ceiling else self.reference
         if self.share is not None:
             scale = 1.0 if saved is not None else found
-            with leaving_no_trace(self.task, self.forget, self.retain):
-                self.budget = Budget(self.model, self.kept, self.task, self.share, scale)
+            with self.looking():
+                self.budget = Budget(self.ranks, self.kept, self.task, self.share, scale)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Looks at the model, which change nothing of the run."""
+        with leaving_no_trace(self.task, self.forget, self.retain):
+            yield
+        self.ranks.reshard()
 
     def _select(self, progress: bool) -> SaliencyMask:
         """The recipe's mask: from both Fishers, or everything."""
         if self.recipe.threshold is None:
             named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
             return SaliencyMask.from_bool(
-                {n: torch.ones_like(p, dtype=torch.bool) for n, p in named}
+                {n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in named}
             )
 
         return estimate_mask(
@@ -151,6 +173,7 @@ class Run:
             zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
             progress=progress,
+            group=self.ranks.group,
         )
 
     def _check_mask(self, mask: SaliencyMask) -> None:
@@ -190,8 +213,11 @@ class Run:
         with rounding_check(self.optimizer) if self.position < 2 else nullcontext():
             if done == 0:
                 self._forget_step(self.recipe.forget_weight_at(cycle))
+                if self.position == 0:
+                    gradients_reach(self.model)
             else:
                 self._retain_step()
+        self.ranks.share_buffers()
         self.position += 1
 
     def _forget_step(self, weight: float) -> None:
@@ -200,8 +226,7 @@ class Run:
             self.outcome.pass_length = len(self.outcome.losses)
         kept = keep_buffers(self.model)
         try:
-            loss, each, reached = self._forget_loss(batch)
-            check_depends(loss, self.task)
+            loss, mean, reached = self.losses.forget(batch, self.forget.here, self.reference)
         except Exception:
             put_back(kept)  # bad input changes nothing
             raise
@@ -218,39 +243,24 @@ class Run:
             put_back(kept)
         elif done:  # a skipped step changes nothing
             put_back(kept, unless=torch.stack(done).all())
-        self.outcome.losses.append(each.detach().mean())
+        self.outcome.losses.append(mean)
         if norm is not None:
             self.outcome.norms.append(norm.detach().clone())
-
-    def _forget_loss(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Loss [], losses [samples], and whether all have reached the recipe's ceiling: bool [], or
-        None without one.
-        """
-        recipe = self.recipe
-        weighing = self.model, batch, recipe.temperature, recipe.loss_floor
-        if recipe.ceiling is None or self.reference is None:
-            loss, each = self.task.adaptive_loss(*weighing)
-            return loss, each, None
-        limit = recipe.ceiling, self.reference
-        loss, each = self.task.ceiling_loss(*weighing, *limit)
-        return loss, each, ~with_ceiling(torch.ones_like(each), each, *limit).any()
 
     def _retain_step(self) -> None:
         batch = self.retain.batch(self.task, self.device)
         kept = keep_buffers(self.model)
         try:
-            loss = self.task.mean_loss(self.model, batch)
-            check_depends(loss, self.task)
+            loss, sound = self.losses.retain(batch, self.retain.here)
         except Exception:
             put_back(kept)
             raise
         loss.backward()
-        finite = torch.isfinite(loss.detach())
-        self.optimizer.found_inf = (~finite).float()  # skipped on the device, and counted
+        self.optimizer.found_inf = (~sound).float()  # skipped on the device, and counted
         self.optimizer.step()
         self.optimizer.found_inf = None
-        put_back(kept, unless=finite)
-        self.outcome.retained.append(finite)
+        put_back(kept, unless=sound)
+        self.outcome.retained.append(sound)
         self.schedule.step()
 
     def settle(self) -> None:
@@ -263,13 +273,21 @@ class Run:
     def open_folder(self) -> None:
         """Make the checkpoint folder, once it is known that what goes there can be read again."""
         if self.folder is not None:
-            check_readable(run_state(self))
-            self.folder.open(self.result.mask)
+            with self.ranks.together():
+                if self.ranks.group is None:
+                    check_readable(run_state(self))
+                else:
+                    check_shared(self, run_state(self))
+                if self.ranks.rank == 0:
+                    self.folder.open(self.result.mask)
 
     def save(self) -> None:
         """Write the checkpoint."""
         assert self.folder is not None
-        save_whole(run_state(self), self.folder.checkpoint)
+        if self.ranks.group is None:
+            save_whole(run_state(self), self.folder.checkpoint)
+        else:
+            save_shared(self, run_state(self))
 
 
 def _samples(loader: Any) -> int | None:

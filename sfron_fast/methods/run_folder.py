@@ -16,6 +16,7 @@ from .sfron import Recipe
 CHECKPOINT = "checkpoint.pt"
 MASK = "mask.safetensors"
 FORMAT = 2  # of the checkpoint; 1 had no number
+SHARED_FORMAT = 3  # of several ranks': its tensors are in a folder of their own
 
 
 class RunFolder:
@@ -58,7 +59,7 @@ class RunFolder:
                 " remove it to start again"
             ) from error
         require(
-            version == FORMAT,
+            version in (FORMAT, SHARED_FORMAT),
             "checkpoint",
             f"format {FORMAT}",
             version,

@@ -7,6 +7,7 @@ from ..data.endless import random_state, set_random_state
 from ..errors import require
 from ..models.buffers import fit_buffers, set_unsaved_buffers, unsaved_buffers
 from .run_folder import FORMAT
+from .run_shards import bare, gathered
 
 
 def run_state(run: Any) -> dict[str, Any]:
@@ -16,8 +17,8 @@ def run_state(run: Any) -> dict[str, Any]:
         "recipe": asdict(run.recipe),
         "start": run.start,
         "position": run.position,
-        "model": run.model.state_dict(),
-        "buffers": unsaved_buffers(run.model),
+        "model": bare(run).state_dict(),
+        "buffers": unsaved_buffers(bare(run)),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
         "retain": run.retain.state_dict(),
@@ -39,17 +40,22 @@ def restore(run: Any, saved: dict[str, Any]) -> None:
     Raises:
         ValueError: it is of another task, budget or data; before anything of the caller's changes.
     """
+    saved = gathered(run, saved)
     # these may refuse
-    _restore_budget(run, saved.get("budget"))
-    _restore_task(run.task, saved.get("task"))
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.schedule.load_state_dict(saved["schedule"])
-    run.retain.load_state_dict(saved["retain"])
-    run.forget.load_state_dict(saved["forget"])
-    fit_buffers(run.model, saved["model"], persistent=True)
-    run.model.load_state_dict(saved["model"])
-    set_unsaved_buffers(run.model, saved["buffers"])
-    set_random_state(saved["random"])
+    with run.ranks.together():
+        _restore_budget(run, saved.get("budget"))
+        _restore_task(run.task, saved.get("task"))
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.schedule.load_state_dict(saved["schedule"])
+        for name in ("retain", "forget"):
+            if name in saved:
+                getattr(run, name).load_state_dict(saved[name])
+    model = bare(run)
+    fit_buffers(model, saved["model"], persistent=True)
+    model.load_state_dict(saved["model"])
+    set_unsaved_buffers(model, saved["buffers"])
+    if "random" in saved:
+        set_random_state(saved["random"])
     run.outcome.load_state_dict(saved["outcome"])
     run.position, run.earlier_seconds = saved["position"], saved["seconds"]
     run.result.history = saved["history"]

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ..data.batches import progress_bar
 from ..distributed.ranks import shared
+from ..distributed.shards import check_wrapper
 from ..errors import by_keyword, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
@@ -43,17 +45,19 @@ def unlearn(
     checkpoint_every: int = 100,
     on_cycle: Callable[[int, nn.Module], None] | None = None,
     progress: bool = False,
+    group: Any = None,
 ) -> UnlearnResult:
     """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
 
     Args:
-        model: a trained model of this process alone, changed in place; training flags are restored.
-            One that comes in eval mode is put to train() as a whole for its steps; one that comes
-            in training mode keeps each submodule's mode, so a BatchNorm put to eval() keeps its
-            statistics.
+        model: a trained model, plain or of DistributedDataParallel or ``fully_shard`` (FSDP2),
+            changed in place; training flags are restored. One that comes in eval mode is put to
+            train() as a whole for its steps; one that comes in training mode keeps each submodule's
+            mode, so a BatchNorm put to eval() keeps its statistics.
         forget, retain: batches ``(inputs, targets)``, or whatever the task reads, drawn again and
             again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
-            without samples are skipped.
+            without samples are skipped. On several ranks each loader gives its rank's part of every
+            global batch, as with DistributedSampler; parts may differ in size or be empty.
         holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
         recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()`` or ``.language()``, with
             overrides. None = ``budgeted`` (with the language task ``language``) if there is a
@@ -75,32 +79,41 @@ def unlearn(
             evaluations, so it wants ``eval_every``.
         over_forgetting: what the guard does: "warn" once, or "stop" the run.
         checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A
-            resumed run ends with the bits of one never stopped, on the same machine. Give the model
+            resumed run ends with the bits of one never stopped, on the same machine and number of
+            ranks; on another number the loaders begin a new pass, with a warning. Give the model
             it started from, and loaders whose order comes from torch's, numpy's or Python's
             generators, global or their own; others are refused when their batches differ,
             persistent workers at once.
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
-        progress: show tqdm bars.
+        progress: show tqdm bars, on the first rank.
+        group: process group whose ranks share every batch: the result is that of one process on
+            the global batches, within rounding (docs/many-gpus.md). None = all ranks
+            (``torch.distributed.group.WORLD``) for a model of DistributedDataParallel or
+            ``fully_shard``, else this process alone.
 
     Raises:
-        ValueError: bad argument, empty loader, label outside the classes, or a checkpoint of
-            another run. Found before the model changes; only without a Fisher pass is a label first
-            seen when its batch comes. Also a model with weights that are not finite, and a mask
-            that selects nothing.
+        ValueError: bad argument, empty loader, label outside the classes, a checkpoint of another
+            run, or a model of FSDP1 or DeepSpeed. Found before the model changes; only without a
+            Fisher pass is a label first seen when its batch comes. Also a model with weights that
+            are not finite, and a mask that selects nothing. What one rank refuses, all raise.
 
     Warns:
         RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no
             weight changed, forget accuracy or loss where it was), the sets look swapped, or their
             batches differ in size under an estimator that depends on it.
     """
+    check_wrapper(model)
+    several = shared(model)
     require(
-        not shared(model),
-        "model",
-        "one of this process alone",
-        "one of DistributedDataParallel or FSDP",
-        "write the loop with the optimizer: docs/many-gpus.md",
+        group is None or several,
+        "group",
+        "None for a model of this process alone",
+        "a process group",
+        "wrap the model: DistributedDataParallel, or fully_shard",
     )
+    if several and group is None:
+        group = torch.distributed.group.WORLD
     # what can be refused without looking at model or data
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
@@ -142,8 +155,9 @@ def unlearn(
     folder = None if checkpoint is None else Path(checkpoint)
     if eval_every:
         task.needs("correct")
-    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget)
-    with keeping_modes(model), recording(model), run.watch:
+    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group)
+    progress = progress and run.ranks.rank == 0
+    with keeping_modes(model), recording(model), run.ranks.first_warns(), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
@@ -165,6 +179,7 @@ def unlearn(
                     guard.look(cycle)
                     if on_cycle is not None:
                         on_cycle(cycle, model)
+                        run.ranks.reshard()
             if folder is not None and (
                 (position + 1) % checkpoint_every == 0 or position + 1 == total
             ):
@@ -176,5 +191,6 @@ def unlearn(
     if run.budget is not None:
         run.result.budget_spent = run.budget.spent.item()
     if not run.result.stopped_early:
-        run.outcome.judge(run.result.history, guard.floor)
+        with run.ranks.first_warns():
+            run.outcome.judge(run.result.history, guard.floor)
     return run.result

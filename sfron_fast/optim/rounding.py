@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+from ..ops import reference
+from ..ops.layout import local
+from ..saliency.shards import local_bits
 from .base import SFRonOptimizer
 
 LOW = (torch.bfloat16, torch.float16)
@@ -17,7 +20,7 @@ ENOUGH = 0.1  # share of the weights with a gradient
 @contextmanager
 def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
     """Warn (RuntimeWarning) if the step inside moves fewer than a tenth of the bf16 and fp16
-    weights with a gradient.
+    weights with a gradient; of a sharded model those of this rank.
 
     For the first steps of a run: it copies those weights and waits for the device. ``unlearn`` does
     it by itself. The arithmetic is fp32 in any case; only the store rounds.
@@ -29,7 +32,7 @@ def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
         for i, p in enumerate(g["params"])
         if p.dtype in LOW
     ]
-    before = [p.detach().clone() for _, _, p in low]
+    before = [local(p.detach()).clone() for _, _, p in low]
     yield
     if not low or optimizer.skipped_steps != skipped:
         return
@@ -37,11 +40,12 @@ def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
     reached = moved = 0
     for (group, i, param), old in zip(low, before, strict=True):
         if param.grad is not None:
-            chosen = param.grad != 0
+            chosen = local(param.grad) != 0
             if forgets and group["masked"] and optimizer.saliency is not None:
-                chosen &= optimizer.saliency.to_bool(group["param_names"][i]).to(chosen.device)
+                bits = local_bits(optimizer.saliency[group["param_names"][i]], param)
+                chosen &= reference.unpack_bits(bits, chosen.shape).to(chosen.device)
             reached += int(chosen.sum())
-            moved += int((chosen & (param.detach() != old)).sum())
+            moved += int((chosen & (local(param.detach()) != old)).sum())
     if reached and moved < ENOUGH * reached:
         warnings.warn(
             f"updates round to nothing: of {reached} bf16 or fp16 weights with a gradient {moved}"

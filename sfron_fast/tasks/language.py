@@ -206,6 +206,15 @@ class Language(Task):
         values, weights = self._weighted(tokens, batch, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
 
+    def counted(self, model: nn.Module, batch: Any) -> Tensor:
+        """The sequences that have a labelled token."""
+        _, labels, sample = self.model_inputs(model, batch)
+        asked = labels != IGNORED
+        if sample is None:
+            return asked.any(1)
+        found = asked.new_zeros(self.samples(batch), dtype=torch.int64)
+        return found.index_add(0, sample.flatten(), asked.flatten().long()) > 0
+
     def units(self, outputs: Tokens, batch: Any) -> Units:
         """The labelled tokens, sample after sample."""
         return self._units(self._each(outputs), batch)

@@ -122,6 +122,12 @@ class Task:
         weights = adaptive_weights(values, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
 
+    def counted(self, model: nn.Module, batch: Any) -> Tensor:
+        """Which samples have something to be asked, bool [samples]: the mean and the adaptive
+        weights are of these. For ranks that share a batch.
+        """
+        return torch.ones(self.samples(batch), dtype=torch.bool)
+
     def units(self, outputs: Any, batch: Any) -> Units:
         """The losses of the units that samples are made of."""
         raise self._lacks("units")

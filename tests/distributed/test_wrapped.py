@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sfron_fast import Recipe, SaliencyMask, SFRonSGD, estimate_fisher, unlearn
+from sfron_fast import SaliencyMask, SFRonSGD, estimate_fisher
 from sfron_fast.ops import reference
 
 
@@ -188,27 +188,6 @@ def flattened_by_fsdp1():
 @pytest.mark.checklist("F7")
 def test_fsdp1_is_refused():
     on_ranks(2, flattened_by_fsdp1)
-
-
-def unlearning_wrapped():
-    batches = [(torch.ones(2, 5), torch.zeros(2, dtype=torch.int64))]
-    gathered = fully_shard(net())
-    with torch.no_grad():
-        gathered(torch.ones(2, 5))
-    flat = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
-    ddp = DistributedDataParallel(net())
-    for model in (ddp, compiled(ddp), shard(net()), gathered, flat):
-        before = [whole(p).clone() for p in model.parameters()]
-        with pytest.raises(
-            ValueError, match=r"model: expected one of this process alone.*many-gpus"
-        ):
-            unlearn(model, retain=batches, forget=batches, recipe=Recipe.paper(threshold=None))
-        assert all(map(torch.equal, before, map(whole, model.parameters())))
-
-
-def test_unlearn_refuses_models_of_several_processes():
-    """Its losses are those of one process; also with a mask, when no Fisher looks at the model."""
-    on_ranks(2, unlearning_wrapped)
 
 
 @pytest.mark.checklist("F7")

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
+from sfron_fast.distributed.ranks import Ranks
 from sfron_fast.methods.budget import AHEAD, GAIN, RAMP, WIDTH, Budget
 
 FORGET, RETAIN, HOLDOUT = [data(8, seed=1)], list(loader(24, 4, seed=2)), [data(12, seed=3)]
@@ -53,7 +54,9 @@ def test_what_cannot_be_kept_out_is_refused(source, message):
 def test_the_learning_rate_follows_the_spending():
     """Three cycles by hand: nothing spent, half of it too early, and too much."""
     model = build()
-    budget = Budget(model, RETAIN[-1:], sf.Classification(), share=0.5, holdout_loss=2.0)
+    budget = Budget(
+        Ranks(model, None), RETAIN[-1:], sf.Classification(), share=0.5, holdout_loss=2.0
+    )
     optimizer = RECIPE.make_optimizer(model, None)
     rate, before = 1.0, 0.0
     for cycle, spent in enumerate((0.0, 0.5, 2.0), 1):

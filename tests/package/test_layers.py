@@ -26,7 +26,7 @@ ROOMS = {
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
     "tasks": {"errors", "data", "ops", "heads", "losses", "weights"},
-    "evaluation": {"errors", "files", "data", "models", "ops", "tasks"},
+    "evaluation": {"errors", "files", "data", "distributed", "models", "ops", "tasks"},
     "saliency": {
         "errors",
         "files",
