@@ -1,12 +1,21 @@
-"""What is read from a collator's batch of token sequences."""
+"""What is read from a collator's batch of token sequences, and said of each token."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import require
 
 IGNORED = -100
+
+
+class Each(NamedTuple):
+    """The loss of each position."""
+
+    losses: Tensor  # at least fp32 [rows, positions], 0 where nothing is asked
+    counted: Tensor  # bool [rows, positions]
+    sample: Tensor | None  # int64 [rows, positions]; None = each row is a sample
 
 
 def packed(batch: dict[str, Any]) -> bool:
@@ -32,3 +41,11 @@ def assistant_labels(batch: dict[str, Any], name: str) -> Tensor:
     template = "mark the assistant's turn in the chat template by {% generation %}"
     require(speaks, name, "a token of the assistant in assistant_masks", "none", template)
     return tokens.masked_fill(masks == 0, IGNORED)
+
+
+def rows_of(each: Each) -> Tensor:
+    """The sample of each position [rows, positions]."""
+    if each.sample is not None:
+        return each.sample
+    rows = torch.arange(len(each.counted), device=each.counted.device)
+    return rows.unsqueeze(1).expand_as(each.counted)

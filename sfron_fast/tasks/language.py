@@ -15,7 +15,7 @@ from ..heads.fused import is_fused, through
 from ..losses import adaptive_cross_entropy_parts, adaptive_weights
 from ..ops.dtypes import wide
 from ..weights import with_ceiling
-from .collated import IGNORED, assistant_labels, packed
+from .collated import IGNORED, Each, assistant_labels, packed, rows_of
 from .outputs import inner, logits_of
 from .task import Task, Units
 
@@ -31,14 +31,6 @@ class Tokens(NamedTuple):
     logits: Tensor  # [rows, positions, classes]
     labels: Tensor  # int64 [rows, positions], -100 where nothing is asked
     sample: Tensor | None  # int64 [rows, positions]; None = each row is a sample
-
-
-class Each(NamedTuple):
-    """The loss of each position."""
-
-    losses: Tensor  # at least fp32 [rows, positions], 0 where nothing is asked
-    counted: Tensor  # bool [rows, positions]
-    sample: Tensor | None  # as of ``Tokens``
 
 
 class Language(Task):
@@ -225,7 +217,7 @@ class Language(Task):
 
     def _units(self, each: Each, batch: Any) -> Units:
         losses, counted = each.losses, each.counted
-        sample = _rows(each)[counted]
+        sample = rows_of(each)[counted]
         order = sample.argsort(stable=True)
         lengths = torch.bincount(sample, minlength=self.samples(batch))
         return Units(losses[counted][order], sample[order], lengths)
@@ -267,7 +259,7 @@ class Language(Task):
     def _by_head(self, model: nn.Module, batch: Any, **settings: Any) -> LinearLoss:
         """``linear_adaptive_cross_entropy`` within the model's forward pass."""
         inputs, labels, sample = self.model_inputs(model, batch)
-        index = _rows(Each(labels, labels, sample)).flatten()
+        index = rows_of(Each(labels, labels, sample)).flatten()
         loss = linear_adaptive_cross_entropy
         return through(model, inputs, labels, loss=loss, sample_index=index, **settings)
 
@@ -296,11 +288,3 @@ class Language(Task):
     def _served(self, outputs: Tokens) -> bool:
         """Whether the kernel's samples are ours: rows, and means over their tokens."""
         return self.reduction == "mean" and outputs.sample is None
-
-
-def _rows(each: Each) -> Tensor:
-    """The sample of each position [rows, positions]."""
-    if each.sample is not None:
-        return each.sample
-    rows = torch.arange(len(each.counted), device=each.counted.device)
-    return rows.unsqueeze(1).expand_as(each.counted)
