@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import gates
+from .arms import BUDGETS
 from .compare import RESULTS
 from .gates import Rows, excess, verdict
 
@@ -75,12 +76,15 @@ def values(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["", *COLUMNS], lines)
 
 
-def judged(pairs: Sequence[Rows]) -> str:
+def judged(pairs: Mapping[int, Rows], fixtures: Mapping[int, Rows]) -> str:
+    """``fixtures``: every pair there is a result of, also one that no method was run on."""
     lines = []
     for title, some in gates.EVERY.items():
         for gate in some:
-            lines.append([title, gate.name, *verdict(gate, pairs)])
-    return table(["", "to be shown, on every pair", "verdict", "found"], lines)
+            lines.append(
+                [title, gate.name, *verdict(gate, fixtures if some is gates.FIXTURE else pairs)]
+            )
+    return table(["", "to be shown, on every pair", "verdict", "found, by pair"], lines)
 
 
 def ablations(pairs: Sequence[Rows]) -> str:
@@ -110,6 +114,18 @@ def relearning(pairs: Sequence[Rows], average: Rows) -> str:
     return table(["", "relearning excess over Retrain"], lines)
 
 
+def budgets(average: Rows) -> str:
+    """What the runs under a budget cost, and what was forgotten for it."""
+    arms = [f"SFR-on, budget {share}" for share in BUDGETS]
+    keys = {"spent": 2, "p forget": 3, "p retain": 3, "privleak": 0, "gap": 3}
+    lines = [
+        [arm, *(number(average[arm].get(key), digits) for key, digits in keys.items())]
+        for arm in (*arms, "SFR-on")
+        if arm in average
+    ]
+    return table(["", "spent, of the budget", *list(keys)[1:]], lines)
+
+
 def missing(pairs: Mapping[int, Rows]) -> str:
     """What a reader would look for and not find."""
     known = list(dict.fromkeys(arm for rows in pairs.values() for arm in rows))
@@ -121,7 +137,7 @@ def missing(pairs: Mapping[int, Rows]) -> str:
     return " ".join(said)
 
 
-def page(found: Mapping[int, Mapping[str, Any]], notes: str) -> str:
+def page(found: Mapping[int, Mapping[str, Any]], fixtures: Mapping[int, Rows], notes: str) -> str:
     pairs = {pair: result["rows"] for pair, result in found.items()}
     lists, average = list(pairs.values()), mean(list(pairs.values()))
     setup = [
@@ -133,11 +149,13 @@ def page(found: Mapping[int, Mapping[str, Any]], notes: str) -> str:
         HEAD.format(pairs=" / ".join(map(str, pairs))),
         " ".join(setup) + " " + missing(pairs),
         notes,
-        "## Verdicts\n\n" + judged(lists),
+        "## Verdicts\n\n" + judged(pairs, fixtures),
         "## Mean of the pairs\n\n" + values(average),
         "![gap](gap.png)\n\n![trade](trade.png)",
         "## What a part of SFR-on is worth\n\nThe arm's value less SFR-on's, of each pair; a larger"
         " gap or excess is worse.\n\n" + ablations(lists),
+        "## Under a budget\n\nMeans. The budget looks at 64 retain samples that the run does not train"
+        " on; the last line has none.\n\n" + budgets(average),
         "## Relearning\n\n" + relearning(lists, average),
         *(f"## Pair {pair}\n\n{values(rows)}" for pair, rows in pairs.items()),
     ]
@@ -155,8 +173,12 @@ def report(folder: Path, numbers: Sequence[int]) -> str:
     if lost:
         raise ValueError(f"--pairs: expected {', '.join(lost)}, found none; run compare")
     found = {pair: json.loads(path.read_text()) for pair, path in paths.items()}
+    fixtures = {
+        int(path.stem.removeprefix("pair")): json.loads(path.read_text())["rows"]
+        for path in sorted(folder.glob("pair*.json"))
+    }
     notes = folder / "notes.md"
-    text = page(found, notes.read_text().strip() if notes.exists() else "")
+    text = page(found, fixtures, notes.read_text().strip() if notes.exists() else "")
     (folder / "README.md").write_text(text)
     pairs = [result["rows"] for result in found.values()]
     from . import figures  # matplotlib is not needed to run the arms
