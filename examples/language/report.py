@@ -154,8 +154,8 @@ def page(found: Mapping[int, Mapping[str, Any]], fixtures: Mapping[int, Rows], n
         "![gap](gap.png)\n\n![trade](trade.png)",
         "## What a part of SFR-on is worth\n\nThe arm's value less SFR-on's, of each pair; a larger"
         " gap or excess is worse.\n\n" + ablations(lists),
-        "## Under a budget\n\nMeans. The budget looks at 64 retain samples that the run does not train"
-        " on; the last line has none.\n\n" + budgets(average),
+        "## Under a budget\n\nMeans. The budget looks at 64 retain samples that the run does not"
+        " train on; the last line has none.\n\n" + budgets(average),
         "## Relearning\n\n" + relearning(lists, average),
         *(f"## Pair {pair}\n\n{values(rows)}" for pair, rows in pairs.items()),
     ]
