@@ -87,14 +87,15 @@ def judged(pairs: Mapping[int, Rows], fixtures: Mapping[int, Rows]) -> str:
     return table(["", "to be shown, on every pair", "verdict", "found, by pair"], lines)
 
 
-def ablations(pairs: Sequence[Rows]) -> str:
+def ablations(pairs: Mapping[int, Rows]) -> str:
     """What SFR-on loses without a part: differences of the same pair."""
     lines = []
     for part in PARTS:
         arm, cells = f"SFR-on, {part}", []
+        there = {pair: rows for pair, rows in pairs.items() if "gap" in rows.get(arm, {})}
         for find in (_gap, excess, _kept):
-            there = [rows for rows in pairs if "gap" in rows.get(arm, {})]
-            cells.append(" / ".join(f"{find(r, arm) - find(r, 'SFR-on'):+.3f}" for r in there))
+            differences = {p: find(r, arm) - find(r, "SFR-on") for p, r in there.items()}
+            cells.append("; ".join(f"{p}: {value:+.3f}" for p, value in differences.items()))
         lines.append([part, *cells])
     return table(["instead of SFR-on", "gap", "relearning excess", "p retain"], lines)
 
@@ -153,7 +154,7 @@ def page(found: Mapping[int, Mapping[str, Any]], fixtures: Mapping[int, Rows], n
         "## Mean of the pairs\n\n" + values(average),
         "![gap](gap.png)\n\n![trade](trade.png)",
         "## What a part of SFR-on is worth\n\nThe arm's value less SFR-on's, of each pair; a larger"
-        " gap or excess is worse.\n\n" + ablations(lists),
+        " gap or excess is worse.\n\n" + ablations(pairs),
         "## Under a budget\n\nMeans. The budget looks at 64 retain samples that the run does not"
         " train on; the last line has none.\n\n" + budgets(average),
         "## Relearning\n\n" + relearning(lists, average),
