@@ -236,5 +236,8 @@ ARMS: dict[str, Arm] = {
     "SatImp 3e-4": partial(method, run=field.satimp, lr=3e-4),
     "CE-U 3e-4": partial(method, run=field.ceu, retain_weight=1.0, lr=3e-4),
     **{f"SFR-on, budget {share}": partial(sfron, budget=share) for share in BUDGETS},
+    # asked afterwards, when SFR-on was seen to keep no more than fine-tuning does
+    "SFR-on, lr 3e-4": partial(sfron, lr=3e-4, forget_lr=5e-4),
+    "fine-tuning 3e-4": partial(tuned, lr=3e-4),
     "hidden in four bits": quantisation_control,
 }
