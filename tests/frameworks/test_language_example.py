@@ -1,10 +1,12 @@
 """examples/language in small, and what only a real model of Hugging Face's shows of the metrics."""
 
+import json
+
 import pytest
 import torch
 from tiny import gpt
 
-from examples.language import comes_back, judge, tokens, train
+from examples.language import arms, comes_back, compare, judge, report, tokens, train
 from examples.language.authors import Benchmark, benchmark
 from sfron_fast.evaluation import language
 
@@ -159,3 +161,58 @@ def test_what_comes_back(folder, monkeypatch):
     assert hidden["p forget"] < 0.8 * full["p forget"]
     assert hidden["int4"] == pytest.approx(full["int4"], rel=1e-3)
     assert full["relearnt"] > full["p forget"]
+
+
+def made_up(better: float):
+    """Rows of all arms, alike; SFR-on's gap is smaller by ``better``."""
+    row = dict.fromkeys((*judge.COLUMNS, "relearnt", "int8", "int4", "spent", "seconds"), 0.2)
+    rows = {arm: dict(row) for arm in arms.ARMS}
+    rows["SFR-on"] |= {"gap": 0.2 - better, "p retain": 0.95}
+    return rows
+
+
+def test_an_arm_is_run_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "NEW_TOKENS", 2)
+    options = ["--out", str(folder), "--results", str(tmp_path), "--steps", "2", "--arms"]
+    found = compare.main([*options, "SFR-on, random mask"])
+    assert (tmp_path / "pair0.json").exists()
+    row = found["rows"]["SFR-on, random mask"]
+    assert {*judge.COLUMNS, "relearnt", "int4", "steps at the ceiling"} < set(row)
+    assert row["p forget"] != found["rows"]["second Retrain"]["p forget"]
+    monkeypatch.setattr(compare, "run_arm", None)
+    assert compare.main([*options, "SFR-on, random mask"]) == found
+    with pytest.raises(ValueError, match="use another --results"):
+        compare.main([*options[:4], "--steps", "3", "--arms", "Full"])
+
+
+def test_a_random_mask_is_as_large(folder):
+    pair = train.load(folder, 0)
+    setting = arms.Setting(
+        pair.data, pair.tokenizer, pair.models["full"], pair.models["retrain"], 0
+    )
+    mask, drawn = setting.mask(), arms.random_mask(setting)
+    assert drawn.counts() == mask.counts()
+    assert drawn != mask
+
+
+def test_the_report(tmp_path):
+    pytest.importorskip("matplotlib")
+    for pair, better in ((1, 0.15), (2, 0.1)):
+        rows = made_up(better)
+        if pair == 2:
+            del rows["NPO 3e-4"]
+            rows["WGA 3e-4"] = {"error": "it diverged"}
+        found = {"rows": rows, "mask density": 0.4, "holdout loss": 1.2}
+        (tmp_path / f"pair{pair}.json").write_text(json.dumps(found))
+    text = report.report(tmp_path, (1, 2))
+    assert (tmp_path / "README.md").read_text() == text
+    assert "Pair 2 lacks: NPO 3e-4." in text
+    assert "it diverged" in text
+    lines = [line for line in text.splitlines() if line.startswith("| SFR-on | SFR-on: ")]
+    verdicts = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines}
+    assert verdicts["SFR-on: gap at least 0.05 below GradDiff 3e-4"][0] == "PASS"
+    assert verdicts["SFR-on: gap at least 0.05 below NPO 3e-4"] == ["NOT SHOWN", "1: +0.150 |"]
+    assert verdicts["SFR-on: gap <= 0.08"] == ["FAIL", "1: 0.050; 2: 0.100 |"]
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("gap.png", "trade.png"))
+    with pytest.raises(ValueError, match="--pairs"):
+        report.report(tmp_path, (3,))
