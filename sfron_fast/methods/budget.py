@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import Ranks
-from ..errors import require
+from ..errors import require, warn
 from ..models.modes import evaluating
 from ..tasks import Task
 
@@ -25,6 +25,7 @@ FALL = 3.0  # how many times faster it may fall
 RAMP = 0.8
 AHEAD = 3.0
 WIDTH = 0.2
+OVERSPENT = 1.25
 
 
 def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Tensor:
@@ -92,6 +93,20 @@ class Budget:
         opened = (0.5 + 0.5 * left).clamp(0.0, 1.0)
         for group in optimizer.param_groups:
             group["forget_lr"] = (forget_lr * self.rate * opened).float()
+
+    def settled(self, lr: float) -> float:
+        """At the end of a run the share that is spent.
+
+        Warns:
+            RuntimeWarning: it is more than ``OVERSPENT``.
+        """
+        spent = self.spent.item()
+        if not spent <= OVERSPENT:
+            warn(
+                f"the run spent {spent:.2f} of its retain_budget of {self.share:g}: the budget only"
+                f" drives the forget learning rate, and retain steps cost too; lower lr ({lr:g})"
+            )
+        return spent
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

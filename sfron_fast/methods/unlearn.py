@@ -100,8 +100,9 @@ def unlearn(
 
     Warns:
         RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no
-            weight changed, forget accuracy or loss where it was), the sets look swapped, or their
-            batches differ in size under an estimator that depends on it.
+            weight changed, forget accuracy or loss where it was), it spent more than its budget,
+            the sets look swapped, or their batches differ in size under an estimator that depends
+            on it.
     """
     check_wrapper(model)
     several = shared(model)
@@ -189,7 +190,8 @@ def unlearn(
     run.result.skipped_steps = run.optimizer.skipped_steps
     run.result.forgotten_steps = run.outcome.forgotten
     if run.budget is not None:
-        run.result.budget_spent = run.budget.spent.item()
+        with run.ranks.first_warns():
+            run.result.budget_spent = run.budget.settled(recipe.lr)
     if not run.result.stopped_early:
         with run.ranks.first_warns():
             run.outcome.judge(run.result.history, guard.floor)

@@ -72,6 +72,12 @@ def test_the_learning_rate_follows_the_spending():
     assert found == 0.0
 
 
+def test_a_run_that_spent_too_much_says_so():
+    """Retain steps of a learning rate that is far too high."""
+    with pytest.warns(RuntimeWarning, match=r"spent .* of its retain_budget of 0.001.*lower lr"):
+        run(build(), 1e-3, recipe=RECIPE.replace(lr=1.0))
+
+
 def run(model, budget, **settings):
     settings = {"recipe": RECIPE, **settings}
     return sf.unlearn(model, **SETS, retain_budget=budget, **settings)
