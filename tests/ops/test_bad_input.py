@@ -557,7 +557,14 @@ def test_baselines_of_two_loaders():
 def test_everything_public_has_its_row_here():
     covered = {"Fisher", "UnlearnResult"}  # records without a rule of their own
     # have tests of their own
-    covered |= {"Classification", "PairedLoader", "Task", "evaluate", "step_in_backward"}
+    covered |= {
+        "Classification",
+        "Language",
+        "PairedLoader",
+        "Task",
+        "evaluate",
+        "step_in_backward",
+    }
     covered |= {"linear_logp", "linear_logp_stats"}
     covered |= {"linear_adaptive_cross_entropy", "linear_soft_target_kl"}
     covered |= {n for n in sf.__all__ if n.endswith("_weights")} | {"with_ceiling"}  # test_weights
