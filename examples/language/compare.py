@@ -22,6 +22,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 import sfron_fast as sf
+from sfron_fast.distributed.ranks import Ranks
 from sfron_fast.methods.budget import mean_over
 
 from . import judge
@@ -85,7 +86,8 @@ def measured(
     """The judge's row, what comes back, and the retain loss in units of the holdout loss."""
     row = judge.judge(model, setting.tokenizer, setting.data, retrained)
     back = comes_back(model, setting.tokenizer, setting.data)
-    retained = mean_over(model, setting.batches("retain", False), sf.Language(), "retain").item()
+    batches = setting.batches("retain", False)
+    retained = mean_over(Ranks(model, None), batches, sf.Language(), "retain").item()
     return {**row, **back, "retain loss": retained}
 
 
