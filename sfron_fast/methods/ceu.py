@@ -8,13 +8,13 @@ lr and epochs are TOFU's; further keywords go to ``descend`` (weight_decay, max_
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import ceu_weights
-from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain
+from .descent import Loader
+from .weighted import forget_by_token
 
 
 @by_keyword
@@ -30,16 +30,9 @@ def ceu(
     **settings: Any,
 ) -> nn.Module:
     """CE-U: the label's logit goes to minus infinity, the others keep their proportions."""
-    task = task_or_classification(task)
-    task.needs("units")
-
-    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = task.units_by(model, batch).losses
-        return ascent(ceu_weights(losses), losses)
-
-    return forget_and_retain(
+    return forget_by_token(
         model,
-        forget_loss,
+        ceu_weights,
         forget=forget,
         retain=retain,
         retain_weight=retain_weight,

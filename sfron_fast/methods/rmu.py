@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import model_device, tensors_in
-from ..data.endless import EndlessLoader
+from ..data.batches import tensors_in
 from ..errors import by_keyword, number, require
 from ..models.modes import evaluating
 from ..tasks import Task
-from .descent import Loader, batches, descend, task_or_classification
+from .descent import Loader, task_or_classification
 from .original import Original, only
+from .weighted import forget_and_retain
 
 
 @by_keyword
@@ -61,7 +61,6 @@ def rmu(
     require(layer in modules, "layer", "a name of model.named_modules()", repr(layer))
     names = [n for n, _ in model.named_parameters() if re.fullmatch(trained, n)]
     require(bool(names), "trained", "an expression that finds parameters", repr(trained))
-    endless, device = EndlessLoader(retain, "retain"), model_device(model)
     generator = torch.Generator().manual_seed(seed)
     direction: list[Tensor] = []
 
@@ -71,22 +70,29 @@ def rmu(
             direction.append(steering * (drawn / drawn.norm()).to(hidden))
         return direction[0].expand_as(hidden)
 
-    def terms(batch: Any) -> Iterator[Tensor]:
+    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
         hidden = _states(model, modules[layer], batch, task)
-        yield F.mse_loss(hidden, target(hidden))
-        kept = endless.batch(task, device)
+        return F.mse_loss(hidden, target(hidden))
+
+    def retain_loss(batch: Any) -> Tensor:
         with original.weights(model), evaluating(model), torch.no_grad():
-            before = _states(model, modules[layer], kept, task)
-        yield retain_weight * F.mse_loss(_states(model, modules[layer], kept, task), before)
+            before = _states(model, modules[layer], batch, task)
+        return F.mse_loss(_states(model, modules[layer], batch, task), before)
 
-    def losses(_: int) -> Iterator[Iterator[Tensor]]:
-        for batch in batches(model, forget, "forget", task):
-            yield terms(batch)
-
-    defaults = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01}
     with only(model, names):
         original = Original(model)
-        return descend(model, losses, epochs=epochs, lr=lr, **{**defaults, **settings})
+        return forget_and_retain(
+            model,
+            forget_loss,
+            retain_loss=retain_loss,
+            forget=forget,
+            retain=retain,
+            retain_weight=retain_weight,
+            task=task,
+            epochs=epochs,
+            lr=lr,
+            **settings,
+        )
 
 
 def _states(model: nn.Module, layer: nn.Module, batch: Any, task: Task) -> Tensor:

@@ -7,15 +7,16 @@ it. Defaults are open-unlearning's; further keywords go to ``descend`` (weight_d
 on_epoch).
 """
 
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import satimp_weights
-from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain
+from .descent import Loader
+from .weighted import forget_by_token
 
 
 @by_keyword
@@ -33,16 +34,9 @@ def satimp(
     **settings: Any,
 ) -> nn.Module:
     """SatImp: neither what is forgotten nor what is wholly certain weighs much."""
-    task = task_or_classification(task)
-    task.needs("units")
-
-    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = task.units_by(model, batch).losses
-        return ascent(satimp_weights(losses, beta1, beta2), losses)
-
-    return forget_and_retain(
+    return forget_by_token(
         model,
-        forget_loss,
+        partial(satimp_weights, beta1=beta1, beta2=beta2),
         forget=forget,
         retain=retain,
         retain_weight=retain_weight,

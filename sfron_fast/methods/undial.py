@@ -12,14 +12,12 @@ memory of the trainable weights.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import by_keyword, number
 from ..losses import soft_target_kl
-from ..models.modes import evaluating
 from ..tasks import Task
-from .descent import Loader, task_or_classification
+from .descent import Loader, task_or_classification, teach
 from .original import Original
 from .weighted import forget_and_retain
 
@@ -44,8 +42,8 @@ def undial(
     original = Original(model)
 
     def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        with original.weights(model), evaluating(model), torch.no_grad():
-            teacher = task.logits(task.outputs(model, batch), batch).clone()
+        with original.weights(model):
+            teacher = teach(model, batch, task).clone()
         outputs = task.outputs(model, batch)
         label = task.unit_labels(outputs, batch).unsqueeze(1)
         teacher.scatter_add_(1, label, teacher.new_full(label.shape, -strength))

@@ -18,7 +18,7 @@ from ..errors import number, require
 from ..evaluation.reference_losses import ReferenceLosses, reference_losses
 from ..tasks import Task
 from ..tasks.task import Units, check_depends
-from .descent import Loader, batches, descend
+from .descent import Loader, batches, descend, task_or_classification
 
 Ids = Callable[[Any], Tensor]  # of a prepared batch the numbers of its samples, int64 [samples]
 ForgetLoss = Callable[[Any, Tensor], Tensor]  # (prepared batch, ids [samples]) -> []
@@ -32,6 +32,7 @@ def forget_and_retain(
     retain: Loader,
     task: Task,
     retain_weight: float,
+    retain_loss: Callable[[Any], Tensor] | None = None,
     forget_task: Task | None = None,
     ids: Ids | None = None,
     **settings: Any,
@@ -40,6 +41,8 @@ def forget_and_retain(
 
     Args:
         forget_loss: what is descended on a forget batch.
+        retain_loss: what is descended on a retain batch, times ``retain_weight``; None = its mean
+            loss.
         forget_task: reads the forget batches; None = ``task``, as the retain batches.
         ids: as ``reference_losses``; None = positions in the pass, which ``forget_loss`` may only
             use if the loader does not shuffle.
@@ -58,7 +61,9 @@ def forget_and_retain(
         check_depends(loss, task)
         yield loss
         if retain_weight > 0.0:
-            yield retain_weight * task.mean_loss(model, endless.batch(task, device))
+            kept = endless.batch(task, device)
+            mean = task.mean_loss(model, kept) if retain_loss is None else retain_loss(kept)
+            yield retain_weight * mean
 
     def losses(_: int) -> Iterator[Iterator[Tensor]]:
         count = 0
@@ -70,6 +75,20 @@ def forget_and_retain(
 
     defaults = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01}
     return descend(model, losses, **{**defaults, **settings})
+
+
+def forget_by_token(
+    model: nn.Module, weigh: Callable[[Tensor], Tensor], *, task: Task | None, **settings: Any
+) -> nn.Module:
+    """``forget_and_retain`` on tokens weighted by ``weigh(losses [tokens])``."""
+    reads = task_or_classification(task)
+    reads.needs("units")
+
+    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
+        losses = reads.units_by(model, batch).losses
+        return ascent(weigh(losses), losses)
+
+    return forget_and_retain(model, forget_loss, task=reads, **settings)
 
 
 def sums(units: Units) -> Tensor:

@@ -7,15 +7,16 @@ it. Defaults are open-unlearning's; further keywords go to ``descend`` (weight_d
 on_epoch).
 """
 
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import by_keyword
 from ..tasks import Task
 from ..weights import wga_weights
-from .descent import Loader, task_or_classification
-from .weighted import ascent, forget_and_retain
+from .descent import Loader
+from .weighted import forget_by_token
 
 
 @by_keyword
@@ -32,16 +33,9 @@ def wga(
     **settings: Any,
 ) -> nn.Module:
     """WGA: what is remembered least weighs least."""
-    task = task_or_classification(task)
-    task.needs("units")
-
-    def forget_loss(batch: Any, ids: Tensor) -> Tensor:
-        losses = task.units_by(model, batch).losses
-        return ascent(wga_weights(losses, alpha), losses)
-
-    return forget_and_retain(
+    return forget_by_token(
         model,
-        forget_loss,
+        partial(wga_weights, alpha=alpha),
         forget=forget,
         retain=retain,
         retain_weight=retain_weight,
