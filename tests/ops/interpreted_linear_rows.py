@@ -19,8 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    for module in (kernels, kl_kernels, moment_kernels):
-        monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr(kernels, "BLOCK", 32)  # of all launches
 
 
 def tiles(kind):

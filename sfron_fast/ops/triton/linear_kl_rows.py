@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import common
 from .common import exp
-from .linear_rows import BLOCK, WARPS, shifted
+from .linear_rows import over_blocks, over_rows, shifted
 
 
 @triton.jit
@@ -94,19 +93,7 @@ def _kl_gradient_kernel(
 
 def linear_kl_sums_(values: Tensor, teacher: Tensor, *rows: Tensor) -> None:
     """Launches what ``linear_rows.add_kl_sums`` computes; the values stay."""
-    count, columns = values.shape
-    if count == 0:
-        return
-    with common.on_device(values):
-        _kl_sums_kernel[(count,)](
-            values,
-            teacher,
-            *rows,
-            columns,
-            BLOCK=min(BLOCK, common.power_of_two(columns)),
-            num_warps=WARPS,
-            **common.STRICT,
-        )
+    over_rows(_kl_sums_kernel, values, teacher, *rows)
 
 
 def linear_kl_gradient(
@@ -120,27 +107,5 @@ def linear_kl_gradient(
     dtype: torch.dtype,
 ) -> Tensor:
     """Launches what ``linear_rows.kl_gradient`` computes; the teacher's values stay."""
-    rows, columns = values.shape
-    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
-    if rows == 0:
-        return out
-    block = min(BLOCK, common.power_of_two(columns))
-    blocks = triton.cdiv(columns, block)
-    with common.on_device(values):
-        _kl_gradient_kernel[(rows * blocks,)](
-            values,
-            teacher,
-            shift,
-            log_sum,
-            teacher_shift,
-            teacher_log_sum,
-            out,
-            columns,
-            blocks,
-            0.0 if softcap is None else 1.0 / softcap,
-            CAPPED=softcap is not None,
-            BLOCK=block,
-            num_warps=WARPS,
-            **common.STRICT,
-        )
-    return out
+    tensors = teacher, shift, log_sum, teacher_shift, teacher_log_sum
+    return over_blocks(_kl_gradient_kernel, values, *tensors, softcap=softcap, dtype=dtype)

@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import common
 from .common import exp
-from .linear_rows import BLOCK, WARPS, shifted
+from .linear_rows import over_rows, shifted
 
 
 @triton.jit(do_not_specialize=("start",))
@@ -68,17 +67,4 @@ def _moments_kernel(
 
 def linear_moments_(values: Tensor, labels: Tensor, start: int, *rows: Tensor) -> None:
     """Launches what ``linear_rows.add_moments`` computes; the values stay."""
-    count, columns = values.shape
-    if count == 0:
-        return
-    with common.on_device(values):
-        _moments_kernel[(count,)](
-            values,
-            labels,
-            *rows,
-            start,
-            columns,
-            BLOCK=min(BLOCK, common.power_of_two(columns)),
-            num_warps=WARPS,
-            **common.STRICT,
-        )
+    over_rows(_moments_kernel, values, labels, *rows, start)

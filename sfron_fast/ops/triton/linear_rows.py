@@ -4,6 +4,8 @@
 Arithmetic is fp32. Row offsets have 64 bits.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -62,8 +64,8 @@ def _gradient_kernel(
     shift_ptr,  # fp32 [rows], as the next two
     factor_ptr,
     label_ptr,
-    out_ptr,  # [rows, columns], perhaps the values' memory
     start,
+    out_ptr,  # [rows, columns], perhaps the values' memory
     columns,
     blocks,  # of a row
     inverse_cap,  # 1 / softcap
@@ -85,6 +87,50 @@ def _gradient_kernel(
     tl.store(out_ptr + row * columns + column, out, mask=inside)
 
 
+def over_rows(kernel: Any, values: Tensor, *arguments: Any) -> None:
+    """A program for each row of a tile: ``kernel(values, *arguments, columns)``."""
+    rows, columns = values.shape
+    if rows == 0:
+        return
+    with common.on_device(values):
+        kernel[(rows,)](
+            values,
+            *arguments,
+            columns,
+            BLOCK=min(BLOCK, common.power_of_two(columns)),
+            num_warps=WARPS,
+            **common.STRICT,
+        )
+
+
+def over_blocks(
+    kernel: Any, values: Tensor, *arguments: Any, softcap: float | None, dtype: torch.dtype
+) -> Tensor:
+    """A program for each block of a row: ``kernel(values, *arguments, out, columns, blocks,
+    inverse_cap)``; the result takes the memory of the values where it is of their dtype.
+    """
+    rows, columns = values.shape
+    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
+    if rows == 0:
+        return out
+    block = min(BLOCK, common.power_of_two(columns))
+    blocks = triton.cdiv(columns, block)
+    with common.on_device(values):
+        kernel[(rows * blocks,)](
+            values,
+            *arguments,
+            out,
+            columns,
+            blocks,
+            0.0 if softcap is None else 1.0 / softcap,
+            CAPPED=softcap is not None,
+            BLOCK=block,
+            num_warps=WARPS,
+            **common.STRICT,
+        )
+    return out
+
+
 def linear_log_sums_(
     values: Tensor,
     labels: Tensor,
@@ -95,22 +141,7 @@ def linear_log_sums_(
     keep: bool,
 ) -> None:
     """Launches what ``linear_rows.add_log_sums`` computes; the values stay in any case."""
-    rows, columns = values.shape
-    if rows == 0:
-        return
-    with common.on_device(values):
-        _log_sums_kernel[(rows,)](
-            values,
-            labels,
-            maximum,
-            others,
-            picked,
-            start,
-            columns,
-            BLOCK=min(BLOCK, common.power_of_two(columns)),
-            num_warps=WARPS,
-            **common.STRICT,
-        )
+    over_rows(_log_sums_kernel, values, labels, maximum, others, picked, start)
 
 
 def linear_gradient(
@@ -124,27 +155,5 @@ def linear_gradient(
     dtype: torch.dtype,
 ) -> Tensor:
     """Launches what ``linear_rows.gradient`` computes."""
-    rows, columns = values.shape
-    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
-    if rows == 0:
-        return out
-    block = min(BLOCK, common.power_of_two(columns))
-    blocks = triton.cdiv(columns, block)
-    with common.on_device(values):
-        _gradient_kernel[(rows * blocks,)](
-            values,
-            labels,
-            shift,
-            factor,
-            label,
-            out,
-            start,
-            columns,
-            blocks,
-            0.0 if softcap is None else 1.0 / softcap,
-            CAPPED=softcap is not None,
-            BLOCK=block,
-            num_warps=WARPS,
-            **common.STRICT,
-        )
-    return out
+    tensors = labels, shift, factor, label
+    return over_blocks(_gradient_kernel, values, *tensors, start, softcap=softcap, dtype=dtype)
