@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
+from ..methods.budget import BUDGET
 from . import model_card
 from .measures import measure, table
 from .processes import Processes, started
-from .run_command import BUDGET, DTYPES, METHODS, Settings, run
+from .run_command import DTYPES, METHODS, Settings, run
 from .texts import Texts, check_apart
 
 TEXTS = "jsonl: prompt and completion, question and answer, text, or messages"

@@ -18,6 +18,7 @@ import torch
 from .. import methods
 from ..errors import integer, number, require
 from ..files import write_whole
+from ..methods.budget import BUDGET
 from ..methods.run_folder import CHECKPOINT, MASK
 from ..methods.unlearn import unlearn
 from ..tasks import Language
@@ -37,7 +38,6 @@ BASELINES = {
 }
 METHODS = ("sfron", *BASELINES)
 DTYPES = ("float32", "bfloat16")
-BUDGET = 0.05
 COMMAND, RUN = "command.json", "run"
 # weights up to -> lr of the whole model, of adapters
 RATES = {10**7: (1e-3, 3e-3), 10**8: (1e-4, 1e-3), math.inf: (1e-5, 1e-4)}
