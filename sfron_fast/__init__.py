@@ -22,7 +22,7 @@ from .optim import SFRonAdamW, SFRonSGD
 from .optim.in_backward import step_in_backward
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
-from .tasks import Classification, Language, Task
+from .tasks import Classification, Denoising, Language, Task
 from .version import __version__
 from .weights import (
     ceu_weights,
@@ -36,6 +36,7 @@ from .weights import (
 
 __all__ = [
     "Classification",
+    "Denoising",
     "Fisher",
     "Language",
     "PairedLoader",

@@ -17,6 +17,7 @@ from ..optim.sgd import SFRonSGD
 from ..optim.validation import MaskSemantics, Moments
 from ..saliency.fisher import Estimator
 from ..saliency.mask import SaliencyMask
+from ..tasks import Task
 
 Decay = Literal["linear", "cosine", "constant"]
 Part = Literal["saliency", "adaptive", "fast_slow"]
@@ -236,6 +237,11 @@ class Recipe:
             forget_weight=self.forget_weight / inner,
             max_norm=None if self.max_norm is None else self.max_norm / inner,
         )
+
+    def wants_reference(self, task: Task) -> bool:
+        """Whether there is a ceiling, and neither recipe nor task says of what."""
+        own = self.reference_loss is not None or task.relative
+        return self.ceiling is not None and not own
 
     def forget_weight_at(self, cycle: int) -> float:
         """Factor on the forget loss in cycle 0 .. cycles - 1."""

@@ -39,11 +39,13 @@ class StepLosses:
         recipe, task = self.recipe, self.task
         weighing = self.model, batch, recipe.temperature, recipe.loss_floor
         with self.ranks.together(waiting=False):
-            if recipe.ceiling is None or reference is None:
+            own = task.usual(batch)
+            usual = reference if own is None else own
+            if recipe.ceiling is None or usual is None:
                 loss, each = task.adaptive_loss(*weighing)
                 left = None
             else:
-                limit = recipe.ceiling, reference
+                limit = recipe.ceiling, usual
                 loss, each = task.ceiling_loss(*weighing, *limit)
                 left = with_ceiling(torch.ones_like(each), each, *limit).any()
             check_depends(loss, task)
@@ -51,7 +53,8 @@ class StepLosses:
         if self.ranks.group is None:
             return ForgetLoss(loss, each.mean(), None if left is None else ~left)
         counted = task.counted(self.model, batch).to(each.device) & here
-        share = self.ranks.portion(each, recipe.temperature, recipe.loss_floor, counted)
+        weighed = each if own is None else each / own
+        share = self.ranks.portion(weighed, recipe.temperature, recipe.loss_floor, counted)
         mine = each.new_tensor([0.0, len(each), 0.0], dtype=torch.float64)
         mine[0], mine[2] = each.sum(), 0.0 if left is None else left
         total, count, some = self.ranks.sum(mine if here else torch.zeros_like(mine))

@@ -123,7 +123,7 @@ def unlearn(
         budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
         recipe = Recipe.paper() if retain_budget is None else budgeted()
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    relative = retain_budget is not None or (recipe.ceiling and recipe.reference_loss is None)
+    relative = retain_budget is not None or recipe.wants_reference(task)
     wanted = "held-out batches, for retain_budget or the recipe's ceiling"
     require(holdout is not None or not relative, "holdout", wanted, "None")
     require(
@@ -186,6 +186,7 @@ def unlearn(
             ):
                 with run.watch.pause():
                     run.save()
+    task.end(model)
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
     run.result.forgotten_steps = run.outcome.forgotten

@@ -156,13 +156,38 @@ def adaptive_mse(
     require(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
-    limit = math.inf if cap is None else cap
-    check_reference(reference, len(prediction), prediction, floor, limit)
     if prediction.shape[0] == 0:
         return nothing_of(prediction, group)
+    loss, _, log_normaliser = adaptive_mse_parts(
+        prediction,
+        target,
+        temperature,
+        floor=floor,
+        reduction=reduction,
+        reference=reference,
+        cap=cap,
+    )
+    return loss if group is None else loss * portion(log_normaliser, group).to(loss.dtype)
+
+
+def adaptive_mse_parts(
+    prediction: Tensor,
+    target: Tensor,
+    temperature: float,
+    *,
+    floor: float,
+    reduction: str,
+    reference: Tensor | None,
+    cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``adaptive_mse`` of samples that are there, returning (loss [], losses [samples], the
+    normaliser's logarithm []); the losses are not relative to the reference.
+    """
+    limit = math.inf if cap is None else cap
+    check_reference(reference, len(prediction), prediction, floor, limit)
     op = kernel("adaptive_mse", differentiable, prediction)
     rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
-    loss, _, _, log_normaliser = op(
+    loss, losses, _, log_normaliser = op(
         rows,
         targets,
         None if reference is None else in_memory(reference.detach()),
@@ -171,4 +196,4 @@ def adaptive_mse(
         reduction == "mean",
         float(limit),
     )
-    return loss if group is None else loss * portion(log_normaliser, group).to(loss.dtype)
+    return loss, losses, log_normaliser
