@@ -115,7 +115,8 @@ class Outcome:
         losses, length = _numbers(self.losses), self.pass_length
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
-            if last - first < (NATS if self.in_nats else SHARE * abs(first)):
+            risen = last - first if self.recipe.objective == "ascent" else first - last
+            if risen < (NATS if self.in_nats else SHARE * abs(first)):
                 return (
                     f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
                     f" first and {last:.4g} at the end; {remedy}"

@@ -174,6 +174,7 @@ class Run:
             threshold=self.recipe.threshold,
             zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
+            draws=self.recipe.draws,
             progress=progress,
             group=self.ranks.group,
         )

@@ -31,7 +31,7 @@ class StepLosses:
 
     def forget(self, batch: Any, here: bool, reference: float | None) -> ForgetLoss:
         """The adaptive loss, normalised over the samples of all ranks; ``reference`` goes with the
-        recipe's ceiling.
+        recipe's ceiling. With objective "replace" minus the mean of the task's losses of that name.
 
         Raises:
             ValueError: as the task does, on every rank.
@@ -41,7 +41,10 @@ class StepLosses:
         with self.ranks.together(waiting=False):
             own = task.usual(batch)
             usual = reference if own is None else own
-            if recipe.ceiling is None or usual is None:
+            if recipe.objective == "replace":
+                each = task.checked(task.replacement_losses(self.model, batch), batch)
+                loss, left = -each.mean(), None
+            elif recipe.ceiling is None or usual is None:
                 loss, each = task.adaptive_loss(*weighing)
                 left = None
             else:
@@ -54,7 +57,8 @@ class StepLosses:
             return ForgetLoss(loss, each.mean(), None if left is None else ~left)
         counted = task.counted(self.model, batch).to(each.device) & here
         weighed = each if own is None else each / own
-        share = self.ranks.portion(weighed, recipe.temperature, recipe.loss_floor, counted)
+        temperature = recipe.temperature if recipe.objective == "ascent" else 0.0
+        share = self.ranks.portion(weighed, temperature, recipe.loss_floor, counted)
         mine = each.new_tensor([0.0, len(each), 0.0], dtype=torch.float64)
         mine[0], mine[2] = each.sum(), 0.0 if left is None else left
         total, count, some = self.ranks.sum(mine if here else torch.zeros_like(mine))

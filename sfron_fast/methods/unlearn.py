@@ -156,6 +156,8 @@ def unlearn(
     folder = None if checkpoint is None else Path(checkpoint)
     if eval_every:
         task.needs("correct")
+    if recipe.objective == "replace":
+        task.needs("replacement_losses")
     run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group)
     progress = progress and run.ranks.rank == 0
     with keeping_modes(model), recording(model), run.ranks.first_warns(), run.watch:

@@ -1,5 +1,6 @@
 """Diffusion: batches of clean images or latents with what they are conditioned on."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import move_tensors
-from ..data.draws import normal, sample_keys, uniform
+from ..data.draws import normal, uniform
 from ..errors import number, require
 from ..losses import adaptive_mse_parts
 from ..ops.dtypes import wide
@@ -16,10 +17,12 @@ from .averaged import check_averaged, reset_averaged
 from .denoisers import Condition, check_batch, predict
 from .images import count_images, read_images
 from .objectives import Objective
+from .places import Places
 from .schedule import Prediction, read_schedule
 from .task import Task
 
 Reduction = Literal["mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 
 
 class Denoising(Task):
@@ -93,19 +96,16 @@ class Denoising(Task):
             number(name, share, 0.0, 1.0)
             require(share == 0.0 or null is not None, "null", f"a condition, with {name}", None)
         self.drop = {"retain": drop, "forget": drop_forget}
-        choices = " or ".join(map(repr, get_args(Reduction)))
-        require(reduction in get_args(Reduction), "reduction", choices, repr(reduction))
+        require(reduction in REDUCTIONS, "reduction", "'mean' or 'sum'", repr(reduction))
         self.reduction: Reduction = reduction
         good = reference is None or hasattr(reference, "at")
         require(good, "reference", "what loss_profile returned", type(reference).__name__)
         known = instead is None or isinstance(instead, Objective)
         require(known, "instead", "Relabel, Unconditional or Memorise", type(instead).__name__)
         require(isinstance(seed, int), "seed", "an integer", repr(seed))
-        self.reference, self.instead, self.ema, self.seed = reference, instead, ema, seed
+        self.reference, self.instead, self.ema = reference, instead, ema
         self.relative = reference is not None
-        self._positions: dict[str, int] = {}  # batches so far, by phase
-        self._phase: str | None = None  # of all loaders; None = each its own
-        self._rank, self._ranks = 0, 1
+        self.places = Places(seed)
 
     @property
     def timesteps(self) -> int:
@@ -123,20 +123,15 @@ class Denoising(Task):
         x0, condition, rest = read_images(batch, self.condition, name)
         ids = rest.pop("id", None)
         x0, condition, rest = move_tensors([x0, condition, rest], device)
-        phase = name if self._phase is None else self._phase
-        position = self._positions.get(phase, 0)
-        if len(x0):  # an empty batch is skipped, perhaps on this rank alone
-            self._positions[phase] = position + 1
-        place = torch.arange(len(x0), device=device) * self._ranks + self._rank
-        rows = place if ids is None else ids.to(device, torch.int64)
-        keys = sample_keys(rows, self.seed, phase, position, "noise")
-        noise = normal(keys, x0.shape[1:])
-        chosen = uniform(sample_keys(rows, self.seed, phase, position, "timestep"), 2)
+        keys = self.places.take(name, len(x0), ids, device)
+        noise = normal(keys("noise"), x0.shape[1:])
+        chosen = uniform(keys("timestep"), 2)
         t = (chosen[:, 0] * self.timesteps).long()
-        dropped = chosen[:, 1] < (0.0 if self._phase else self.drop.get(name, 0.0))
+        training = not self.places.estimates
+        dropped = chosen[:, 1] < (self.drop.get(name, 0.0) if training else 0.0)
         made = self.at(x0, condition, t, noise, rest, dropped)
-        if self.instead is not None and name == "forget" and self._phase is None:
-            made |= self.instead.drawn(sample_keys(rows, self.seed, phase, position, "instead"))
+        if self.instead is not None and name == "forget" and training:
+            made |= self.instead.drawn(keys("instead"))
         return move_tensors(made, device)
 
     def at(
@@ -269,7 +264,7 @@ class Denoising(Task):
         """
         if self.ema is not None:
             check_averaged(model, self.ema)
-        self._positions, self._rank, self._ranks = {}, rank, ranks
+        self.places.begin(rank, ranks)
 
     def end(self, model: nn.Module) -> None:
         """The averaged weights are set to the model's."""
@@ -279,22 +274,19 @@ class Denoising(Task):
     @contextmanager
     def estimating(self, rank: int, ranks: int) -> Iterator[None]:
         """The same draws for each set."""
-        kept = self._positions, self._phase, self._rank, self._ranks
-        self._positions, self._phase, self._rank, self._ranks = {}, "fisher", rank, ranks
-        try:
+        with self.places.estimating(rank, ranks):
             yield
-        finally:
-            self._positions, self._phase, self._rank, self._ranks = kept
+
+    def reseeded(self) -> "Denoising":
+        """The same task with the next seed."""
+        other = copy.copy(self)
+        other.places = Places(self.places.seed + 1)
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches have been drawn for, by loader."""
-        return {"positions": dict(self._positions), "seed": self.seed}
+        return self.places.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` returned.
-
-        Raises:
-            ValueError: it is of another seed.
-        """
-        require(state["seed"] == self.seed, "seed", state["seed"], self.seed, "use the run's")
-        self._positions = dict(state["positions"])
+        """Put back what ``state_dict`` returned; refuses another seed's."""
+        self.places.load_state_dict(state)

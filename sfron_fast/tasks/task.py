@@ -177,6 +177,10 @@ class Task:
         """Around the Fisher pass over one of the sets: both should draw the same."""
         yield
 
+    def reseeded(self) -> "Task":
+        """The same task that draws other noise."""
+        raise self._lacks("reseeded")
+
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to go on with the same draws, in types that ``weights_only`` loads.
 

@@ -412,3 +412,51 @@ def test_objectives_refuse_what_they_cannot_take():
     with pytest.raises(ValueError, match=r"^alternatives"):
         Memorise(torch.zeros(0, 6))
     assert CLASSES == NULL
+
+
+# --- what is usual at a timestep ------------------------------------------------------------------
+
+
+def test_the_profile_is_the_mean_loss_of_each_bin():
+    model, one = denoiser(), task()
+    batches = [images(30), images(9, seed=2)]
+    before = one.state_dict()
+    found = sf.loss_profile(model, batches, task=one, bins=5, draws=4)
+    assert one.state_dict() == before
+    other, sums, counts = task(), [0.0] * 5, [0] * 5
+    with other.estimating(0, 1):
+        for batch in batches:
+            for _ in range(4):
+                drawn_batch = prepared(other, batch)
+                losses = other.losses(model, drawn_batch).tolist()
+                for t, loss in zip(drawn_batch["t"].tolist(), losses, strict=True):
+                    sums[t // 10] += loss
+                    counts[t // 10] += 1
+    assert found.counts.tolist() == counts
+    expected = [s / c for s, c in zip(sums, counts, strict=True)]
+    assert found.losses.tolist() == pytest.approx(expected, rel=1e-5)
+    times = torch.tensor([0, 9, 10, 49])
+    assert found.at(times).tolist() == found.losses[[0, 0, 1, 4]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"bins": 0}, "bins"), ({"bins": STEPS + 1}, "bins"), ({"draws": 0}, "draws")],
+)
+def test_a_profile_is_refused(settings, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
+        sf.loss_profile(denoiser(), [images(5)], task=task(), **settings)
+    with pytest.raises(ValueError, match="loader: expected a sample in each of 50 bins"):
+        sf.loss_profile(denoiser(), [images(5)], task=task(), bins=50, draws=1)
+
+
+def test_masks_of_other_noise_overlap_more_with_more_draws():
+    model = denoiser()
+    sets = {"forget": [images(12, label=0)], "retain": [images(12)]}
+    few = sf.noise_overlap(model, **sets, task=task(), draws=16)
+    assert 0.5 < few <= 1.0
+    assert sf.noise_overlap(model, **sets, task=task(), draws=64) > few
+    one = {"forget": [images(1, label=0)], "retain": [images(1)]}
+    with pytest.warns(RuntimeWarning, match=r"share 0\.\d+ of what either selects; raise draws"):
+        found = sf.noise_overlap(model, **one, task=task(), draws=1, threshold=3.0)
+    assert found < 0.5
