@@ -12,7 +12,7 @@ from ..data.batches import move_tensors
 from ..data.draws import normal, uniform
 from ..errors import number, require
 from ..losses import adaptive_mse_parts
-from ..ops.dtypes import wide
+from ..ops.dtypes import accumulate_dtype, wide
 from .averaged import check_averaged, reset_averaged
 from .denoisers import Condition, check_batch, predict
 from .images import count_images, read_images
@@ -250,7 +250,9 @@ class Denoising(Task):
             temperature,
             floor=floor,
             reduction=self.reduction,
-            reference=reference,
+            reference=None
+            if reference is None
+            else reference.to(accumulate_dtype(prediction.dtype)),
             cap=cap,
         )[:2]
 
