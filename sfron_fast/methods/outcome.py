@@ -106,8 +106,9 @@ class Outcome:
             "raise forget_weight or forget_lr (choose them on validation data), or lower"
             " retain_steps"
         )
-        if len(history) > 1 and history[0]["forget_accuracy"] > (floor or 0.0):  # it could fall
-            first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
+        first = history[0].get("forget_accuracy", 0.0) if len(history) > 1 else 0.0
+        if first > (floor or 0.0):  # it could fall
+            last = history[-1]["forget_accuracy"]
             fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
             return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
         if self.forgotten:

@@ -3,7 +3,7 @@ guards, checkpoints.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from ..saliency.mask import SaliencyMask
 from ..tasks import Classification, Language, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
-from .guard import Guard
+from .guard import Guard, Metric, StopWhen, check_metrics
 from .run import Run, UnlearnResult
 from .sfron import Recipe
 
@@ -39,6 +39,8 @@ def unlearn(
     task: Task | None = None,
     retain_budget: float | None = None,
     eval_every: int = 0,
+    metrics: Mapping[str, Metric] | None = None,
+    stop_when: StopWhen | None = None,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
     checkpoint: str | os.PathLike[str] | None = None,
@@ -72,7 +74,12 @@ def unlearn(
             follows what is spent, looking after every cycle at up to 64 retain samples that the
             run does not train on. None = no budget.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
-            percent.
+            percent, of tasks that have one, and the metrics.
+        metrics: figures of your own by name, ``metric(model) -> number``, in eval mode and without
+            gradients; they go into ``result.history``, and what they draw leaves no trace in the
+            run. Several ranks each ask; let them agree.
+        stop_when: ``stop_when(entry) -> bool`` of an evaluation's entry of ``result.history``,
+            after a cycle: the run ends there if it is true.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for
             example what a model that never saw the samples reaches; None = validation accuracy
             before the run; 0 switches the guard off (right when a whole class goes). It acts at
@@ -153,8 +160,9 @@ def unlearn(
         "eval_every > 0 and holdout or forget_floor with 'stop'",
         "no evaluation to stop at",
     )
+    check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
-    if eval_every:
+    if eval_every and not metrics:
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
@@ -164,7 +172,8 @@ def unlearn(
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
-            guard = Guard(run, holdout, eval_every, forget_floor, over_forgetting)
+            limits = forget_floor, over_forgetting
+            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when)
             run.open_folder()
         # one forget or retain step at a time; looks and checkpoints do not count as its time
         total = recipe.cycles * (1 + recipe.retain_steps)

@@ -204,10 +204,14 @@ class Task:
         require(floats, self.argument, "losses of a floating dtype", values.dtype)
         return values
 
+    def has(self, name: str) -> bool:
+        """Whether the task has overridden this."""
+        return getattr(type(self), name) is not getattr(Task, name)
+
     def needs(self, *names: str) -> None:
         """Raise ValueError, before anything is done, if the task has not overridden these."""
         for name in names:
-            if getattr(type(self), name) is getattr(Task, name):
+            if not self.has(name):
                 raise self._lacks(name)
 
     def _lacks(self, what: str) -> ValueError:
