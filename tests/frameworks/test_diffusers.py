@@ -1,5 +1,6 @@
 """The denoising task on models and schedulers of diffusers, tiny and from configs."""
 
+import pages
 import pytest
 import torch
 from diffusers import (
@@ -22,6 +23,10 @@ def scheduler(prediction="epsilon"):
 
 
 def unet():
+    return unet_of(5)
+
+
+def unet_of(classes):
     return UNet2DModel(
         sample_size=8,
         in_channels=1,
@@ -32,7 +37,7 @@ def unet():
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
-        num_class_embeds=5,
+        num_class_embeds=classes,
     )
 
 
@@ -204,3 +209,27 @@ def test_an_average_of_diffusers():
         next(model.parameters()).add_(1.0)
     with pytest.raises(ValueError, match=r"model: .*ema.copy_to"):
         sf.unlearn(model, **sets, recipe=recipe, task=task)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
+def test_every_block_of_the_page_runs(monkeypatch, capsys):
+    """docs/diffusion.md, block after block, on one model."""
+    for name in ("diffusion", "diffusion_ascent"):
+        whole = getattr(Recipe, name)
+        few = staticmethod(lambda whole=whole, **s: whole(**{"cycles": 2, "draws": 1, **s}))
+        monkeypatch.setattr(sf.Recipe, name, few)
+    torch.manual_seed(0)
+    model = unet_of(11)
+    x0, labels = images(24, 5)
+    names = {"sf": sf, "torch": torch, "scheduler": scheduler(), "model": model}
+    names["forget_loader"] = [(x0[:8], torch.full((8,), 3))]
+    names["retain_loader"] = [(x0[8:], labels[8:])]
+    names["judge"] = lambda x: x.flatten(1)[:, :10]
+    before = [p.detach().clone() for p in model.parameters()]
+    for block in pages.blocks("docs/diffusion.md"):
+        names = pages.run(block, names)
+    assert names["result"].history[0].keys() >= {"cycle", "fa"}
+    assert 0 <= names["overlap"] <= 1
+    assert capsys.readouterr().out.startswith("0.0 ")
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
