@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import sfron_fast as sf
 from sfron_fast import methods
 from sfron_fast.evaluation.diffusion import evaluate_generation, sample, save_grid
+from sfron_fast.evaluation.relearning import relearned
 
 from .denoisers import KEPT, MODELS
 from .digits import CHOSEN, CLASSES, NULL, SHAPE, TESTED, Digits, Judge, load, train_judge
@@ -39,7 +40,7 @@ class Batches:
     """Shuffled batches of ``BATCH`` images, another order each pass."""
 
     def __init__(self, images: Tensor, labels: Tensor, seed: int, share: float = 1.0) -> None:
-        self.images, self.labels, self.share = images, labels, share
+        self.images, self.labels, self.share = images, labels, share  # of a pass, to stop after
         self.generator = torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -49,7 +50,7 @@ class Batches:
 
 
 def train(kind: str, images: Tensor, labels: Tensor, seed: int, scale: float) -> nn.Module:
-    """Adam with a cosine; the last fifth of the conditions dropped is one in ten."""
+    """Adam, its rate falling to 0 on a cosine; one condition in ten is dropped."""
     make, steps, lr = MODELS[kind]
     steps = max(1, int(steps * scale))
     torch.manual_seed(seed)
@@ -90,12 +91,20 @@ def arms(data: Digits, label: int, seed: int) -> dict[str, Callable[[nn.Module],
     def sets() -> dict[str, Batches]:
         return {"forget": Batches(*forget, seed), "retain": Batches(*retain, seed + 1)}
 
-    def run(recipe: sf.Recipe, **settings: Any) -> Callable[[nn.Module], None]:
+    def run(
+        recipe: sf.Recipe, select: Callable[[nn.Module], sf.SaliencyMask] | None = None, **of: Any
+    ) -> Callable[[nn.Module], None]:
+        """``of``: settings of the task, or functions of the model that make them."""
+
         def change(model: nn.Module) -> None:
-            given = {k: v(model) if callable(v) else v for k, v in settings.items()}
-            sf.unlearn(model, **sets(), recipe=recipe, task=task(seed, **given))
+            mask = None if select is None else select(model)
+            given = {k: v(model) if callable(v) else v for k, v in of.items()}
+            sf.unlearn(model, **sets(), recipe=recipe, mask=mask, task=task(seed, **given))
 
         return change
+
+    def by_gradient(model: nn.Module) -> sf.SaliencyMask:
+        return methods.gradient_saliency(model, sets()["forget"], 0.5, task=task(seed))
 
     def profile(model: nn.Module) -> Any:
         return sf.loss_profile(model, sets()["retain"], task=task(seed))
@@ -119,6 +128,7 @@ def arms(data: Digits, label: int, seed: int) -> dict[str, Callable[[nn.Module],
         "ascent without mask": run(ascent.without("saliency"), reference=profile),
         "ascent, raw adaptive": run(ascent.replace(ceiling=None)),
         "ascent without slow": run(ascent.without("fast_slow"), reference=profile),
+        "SalUn": run(replace.replace(mask_semantics="update"), select=by_gradient, instead=relabel),
         "ESD": run(
             replace.without("saliency"),
             instead=lambda model: sf.Unconditional(copy.deepcopy(model)),
@@ -146,6 +156,15 @@ def judged(model: nn.Module, data: Digits, judge: Judge, label: int) -> list[dic
     return [entry._asdict() for entry in found]
 
 
+def attacked(model: nn.Module, data: Digits, label: int, steps: int, seed: int) -> nn.Module:
+    """A copy after training on images of the other classes alone, which brings a class back that
+    was hidden and not forgotten.
+    """
+    batches = Batches(*data.of(label, same=False), seed + 2)
+    one = task(seed + 2)
+    return relearned(model, batches, steps=steps, lr=1e-3, task=one)
+
+
 def picture(model: nn.Module, path: Path) -> None:
     """Ten images of each class, a row each."""
     labels = torch.arange(CLASSES).repeat_interleave(10)
@@ -162,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--only", nargs="+", default=[], help="names of arms, and Retrain")
+    parser.add_argument("--attack", type=int, default=0, help="steps on the other classes, after")
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps of training")
     parser.add_argument("--out", type=Path, default=Path("build/diffusion"))
     given = parser.parse_args(arguments)
@@ -211,6 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
                 begun = time.process_time()
                 change(model)
                 note(arm, model, label, seed, time.process_time() - begun)
+                if given.attack:
+                    model = attacked(model, data, label, given.attack, seed)
+                    note(f"{arm}, attacked", model, label, seed, 0.0)
             (given.out / "results.json").write_text(json.dumps(rows, indent=1))
 
 

@@ -310,12 +310,13 @@ def test_a_run_is_repeatable_whatever_was_drawn_before():
         assert torch.equal(a, b)
 
 
-def test_a_resumed_run_has_the_bits_of_one_never_stopped(tmp_path):
-    whole, _ = run(tmp_path / "whole")
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_resumed_run_has_the_bits_of_one_never_stopped(tmp_path, wrapped):
+    whole, _ = run(tmp_path / "whole", wrapped=wrapped)
     with pytest.raises(Stop):
-        run(tmp_path / "stopped", stop=4)
+        run(tmp_path / "stopped", stop=4, wrapped=wrapped)
     torch.manual_seed(77)
-    resumed, _ = run(tmp_path / "stopped")
+    resumed, _ = run(tmp_path / "stopped", wrapped=wrapped)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
