@@ -28,6 +28,7 @@ from .digits import CHOSEN, CLASSES, NULL, SHAPE, TESTED, Digits, Judge, load, t
 
 BATCH = 64
 SAMPLING = {"steps": 20, "clamp": 1.0}
+PER_CLASS = 46  # images judged
 PASSES = 48  # backward passes of every method
 
 
@@ -148,7 +149,7 @@ def judged(model: nn.Module, data: Digits, judge: Judge, label: int) -> list[dic
         forget=[label],
         retain=others,
         shape=SHAPE,
-        per_class=46,
+        per_class=PER_CLASS,
         **SAMPLING,
         features=judge.features,
         real=data.held_out[data.held_out_labels != label],

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 @pytest.mark.parametrize("model", ["mlp", "unet"])
 def test_every_arm_runs(tmp_path, monkeypatch, model):
     import sfron_fast as sf
-    from examples.diffusion import ddpm
+    from examples.diffusion import ddpm, digits
 
     for name in ("diffusion", "diffusion_ascent"):
         whole = getattr(sf.Recipe, name)
@@ -20,6 +20,9 @@ def test_every_arm_runs(tmp_path, monkeypatch, model):
         monkeypatch.setattr(sf.Recipe, name, few)
     monkeypatch.setattr(ddpm, "SAMPLING", {"steps": 2, "clamp": 1.0})
     monkeypatch.setattr(ddpm, "PASSES", 2)
+    monkeypatch.setattr(ddpm, "PER_CLASS", 4)
+    few_images = digits.Digits(*(part[:100] for part in digits.load()))
+    monkeypatch.setattr(ddpm, "load", lambda: few_images)
     only = [] if model == "mlp" else ["--only", "SFR-on"]
     arguments = ["--model", model, "--classes", "3", "--scale", "0.005", "--attack", "2", *only]
     ddpm.main([*arguments, "--out", str(tmp_path)])
