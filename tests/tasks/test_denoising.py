@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sfron_fast as sf
 from sfron_fast import Denoising, Recipe
-from sfron_fast.tasks import Memorise, Relabel
+from sfron_fast.tasks import Memorise, Relabel, Unconditional
 
 CPU = torch.device("cpu")
 
@@ -412,6 +412,24 @@ def test_objectives_refuse_what_they_cannot_take():
         Relabel("cat")
     with pytest.raises(ValueError, match=r"^alternatives"):
         Memorise(torch.zeros(0, 6))
+    with pytest.raises(ValueError, match=r"^teacher: expected a model"):
+        Unconditional("before")
+    with pytest.raises(ValueError, match=r"^guidance"):
+        Unconditional(denoiser(), -1.0)
+    model = denoiser()
+    one = task(instead=Unconditional(model))
+    with pytest.raises(ValueError, match=r"teacher: expected another model"):
+        one.replacement_losses(model, prepared(one, images(3)))
+    one = task(instead=Memorise(torch.zeros(4, 5)))
+    with pytest.raises(ValueError, match=r"alternatives: expected images as x0"):
+        one.replacement_losses(model, prepared(one, images(3)))
+    with pytest.raises(ValueError, match=r"reseeded\(\)"):
+        sf.noise_overlap(
+            torch.nn.Linear(6, 4),
+            forget=[images(4)],
+            retain=[images(4)],
+            task=sf.Classification(),
+        )
     assert CLASSES == NULL
 
 
