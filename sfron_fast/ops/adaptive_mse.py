@@ -183,8 +183,8 @@ def adaptive_mse_parts(
     """As ``adaptive_mse`` of samples that are there, returning (loss [], losses [samples], the
     normaliser's logarithm []); the losses are not relative to the reference.
     """
-    limit = math.inf if cap is None else cap
-    check_reference(reference, len(prediction), prediction, floor, limit)
+    known = reference is None or isinstance(reference, Tensor)
+    require(known, "reference", "a tensor [samples], or None", type(reference).__name__)
     op = kernel("adaptive_mse", differentiable, prediction)
     rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
     loss, losses, _, log_normaliser = op(
@@ -194,6 +194,6 @@ def adaptive_mse_parts(
         float(temperature),
         float(floor),
         reduction == "mean",
-        float(limit),
+        math.inf if cap is None else float(cap),
     )
     return loss, losses, log_normaliser
