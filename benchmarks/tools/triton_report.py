@@ -201,8 +201,9 @@ def linear_launches(
     values, teacher = (torch.empty((rows, classes), device="meta") for _ in range(2))
     labels, row = (torch.empty(rows, dtype=d, device="meta") for d in (torch.int64, torch.float32))
     with recorded() as launches:
-        op.linear_log_sums_(values, labels, 0, row, row, row, False)
-        op.linear_gradient(values, labels, 0, row, row, row, softcap, dtype)
+        op.linear_log_sums_(values, labels, 0, row, row, row)
+        out = torch.empty_like(values, dtype=dtype)
+        op.linear_gradient_(values, labels, 0, row, row, row, softcap, out)
         linear_moments.linear_moments_(values, labels, 0, row, row, row, row, row, labels)
         linear_kl_rows.linear_kl_sums_(values, teacher, row, row, row, row, row)
         linear_kl_rows.linear_kl_gradient(values, teacher, row, row, row, row, softcap, dtype)

@@ -11,44 +11,6 @@
 namespace sfron {
 namespace {
 
-// Adds e^(x - shift) of whole groups of 32 in [begin, end) to lane [32]. Computing takes as long as
-// memory, so the next block is fetched meanwhile: it lies behind this one, as rows follow each
-// other.
-SFRON_HD void add_groups(const float* x, int64_t begin, int64_t end, float shift, const char* next,
-                         int64_t bytes, float* lane) {
-  if (begin == end) return;
-  alignas(64) float sum[kLanes];  // the compiler keeps it in registers
-  std::copy_n(lane, kLanes, sum);
-  for (int64_t i = begin; i + kLanes <= end; i += kLanes) {
-    prefetch_lines(next + i * bytes);
-    for (int64_t j = 0; j < kLanes; ++j) sum[j] += exp_below_88(x[i + j] - shift);
-  }
-  std::copy_n(sum, kLanes, lane);
-}
-
-// Sum of e^(x - shift), x [n], without the element `left_out`, which may lie outside; at most 64
-// additions per lane, then a tree: the same order on every processor.
-SFRON_HD float block_sum(const float* x, int64_t n, int64_t left_out, float shift, const char* next,
-                         int64_t bytes) {
-  alignas(64) float lane[kLanes] = {};
-  const bool inside = left_out >= 0 && left_out < n;
-  const int64_t whole = n - n % kLanes, group = inside ? left_out - left_out % kLanes : n;
-  add_groups(x, 0, std::min(group, whole), shift, next, bytes, lane);
-  if (group < whole) {
-    alignas(64) float values[kLanes];
-    std::copy_n(x + group, kLanes, values);
-    values[left_out - group] = -INFINITY;
-    add_groups(values, 0, kLanes, shift, next + group * bytes, bytes, lane);
-    add_groups(x, group + kLanes, whole, shift, next, bytes, lane);
-  }
-  if (whole < n) {
-    Edge edge(x, n, -INFINITY);
-    if (group == whole) edge.values[kLanes - n + left_out] = -INFINITY;
-    add_groups(edge.values, 0, kLanes, shift, next, bytes, lane);
-  }
-  return fold_lanes(lane, [](float a, float b) { return a + b; });
-}
-
 // out = weighted softmax of x, both [n].
 SFRON_HD void block_backward(const float* x, int64_t n, Softmax softmax, float* out) {
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
@@ -69,28 +31,18 @@ SFRON_HD void block_backward(const float* x, int64_t n, Softmax softmax, float* 
 // others' small sum, which is what the loss of a remembered sample consists of.
 SFRON_HD LogSum row_forward(const CrossEntropyRows& t, int64_t row, int64_t label, float picked,
                             float* scratch) {
-  float maximum = -INFINITY;
-  double others = 0.0;
+  RowSum sum;
   for (int64_t at = 0; at < t.classes; at += kRowBlock) {
     const int64_t n = std::min(kRowBlock, t.classes - at);
     const float* x = load_tile(t.logits, t.dtype, row * t.classes + at, n, scratch);  // [n]
-    const float largest = block_maximum(x, n);
-    if (largest > maximum) {  // what was summed so far was relative to the old maximum
-      if (others != 0.0) others *= exp_one(row_shift(maximum) - row_shift(largest));
-      maximum = largest;
-    }
-    if (maximum == INFINITY) {  // only a NaN matters now
-      others = std::any_of(x, x + n, [](float value) { return value != value; }) ? NAN : others;
-      continue;
-    }
     const int64_t bytes = dtype_bytes(t.dtype);
     const char* next = static_cast<const char*>(t.logits) + (row * t.classes + at + n) * bytes;
-    others += block_sum(x, n, label - at, row_shift(maximum), next, bytes);
+    add_block(sum, x, n, label - at, next, bytes);
   }
-  const float shift = row_shift(maximum);
-  if (picked == shift && shift == maximum)
-    return {shift, std::log1p(others)};  // as log loses what is small beside 1
-  return {shift, row_log(maximum, others + exp_one(picked - shift))};
+  const float shift = row_shift(sum.maximum);
+  if (picked == shift && shift == sum.maximum)
+    return {shift, std::log1p(sum.others)};  // as log loses what is small beside 1
+  return {shift, row_log(sum.maximum, sum.others + exp_one(picked - shift))};
 }
 
 // The gradient may be the logits' own memory.

@@ -33,6 +33,11 @@ SFRON_HD float exp_one(float x) {
   return exp_below_88(x > 88.0f ? 88.0f : x);
 }  // a NaN passes
 
+// as exp_one, but inf above 88
+SFRON_HD float exp_or_inf(float x) {
+  return x > 88.0f ? INFINITY : exp_below_88(x);
+}
+
 // e^x - 1 for x <= 0, also where that is small
 SFRON_HD float expm1_negative(float x) {
   return x < -0.34f ? exp_below_88(x) - 1.0f : expm1_small(x);

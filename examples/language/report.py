@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import gates
-from .arms import BUDGETS
+from .arms import BUDGETS, CHOICES
 from .compare import RESULTS
-from .gates import Rows, excess, verdict
+from .gates import Rows, chosen, excess, verdict
 
 COLUMNS = {
     "gap": 3, "D": 2, "p value": 3, "p forget": 3, "ES": 2, "EM": 2, "ROUGE": 2, "AUC": 2,
@@ -25,11 +25,11 @@ HEAD = """# A language model forgets ten authors: the comparison
 
 Made by `python -m examples.language.report` from the JSON beside it, which `compare` wrote;
 `examples/language/README.md` says how to make the models. Every arm starts from Full and takes 50
-steps of 16 samples to forget and 16 to keep, on one thread. **Nothing was tuned on these pairs, and
-no method had a search of its own:** SFR-on runs as `Recipe.language` has it; the others at the
-learning rates in their names, weights of the losses as in `sfron_fast.methods` (retain weight 1 for
-CE-U and UNDIAL). A pair has its own authors, weights and order of batches; numbers separated by
-slashes are those of pairs {pairs}.
+steps of 16 samples to forget and 16 to keep, on one thread. **Nothing was tuned on these pairs.**
+Six methods chose between two learning rates on pair 0 (below); the others have the one in their
+name. SFR-on runs as `Recipe.language` has it, the weights of the others' losses are those of
+`sfron_fast.methods` (retain weight 1 for CE-U, UNDIAL and RMU). A pair has its own authors, weights
+and order of batches; numbers separated by slashes are those of pairs {pairs}.
 
 gap: mean distance to Retrain of D, p forget, ES, EM, ROUGE, AUC, utility and p retain. D, p value:
 Kolmogorov-Smirnov of truth ratios. AUC, privleak: min-k. relearnt: p of one half of the forget set
@@ -127,6 +127,18 @@ def budgets(average: Rows) -> str:
     return table(["", "spent, of the budget", *list(keys)[1:]], lines)
 
 
+def choice(rows: Rows) -> str:
+    """What pair 0 chose: of the settings of each method the one nearest to Retrain."""
+    lines = []
+    for name, settings in CHOICES.items():
+        known = [arm for arm in settings if "gap" in rows.get(arm, {})]
+        if known:
+            gaps = ", ".join(f"{arm}: {rows[arm]['gap']:.3f}" for arm in known)
+            kept = ", ".join(f"{rows[arm]['p retain']:.3f}" for arm in known)
+            lines.append([name, gaps, kept, chosen(rows, name)])
+    return table(["", "gap on pair 0", "p retain", "chosen"], lines)
+
+
 def missing(pairs: Mapping[int, Rows]) -> str:
     """What a reader would look for and not find."""
     known = list(dict.fromkeys(arm for rows in pairs.values() for arm in rows))
@@ -150,6 +162,7 @@ def page(found: Mapping[int, Mapping[str, Any]], fixtures: Mapping[int, Rows], n
         HEAD.format(pairs=" / ".join(map(str, pairs))),
         " ".join(setup) + " " + missing(pairs),
         notes,
+        "## Settings\n\n" + choice(fixtures.get(0, {})),
         "## Verdicts\n\n" + judged(pairs, fixtures),
         "## Mean of the pairs\n\n" + values(average),
         "![gap](gap.png)\n\n![trade](trade.png)",

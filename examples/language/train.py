@@ -39,7 +39,7 @@ class Schedule(NamedTuple):
 
 
 BASE = Schedule(2e-3, 14)
-AUTHORS = Schedule(2e-3, 20)
+AUTHORS = Schedule(1e-3, 28)
 
 
 class Pair(NamedTuple):

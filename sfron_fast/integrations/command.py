@@ -4,15 +4,15 @@ they print.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import require
 from ..files import write_whole
+from ..methods.budget import BUDGET
 from . import model_card
 from .measures import measure, table
-from .run_command import BUDGET, DTYPES, METHODS, Settings, run
+from .processes import Processes, started
+from .run_command import DTYPES, METHODS, Settings, run
 from .texts import Texts, check_apart
 
 TEXTS = "jsonl: prompt and completion, question and answer, text, or messages"
@@ -25,7 +25,8 @@ def add_parsers(commands: Any) -> None:
         "unlearn",
         help="let a causal language model forget texts",
         description="Let a causal language model forget texts, and write it, a report and a model"
-        " card to a folder. The same command again goes on where it stopped.",
+        " card to a folder. The same command again goes on where it stopped. Under torchrun the"
+        " model is sharded over all processes (sfron).",
     )
     _common(unlearning, retain=True)
     add = unlearning.add_argument
@@ -74,17 +75,21 @@ def execute(chosen: argparse.Namespace) -> None:
     import torch
 
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    remedy = "start it without torchrun"
-    require(ranks == 1, "torchrun", "one process", f"{ranks}", remedy)
+    with started(device) as processes:
+        _execute(chosen, processes)
+
+
+def _execute(chosen: argparse.Namespace, processes: Processes) -> None:
     files = {part: getattr(chosen, part) for part in PARTS if getattr(chosen, part) is not None}
     if chosen.command == "evaluate":
-        columns = {"now": _evaluate(chosen, files, device)}
+        columns = {"now": _evaluate(chosen, files, processes)}
     else:
         names = Settings.__dataclass_fields__
         settings = Settings(**{name: getattr(chosen, name) for name in names})
-        report = run(settings, files, chosen.out, device)
+        report = run(settings, files, chosen.out, processes)
         columns = {"before": report["before"], "after": report["after"]}
+    if processes.rank:
+        return
     rows = table(columns)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -99,7 +104,7 @@ def execute(chosen: argparse.Namespace) -> None:
         print(chosen.out.resolve())
 
 
-def _evaluate(chosen: argparse.Namespace, files: dict[str, str], device: str) -> Any:
+def _evaluate(chosen: argparse.Namespace, files: dict[str, str], processes: Processes) -> Any:
     """Figures of each set."""
     from . import pretrained
 
@@ -109,9 +114,10 @@ def _evaluate(chosen: argparse.Namespace, files: dict[str, str], device: str) ->
         for name, path in files.items()
     }
     check_apart(**sets)
-    model = pretrained.load_model(chosen.model, chosen.dtype, device)
+    model = pretrained.load_model(chosen.model, chosen.dtype, processes.device)
     pretrained.check_fits(model, sets)
-    found = measure(model, sets, batch_size=chosen.batch_size)
-    if chosen.json is not None:
+    model = processes.shard(model)
+    found = measure(model, sets, batch_size=chosen.batch_size, processes=processes)
+    if chosen.json is not None and processes.rank == 0:
         write_whole(chosen.json, model_card.writing(json.dumps(found, indent=1) + "\n"))
     return found

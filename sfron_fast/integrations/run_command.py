@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 from .. import methods
 from ..errors import integer, number, require
 from ..files import write_whole
+from ..methods.budget import BUDGET
 from ..methods.run_folder import CHECKPOINT, MASK
 from ..methods.unlearn import unlearn
 from ..tasks import Language
 from . import model_card, pretrained
 from .measures import measure
+from .processes import ALONE, Processes
 from .texts import Texts, check_apart
 
 BASELINES = {
@@ -35,7 +38,6 @@ BASELINES = {
 }
 METHODS = ("sfron", *BASELINES)
 DTYPES = ("float32", "bfloat16")
-BUDGET = 0.05
 COMMAND, RUN = "command.json", "run"
 # weights up to -> lr of the whole model, of adapters
 RATES = {10**7: (1e-3, 3e-3), 10**8: (1e-4, 1e-3), math.inf: (1e-5, 1e-4)}
@@ -83,7 +85,11 @@ class Settings:
 
 
 def run(
-    settings: Settings, files: dict[str, str], out: Path, device: str, progress: bool = True
+    settings: Settings,
+    files: dict[str, str],
+    out: Path,
+    processes: Processes = ALONE,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Unlearn, measure before and after, write the folder ``out``; returns the report.
 
@@ -91,11 +97,14 @@ def run(
         files: jsonl files named "forget", "retain" and, if there is one, "holdout".
         out: a new folder, or the one of this very run: it goes on from its last checkpoint
             (method sfron), or begins again.
+        processes: those of ``processes.started``, on machines that all see the files and ``out``.
 
     Raises:
         ValueError: whatever can be refused, before the first step.
     """
     settings = settings.checked("holdout" in files)
+    alone = settings.method == "sfron" or processes.size == 1
+    require(alone, "method", "sfron under torchrun", settings.method, "start it without torchrun")
     tokenizer = pretrained.load_tokenizer(settings.model)
     sets = {
         name: Texts(path, tokenizer, max_length=settings.max_length, name=name)
@@ -106,41 +115,66 @@ def run(
         name: hashlib.sha256(texts.path.read_bytes()).hexdigest() for name, texts in sets.items()
     }
     command = {"settings": asdict(settings), "sha256": digests}
-    if _claim(out, command):
-        report: dict[str, Any] = json.loads((out / model_card.REPORT).read_text())
-        return report
+    done: dict[str, Any] | None = processes.first(lambda: _claim(out, command))
+    if done is not None:
+        return done
     torch.manual_seed(settings.seed)
-    model = pretrained.load_model(settings.model, settings.dtype, device)
+    model = pretrained.load_model(settings.model, settings.dtype, processes.device)
     pretrained.check_fits(model, sets)
-    before = measure(model, sets, batch_size=settings.batch_size)
-    if settings.lora is not None:
-        model = pretrained.with_lora(model, settings.lora, settings.seed)
-    if settings.gradient_checkpointing:
-        pretrained.with_checkpointing(model)
-    counts = [p.numel() for p in model.parameters() if p.requires_grad]
     weights = sum(p.numel() for p in model.parameters())
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / COMMAND, model_card.writing(json.dumps(command, indent=1) + "\n"))
+    model = _prepared(model, settings)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model = processes.shard(model)
+    look = partial(measure, batch_size=settings.batch_size, processes=processes)
+    before = look(model, sets)
+    processes.first(lambda: _begin(out, command))
     with _noting() as said:
-        done = _forget(model, sets, settings, out / RUN, progress)
+        found = _forget(model, sets, settings, out / RUN, processes, progress)
     report = {
         **command,
         "versions": model_card.versions(),
         "files": {name: {"texts": len(texts)} for name, texts in sets.items()},
+        "processes": processes.size,
         "weights": weights,
-        "trained_weights": sum(counts),
+        "trained_weights": trained,
         "before": before,
-        **done,
+        **found,
         "warnings": said,
     }
-    report["after"] = measure(model, sets, batch_size=settings.batch_size)
+    report["after"] = look(model, sets)
     report["limits"] = model_card.limits(report)
+    if processes.size > 1:
+        state = processes.gathered(model)
+        if processes.rank == 0:
+            model = _prepared(
+                pretrained.load_model(settings.model, settings.dtype, "cpu"), settings
+            )
+            model.load_state_dict(state)
+    processes.first(lambda: _finish(model, tokenizer, report, out))
+    return report
+
+
+def _prepared(model: Any, settings: Settings) -> Any:
+    """With adapters and checkpointing, where they are wanted."""
+    if settings.lora is not None:
+        model = pretrained.with_lora(model, settings.lora, settings.seed)
+    if settings.gradient_checkpointing:
+        pretrained.with_checkpointing(model)
+    return model
+
+
+def _begin(out: Path, command: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / COMMAND, model_card.writing(json.dumps(command, indent=1) + "\n"))
+
+
+def _finish(model: Any, tokenizer: Any, report: dict[str, Any], out: Path) -> None:
+    """Write all that stays; the checkpoints go."""
     pretrained.save(model, tokenizer, out)
     if (out / RUN / MASK).exists():
         shutil.copy(out / RUN / MASK, out / MASK)
     model_card.write(report, out)
     shutil.rmtree(out / RUN, ignore_errors=True)
-    return report
 
 
 @contextmanager
@@ -159,8 +193,8 @@ def _noting() -> Iterator[list[str]]:
         yield said
 
 
-def _claim(out: Path, command: dict[str, Any]) -> bool:
-    """Whether this run is done already.
+def _claim(out: Path, command: dict[str, Any]) -> dict[str, Any] | None:
+    """The report, if this run is done already.
 
     Raises:
         ValueError: the folder is somebody else's.
@@ -168,14 +202,15 @@ def _claim(out: Path, command: dict[str, Any]) -> bool:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     require(out.is_dir() or not out.exists(), "out", "a folder", f"a file {out}")
     if COMMAND in there and json.loads((out / COMMAND).read_text()) == command:
-        return model_card.REPORT in there
+        done = model_card.REPORT in there
+        return json.loads((out / model_card.REPORT).read_text()) if done else None
     begun = (out / RUN / CHECKPOINT).exists()
     other = there - {COMMAND} if begun else there - {COMMAND, RUN}
     found = f"{out} with {', '.join(sorted(other)[:3])}"
     remedy = "give another --out, or the command that began this one"
     require(not other, "out", "a new folder, or the one of this command", found, remedy)
     shutil.rmtree(out / RUN, ignore_errors=True)  # a mask of a run without a step
-    return False
+    return None
 
 
 def learning_rate(settings: Settings, weights: int) -> float:
@@ -187,11 +222,19 @@ def learning_rate(settings: Settings, weights: int) -> float:
 
 
 def _forget(
-    model: Any, sets: dict[str, Texts], settings: Settings, folder: Path, progress: bool
+    model: Any,
+    sets: dict[str, Texts],
+    settings: Settings,
+    folder: Path,
+    processes: Processes,
+    progress: bool,
 ) -> dict[str, Any]:
     """The run itself; what the report says of it."""
+    part = {"rank": processes.rank, "ranks": processes.size}
     loaders = {
-        name: texts.loader(settings.batch_size, seed=None if name == "holdout" else settings.seed)
+        name: texts.loader(
+            settings.batch_size, seed=None if name == "holdout" else settings.seed, **part
+        )
         for name, texts in sets.items()
     }
     lr = learning_rate(settings, sum(p.numel() for p in model.parameters()))

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from ..errors import integer, require, warn
 
@@ -116,14 +116,25 @@ class Texts:
         ids, labels = self.rows[index]
         return {"input_ids": ids, "labels": labels, "id": index}
 
-    def loader(self, batch_size: int = 16, *, seed: int | None = 0) -> DataLoader[Any]:
-        """Batches, padded on the right; shuffled by ``seed``, None = in the order of the file."""
+    def loader(
+        self, batch_size: int = 16, *, seed: int | None = 0, rank: int = 0, ranks: int = 1
+    ) -> DataLoader[Any]:
+        """Batches, padded on the right; shuffled by ``seed``, None = in the order of the file.
+
+        Of several ``ranks``, which share every batch of ``batch_size``, the part of one; where
+        texts do not divide, some come twice, as torch's DistributedSampler has it.
+        """
         shuffle = seed is not None
+        sampler: DistributedSampler[Any] | None = None
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        if ranks > 1:
+            data: Any = self
+            sampler = DistributedSampler(data, ranks, rank, shuffle=shuffle, seed=seed or 0)
         return DataLoader(
             self,  # type: ignore[arg-type]
-            batch_size=integer("batch_size", batch_size, 1),
-            shuffle=shuffle,
+            batch_size=-(-integer("batch_size", batch_size, 1) // ranks),
+            shuffle=shuffle and sampler is None,
+            sampler=sampler,
             generator=generator,
             collate_fn=self.collate,
         )

@@ -1,4 +1,4 @@
-"""Forgetting under a budget: the forget learning rate follows what the retain loss has risen.
+"""Forgetting under a budget: the learning rates follow what the retain loss has risen.
 
     spent = (retain loss - retain loss before) / (budget * holdout loss before)
 
@@ -6,9 +6,11 @@ The retain loss is that of batches the run does not train on; the holdout loss i
 memorised retain set has next to none of its own. Over the first ``RAMP`` of the run the budget is
 given out evenly. After each cycle the forget learning rate rises while less is spent than has been
 given out, falls when more is, and is shut where the spending, a rise taken to go on for ``AHEAD``
-cycles, is ``WIDTH`` above. All of it stays on the device.
+cycles, is ``WIDTH`` above. Where it is shut and the spending does not fall, the retain steps
+themselves cost too much, and ``lr`` falls. All of it stays on the device.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +22,14 @@ from ..errors import require, warn
 from ..models.modes import evaluating
 from ..tasks import Task
 
+BUDGET = 0.05  # where nobody says
 GAIN = 4.0  # nats that the learning rate rises over a run with nothing spent
 FALL = 3.0  # how many times faster it may fall
 RAMP = 0.8
 AHEAD = 3.0
 WIDTH = 0.2
+RETREAT = 12.0  # nats that lr falls over a run whose retain steps alone overspend
+SLACK = 0.02  # of the budget: spending that falls by less in a cycle does not fall
 OVERSPENT = 1.25
 
 
@@ -83,16 +88,20 @@ class Budget:
     def follow(
         self, optimizer: torch.optim.Optimizer, forget_lr: float, cycle: int, of: int
     ) -> None:
-        """After cycle ``cycle`` of ``of``: look, and set the forget learning rate."""
+        """After cycle ``cycle`` of ``of``: look, and set both learning rates."""
         before = self.spent
         self.spent = (self.look() - self.before) / self.limit
-        ahead = self.spent + AHEAD * (self.spent - before).clamp_min(0.0)
+        rise = self.spent - before
+        ahead = self.spent + AHEAD * rise.clamp_min(0.0)
         given = min(1.0, cycle / of / RAMP)
         left = (given - ahead).nan_to_num(nan=-1.0, neginf=-1.0) / WIDTH
         self.rate *= (GAIN / of * left.clamp(-FALL, 1.0)).exp()
         opened = (0.5 + 0.5 * left).clamp(0.0, 1.0)
+        costly = (opened == 0.0) & ~(rise < -SLACK)
+        kept = torch.where(costly, math.exp(-RETREAT / of), 1.0)
         for group in optimizer.param_groups:
             group["forget_lr"] = (forget_lr * self.rate * opened).float()
+            group["lr"] = (kept * group["lr"]).float()
 
     def settled(self, lr: float) -> float:
         """At the end of a run the share that is spent.
@@ -103,8 +112,8 @@ class Budget:
         spent = self.spent.item()
         if not spent <= OVERSPENT:
             warn(
-                f"the run spent {spent:.2f} of its retain_budget of {self.share:g}: the budget only"
-                f" drives the forget learning rate, and retain steps cost too; lower lr ({lr:g})"
+                f"the run spent {spent:.2f} of its retain_budget of {self.share:g}: the learning"
+                f" rates fell too late; lower lr ({lr:g}), or take more cycles"
             )
         return spent
 

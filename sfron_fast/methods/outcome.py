@@ -64,9 +64,11 @@ class Outcome:
         """Forget steps skipped because all of their samples were at the ceiling."""
         return int(_numbers(self.reached).sum())
 
-    def judge(self, history: list[dict[str, float]], floor: float | None) -> None:
+    def judge(
+        self, history: list[dict[str, float]], floor: float | None, budget: float | None
+    ) -> None:
         """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits."""
-        found = self._nothing() or self._forgot_nothing(history, floor)
+        found = self._nothing() or self._forgot_nothing(history, floor, budget)
         if found:
             warn(found)
 
@@ -101,11 +103,15 @@ class Outcome:
             )
         return ""
 
-    def _forgot_nothing(self, history: list[dict[str, float]], floor: float | None) -> str:
+    def _forgot_nothing(
+        self, history: list[dict[str, float]], floor: float | None, budget: float | None
+    ) -> str:
         remedy = (
             "raise forget_weight or forget_lr (choose them on validation data), or lower"
             " retain_steps"
         )
+        if budget is not None:
+            remedy = f"raise retain_budget ({budget:g}), or take more cycles"
         first = history[0].get("forget_accuracy", 0.0) if len(history) > 1 else 0.0
         if first > (floor or 0.0):  # it could fall
             last = history[-1]["forget_accuracy"]

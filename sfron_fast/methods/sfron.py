@@ -145,7 +145,13 @@ class Recipe:
         Chosen on the fictitious authors (examples/language) for a model of 2M weights; a model of
         billions wants ``lr`` and ``forget_lr`` a hundred times smaller.
         """
-        settings = {"name": "SFR-on (language)", "cycles": 50, "forget_lr": 5e-4, "ceiling": 0.8}
+        settings = {
+            "name": "SFR-on (language)",
+            "cycles": 50,
+            "lr": 3e-4,
+            "forget_lr": 5e-4,
+            "ceiling": 0.8,
+        }
         return cls.budgeted(**{**settings, **overrides})
 
     @classmethod

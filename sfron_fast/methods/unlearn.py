@@ -19,6 +19,7 @@ from ..saliency.mask import SaliencyMask
 from ..tasks import Classification, Language, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
+from .budget import BUDGET
 from .guard import Guard, Metric, StopWhen, check_metrics
 from .run import Run, UnlearnResult
 from .sfron import Recipe
@@ -63,16 +64,16 @@ def unlearn(
         holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
         recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()`` or ``.language()``, with
             overrides. None = ``budgeted`` (with the language task ``language``) if there is a
-            budget, else ``paper``.
+            budget or a holdout set, else ``paper``.
         mask: a saliency mask made earlier; None = estimate both Fishers now.
         loss_fn: short for ``task=Classification(loss_fn)``: (output, targets) -> per-sample losses
             [samples]; None = cross-entropy of outputs [samples, classes].
         task: what one sample's loss is, and how a batch is read (``sfron_fast.tasks.Task``); None =
             classification.
         retain_budget: what forgetting may cost: how far the mean loss of retain samples may rise,
-            as a share of the holdout loss before the run; .05 is a start. The forget learning rate
-            follows what is spent, looking after every cycle at up to 64 retain samples that the
-            run does not train on. None = no budget.
+            as a share of the holdout loss before the run. The learning rates follow what is spent,
+            looking after every cycle at up to 64 retain samples that the run does not train on.
+            None = .05 where there is a holdout set and no recipe, else no budget.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
             percent, of tasks that have one, and the metrics.
         metrics: figures of your own by name, ``metric(model) -> number``, in eval mode and without
@@ -126,6 +127,8 @@ def unlearn(
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
         number("retain_budget", retain_budget, 0.0, open_low=True)
+    if recipe is None and retain_budget is None and holdout is not None:
+        retain_budget = BUDGET
     if recipe is None:
         budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
         recipe = Recipe.paper() if retain_budget is None else budgeted()
@@ -162,7 +165,7 @@ def unlearn(
     )
     check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
-    if eval_every and not metrics:
+    if eval_every and (not metrics or over_forgetting == "stop"):
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
@@ -206,5 +209,5 @@ def unlearn(
             run.result.budget_spent = run.budget.settled(recipe.lr)
     if not run.result.stopped_early:
         with run.ranks.first_warns():
-            run.outcome.judge(run.result.history, guard.floor)
+            run.outcome.judge(run.result.history, guard.floor, retain_budget)
     return run.result

@@ -241,9 +241,9 @@ def linear_logp(
         logit_scale: Cohere's; of Granite 1 / logits_scaling.
         ignore_index: rows with this label have logp and lse 0, and no gradient.
 
-    Memory beside the gradients: a tile of logits (16 MiB on the CPU, 256 MiB on a GPU; two with a
-    softcap), sums of d / d hidden in fp32, and for bf16 and fp16 on the CPU hidden and a tile's
-    weights in fp32. All sums are fp32; an element of a gradient is rounded once. Under
+    Memory beside the gradients: a tile of logits (16 MiB on the CPU, 256 MiB on a GPU), sums of
+    d / d hidden in fp32, and for bf16 and fp16 on the CPU hidden and a tile's weights in fp32, on a
+    GPU a copy of a tile. All sums are fp32; an element of a gradient is rounded once. Under
     torch.autocast hidden, weight and bias are cast as a linear layer's would be. fp64, second
     derivatives and torch.func take all logits at once.
 

@@ -59,7 +59,7 @@ class Moments(LogSums):
         self.first, self.second = torch.zeros_like(self.others), torch.zeros_like(self.others)
         self.argmax = torch.zeros_like(labels)
 
-    def add(self, tile: Tile, keep: bool = False) -> None:
+    def add(self, tile: Tile) -> None:
         """The tile's values may be overwritten."""
         add = linear_rows.serving("linear_moments_", tile.values)
         sums = (self.maximum, self.others, self.picked, self.first, self.second, self.argmax)

@@ -116,7 +116,7 @@ def one_pass(
         tiles = list(logit_tiles(part, head, memory))
         log_sums = LogSums(label, part)
         for tile in tiles:
-            log_sums.add(tile, keep=True)
+            log_sums.add(tile)
         logp, shift, log_sum = log_sums.result()
         losses = samples.mean(-logp, first, last, begin, end)
         tokens = samples.tokens[first:last]

@@ -1,7 +1,7 @@
-"""Row arithmetic of a tile of logits: in plain torch, on a GPU in Triton.
+"""Row arithmetic of a tile of logits, which the ops over heads call between products of matrices.
 
-On a CPU a tenth of the time of the products of matrices around it, so torch serves there. No ops of
-their own: only the ops over heads call them, within their own calls.
+Log-sums and the gradient are ops, with kernels for CPU and GPU. What evaluations and teachers need
+besides is plain torch, on a GPU Triton, and no op.
 """
 
 from typing import Any
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import triton
-from .dtypes import only_reference
+from ..errors import number, require
+from . import registry, triton
+from .arguments import floats, in_place
+from .dtypes import accumulate_dtype, only_reference
+from .rows import in_place_kernel
 
 LEAST = -1e4  # e^ of it is 0, times it too; of -inf it would be NaN
 
@@ -59,12 +62,11 @@ def add_log_sums(
     maximum: Tensor,
     others: Tensor,
     picked: Tensor,
-    keep: bool,
 ) -> None:
-    """Adds a tile to the rows' maxima, sums of e^(x - shift) without the label, and labels' logits,
-    each [rows]; without ``keep`` the values may be overwritten.
+    """Adds a tile [rows, columns], of the classes from ``start`` on, to the rows' maxima, sums of
+    e^(x - shift) without the label, and labels' logits, each [rows].
     """
-    values = values.clone() if keep else values
+    values = values.clone()
     rescaled, _ = relative(values, labels, start, maximum, picked)
     others.mul_(rescaled).add_(values.exp_().sum(dim=1))
 
@@ -83,19 +85,79 @@ def gradient(
     factor: Tensor,
     label: Tensor,
     softcap: float | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """From logits x [rows, columns] to factor e^(x - shift), ``label`` at the label, times the
-    slope of the cap, in ``dtype``; the values are overwritten. shift, factor, label [rows].
+    slope of the cap, in ``out``, which may be the logits' memory. shift, factor, label [rows].
     """
     column, inside = column_of(labels, start, values.shape[1])
-    slope = None if softcap is None else slope_of(values, softcap)
-    values.sub_(shift.unsqueeze(1)).exp_().mul_(factor.unsqueeze(1))
-    at_label = torch.where(inside.unsqueeze(1), label.unsqueeze(1), values.gather(1, column))
-    values.scatter_(1, column, at_label)
-    if slope is not None:
-        values.mul_(slope)
-    return values.to(dtype)
+    found = (values - shift.unsqueeze(1)).exp_().mul_(factor.unsqueeze(1))
+    at_label = torch.where(inside.unsqueeze(1), label.unsqueeze(1), found.gather(1, column))
+    found.scatter_(1, column, at_label)
+    out.copy_(found if softcap is None else found.mul_(slope_of(values, softcap)))
+
+
+def check_tile(values: Tensor, labels: Tensor, start: int, **rows: Tensor) -> None:
+    """What both ops demand: fp32 (fp64) values [rows, columns]; the others [rows]."""
+    require(
+        values.dim() == 2 and values.shape[1] > 0, "values", "[rows, columns]", tuple(values.shape)
+    )
+    wide = values.dtype in (torch.float32, torch.float64)
+    require(wide, "values", "float32 or float64", values.dtype)
+    require(start >= 0, "start", "a class, 0 or more", start)
+    size = values.shape[0]
+    for name, tensor in {"labels": labels, **rows}.items():
+        dtype = torch.int64 if name == "labels" else values.dtype
+        require(tensor.device == values.device, name, f"device {values.device}", tensor.device)
+        require(tensor.shape == (size,), name, f"shape ({size},)", tuple(tensor.shape))
+        require(tensor.dtype == dtype, name, f"dtype {dtype}", tensor.dtype)
+    for name, tensor in {"values": values, "labels": labels, **rows}.items():
+        in_place(name, tensor)
+
+
+def check_log_sums(
+    values: Tensor, labels: Tensor, start: int, maximum: Tensor, others: Tensor, picked: Tensor
+) -> None:
+    """What the op demands; raises ValueError."""
+    check_tile(values, labels, start, maximum=maximum, others=others, picked=picked)
+
+
+def check_gradient(
+    values: Tensor,
+    labels: Tensor,
+    start: int,
+    shift: Tensor,
+    factor: Tensor,
+    label: Tensor,
+    softcap: float | None,
+    out: Tensor,
+) -> None:
+    """What the op demands; raises ValueError."""
+    check_tile(values, labels, start, shift=shift, factor=factor, label=label)
+    if softcap is not None:
+        number("softcap", softcap, 0.0, open_low=True)
+    floats("out", [out])
+    require(out.device == values.device, "out", f"device {values.device}", out.device)
+    require(out.shape == values.shape, "out", f"shape {tuple(values.shape)}", tuple(out.shape))
+    same = accumulate_dtype(out.dtype) == values.dtype
+    require(same, "out", f"{values.dtype} or narrower", out.dtype)
+    in_place("out", out)
+
+
+registry.define(
+    "linear_log_sums_",
+    "(Tensor values, Tensor labels, int start, Tensor(a!) maximum, Tensor(b!) others, "
+    "Tensor(c!) picked) -> ()",
+    add_log_sums,
+    check_log_sums,
+)
+registry.define(
+    "linear_gradient_",
+    "(Tensor values, Tensor labels, int start, Tensor shift, Tensor factor, Tensor label, "
+    "float? softcap, Tensor(a!) out) -> ()",
+    gradient,
+    check_gradient,
+)
 
 
 def add_moments(
@@ -110,7 +172,7 @@ def add_moments(
     argmax: Tensor,
 ) -> None:
     """As ``add_log_sums``, and to sums of e^(x - shift) (x - shift)^n, n = 1, 2, without the label,
-    and the first of the largest classes so far, each [rows]; the values may be overwritten.
+    and the first of the largest classes so far, each [rows]; but the values may be overwritten.
     """
     largest, at = values.max(dim=1)
     argmax.copy_(torch.where(largest > maximum, at + start, argmax))
@@ -180,8 +242,6 @@ def _no_check(*arguments: Any) -> None:
 
 
 _plain: dict[str, Any] = {
-    "linear_log_sums_": add_log_sums,
-    "linear_gradient": gradient,
     "linear_moments_": add_moments,
     "linear_kl_sums_": add_kl_sums,
     "linear_kl_gradient": kl_gradient,
@@ -190,6 +250,8 @@ _on_cuda = {name: triton.op_kernel(name, _no_check, plain) for name, plain in _p
 
 
 def serving(name: str, values: Tensor) -> Any:
-    """The one of these names, for the device and dtype of the values."""
+    """The op or function of that name, for the device and dtype of the values."""
+    if name not in _plain:
+        return in_place_kernel(name, values.dtype)
     own = values.is_cuda and not only_reference(values.dtype)
     return (_on_cuda if own else _plain)[name]

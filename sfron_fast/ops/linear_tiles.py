@@ -139,10 +139,10 @@ class LogSums:
         """What is subtracted from the logits: the maximum so far, 0 where that is infinite."""
         return linear_rows.shift_of(self.maximum)
 
-    def add(self, tile: Tile, keep: bool = False) -> None:
-        """Without ``keep`` the tile's values may be overwritten."""
+    def add(self, tile: Tile) -> None:
+        """One more tile of the rows."""
         add = linear_rows.serving("linear_log_sums_", tile.values)
-        add(tile.values, self.labels, tile.start, self.maximum, self.others, self.picked, keep)
+        add(tile.values, self.labels, tile.start, self.maximum, self.others, self.picked)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """log p(label), shift and log sum e^(x - shift), each [rows]."""
@@ -169,9 +169,11 @@ def softmax_tiles(
     shift, log_sum = sums
     factor = factor * torch.exp(-log_sum)
     for tile in tiles:
-        convert = linear_rows.serving("linear_gradient", tile.values)
-        values = convert(tile.values, labels, tile.start, shift, factor, label, head.softcap, dtype)
-        yield tile._replace(values=values)
+        values = tile.values
+        out = values if values.dtype == dtype else torch.empty_like(values, dtype=dtype)
+        convert = linear_rows.serving("linear_gradient_", values)
+        convert(values, labels, tile.start, shift, factor, label, head.softcap, out)
+        yield tile._replace(values=out)
 
 
 class Gradients(NamedTuple):

@@ -1,9 +1,14 @@
 """The command, on a tiny Llama with a tokenizer made here; nothing is downloaded."""
 
 import json
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import on_ranks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -162,6 +167,52 @@ def test_a_run_that_was_stopped_goes_on(folder, tmp_path, monkeypatch):
     weights = [(place / "model.safetensors").read_bytes() for place in (whole, out)]
     assert weights[0] == weights[1]
     assert not (out / "run").exists()
+
+
+def _on_a_rank(commands):
+    """The exit status of each command, as torchrun starts it, and what it prints."""
+    os.environ["WORLD_SIZE"] = str(dist.get_world_size())
+    said = []
+    for asked in commands:
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            status = main(asked)
+        said.append((status, out.getvalue(), err.getvalue()))
+    return said
+
+
+def test_two_ranks_write_what_one_process_writes(folder, tmp_path):
+    """Every batch is a whole set, so that its order is the same."""
+    few = ["--epochs", 8, "--batch-size", 32, "--budget", 0.2]
+    alone, out, adapted = tmp_path / "alone", tmp_path / "out", tmp_path / "adapted"
+    assert main(command(folder, "--out", alone, *few)) == 0
+    lora = ["--lora", 2, "--lr", 5e-2, "--dtype", "bfloat16"]
+    evaluated = ["evaluate", "--model", str(out), "--forget", str(folder / "forget.jsonl")]
+    asked = [
+        command(folder, "--out", out, *few),
+        command(folder, "--out", out, *few),  # it is done
+        command(folder, "--out", adapted, *few, *lora),
+        evaluated,
+        command(folder, "--out", tmp_path / "no", "--method", "npo"),
+    ]
+    first, second = on_ranks(2, _on_a_rank, asked)
+    assert [status for status, *_ in first] == [status for status, *_ in second] == [0, 0, 0, 0, 2]
+    assert not any(out for _, out, _ in second)  # one prints
+    assert "method: expected sfron under torchrun, found npo" in second[4][2]
+    found, expected = (json.loads((p / "report.json").read_text()) for p in (out, alone))
+    assert found["processes"] == 2
+    for key in ("before", "after"):
+        for name, figures in expected[key].items():
+            assert found[key][name] == pytest.approx(figures, rel=1e-3), (key, name)
+    assert found["mask"] == expected["mask"]
+    assert f"{found['after']['forget']['loss']:.3f}" in first[3][1]
+    models = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (out, alone)]
+    for name, weight in models[1].items():
+        torch.testing.assert_close(models[0][name], weight, rtol=1e-3, atol=1e-4)
+    moved = AutoModelForCausalLM.from_pretrained(adapted).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="bfloat16").state_dict()
+    assert moved.keys() == start.keys()
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(moved[name], start[name])
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")

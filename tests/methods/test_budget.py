@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import AHEAD, GAIN, RAMP, WIDTH, Budget
+from sfron_fast.methods.budget import AHEAD, GAIN, RAMP, RETREAT, WIDTH, Budget
 
 FORGET, RETAIN, HOLDOUT = [data(8, seed=1)], list(loader(24, 4, seed=2)), [data(12, seed=3)]
 RECIPE = sf.Recipe.budgeted(cycles=6, lr=1e-2, forget_lr=1e-2)
@@ -51,15 +51,15 @@ def test_what_cannot_be_kept_out_is_refused(source, message):
         keep_out(source, "retain")
 
 
-def test_the_learning_rate_follows_the_spending():
-    """Three cycles by hand: nothing spent, half of it too early, and too much."""
+def test_the_learning_rates_follow_the_spending():
+    """By hand: nothing spent, half of it too early, too much, and too much that falls again."""
     model = build()
     budget = Budget(
         Ranks(model, None), RETAIN[-1:], sf.Classification(), share=0.5, holdout_loss=2.0
     )
     optimizer = RECIPE.make_optimizer(model, None)
-    rate, before = 1.0, 0.0
-    for cycle, spent in enumerate((0.0, 0.5, 2.0), 1):
+    rate, before, lr = 1.0, 0.0, RECIPE.lr
+    for cycle, spent in enumerate((0.0, 0.5, 2.0, 1.9), 1):
         rise = torch.tensor(spent, dtype=torch.float64)  # of a limit of 1
         budget.look = (budget.before + rise).clone
         budget.follow(optimizer, 0.1, cycle, 10)
@@ -68,8 +68,31 @@ def test_the_learning_rate_follows_the_spending():
         opened = min(1.0, max(0.0, 0.5 + 0.5 * left))
         found = optimizer.param_groups[0]["forget_lr"]
         torch.testing.assert_close(found, torch.tensor(0.1 * rate * opened))
+        if opened == 0.0 and spent >= before:  # retain steps alone cost it
+            lr *= torch.tensor(-RETREAT / 10).exp().item()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
         before = spent
     assert found == 0.0
+    assert lr < RECIPE.lr
+
+
+def test_retain_steps_that_cost_too_much_become_smaller():
+    """A learning rate that fine-tuning alone could not afford: still within the budget."""
+    model = build()
+    recipe = RECIPE.replace(lr=0.3, forget_lr=0.0, cycles=40)
+    loose = run(build(), 1e9, recipe=recipe).budget_spent * 1e9
+    spent = run(model, 0.5, recipe=recipe).budget_spent
+    assert loose > 1.0
+    assert spent < 1.25
+
+
+def test_where_nothing_is_chosen_there_is_a_budget():
+    """The default, with a holdout set; without one, the paper's recipe."""
+    found, expected = build(), build()
+    result = sf.unlearn(found, **SETS)
+    sf.unlearn(expected, **SETS, retain_budget=0.05)
+    assert result.budget_spent is not None
+    assert same(bits(found), bits(expected))
 
 
 def test_a_run_that_spent_too_much_says_so():

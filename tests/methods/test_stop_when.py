@@ -84,6 +84,15 @@ def test_accuracies_are_there_beside_metrics_where_the_task_has_them():
         ({"eval_every": 1, "metrics": {"a": 1.0}}, "metrics"),
         ({"eval_every": 1, "metrics": {"a": first_weight}, "stop_when": 3}, "stop_when"),
         ({"eval_every": 1}, "task"),
+        (
+            {
+                "eval_every": 1,
+                "metrics": {"a": first_weight},
+                "over_forgetting": "stop",
+                "forget_floor": 1.0,
+            },
+            "task",
+        ),
     ],
 )
 def test_refusals(settings, named):

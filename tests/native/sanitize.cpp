@@ -9,6 +9,7 @@
 #include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
 #include "interpolate/interpolate.h"
+#include "linear_rows/linear_rows.h"
 #include "masked_grad_norm/masked_grad_norm.h"
 #include "saliency_mask/saliency_mask.h"
 #include "sample_square_accumulate/sample_square_accumulate.h"
@@ -295,6 +296,45 @@ void cross_entropy() {
   expect(gradient.same(expected), "cross_entropy", "gradient", classes);
 }
 
+void linear_rows() {
+  const int64_t columns = kSizes[1 + pick(12)], rows = pick(4), start = pick(2) * 1000;
+  Buffer logits(rows * columns, DType::kFloat32), before = logits;
+  std::vector<int64_t> labels(rows);  // before, in or behind the tile
+  for (int64_t& label : labels) label = start + (pick(3) - 1) * columns + pick(columns);
+  const LogitTile t{reinterpret_cast<const float*>(logits.data), labels.data(), start, columns};
+  std::vector<float> maximum(rows, -INFINITY), others(rows), picked(rows, 7.0f);
+  in_pieces(rows, [&](int64_t b, int64_t e) {
+    linear_log_sums_cpu(t, b, e, maximum.data(), others.data(), picked.data());
+  });
+  const std::vector<float> factor(rows, 0.3f), own(rows, -0.7f);
+  const float softcap = pick(2) == 0 ? 0.0f : 3.0f;
+  Buffer gradient(rows * columns, random_dtype()), expected = gradient;
+  const TileGradient g{maximum.data(), factor.data(), own.data(),
+                       softcap,        gradient.data, gradient.dtype};
+  in_pieces(rows, [&](int64_t b, int64_t e) { linear_gradient_cpu(t, g, b, e); });
+  expect(logits.same(before), "linear_rows", "logits", columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t label = labels[r] - start;
+    const bool here = label >= 0 && label < columns;
+    double sum = 0.0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const float x = before.get(r * columns + c), slope = softcap == 0 ? 1 : cap_slope(x, softcap);
+      if (c != label) sum += std::exp(static_cast<double>(x) - maximum[r]);
+      const float g_one = c == label ? own[r] : linear_gradient_one(x, maximum[r], factor[r]);
+      expected.set(r * columns + c, g_one * slope);
+    }
+    expect(std::fabs(others[r] - sum) <= 2e-6 * std::fmax(1.0, sum), "linear_rows", "sum", r);
+    const float wanted = here ? before.get(r * columns + label) : 7.0f;
+    expect(picked[r] == wanted, "linear_rows", "label", r);
+  }
+  expect(gradient.same(expected), "linear_rows", "gradient", columns);
+  if (gradient.dtype != DType::kFloat32) return;
+  TileGradient in_place = g;
+  in_place.out = logits.data;
+  in_pieces(rows, [&](int64_t b, int64_t e) { linear_gradient_cpu(t, in_place, b, e); });
+  expect(logits.same(gradient), "linear_rows", "gradient over the logits", columns);
+}
+
 void mse() {
   const int64_t elements = kSizes[pick(14)], samples = pick(4);
   const Buffer x(samples * elements, random_dtype()), y(samples * elements, x.dtype);
@@ -369,6 +409,7 @@ int main(int argc, char** argv) {
     lists();
     sample_squares();
     cross_entropy();
+    linear_rows();
     mse();
     soft_targets();
   }

@@ -1,7 +1,7 @@
 """Random cases by the thousand: list ops and optimizers have the bits of the reference; bad input
 changes nothing.
 
-`make test` runs the same cases every time; `make test-long` draws new ones, sixty times as many.
+`make test` runs the same cases every time; `make test-long` draws new ones, a hundred times as many.
 """
 
 import re
@@ -36,7 +36,7 @@ CLEAR = re.compile(
     r"[\w.]+(\[[^]]+\])*: expected .+, found |.*Expected a value of type|.*with negation inputs",
     re.S,
 )
-LONG = 60
+LONG = 120
 # drawn on purpose
 pytestmark = pytest.mark.filterwarnings("ignore:.*step found no gradients:RuntimeWarning")
 
@@ -76,7 +76,7 @@ def assert_as_expected(op: str, case: Case, got, twin: Case) -> None:
 
 
 @pytest.mark.checklist("B8")
-@cases(100)
+@cases(50)
 @pytest.mark.parametrize("op", OPS)
 def test_list_ops_have_the_bits_of_the_reference(op, examples):
     def check(case):
@@ -136,7 +136,7 @@ def assert_refused_or_right(op: str, case: Case, expected=assert_as_expected) ->
     expected(op, case, got, twin)
 
 
-@cases(100)
+@cases(50)
 @pytest.mark.parametrize("op", OPS)
 def test_spoiled_lists_are_refused_whole_or_give_what_the_reference_gives(op, examples):
     hunt(examples, spoiled_case(OPS[op]), lambda drawn: assert_refused_or_right(op, drawn[0]))
@@ -216,7 +216,7 @@ def model_step(subject, forget, grads, scale, found):
 
 
 @pytest.mark.checklist("B1")
-@cases(400, shards=4)
+@cases(200, shards=4)
 def test_optimizers_have_the_bits_of_the_obvious_loop(examples):
     hunt(examples, runs(), lambda subject: None)
 
@@ -242,7 +242,7 @@ def spoiled_runs(draw):
     return way
 
 
-@cases(400, shards=4)
+@cases(200, shards=4)
 def test_a_spoiled_step_is_refused_whole_or_gives_what_the_obvious_loop_gives(examples):
     hunt(examples, spoiled_runs(), lambda way: None)
 
@@ -258,6 +258,6 @@ def steps_out_of_turn(draw):
         assert_unchanged(subject, before)
 
 
-@cases(100)
+@cases(50)
 def test_a_forget_step_inside_a_cycle_changes_nothing(examples):
     hunt(examples, steps_out_of_turn(), lambda nothing: None)

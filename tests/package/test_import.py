@@ -186,10 +186,13 @@ shapes = [*cases.ODD, (513,), (2049,)]
 longer = {"adaptive_cross_entropy": (3, 5, 2085), "adaptive_mse": (3, 2085)}
 longer["soft_target_kl"] = (5, 2085)
 assert set(longer) == set(op_table.ROWS)
+tiles = {name: op for name, op in op_table.OPS.items() if name.startswith("linear_")}
+assert tiles
+longer |= dict.fromkeys(tiles, (5, 2085))
 for dtype in cases.NATIVE_DTYPES:
     torch.manual_seed(0)
     tensors = []
-    for name, op in {**op_table.LISTS, **op_table.ROWS}.items():
+    for name, op in {**op_table.LISTS, **op_table.ROWS, **tiles}.items():
         kind = dtype if dtype in op.dtypes else torch.float32
         for case in op.full(longer.get(name, shapes), kind):
             tensors += op.outcome(case) + [t for _, t in case.flat()]

@@ -4,6 +4,7 @@ An entry is a ``ListOp``, ``RowOp`` or ``Op`` in one of the files below; it need
 Ops over a head are composed of others and have a suite of their own, test_every_head.py.
 """
 
+import linear_row_ops
 import list_ops
 import over_ops
 import row_ops
@@ -19,4 +20,4 @@ def entries_of(kind, *modules) -> dict:
 
 LISTS: dict[str, ListOp] = entries_of(ListOp, list_ops, step_ops)
 ROWS: dict[str, RowOp] = entries_of(RowOp, row_ops)
-OPS: dict[str, Op] = {**LISTS, **ROWS, **entries_of(Op, over_ops, sample_ops)}
+OPS: dict[str, Op] = {**LISTS, **ROWS, **entries_of(Op, over_ops, sample_ops, linear_row_ops)}

@@ -22,7 +22,7 @@ MODULES = {
     "adaptive_cross_entropy_scale_": "adaptive_cross_entropy",
     "adaptive_mse": "adaptive_mse",
     "adaptive_mse_backward": "adaptive_mse",
-    "linear_gradient": "linear_rows",
+    "linear_gradient_": "linear_rows",
     "linear_kl_gradient": "linear_kl_rows",
     "linear_kl_sums_": "linear_kl_rows",
     "linear_log_sums_": "linear_rows",

@@ -108,4 +108,6 @@ def linear_kl_gradient(
 ) -> Tensor:
     """Launches what ``linear_rows.kl_gradient`` computes; the teacher's values stay."""
     tensors = teacher, shift, log_sum, teacher_shift, teacher_log_sum
-    return over_blocks(_kl_gradient_kernel, values, *tensors, softcap=softcap, dtype=dtype)
+    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
+    over_blocks(_kl_gradient_kernel, values, *tensors, softcap=softcap, out=out)
+    return out

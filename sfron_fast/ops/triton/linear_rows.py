@@ -6,7 +6,6 @@ Arithmetic is fp32. Row offsets have 64 bits.
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -104,15 +103,14 @@ def over_rows(kernel: Any, values: Tensor, *arguments: Any) -> None:
 
 
 def over_blocks(
-    kernel: Any, values: Tensor, *arguments: Any, softcap: float | None, dtype: torch.dtype
-) -> Tensor:
+    kernel: Any, values: Tensor, *arguments: Any, softcap: float | None, out: Tensor
+) -> None:
     """A program for each block of a row: ``kernel(values, *arguments, out, columns, blocks,
-    inverse_cap)``; the result takes the memory of the values where it is of their dtype.
+    inverse_cap)``; the result may take the memory of the values.
     """
     rows, columns = values.shape
-    out = values if dtype == values.dtype else torch.empty_like(values, dtype=dtype)
     if rows == 0:
-        return out
+        return
     block = min(BLOCK, common.power_of_two(columns))
     blocks = triton.cdiv(columns, block)
     with common.on_device(values):
@@ -128,7 +126,6 @@ def over_blocks(
             num_warps=WARPS,
             **common.STRICT,
         )
-    return out
 
 
 def linear_log_sums_(
@@ -138,13 +135,12 @@ def linear_log_sums_(
     maximum: Tensor,
     others: Tensor,
     picked: Tensor,
-    keep: bool,
 ) -> None:
-    """Launches what ``linear_rows.add_log_sums`` computes; the values stay in any case."""
+    """Launches what ``linear_rows.add_log_sums`` computes."""
     over_rows(_log_sums_kernel, values, labels, maximum, others, picked, start)
 
 
-def linear_gradient(
+def linear_gradient_(
     values: Tensor,
     labels: Tensor,
     start: int,
@@ -152,8 +148,8 @@ def linear_gradient(
     factor: Tensor,
     label: Tensor,
     softcap: float | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """Launches what ``linear_rows.gradient`` computes."""
     tensors = labels, shift, factor, label
-    return over_blocks(_gradient_kernel, values, *tensors, start, softcap=softcap, dtype=dtype)
+    over_blocks(_gradient_kernel, values, *tensors, start, softcap=softcap, out=out)
