@@ -2,6 +2,7 @@
 
 from .data.paired import PairedLoader
 from .evaluation import evaluate
+from .evaluation.diffusion import loss_profile
 from .evaluation.reference_losses import reference_losses
 from .heads import (
     linear_adaptive_cross_entropy,
@@ -22,7 +23,16 @@ from .optim import SFRonAdamW, SFRonSGD
 from .optim.in_backward import step_in_backward
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
-from .tasks import Classification, Language, Task
+from .saliency.overlap import noise_overlap
+from .tasks import (
+    Classification,
+    Denoising,
+    Language,
+    Memorise,
+    Relabel,
+    Task,
+    Unconditional,
+)
 from .version import __version__
 from .weights import (
     ceu_weights,
@@ -36,14 +46,18 @@ from .weights import (
 
 __all__ = [
     "Classification",
+    "Denoising",
     "Fisher",
     "Language",
+    "Memorise",
     "PairedLoader",
     "Recipe",
+    "Relabel",
     "SFRonAdamW",
     "SFRonSGD",
     "SaliencyMask",
     "Task",
+    "Unconditional",
     "UnlearnResult",
     "__version__",
     "adaptive_cross_entropy",
@@ -59,6 +73,8 @@ __all__ = [
     "linear_logp",
     "linear_logp_stats",
     "linear_soft_target_kl",
+    "loss_profile",
+    "noise_overlap",
     "npo_weights",
     "reference_losses",
     "satimp_weights",

@@ -21,7 +21,7 @@ from .errors import number, require
 from .ops import adaptive_cross_entropy as cross_entropy
 from .ops import adaptive_cross_entropy_over as over_logits
 from .ops import rows
-from .ops.adaptive_mse import adaptive_mse
+from .ops.adaptive_mse import adaptive_mse, adaptive_mse_parts
 from .ops.adaptive_weights import LOSS_FLOOR, adaptive_weights, mean, nothing_of, portion
 from .ops.arguments import FLOAT32_MAX
 from .ops.dtypes import accumulate_dtype
@@ -34,6 +34,7 @@ __all__ = [
     "adaptive_cross_entropy_parts",
     "adaptive_cross_entropy_sum_",
     "adaptive_mse",
+    "adaptive_mse_parts",
     "adaptive_weights",
     "soft_target_kl",
 ]

@@ -1,5 +1,6 @@
 """The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,6 +55,7 @@ def cases(kind: str, device: str, tiny: bool) -> list[Case]:
     return [
         *(cross_entropy_case(n, v, dtype, device, tiny) for n, v, dtype in entropies),
         *(mse_case(n, d, dtype, device, tiny) for n, d, dtype in squares),
+        mse_case(*squares[0], device, tiny, relative=True),
         *(kl_case(n, v, dtype, device, tiny) for n, v, dtype in targets),
     ]
 
@@ -143,8 +145,17 @@ def cross_entropy_case(
     return Case(title, made, 2 * size, 1.5, held=held, more=more)
 
 
-def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
-    """Floor: prediction and target read once, the gradient written once."""
+def mse_case(
+    samples: int,
+    elements: int,
+    dtype: torch.dtype,
+    device: str,
+    tiny: bool,
+    relative: bool = False,
+) -> Case:
+    """Floor: prediction and target read once, the gradient written once. ``relative``: to a
+    reference, with a cap.
+    """
     size = samples * elements * dtype.itemsize
 
     def inputs() -> list[tuple[Tensor, Tensor]]:
@@ -156,21 +167,28 @@ def mse_case(samples: int, elements: int, dtype: torch.dtype, device: str, tiny:
         made = [torch.randn(2, samples, elements, **on).unbind() for _ in range(copies(2 * size))]
         return [(prediction.clone().requires_grad_(), target) for prediction, target in made]
 
+    usual = torch.logspace(-2.0, 0.0, samples, device=device) if relative else None
+    cap = 100.0  # met by some: the losses are about 2
+
     def stock(prediction: Tensor, target: Tensor) -> Tensor:
-        return weighted(F.mse_loss(prediction.float(), target.float(), reduction="none").mean(1))
+        each = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(1)
+        return weighted(each) if usual is None else weighted(each / usual, cap)
 
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         tolerance = 1e-4 if dtype == torch.float32 else 1e-2
         return rotating(name, differentiated(function), inputs(), tolerance)
 
     ours = partial(sf.adaptive_mse, temperature=TEMPERATURE, floor=FLOOR)
+    if usual is not None:
+        ours = partial(ours, reference=usual, cap=cap)
     made = [
         partial(arms.probe, 3 * size, device),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         partial(arm, "sfron_fast", ours),
     ]
-    return Case(f"mse {samples:,} x {elements:,} {short(dtype)}", made, 3 * size, 1.0)
+    title = f"{'relative ' if relative else ''}mse {samples:,} x {elements:,} {short(dtype)}"
+    return Case(title, made, 3 * size, 1.0)
 
 
 def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
@@ -217,10 +235,14 @@ def copies(size: int) -> int:
     return max(1, min(64, ROTATED // max(size, 1)))
 
 
-def weighted(losses: Tensor) -> Tensor:
+def weighted(losses: Tensor, cap: float = math.inf) -> Tensor:
     """Equations 4 and 5 of docs/equations.md in plain torch."""
-    raw = losses.detach().clamp_min(FLOOR).pow(-TEMPERATURE)
-    return (raw / raw.sum() * losses).sum()
+    known = losses.detach()
+    raw = known.clamp_min(FLOOR).pow(-TEMPERATURE)
+    weights = raw / raw.sum()
+    if cap != math.inf:
+        weights = weights.masked_fill(known >= cap, 0.0)
+    return (weights * losses).sum()
 
 
 def compiled(function: Callable[..., Tensor], tiny: bool) -> Callable[..., Tensor]:

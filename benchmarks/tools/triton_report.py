@@ -8,6 +8,7 @@ to other reports.
 
 import argparse
 import importlib
+import math
 import re
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) 
         torch.empty((samples, elements), dtype=dtype, device="meta") for _ in range(2)
     )
     with recorded() as launches:
-        loss, _, weights, _ = op.adaptive_mse(prediction, target, 0.5, 1e-6, True)
+        loss, _, weights, _ = op.adaptive_mse(prediction, target, None, 0.5, 1e-6, True, math.inf)
         op.adaptive_mse_backward(loss, prediction, target, weights, True)
     return named(launches, f"{samples} {purpose}", dtype, prediction.numel())
 

@@ -22,13 +22,37 @@ int64_t chunk_grain(const MseSamples& t) {
   return std::max<int64_t>(kGrain / std::max<int64_t>(std::min(t.elements, kMseChunk), 1), 1);
 }
 
+// What the samples' losses are relative to [samples], each checked; null = to nothing.
+const float* checked_reference(const MseSamples& batch, const MaybeTensor& reference, double floor,
+                               double cap) {
+  const double inf = std::numeric_limits<double>::infinity();
+  if (cap != inf) check_number("cap", cap, floor, inf, true);
+  if (!reference.has_value()) {
+    if (cap != inf)
+      fail({"reference"}, "losses [" + std::to_string(batch.samples) + "], with a cap", "None");
+    return nullptr;
+  }
+  const View view = any_view({"reference"}, reference->get());
+  check_shape({"reference"}, view, &batch.samples, 1);
+  check_dtype({"reference"}, view, codes().float32);
+  const float* usual = static_cast<const float*>(view.data);
+  for (int64_t i = 0; i < batch.samples; ++i) {
+    if (!(usual[i] > 0.0f && usual[i] < std::numeric_limits<float>::infinity()))
+      fail({"reference"}, "finite losses > 0", number_name(usual[i]));
+  }
+  return usual;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(const Tensor& prediction,
-                                                        const Tensor& target, double temperature,
-                                                        double floor, bool mean) {
+                                                        const Tensor& target,
+                                                        const MaybeTensor& reference,
+                                                        double temperature, double floor, bool mean,
+                                                        double cap) {
   const MseSamples batch = checked(prediction, target);
   const double inf = std::numeric_limits<double>::infinity();
   check_number("temperature", temperature, 0.0, inf);
   check_number("floor", floor, 0.0, inf, true);
+  const float* usual = checked_reference(batch, reference, floor, cap);
 
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({batch.samples}, code);
@@ -45,12 +69,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaptive_mse(const Tensor& prediction
     double sum = 0.0;
     for (int64_t c = 0; c < chunks; ++c) sum += partials[i * chunks + c];
     data_of<float>(losses)[i] = static_cast<float>(sum / divisor);
-    bases[i] = weight_base(data_of<float>(losses)[i], floor);
+    bases[i] = weight_base(data_of<float>(losses)[i], floor, usual == nullptr ? 1.0f : usual[i]);
   }
   const double unit = least_base(batch.samples, bases.data());
   for (int64_t i = 0; i < batch.samples; ++i) raw[i] = raw_weight(bases[i], unit, temperature);
   const WeightedLoss result =
-      weighted_loss(batch.samples, data_of<float>(losses), raw.data(), data_of<float>(weights));
+      usual == nullptr ? weighted_loss(batch.samples, data_of<float>(losses), raw.data(),
+                                       data_of<float>(weights))
+                       : relative_weighted_loss(batch.samples, data_of<float>(losses), raw.data(),
+                                                bases.data(), usual, cap, data_of<float>(weights));
   *data_of<float>(loss) = result.loss;
   *data_of<double>(log_normaliser) = std::log(result.normaliser) - temperature * std::log(unit);
   return {loss, losses, weights, log_normaliser};

@@ -8,9 +8,10 @@
 namespace sfron {
 
 // The floor keeps a sample with a loss of exactly 0 from swallowing all weight; a NaN loss stays
-// NaN.
-inline double weight_base(float loss, double floor) {
-  return loss < floor ? floor : static_cast<double>(loss);
+// NaN. With a reference it is of the loss relative to that.
+inline double weight_base(float loss, double floor, float reference = 1.0f) {
+  const double relative = static_cast<double>(loss) / static_cast<double>(reference);
+  return relative < floor ? floor : relative;
 }
 
 // The least of bases [samples], in units of which no power overflows and the largest is 1; 0 marks
@@ -34,17 +35,33 @@ struct WeightedLoss {
   double normaliser;  // sum of the raw weights
 };
 
-// losses, raw, weights [samples]; adds in order, so threads cannot change the bits. Without a label
-// a weight is 0, never 0 / 0.
-inline WeightedLoss weighted_loss(int64_t samples, const float* losses, const double* raw,
-                                  float* weights) {
+// losses, raw, weights [samples], factor(i) on the weight; adds in order, so threads cannot change
+// the bits. Without a label a weight is 0, never 0 / 0.
+template <class Factor>
+WeightedLoss weighted_loss(int64_t samples, const float* losses, const double* raw, float* weights,
+                           Factor factor) {
   double normaliser = 0.0, loss = 0.0;
   for (int64_t i = 0; i < samples; ++i) normaliser += raw[i];
   for (int64_t i = 0; i < samples; ++i) {
-    weights[i] = static_cast<float>(raw[i] == 0.0 ? 0.0 : raw[i] / normaliser);
+    weights[i] = static_cast<float>(raw[i] == 0.0 ? 0.0 : factor(i, raw[i] / normaliser));
     loss += static_cast<double>(weights[i]) * static_cast<double>(losses[i]);
   }
   return {static_cast<float>(loss), normaliser};
+}
+
+inline WeightedLoss weighted_loss(int64_t samples, const float* losses, const double* raw,
+                                  float* weights) {
+  return weighted_loss(samples, losses, raw, weights,
+                       [](int64_t, double weight) { return weight; });
+}
+
+// Of losses relative to ``reference`` [samples]; from the cap on they weigh 0.
+inline WeightedLoss relative_weighted_loss(int64_t samples, const float* losses, const double* raw,
+                                           const double* bases, const float* reference, double cap,
+                                           float* weights) {
+  return weighted_loss(samples, losses, raw, weights, [=](int64_t i, double weight) {
+    return bases[i] >= cap ? 0.0 : weight / static_cast<double>(reference[i]);
+  });
 }
 
 }  // namespace sfron

@@ -29,8 +29,8 @@ SETTINGS = frozenset(vars(DataLoader(Dataset())))
 
 
 def _owners(loader: Any) -> dict[str, Any]:
-    """Path -> the loader, its samplers and the samplers within them, its data set and those within
-    it.
+    """Path -> the loader, one that it wraps, its samplers and the samplers within them, its data
+    set and those within it.
     """
     found: dict[str, Any] = {}
     waiting = [("loader", loader)]
@@ -40,7 +40,7 @@ def _owners(loader: Any) -> dict[str, Any]:
             continue
         found[path] = owner
         for name, value in getattr(owner, "__dict__", {}).items():
-            if isinstance(value, (Sampler, Dataset)) or name in (
+            if isinstance(value, (Sampler, Dataset, DataLoader)) or name in (
                 "sampler",
                 "batch_sampler",
                 "dataset",

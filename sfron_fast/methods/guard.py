@@ -2,11 +2,34 @@
 over-forgetting.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import torch
+from torch import nn
 
 from ..errors import require, warn
 from ..evaluation import task_accuracy
+from ..models.modes import evaluating
+
+Metric = Callable[[nn.Module], float]
+Entry = dict[str, float]
+StopWhen = Callable[[Entry], bool]
+OURS = ("cycle", "skipped_steps", "forget_accuracy", "val_accuracy")
+
+
+def check_metrics(
+    metrics: Mapping[str, Metric] | None, stop_when: StopWhen | None, every: int
+) -> None:
+    """Raise ValueError for metrics and a stop that could never be asked."""
+    asked = every > 0
+    require(asked or not metrics, "eval_every", "an integer > 0, with metrics", every)
+    require(asked or stop_when is None, "eval_every", "an integer > 0, with stop_when", every)
+    for name, metric in (metrics or {}).items():
+        require(name not in OURS, "metrics", f"other names than {', '.join(OURS)}", repr(name))
+        require(callable(metric), "metrics", f"a function for {name!r}", type(metric).__name__)
+    good = stop_when is None or callable(stop_when)
+    require(good, "stop_when", "a function of an entry", type(stop_when).__name__)
 
 
 class Guard:
@@ -19,6 +42,8 @@ class Guard:
         every: int,
         floor: float | None,
         action: str,
+        metrics: Mapping[str, Metric],
+        stop_when: StopWhen | None,
     ) -> None:
         again = not every or not isinstance(holdout, Iterator)
         require(
@@ -30,6 +55,8 @@ class Guard:
         )
         self.run, self.holdout, self.every = run, holdout, every
         self.action, self.warned = action, False
+        self.metrics, self.stop_when = metrics, stop_when
+        self.accuracies = run.task.has("correct")
         if every and floor is None and holdout is not None:
             floor = run.result.history[0].get("val_accuracy") if run.result.history else None
         self.floor = floor
@@ -45,10 +72,14 @@ class Guard:
         run = self.run
         rest = run.task, run.ranks.group
         with run.looking():
-            forget = run.forget.aside()
-            entry["forget_accuracy"] = task_accuracy(run.model, forget, "forget", *rest)
-            if self.holdout is not None:
-                entry["val_accuracy"] = task_accuracy(run.model, self.holdout, "holdout", *rest)
+            if self.accuracies:
+                forget = run.forget.aside()
+                entry["forget_accuracy"] = task_accuracy(run.model, forget, "forget", *rest)
+                if self.holdout is not None:
+                    entry["val_accuracy"] = task_accuracy(run.model, self.holdout, "holdout", *rest)
+            for name, metric in self.metrics.items():
+                with evaluating(run.model), torch.no_grad():
+                    entry[name] = float(metric(run.model))
         self.run.result.history.append(entry)
         return entry
 
@@ -61,7 +92,9 @@ class Guard:
         if not self.due(cycle):
             return
         entry = self._measure(cycle)
-        if self.floor is None or entry["forget_accuracy"] >= self.floor:
+        if self.stop_when is not None and self.stop_when(dict(entry)):
+            self.run.result.stopped_early = True
+        if self.floor is None or entry.get("forget_accuracy", self.floor) >= self.floor:
             return
         if self.action == "stop":
             self.run.result.stopped_early = True

@@ -112,8 +112,9 @@ class Outcome:
         )
         if budget is not None:
             remedy = f"raise retain_budget ({budget:g}), or take more cycles"
-        if len(history) > 1 and history[0]["forget_accuracy"] > (floor or 0.0):  # it could fall
-            first, last = history[0]["forget_accuracy"], history[-1]["forget_accuracy"]
+        first = history[0].get("forget_accuracy", 0.0) if len(history) > 1 else 0.0
+        if first > (floor or 0.0):  # it could fall
+            last = history[-1]["forget_accuracy"]
             fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
             return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
         if self.forgotten:
@@ -121,7 +122,8 @@ class Outcome:
         losses, length = _numbers(self.losses), self.pass_length
         if length and len(losses) >= 2 * length:  # the same samples at both ends
             first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
-            if last - first < (NATS if self.in_nats else SHARE * abs(first)):
+            risen = last - first if self.recipe.objective == "ascent" else first - last
+            if risen < (NATS if self.in_nats else SHARE * abs(first)):
                 return (
                     f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
                     f" first and {last:.4g} at the end; {remedy}"

@@ -69,6 +69,8 @@ class Run:
         self.model, self.recipe, self.task = model, recipe, task
         self.folder = None if folder is None else RunFolder(folder)
         self.device = self.ranks.device
+        with self.ranks.together():
+            task.begin(model, self.ranks.rank, self.ranks.size)
         self.losses = StepLosses(model, task, self.ranks, recipe)
         self.holdout, self.share = holdout, retain_budget
         self.reference = recipe.reference_loss
@@ -134,7 +136,7 @@ class Run:
 
     def _measure(self, saved: dict[str, Any] | None) -> None:
         """The holdout loss before the first step, where a ceiling or a budget is relative to it."""
-        ceiling = self.recipe.ceiling is not None and self.reference is None
+        ceiling = self.recipe.wants_reference(self.task)
         if saved is not None:
             self.reference = saved.get("reference", self.reference)
         elif ceiling or self.share is not None:
@@ -172,6 +174,7 @@ class Run:
             threshold=self.recipe.threshold,
             zero_over_zero=self.recipe.zero_over_zero,
             estimator=self.recipe.estimator,
+            draws=self.recipe.draws,
             progress=progress,
             group=self.ranks.group,
         )

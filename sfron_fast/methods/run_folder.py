@@ -71,6 +71,9 @@ class RunFolder:
             "zero_over_zero": recipe.zero_over_zero,
             "ceiling": None,
             "reference_loss": None,
+            "draws": 1,
+            "objective": "ascent",
+            "clip_retain": False,
         }
         same = {**earlier, **theirs} == asdict(recipe)
         require(

@@ -31,7 +31,7 @@ class StepLosses:
 
     def forget(self, batch: Any, here: bool, reference: float | None) -> ForgetLoss:
         """The adaptive loss, normalised over the samples of all ranks; ``reference`` goes with the
-        recipe's ceiling.
+        recipe's ceiling. With objective "replace" minus the mean of the task's losses of that name.
 
         Raises:
             ValueError: as the task does, on every rank.
@@ -39,11 +39,16 @@ class StepLosses:
         recipe, task = self.recipe, self.task
         weighing = self.model, batch, recipe.temperature, recipe.loss_floor
         with self.ranks.together(waiting=False):
-            if recipe.ceiling is None or reference is None:
+            own = task.usual(batch)
+            usual = reference if own is None else own
+            if recipe.objective == "replace":
+                each = task.checked(task.replacement_losses(self.model, batch), batch)
+                loss, left = -each.mean(), None
+            elif recipe.ceiling is None or usual is None:
                 loss, each = task.adaptive_loss(*weighing)
                 left = None
             else:
-                limit = recipe.ceiling, reference
+                limit = recipe.ceiling, usual
                 loss, each = task.ceiling_loss(*weighing, *limit)
                 left = with_ceiling(torch.ones_like(each), each, *limit).any()
             check_depends(loss, task)
@@ -51,7 +56,9 @@ class StepLosses:
         if self.ranks.group is None:
             return ForgetLoss(loss, each.mean(), None if left is None else ~left)
         counted = task.counted(self.model, batch).to(each.device) & here
-        share = self.ranks.portion(each, recipe.temperature, recipe.loss_floor, counted)
+        weighed = each if own is None else each / own
+        temperature = recipe.temperature if recipe.objective == "ascent" else 0.0
+        share = self.ranks.portion(weighed, temperature, recipe.loss_floor, counted)
         mine = each.new_tensor([0.0, len(each), 0.0], dtype=torch.float64)
         mine[0], mine[2] = each.sum(), 0.0 if left is None else left
         total, count, some = self.ranks.sum(mine if here else torch.zeros_like(mine))

@@ -3,7 +3,7 @@ guards, checkpoints.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from ..tasks import Classification, Language, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
 from .budget import BUDGET
-from .guard import Guard
+from .guard import Guard, Metric, StopWhen, check_metrics
 from .run import Run, UnlearnResult
 from .sfron import Recipe
 
@@ -40,6 +40,8 @@ def unlearn(
     task: Task | None = None,
     retain_budget: float | None = None,
     eval_every: int = 0,
+    metrics: Mapping[str, Metric] | None = None,
+    stop_when: StopWhen | None = None,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
     checkpoint: str | os.PathLike[str] | None = None,
@@ -73,7 +75,12 @@ def unlearn(
             looking after every cycle at up to 64 retain samples that the run does not train on.
             None = .05 where there is a holdout set and no recipe, else no budget.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
-            percent.
+            percent, of tasks that have one, and the metrics.
+        metrics: figures of your own by name, ``metric(model) -> number``, in eval mode and without
+            gradients; they go into ``result.history``, and what they draw leaves no trace in the
+            run. Several ranks each ask; let them agree.
+        stop_when: ``stop_when(entry) -> bool`` of an evaluation's entry of ``result.history``,
+            after a cycle: the run ends there if it is true.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for
             example what a model that never saw the samples reaches; None = validation accuracy
             before the run; 0 switches the guard off (right when a whole class goes). It acts at
@@ -126,7 +133,7 @@ def unlearn(
         budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
         recipe = Recipe.paper() if retain_budget is None else budgeted()
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    relative = retain_budget is not None or (recipe.ceiling and recipe.reference_loss is None)
+    relative = retain_budget is not None or recipe.wants_reference(task)
     wanted = "held-out batches, for retain_budget or the recipe's ceiling"
     require(holdout is not None or not relative, "holdout", wanted, "None")
     require(
@@ -156,16 +163,20 @@ def unlearn(
         "eval_every > 0 and holdout or forget_floor with 'stop'",
         "no evaluation to stop at",
     )
+    check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
-    if eval_every:
+    if eval_every and (not metrics or over_forgetting == "stop"):
         task.needs("correct")
+    if recipe.objective == "replace":
+        task.needs("replacement_losses")
     run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group)
     progress = progress and run.ranks.rank == 0
     with keeping_modes(model), recording(model), run.ranks.first_warns(), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
-            guard = Guard(run, holdout, eval_every, forget_floor, over_forgetting)
+            limits = forget_floor, over_forgetting
+            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when)
             run.open_folder()
         # one forget or retain step at a time; looks and checkpoints do not count as its time
         total = recipe.cycles * (1 + recipe.retain_steps)
@@ -189,6 +200,7 @@ def unlearn(
             ):
                 with run.watch.pause():
                     run.save()
+    task.end(model)
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.skipped_steps = run.optimizer.skipped_steps
     run.result.forgotten_steps = run.outcome.forgotten

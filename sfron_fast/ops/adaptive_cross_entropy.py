@@ -16,7 +16,6 @@ from .rows import (
     like_second,
     row_shift,
     sample_outputs,
-    transformed,
 )
 
 
@@ -104,7 +103,7 @@ def check(
     require(labels.device == logits.device, "labels", f"device {logits.device}", labels.device)
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
-    if _readable(labels):
+    if adaptive_weights.readable(labels):
         outside = labels[(labels != ignore_index) & ((labels < 0) | (labels >= logits.shape[2]))]
         if outside.numel():
             require(
@@ -113,13 +112,6 @@ def check(
                 f"classes 0 to {logits.shape[2] - 1} or {ignore_index}",
                 int(outside[0]),
             )
-
-
-def _readable(labels: Tensor) -> bool:
-    """On other devices reading would wait for the device; compiled or transformed, there is nothing
-    to read.
-    """
-    return labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def check_gradient(

@@ -1,12 +1,13 @@
 """Squared errors of samples, weighted by themselves: docs/equations.md, 4 and 5."""
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import number, require
 from . import adaptive_weights, registry
-from .adaptive_weights import LOSS_FLOOR, nothing_of, portion
+from .adaptive_weights import LOSS_FLOOR, check_reference, nothing_of, portion
 from .arguments import aligned, floats
 from .dtypes import wide
 from .layout import in_memory
@@ -14,16 +15,24 @@ from .rows import constant_weights, gradient_kernel, kernel, like_second, sample
 
 
 def formula(
-    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+    prediction: Tensor,
+    target: Tensor,
+    reference: Tensor | None,
+    temperature: float,
+    floor: float,
+    mean: bool,
+    cap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """prediction, target [samples, elements] -> loss, losses [samples], weights [samples],
-    log_normaliser.
+    """prediction, target [samples, elements], reference [samples] or None -> loss, losses
+    [samples], weights [samples], log_normaliser.
     """
     difference = wide(prediction) - wide(target)
     losses = (difference * difference).sum(dim=1)
     if mean:
         losses = losses / max(prediction.shape[1], 1)
-    weights, log_normaliser = adaptive_weights.formula(losses, temperature, floor)
+    weights, log_normaliser = adaptive_weights.formula(
+        losses, temperature, floor, None, reference, cap
+    )
     return (weights * losses).sum(), losses, weights, log_normaliser
 
 
@@ -36,13 +45,22 @@ def gradient(
     return (difference * (weights * scale * grad).unsqueeze(1)).to(prediction.dtype)
 
 
-def check(prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool) -> None:
+def check(
+    prediction: Tensor,
+    target: Tensor,
+    reference: Tensor | None,
+    temperature: float,
+    floor: float,
+    mean: bool,
+    cap: float,
+) -> None:
     """What the op demands of its arguments; raises ValueError."""
     require(prediction.dim() == 2, "prediction", "[samples, elements]", tuple(prediction.shape))
     floats("prediction", [prediction])
     aligned("target", [target], [prediction])
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
+    check_reference(reference, len(prediction), prediction, floor, cap)
 
 
 def check_gradient(
@@ -53,8 +71,8 @@ def check_gradient(
 
 
 SCHEMA = (
-    "(Tensor prediction, Tensor target, float temperature, float floor, "
-    "bool mean) -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)"
+    "(Tensor prediction, Tensor target, Tensor? reference, float temperature, float floor, "
+    "bool mean, float cap) -> (Tensor loss, Tensor losses, Tensor weights, Tensor log_normaliser)"
 )
 
 
@@ -63,16 +81,14 @@ GRADIENT_SCHEMA = (
 )
 
 
-def fake(
-    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
-) -> tuple[Tensor, ...]:
+def fake(prediction: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Empty outputs, for torch.compile."""
     return sample_outputs(prediction)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Only the loss has a gradient; the weights are constants."""
-    prediction, target, _, _, ctx.mean = inputs
+    prediction, target, _, _, _, ctx.mean, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(prediction, target, output[2])
 
@@ -81,7 +97,7 @@ def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
     """The gradient of the first argument."""
     derive = gradient_kernel("adaptive_mse_backward", gradient)
     found = derive(grad, *ctx.saved_tensors, ctx.mean)
-    return found, None, None, None, None
+    return found, None, None, None, None, None, None
 
 
 registry.define(
@@ -92,10 +108,10 @@ registry.define(
 )
 
 
-def differentiable(prediction: Tensor, target: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
+def differentiable(prediction: Tensor, *constants: Any) -> tuple[Tensor, ...]:
     """Checked; of its outputs only the loss has a gradient."""
-    check(prediction, target, *numbers)
-    return constant_weights(formula(prediction, target, *numbers))
+    check(prediction, *constants)
+    return constant_weights(formula(prediction, *constants))
 
 
 def adaptive_mse(
@@ -105,13 +121,18 @@ def adaptive_mse(
     *,
     floor: float = LOSS_FLOOR,
     reduction: str = "mean",
+    reference: Tensor | None = None,
+    cap: float | None = None,
     group: Any = None,
 ) -> Tensor:
-    """sum_i w_i l_i [] of per-sample squared errors (diffusion models).
+    """sum_i w_i l_i [] of per-sample squared errors (diffusion models), or, with a reference r,
+    sum_i w_i l_i / r_i with the weights of l_i / r_i.
 
     Args:
         prediction, target: [samples, ...], equal shape and dtype; ``target`` must not require grad.
         reduction: "mean" or "sum" over a sample's elements.
+        reference, cap: as ``adaptive_weights``; fp32 [samples] (fp64 for fp64), for example the
+            retain set's loss at each sample's timestep, reduced alike.
         group: as ``adaptive_cross_entropy``.
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device or range.
@@ -137,9 +158,42 @@ def adaptive_mse(
     number("floor", floor, 0.0, open_low=True)
     if prediction.shape[0] == 0:
         return nothing_of(prediction, group)
-    op = kernel("adaptive_mse", differentiable, prediction)
-    rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
-    loss, _, _, log_normaliser = op(
-        rows, targets, float(temperature), float(floor), reduction == "mean"
+    loss, _, log_normaliser = adaptive_mse_parts(
+        prediction,
+        target,
+        temperature,
+        floor=floor,
+        reduction=reduction,
+        reference=reference,
+        cap=cap,
     )
     return loss if group is None else loss * portion(log_normaliser, group).to(loss.dtype)
+
+
+def adaptive_mse_parts(
+    prediction: Tensor,
+    target: Tensor,
+    temperature: float,
+    *,
+    floor: float,
+    reduction: str,
+    reference: Tensor | None,
+    cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``adaptive_mse`` of samples that are there, returning (loss [], losses [samples], the
+    normaliser's logarithm []); the losses are not relative to the reference.
+    """
+    known = reference is None or isinstance(reference, Tensor)
+    require(known, "reference", "a tensor [samples], or None", type(reference).__name__)
+    op = kernel("adaptive_mse", differentiable, prediction)
+    rows, targets = in_memory(prediction.flatten(1)), in_memory(target.flatten(1))
+    loss, losses, _, log_normaliser = op(
+        rows,
+        targets,
+        None if reference is None else in_memory(reference.detach()),
+        float(temperature),
+        float(floor),
+        reduction == "mean",
+        math.inf if cap is None else float(cap),
+    )
+    return loss, losses, log_normaliser

@@ -50,7 +50,8 @@ def difference_mask(
         one = Pass(model, task, params, alone, 1)
         squares = SamplePass(one, values)
         weight = weights[name] / (counts[name] * draws)
-        with evaluating(model), recording(model):
+        sharing = task.estimating(ranks.rank, ranks.size)
+        with evaluating(model), recording(model), sharing:
             rounds = ranks.rounds(drawn(task, loader, draws, ranks.device, name))
             seen = 0
             for batch, found in progress_bar(rounds, loader, "Fisher", progress):

@@ -185,7 +185,8 @@ def _estimate(
     digest = model_digest(model)
     alone = ranks if ranks.sharded else Ranks(model, None)
     squares = SamplePass(Pass(model, task, params, alone, chunk_size), values)
-    with evaluating(model), recording(model):
+    sharing = task.estimating(ranks.rank, ranks.size)
+    with evaluating(model), recording(model), sharing:
         rounds = ranks.rounds(drawn(task, loader, draws, ranks.device, name))
         first = next(rounds, None)
         remedy = "check the split and drop_last"

@@ -1,7 +1,18 @@
 """What one sample's loss is, whatever a batch looks like: the seam between methods and data."""
 
 from .classification import Classification
+from .diffusion import Denoising
 from .language import Language
+from .objectives import Memorise, Relabel, Unconditional
 from .task import Task, Units
 
-__all__ = ["Classification", "Language", "Task", "Units"]
+__all__ = [
+    "Classification",
+    "Denoising",
+    "Language",
+    "Memorise",
+    "Relabel",
+    "Task",
+    "Unconditional",
+    "Units",
+]

@@ -183,7 +183,7 @@ class Language(Task):
         temperature: float,
         floor: float,
         ceiling: float,
-        reference: float,
+        reference: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """As ``adaptive_loss``, with a ceiling."""
         if self._fuses(model):

@@ -1,6 +1,7 @@
 """Task: everything a method asks of a batch. A kind of data is a task, not another method."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class Task:
     """
 
     argument = "task"  # what errors name
+    relative = False  # whether ``usual`` says what losses are relative to
     in_nats = False  # whether a loss is a negative log-likelihood, in nats
 
     def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> Any:
@@ -113,7 +115,7 @@ class Task:
         temperature: float,
         floor: float,
         ceiling: float,
-        reference: float,
+        reference: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """As ``adaptive_loss``; samples whose loss has reached ceiling * reference weigh 0
         (``with_ceiling``), the others what they did.
@@ -121,6 +123,18 @@ class Task:
         values = self.checked_losses(model, batch)
         weights = adaptive_weights(values, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
+
+    def usual(self, batch: Any) -> Tensor | None:
+        """The loss that samples of what each was drawn with usually have [samples]: losses are then
+        weighted, and the ceiling taken, relative to it. None = of all the same.
+        """
+        return None
+
+    def replacement_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Each forget sample's loss [samples] against what shall be in its place: descended by a
+        recipe whose objective is "replace".
+        """
+        raise self._lacks("replacement_losses")
 
     def counted(self, model: nn.Module, batch: Any) -> Tensor:
         """Which samples have something to be asked, bool [samples]: the mean and the adaptive
@@ -152,6 +166,21 @@ class Task:
         """Which units the model gets right, bool [units]: for accuracies along a run."""
         raise self._lacks("correct")
 
+    def begin(self, model: nn.Module, rank: int, ranks: int) -> None:
+        """A run of ``unlearn`` begins on ``model``, whose batches so many ranks share."""
+
+    def end(self, model: nn.Module) -> None:
+        """The run is over."""
+
+    @contextmanager
+    def estimating(self, rank: int, ranks: int) -> Iterator[None]:
+        """Around the Fisher pass over one of the sets: both should draw the same."""
+        yield
+
+    def reseeded(self) -> "Task":
+        """The same task that draws other noise."""
+        raise self._lacks("reseeded")
+
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to go on with the same draws, in types that ``weights_only`` loads.
 
@@ -175,10 +204,14 @@ class Task:
         require(floats, self.argument, "losses of a floating dtype", values.dtype)
         return values
 
+    def has(self, name: str) -> bool:
+        """Whether the task has overridden this."""
+        return getattr(type(self), name) is not getattr(Task, name)
+
     def needs(self, *names: str) -> None:
         """Raise ValueError, before anything is done, if the task has not overridden these."""
         for name in names:
-            if getattr(type(self), name) is getattr(Task, name):
+            if not self.has(name):
                 raise self._lacks(name)
 
     def _lacks(self, what: str) -> ValueError:

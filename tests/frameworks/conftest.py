@@ -4,7 +4,7 @@ import os
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-FRAMEWORKS = ("transformers", "accelerate", "pytorch_lightning", "peft")
+FRAMEWORKS = ("transformers", "accelerate", "pytorch_lightning", "peft", "diffusers")
 missing = [name for name in FRAMEWORKS if importlib.util.find_spec(name) is None]
 if missing and os.environ.get("SFRON_FAST_TEST_FRAMEWORKS") == "require":  # `make test`
     raise pytest.UsageError(

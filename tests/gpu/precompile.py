@@ -90,8 +90,8 @@ def launch(call: Call) -> None:
             launcher("adaptive_cross_entropy_sum_")(x, labels, 0.5, 1e-6, -100, 1.0)
             launcher("adaptive_cross_entropy_scale_")(x, loss)
     elif kind == "squared_error":
-        for mean in (True, False):
-            loss, _, weights, _ = launcher("adaptive_mse")(x, x, 0.5, 1e-6, mean)
+        for mean, given in ((True, None), (False, None), (True, meta(shape[0]))):
+            loss, _, weights, _ = launcher("adaptive_mse")(x, x, given, 0.5, 1e-6, mean, 3.0)
             launcher("adaptive_mse_backward")(loss, x, x, weights, mean)
     else:
         for given in (meta(shape[0]), None):

@@ -52,7 +52,7 @@ def run_cross_entropy(case):
 def run_mse(case):
     outputs = ops.op("adaptive_mse")(*case.tensors, *case.numbers)
     backward = torch.ops.sfron_fast.adaptive_mse_backward
-    return outputs, backward(case.upstream(), *case.tensors, outputs[2], case.numbers[2])
+    return outputs, backward(case.upstream(), *case.tensors[:2], outputs[2], case.numbers[2])
 
 
 def run_kl(case):
@@ -93,8 +93,10 @@ def test_numbers(temperature, floor):
         (40, 1, 100), torch.float32, "cuda", temperature=temperature, floor=floor
     )
     rc.judge_cross_entropy(case, *run_cross_entropy(case))
-    case = rc.squared_error((40, 100), torch.float32, "cuda", temperature=temperature, floor=floor)
-    rc.judge_squared_error(case, *run_mse(case))
+    for relative in (False, True):
+        settings = {"temperature": temperature, "floor": floor, "relative": relative}
+        case = rc.squared_error((40, 100), torch.float32, "cuda", **settings)
+        rc.judge_squared_error(case, *run_mse(case))
 
 
 @each_dtype
@@ -230,8 +232,9 @@ def test_opcheck():
     tensors = {name: t[:, :1].detach().contiguous() for name, t in tensors.items()}
     assert_opcheck("adaptive_cross_entropy_sum_", Case(tensors, {**names, "scale": -2.0}))
     case = rc.squared_error((4, 10), torch.float32, "cuda")
-    names = dict(zip(("temperature", "floor", "mean"), case.numbers, strict=True))
-    tensors = {"prediction": case.tensors[0].requires_grad_(), "target": case.tensors[1]}
+    names = dict(zip(("temperature", "floor", "mean", "cap"), case.numbers, strict=True))
+    tensors = dict(zip(("prediction", "target", "reference"), case.tensors, strict=True))
+    tensors["prediction"].requires_grad_()
     assert_opcheck("adaptive_mse", Case(tensors, names))
     case = rc.soft_targets((4, 10), torch.float32, "cuda")
     tensors = dict(zip(("logits", "teacher_logits", "weights"), case.tensors, strict=True))

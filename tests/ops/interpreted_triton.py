@@ -87,7 +87,7 @@ LARGE = only_long((3, 20, 70))  # in small tiles hundreds of programs
 def run_mse(case):
     outputs = mse.adaptive_mse(*case.tensors, *case.numbers)
     return outputs, mse.adaptive_mse_backward(
-        case.upstream(), *case.tensors, outputs[2], case.numbers[2]
+        case.upstream(), *case.tensors[:2], outputs[2], case.numbers[2]
     )
 
 
@@ -324,7 +324,7 @@ def test_layout_does_not_matter(layout):
         (rc.soft_targets((3, 65), torch.bfloat16), run_kl),
     ):
         outputs, gradient = run(case)
-        laid = rc.Rows(tuple(layout(t) for t in case.tensors), case.numbers)
+        laid = rc.Rows(tuple(None if t is None else layout(t) for t in case.tensors), case.numbers)
         others, other_gradient = run(laid)
         for a, b in zip((*outputs, gradient), (*others, other_gradient), strict=True):
             assert_same_bits(a, b)
@@ -401,7 +401,7 @@ def test_weights_at_temperatures_whose_powers_overflow(monkeypatch, losses, temp
     exact = prediction.double().square().clamp_min(1e-6).log().squeeze(1)
     for temperature in temperatures:
         loss, _, weights, log_normaliser = mse.adaptive_mse(
-            prediction, torch.zeros(3, 1), temperature, 1e-6, True
+            prediction, torch.zeros(3, 1), None, temperature, 1e-6, True, math.inf
         )
         relative = temperature * 4 * rc.tol.U + 1e-6
         torch.testing.assert_close(
@@ -453,16 +453,30 @@ def test_mse_matches_truth(shape, mean, dtype):
     rc.judge_squared_error(case, *run_mse(case))
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize(("temperature", "floor"), rc.NUMBERS)
-def test_mse_numbers(temperature, floor):
-    case = rc.squared_error((9, 65), torch.float32, temperature=temperature, floor=floor)
+def test_mse_numbers(temperature, floor, relative):
+    case = rc.squared_error(
+        (9, 65), torch.float32, temperature=temperature, floor=floor, relative=relative
+    )
     rc.judge_squared_error(case, *run_mse(case))
 
 
+def test_mse_with_a_reference_that_is_none():
+    """Not positive, not finite, not a number: the loss is NaN, as of a NaN prediction."""
+    for bad in (0.0, -1.0, math.inf, math.nan):
+        case = rc.squared_error((5, 65), torch.float32, relative=True)
+        case.tensors[2][3] = bad
+        outputs, _ = run_mse(case)
+        assert outputs[0].isnan()
+        assert outputs[2][3].isnan()
+
+
 @each_dtype
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3000), (3, 700), (42, 65), (100, 7)], ids=str)
-def test_mse_in_parts(small_tiles, shape, dtype):
-    case = rc.squared_error(shape, dtype)
+def test_mse_in_parts(small_tiles, shape, relative, dtype):
+    case = rc.squared_error(shape, dtype, relative=relative)
     rc.judge_squared_error(case, *run_mse(case))
 
 
@@ -564,7 +578,8 @@ def test_empty():
     )
     assert not any(output.any() for output in (*outputs[:3], outputs[4]))
     assert gradient.shape == (3, 0, 5)
-    assert mse.adaptive_mse(torch.empty(0, 5), torch.empty(0, 5), 0.5, 1e-6, True)[0] == 0
+    none = torch.empty(0, 5)
+    assert mse.adaptive_mse(none, none, None, 0.5, 1e-6, True, math.inf)[0] == 0
     outputs, gradient = run_kl(rc.Rows((torch.empty(0, 5), torch.empty(0, 5), None), (2.0,)))
     assert outputs[0] == 0
     assert gradient.shape == (0, 5)

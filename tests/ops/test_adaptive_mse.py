@@ -10,6 +10,7 @@ from row_ops import mse_case as make
 from sfron_fast import losses
 from sfron_fast.ops import reference
 from sfron_fast.ops import registry as ops
+from sfron_fast.ops.dtypes import accumulate_dtype as reference_dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,14 +74,16 @@ def test_gradcheck(device, grad, mean):
     autograd in fp64.
     """
     case = make((3, 5), torch.float64, device, mean=mean)
-    prediction, target = case.tensors.values()
+    prediction, target, _ = case.tensors.values()
     weights = case.run(reference.adaptive_mse)[2]
 
     class FixedWeights(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             ctx.save_for_backward(x)
-            return (weights * reference.adaptive_mse(x, target, 0.5, 1e-6, mean)[1]).sum()
+            return (
+                weights * reference.adaptive_mse(x, target, None, 0.5, 1e-6, mean, math.inf)[1]
+            ).sum()
 
         @staticmethod
         def backward(ctx, upstream):
@@ -105,8 +108,8 @@ def test_images_in_any_memory_format(device, dtype):
     prediction, target = (values((2, 3, 5, 7), dtype, device) for _ in range(2))
     expected = OP.run(
         Case(
-            {"prediction": prediction.flatten(1), "target": target.flatten(1)},
-            {"temperature": 0.5, "floor": 1e-6, "mean": True},
+            {"prediction": prediction.flatten(1), "target": target.flatten(1), "reference": None},
+            {"temperature": 0.5, "floor": 1e-6, "mean": True, "cap": math.inf},
         )
     )
     leaf = channels_last(prediction).requires_grad_()
@@ -114,6 +117,49 @@ def test_images_in_any_memory_format(device, dtype):
     loss.backward()
     assert torch.equal(loss, expected["loss"])
     assert torch.equal(leaf.grad.flatten(1), expected["gradient"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hand_example_with_a_reference(device, dtype):
+    """Means 1 and 10 at timesteps where 1 / 4 and 10 are usual: relative to that 4 and 1.
+
+    Temperature 1: weights 1/5 and 4/5 of them, over the reference 4/5 and 4/50; so the loss is 4/5
+    + 4/5. From a cap of 4 on the first has forgotten enough, and the second weighs what it did.
+    """
+    reference = torch.tensor([0.25, 10.0], device=device).to(reference_dtype(dtype))
+    prediction = torch.tensor(
+        [[1.0, 1.0], [2.0, 4.0]], dtype=dtype, device=device, requires_grad=True
+    )
+    close = {"rel": 4 * tolerances.EPS[dtype]}
+    for cap, own in ((None, 4 / 5), (4.5, 4 / 5), (4.0, 0.0)):
+        prediction.grad = None
+        loss = losses.adaptive_mse(
+            prediction, torch.zeros_like(prediction), 1.0, reference=reference, cap=cap
+        )
+        loss.backward()
+        assert loss.item() == pytest.approx(own + 4 / 5, **close)
+        expected = [own, own, 4 / 25, 8 / 25]
+        assert prediction.grad.flatten().tolist() == pytest.approx(expected, **close)
+        each = prediction.detach().to(reference.dtype).square().mean(1)
+        weights = losses.adaptive_weights(each, 1.0, reference=reference, cap=cap)
+        assert weights.tolist() == pytest.approx([own, 4 / 50], **close)
+
+
+def test_a_reference_of_ones_changes_no_bit(device):
+    case = make((33, 70), device=device)
+    plain = OP.run(case)
+    case.tensors["reference"] = torch.ones(33, device=device)
+    for name, found in OP.run(case).items():
+        assert torch.equal(found, plain[name]), name
+
+
+def test_every_timestep_counts_alike_relative_to_its_loss():
+    """Of losses that fall a thousandfold over the timesteps, as a model's own do."""
+    usual = torch.logspace(0, -3, 10)
+    raw = losses.adaptive_weights(usual)
+    assert raw[-1] / raw[0] == pytest.approx(1000**0.5, rel=1e-3)
+    relative = losses.adaptive_weights(usual, reference=usual)
+    assert (relative * usual).tolist() == pytest.approx([0.1] * 10, rel=1e-5)
 
 
 def test_refuses_a_target_that_requires_grad():
@@ -130,5 +176,7 @@ def test_index_arithmetic_above_2_31():
         lazy_zeros(2 * elements, torch.bfloat16).view(2, elements) for _ in range(2)
     )
     prediction[0, 0], prediction[1, -1], target[1, 2**30] = 2.0, 4.0, 3.0
-    _, per_sample, _, _ = ops.op("adaptive_mse")(prediction, target, 0.5, 1e-6, False)
+    _, per_sample, _, _ = ops.op("adaptive_mse")(
+        prediction, target, None, 0.5, 1e-6, False, math.inf
+    )
     assert per_sample.tolist() == [4.0, 25.0]

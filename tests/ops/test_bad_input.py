@@ -143,6 +143,12 @@ LEAF = LOGITS.clone().requires_grad_()
         ("mse reduction", "reduction", lambda: sf.adaptive_mse(LOGITS, LOGITS, reduction="none")),
         ("mse temperature", "temperature", lambda: sf.adaptive_mse(LOGITS, LOGITS, NAN)),
         ("mse floor", "floor", lambda: sf.adaptive_mse(LOGITS, LOGITS, floor=-1.0)),
+        (
+            "mse reference",
+            "reference",
+            lambda: sf.adaptive_mse(LOGITS, LOGITS, reference=LOGITS[0, :1]),
+        ),
+        ("mse cap alone", "reference", lambda: sf.adaptive_mse(LOGITS, LOGITS, cap=3.0)),
         ("kl 1d", "logits", lambda: sf.soft_target_kl(LOGITS[0], LOGITS[0])),
         ("kl 3d", "logits", lambda: sf.soft_target_kl(LOGITS[None], LOGITS[None])),
         ("kl empty", "logits", lambda: sf.soft_target_kl(LOGITS[:0], LOGITS[:0])),
@@ -172,6 +178,21 @@ LEAF = LOGITS.clone().requires_grad_()
         ("weights int", "losses", lambda: sf.adaptive_weights(LABELS)),
         ("weights temperature", "temperature", lambda: sf.adaptive_weights(LOGITS[0], NAN)),
         ("weights floor", "floor", lambda: sf.adaptive_weights(LOGITS[0], floor=0)),
+        (
+            "weights reference",
+            "reference",
+            lambda: sf.adaptive_weights(LOGITS[0], reference=-LOGITS[0].abs()),
+        ),
+        (
+            "weights reference float",
+            "reference",
+            lambda: sf.adaptive_weights(LOGITS[0], reference=1.0),
+        ),
+        (
+            "weights cap",
+            "cap",
+            lambda: sf.adaptive_weights(LOGITS[0], reference=LOGITS[0].abs() + 1, cap=1e-9),
+        ),
     ]
 )
 def test_losses(argument, call):
@@ -569,6 +590,8 @@ def test_everything_public_has_its_row_here():
     covered |= {"linear_adaptive_cross_entropy", "linear_soft_target_kl"}
     covered |= {n for n in sf.__all__ if n.endswith("_weights")} | {"with_ceiling"}  # test_weights
     covered |= {"reference_losses"}
+    covered |= {"Denoising", "Memorise", "Relabel", "Unconditional"}  # tests/tasks
+    covered |= {"loss_profile", "noise_overlap"}
     covered |= {
         "Recipe",
         "SFRonAdamW",

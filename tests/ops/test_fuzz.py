@@ -21,10 +21,12 @@ from fuzz_optimizers import (
     snapshot,
     subjects,
 )
+from fuzz_rows import mse_rows
 from fuzz_samples import square_case
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from judging import assert_same_bits, assert_same_lists, assert_within, flat_outputs, named
+from row_ops import ADAPTIVE_MSE
 from torch import Tensor
 
 from sfron_fast import functional
@@ -169,6 +171,15 @@ def test_spoiled_samples_are_refused_whole_or_close(examples):
         assert_refused_or_right("sample_square_accumulate_", drawn[0], assert_close)
 
     hunt(examples, spoiled_case(square_case()), check)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.checklist("B8")
+@cases(150)
+def test_squared_errors_are_close(examples):
+    hunt(examples, mse_rows(), ADAPTIVE_MSE.assert_right)
 
 
 # --- optimizers -----------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def every_weight(losses, temperature, dtype):
     roots = losses.sqrt().unsqueeze(1).to(dtype).requires_grad_()
     target = torch.zeros(len(losses), 1, dtype=dtype)
     kernel = rows.kernel("adaptive_mse", mse_op.differentiable, roots)
-    loss, _, weights, _ = kernel(roots, target, temperature, LOSS_FLOOR, True)
+    loss, _, weights, _ = kernel(roots, target, None, temperature, LOSS_FLOOR, True, math.inf)
     yield "mse", weights, loss, roots
 
 

@@ -4,6 +4,7 @@ promised, or replaced.
 Nothing here runs on a GPU; tests/gpu/test_triton_ops.py does, where there is one.
 """
 
+import math
 import os
 import re
 import subprocess
@@ -189,8 +190,9 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
     assert gradient.dtype == logits.dtype
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5_000_000), (256, 3072), (100_000, 10)], ids=str)
-def test_mse_launches(monkeypatch, shape):
+def test_mse_launches(monkeypatch, shape, relative):
     pytest.importorskip("triton")
     from benchmarks.tools.triton_report import recorded
     from sfron_fast.ops.triton import adaptive_mse as op
@@ -199,7 +201,9 @@ def test_mse_launches(monkeypatch, shape):
     monkeypatch.setattr(common, "arrival_counter", lambda like: like)
     prediction, target = (torch.empty(shape, device="meta") for _ in range(2))
     with recorded() as made, Recorded() as torch_calls:
-        loss, _, weights, _ = op.adaptive_mse(prediction, target, 0.5, 1e-6, True)
+        reference = torch.empty(shape[0], device="meta") if relative else None
+        numbers = 0.5, 1e-6, True, 3.0
+        loss, _, weights, _ = op.adaptive_mse(prediction, target, reference, *numbers)
         op.adaptive_mse_backward(loss, prediction, target, weights, True)
     assert len(made) == (2 if shape[0] <= 4096 else 4)  # sums of groups of samples, and the weights
     assert set(torch_calls.calls) <= ALLOCATIONS
@@ -364,7 +368,7 @@ def test_a_failure_within_a_capture_is_no_reason_to_fall_back(forgetful, monkeyp
     with pytest.raises(
         RuntimeError, match=r"adaptive_mse: expected .* capture .*not permitted.*call the op once"
     ):
-        kernel(x, x, 0.5, 1e-6, True)
+        kernel(x, x, None, 0.5, 1e-6, True, math.inf)
     assert not row_kernels._reasons
 
 
@@ -395,9 +399,9 @@ def test_bad_input_and_memory_are_not_reasons_to_fall_back(forgetful, monkeypatc
     kernel = row_kernels.op_kernel("adaptive_mse", check, reference.adaptive_mse)
     x = torch.randn(3, 5)
     with pytest.raises(torch.OutOfMemoryError):
-        kernel(x, x, 0.5, 1e-6, True)
+        kernel(x, x, None, 0.5, 1e-6, True, math.inf)
     with pytest.raises(ValueError, match="temperature: expected"):
-        kernel(x, x, -1.0, 1e-6, True)
+        kernel(x, x, None, -1.0, 1e-6, True, math.inf)
     assert not row_kernels._reasons
 
 

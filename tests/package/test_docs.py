@@ -22,7 +22,7 @@ from sfron_fast.ops import registry
 # they need the frameworks
 ELSEWHERE = dict.fromkeys(
     ("docs/frameworks.md", "docs/language-models.md"), "tests/frameworks/test_readme.py"
-)
+) | {"docs/diffusion.md": "tests/frameworks/test_diffusers.py"}
 RUN_HERE = [b for page in pages.PAGES if page not in ELSEWHERE for b in pages.blocks(page)]
 SAMPLES = 16
 

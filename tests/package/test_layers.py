@@ -81,7 +81,7 @@ ROOMS = {
 }
 FLOORS = 8
 # only in integrations/
-FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft"}
+FRAMEWORKS = {"transformers", "accelerate", "pytorch_lightning", "lightning", "peft", "diffusers"}
 # only inside functions
 OPTIONAL = {"triton", "sklearn", "matplotlib", "tqdm", "torchvision", *FRAMEWORKS}
 OPS = sorted(p.name for p in (ROOT / "csrc").iterdir() if list(p.glob("*_op.cpp")))

@@ -130,6 +130,7 @@ class RowOp(Op):
     saved_numbers: tuple[str, ...]
     sizes: dict[str, list[tuple[int, ...]]]  # groups of shapes by name
     read_again: tuple[str, ...]  # tensors that backward reads
+    only_forward: tuple[str, ...] = ()  # tensors that the op of the gradient does not take
 
     @property
     def gradient_name(self) -> str:
@@ -161,7 +162,8 @@ class RowOp(Op):
         upstream = torch.tensor(grad, device=outputs["loss"].device)
         saved = {name: outputs[name] for name in self.saved}
         numbers = {name: case.scalars[name] for name in self.saved_numbers}
-        return Case({"grad": upstream, **case.tensors, **saved}, numbers)
+        given = {name: t for name, t in case.tensors.items() if name not in self.only_forward}
+        return Case({"grad": upstream, **given, **saved}, numbers)
 
     def assert_size(self, size: str, dtype, device) -> None:
         for shape in self.sizes[size]:

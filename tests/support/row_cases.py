@@ -77,12 +77,24 @@ def last_layer(
 
 
 def squared_error(
-    shape, dtype, device="cpu", *, temperature=0.5, floor=1e-6, mean=True, scale=1.0
+    shape,
+    dtype,
+    device="cpu",
+    *,
+    temperature=0.5,
+    floor=1e-6,
+    mean=True,
+    scale=1.0,
+    relative=False,
 ) -> Rows:
+    """``relative``: to references that differ a hundredfold; the cap is met by some."""
     pair = [
         (torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device) for _ in range(2)
     ]
-    return Rows((pair[0], pair[1]), (temperature, floor, mean))
+    if not relative:
+        return Rows((*pair, None), (temperature, floor, mean, math.inf))
+    reference = torch.logspace(0.0, 2.0, shape[0]).to(device)
+    return Rows((*pair, reference), (temperature, floor, mean, max(3.0 * floor, 0.1)))
 
 
 def soft_targets(
@@ -220,14 +232,16 @@ def judge_cross_entropy(
 
 
 def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
-    prediction, target = (t.cpu() for t in case.tensors)
-    temperature, floor, mean = case.numbers
-    truth = reference.adaptive_mse(prediction.double(), target.double(), temperature, floor, mean)
+    prediction, target, usual = (None if t is None else t.cpu() for t in case.tensors)
+    temperature, floor, mean, cap = case.numbers
+    wide = prediction.double(), target.double(), None if usual is None else usual.double()
+    truth = reference.adaptive_mse(*wide, *case.numbers)
     samples, elements = prediction.shape
     loss_error = truth[1] * tol.squared_errors(elements) + 2.0**-149
-    bounds = weight_bounds(
-        truth[1], loss_error, torch.ones(samples, dtype=torch.bool), temperature, floor, False
-    )
+    own, own_error, usual = tol.relative(truth[1], loss_error, usual)
+    every = torch.ones(samples, dtype=torch.bool)
+    bounds = weight_bounds(own, own_error, every, temperature, floor, False)
+    bounds = tol.capped(bounds, own, own_error, floor, cap, usual)
     near(outputs[0], truth[0], bounds["loss_error"], "loss")
     near(outputs[3], truth[3], bounds["log_normaliser_error"], "log_normaliser")
     judge_samples(outputs, truth, loss_error, bounds)

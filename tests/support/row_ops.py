@@ -118,14 +118,29 @@ def mse_case(
     temperature=0.5,
     floor=1e-6,
     mean=True,
+    relative=False,
+    cap=math.inf,
 ) -> Case:
+    """``relative``: to references that differ a thousandfold."""
     tensors = {name: values(shape, dtype, device, scale=scale) for name in ("prediction", "target")}
-    return Case(tensors, {"temperature": temperature, "floor": floor, "mean": mean})
+    tensors["reference"] = None
+    if relative:
+        usual = torch.logspace(-1.5, 1.5, shape[0], dtype=torch.float64)
+        tensors["reference"] = usual.to(device, reference.accumulate_dtype(dtype))
+    numbers = {"temperature": temperature, "floor": floor, "mean": mean, "cap": cap}
+    return Case(tensors, numbers)
 
 
-def _mse_loss(prediction, target, temperature, floor, mean):
-    reduction = "mean" if mean else "sum"
-    return losses.adaptive_mse(prediction, target, temperature, floor=floor, reduction=reduction)
+def _mse_loss(prediction, target, reference, temperature, floor, mean, cap):
+    return losses.adaptive_mse(
+        prediction,
+        target,
+        temperature,
+        floor=floor,
+        reduction="mean" if mean else "sum",
+        reference=reference,
+        cap=None if cap == math.inf else cap,
+    )
 
 
 ADAPTIVE_MSE = RowOp(
@@ -136,6 +151,7 @@ ADAPTIVE_MSE = RowOp(
     differentiable=mse_file.differentiable,
     bounds=tolerances.mean_squared_error,
     read_again=("prediction", "target"),
+    only_forward=("reference",),
     saved=("weights",),
     saved_numbers=("mean",),
     settings={
@@ -150,8 +166,15 @@ ADAPTIVE_MSE = RowOp(
         "around the floor": {"shape": (32, 5), "floor": 2.0},
         "plain average": {"temperature": 0.0},
         "steep": {"temperature": 2.0, "shape": (16, 20)},
+        "relative": {"relative": True, "shape": (16, 20)},
+        "relative sum": {"relative": True, "mean": False},
+        "relative average": {"relative": True, "temperature": 0.0, "shape": (33, 5)},
+        "relative, below the floor": {"relative": True, "floor": 1.0, "shape": (16, 20)},
+        "capped": {"relative": True, "cap": 3.0, "shape": (40, 70)},
+        "capped sum": {"relative": True, "cap": 3.0, "mean": False},
+        "all capped": {"relative": True, "cap": 1e-5, "shape": (6, 70)},
     },
-    thorough=("sum", "mean"),
+    thorough=("sum", "mean", "capped sum"),
     sizes={
         "odd": [(3, elements) for elements in ELEMENTS],
         "many": [(1, 200_001), (70_001, 3)],
@@ -167,7 +190,16 @@ ADAPTIVE_MSE = RowOp(
         ("target-shape", put("target", lambda t: t[:, :-1]), "target"),
         ("target-dtype", put("target", lambda t: t.bfloat16()), "target"),
         ("target-meta", put("target", lambda t: t.to("meta")), "target"),
-        *bad_numbers(temperature=(-0.1,), floor=(0.0, -1.0)),
+        ("reference-shape", put("reference", lambda t: t[:-1]), "reference"),
+        ("reference-2d", put("reference", lambda t: t.unsqueeze(1)), "reference"),
+        ("reference-dtype", put("reference", lambda t: t.double()), "reference"),
+        ("reference-meta", put("reference", lambda t: t.to("meta")), "reference"),
+        ("reference-zero", put("reference", lambda t: t * (t != t[1])), "reference"),
+        ("reference-negative", put("reference", lambda t: -t), "reference"),
+        ("reference-inf", put("reference", lambda t: t / 0.0), "reference"),
+        ("reference-nan", put("reference", lambda t: t * math.nan), "reference"),
+        ("cap-without-reference", put("reference", lambda t: None), "reference"),
+        *bad_numbers(temperature=(-0.1,), floor=(0.0, -1.0), cap=(0.0, 1e-6, -1.0)),
     ],
 )
 

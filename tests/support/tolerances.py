@@ -198,21 +198,63 @@ def cross_entropy_sum(
     }
 
 
+def relative(losses, loss_error, reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(losses and their errors relative to a reference [samples], or to 1 without one; that)."""
+    if reference is None:
+        return losses, loss_error, torch.ones_like(losses)
+    usual = reference.double()
+    # the quotient rounds
+    return losses / usual, (loss_error * (1 + U) + losses * U) / usual + TINY[torch.float32], usual
+
+
+def capped(
+    bounds: dict[str, torch.Tensor], own, own_error, floor: float, cap: float, usual
+) -> dict[str, torch.Tensor]:
+    """``weighted`` of relative losses -> the same of weights over the reference, 0 from the cap on.
+
+    No loss may be so near the cap that its own error decides.
+    """
+    base, error = own.clamp_min(floor), own_error
+    assert not ((base - cap).abs() <= error).any()
+    below = base < cap
+    weights = torch.where(below, bounds["weights"], 0.0)
+    relative = bounds["weight_relative"] + 2 * U
+    products = (weights * own).abs()
+    loss_error = (products * relative + weights * own_error * 1.001).sum()
+    loss_error = loss_error + (roundings(own.numel()) + 2) * U * products.sum() + 2.0**-149
+    return bounds | {
+        "weights": weights / usual,
+        "weight_relative": relative,
+        "weight_error": weights / usual * relative + 2.0**-149,
+        "loss": (weights * own).sum(),
+        "loss_error": loss_error,
+    }
+
+
 def mean_squared_error(
-    prediction, target, temperature: float, floor: float, mean: bool, grad: float = 1.0
+    prediction,
+    target,
+    reference,
+    temperature: float,
+    floor: float,
+    mean: bool,
+    cap: float,
+    grad: float = 1.0,
 ) -> dict:
     """Truths and bounds of all outputs and of the gradient of the fp32 arithmetic."""
     difference = prediction.detach().double() - target.detach().double()
     elements = prediction.shape[1]
     losses = difference.square().sum(dim=1) / (max(elements, 1) if mean else 1)
     losses_error = losses * squared_errors(elements) + elements * TINY[torch.float32]
-    result = weighted(losses, losses_error, lambda base: base**-temperature, temperature, floor)
+    own, own_error, usual = relative(losses, losses_error, reference)
+    result = weighted(own, own_error, lambda base: base**-temperature, temperature, floor)
+    result = capped(result, own, own_error, floor, cap, usual)
     sample = grad * result["weights"] * (2.0 / max(elements, 1) if mean else 2.0)
     gradient = difference * sample.unsqueeze(1)
     # the difference, the scale 2 / elements, two products of the sample's factor, the product; then
     # the store
-    relative = result["weight_relative"].unsqueeze(1) + 5 * U
-    gradient_error = gradient.abs() * relative * 1.001 + stored(gradient, prediction.dtype)
+    share = result["weight_relative"].unsqueeze(1) + 5 * U
+    gradient_error = gradient.abs() * share * 1.001 + stored(gradient, prediction.dtype)
     return {
         "loss": (result["loss"], result["loss_error"]),
         "losses": (losses, losses_error),

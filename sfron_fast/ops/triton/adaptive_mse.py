@@ -36,8 +36,10 @@ def _join(
     chunks,
     divisor,
     floor,
+    reference_ptr,
     SAMPLES: tl.constexpr,
     CHUNKS: tl.constexpr,
+    RELATIVE: tl.constexpr,
 ):
     """partials [samples, chunks] -> losses, and bases of the weights [samples]; SAMPLES at once."""
     for first in range(0, samples, SAMPLES):
@@ -52,9 +54,18 @@ def _join(
             )
         loss = tl.div_rn(tl.sum(total, 1).to(tl.float32), divisor)
         tl.store(losses_ptr + sample, loss, mask=sample < samples)
-        tl.store(
-            weights_ptr + sample, base_of(loss, sample < samples, floor), mask=sample < samples
-        )
+        base = _base(loss, sample, sample < samples, floor, reference_ptr, RELATIVE)
+        tl.store(weights_ptr + sample, base, mask=sample < samples)
+
+
+@triton.jit
+def _base(loss, sample, inside, floor, reference_ptr, RELATIVE: tl.constexpr):
+    """What the weight is a power of. A reference that is not positive and finite is NaN."""
+    if RELATIVE:
+        reference = tl.load(reference_ptr + sample, mask=inside, other=1.0)
+        sound = (reference > 0.0) & (reference < float("inf"))
+        loss = tl.where(sound, tl.div_rn(loss, reference), float("nan"))
+    return base_of(loss, inside, floor)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -67,6 +78,7 @@ def _adaptive_mse_fwd_kernel(
     loss_ptr,  # fp32 [], this and the next two only with FINISH
     normaliser_ptr,  # fp64 [], its logarithm
     counter_ptr,  # int32 [1]
+    reference_ptr,  # fp32 [samples], only with RELATIVE
     samples,
     element_groups,  # elements / ALIGN
     chunks,  # programs that share a sample
@@ -76,6 +88,7 @@ def _adaptive_mse_fwd_kernel(
     temperature_high,
     temperature_low,
     floor,
+    cap,
     ALIGN: tl.constexpr,
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -85,6 +98,7 @@ def _adaptive_mse_fwd_kernel(
     JOINED_CHUNKS: tl.constexpr,
     # the last program does what is left to do over the samples; always with SPLIT
     FINISH: tl.constexpr,
+    RELATIVE: tl.constexpr,
 ):
     elements = element_groups * ALIGN
     chunk, first_sample = part_of(chunks, ROWS)
@@ -105,7 +119,8 @@ def _adaptive_mse_fwd_kernel(
     else:
         loss = tl.div_rn(sums, divisor)
         tl.store(losses_ptr + sample, loss, mask=inside)
-        tl.store(weights_ptr + sample, base_of(loss, inside, floor), mask=inside)
+        base = _base(loss, sample, inside, floor, reference_ptr, RELATIVE)
+        tl.store(weights_ptr + sample, base, mask=inside)
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
         if arrived_last(counter_ptr, programs):
             if SPLIT:
@@ -117,8 +132,10 @@ def _adaptive_mse_fwd_kernel(
                     chunks,
                     divisor,
                     floor,
+                    reference_ptr,
                     JOINED_SAMPLES,
                     JOINED_CHUNKS,
+                    RELATIVE,
                 )
             finish(
                 losses_ptr,
@@ -130,6 +147,9 @@ def _adaptive_mse_fwd_kernel(
                 temperature_low,
                 False,
                 1.0,
+                reference_ptr,
+                cap,
+                RELATIVE,
             )
             tl.store(counter_ptr, 0)
 
@@ -167,7 +187,13 @@ def _adaptive_mse_bwd_kernel(
 
 
 def adaptive_mse(
-    prediction: Tensor, target: Tensor, temperature: float, floor: float, mean: bool
+    prediction: Tensor,
+    target: Tensor,
+    reference: Tensor | None,
+    temperature: float,
+    floor: float,
+    mean: bool,
+    cap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches ``sfron_fast::adaptive_mse``: the op's arguments and outputs, already checked."""
     samples, elements = prediction.shape
@@ -183,6 +209,7 @@ def adaptive_mse(
     joined = min(common.power_of_two(chunks), 1024)
     align, counter = common.alignment(elements), common.arrival_counter(prediction)
     few = chunks > 1 or samples <= finishing.ONE_PROGRAM_SAMPLES
+    reference = None if reference is None else reference.contiguous()
     with common.on_device(prediction):
         _adaptive_mse_fwd_kernel[(programs,)](
             prediction,
@@ -193,6 +220,7 @@ def adaptive_mse(
             loss,
             normaliser,
             counter,
+            losses if reference is None else reference,
             samples,
             elements // align,
             chunks,
@@ -201,6 +229,7 @@ def adaptive_mse(
             float(max(elements, 1) if mean else 1),
             *common.split(temperature),
             floor,
+            cap,
             ALIGN=align,
             DEPTH=depth,
             ROWS=rows,
@@ -209,11 +238,14 @@ def adaptive_mse(
             JOINED_SAMPLES=1024 // joined,
             JOINED_CHUNKS=joined,
             FINISH=few,
+            RELATIVE=reference is not None,
             num_warps=WARPS,
             **common.STRICT,
         )
         if not few:
-            finish_many(losses, weights, loss, normaliser, counter, temperature, None)
+            finish_many(
+                losses, weights, loss, normaliser, counter, temperature, None, reference, cap
+            )
     return loss, losses, weights, normaliser
 
 

@@ -2,6 +2,8 @@
 for the weights.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -30,7 +32,10 @@ def _samples_totals_kernel(
     temperature_high,
     temperature_low,
     scale,
+    reference_ptr,  # fp32 [samples], only with RELATIVE
+    cap,
     LINEAR: tl.constexpr,
+    RELATIVE: tl.constexpr,
 ):
     """The totals of a group; the last program to arrive joins them, each brought to the least base
     of all.
@@ -40,7 +45,16 @@ def _samples_totals_kernel(
     first = program.to(tl.int64) * group
     last = tl.minimum(first + group, samples)
     least, weight_sum, loss_sum = totals(
-        losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR
+        losses_ptr,
+        bases_ptr,
+        first,
+        last,
+        temperature_high,
+        temperature_low,
+        LINEAR,
+        reference_ptr,
+        cap,
+        RELATIVE,
     )
     tl.store(partials_ptr + program, least.to(tl.float64))
     tl.store(partials_ptr + groups + program, weight_sum)
@@ -111,11 +125,25 @@ def _samples_weights_kernel(
     group,
     temperature_high,
     temperature_low,
+    reference_ptr,
+    cap,
+    RELATIVE: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * group
     least, weight_sum = tl.load(totals_ptr).to(tl.float32), tl.load(totals_ptr + 1)
     last = tl.minimum(first + group, samples)
-    write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low)
+    write_weights(
+        bases_ptr,
+        first,
+        last,
+        least,
+        weight_sum,
+        temperature_high,
+        temperature_low,
+        reference_ptr,
+        cap,
+        RELATIVE,
+    )
 
 
 def finish_many(
@@ -126,12 +154,15 @@ def finish_many(
     counter: Tensor,
     temperature: float,
     scale: float | None,
+    reference: Tensor | None = None,
+    cap: float = math.inf,
 ) -> None:
-    """``finish`` over many programs. ``scale`` None: not LINEAR."""
+    """``finish`` over many programs. ``scale`` None: not LINEAR; ``reference``: RELATIVE."""
     samples = losses.numel()
     groups = triton.cdiv(samples, GROUP)
     partials, totals = (losses.new_empty(n, dtype=torch.float64) for n in (3 * groups, 2))
     numbers = common.split(temperature)
+    relative = losses if reference is None else reference, cap
     _samples_totals_kernel[(groups,)](
         losses,
         weights,
@@ -145,11 +176,21 @@ def finish_many(
         groups,
         *numbers,
         1.0 if scale is None else scale,
+        *relative,
         LINEAR=scale is not None,
+        RELATIVE=reference is not None,
         num_warps=8,
         maxnreg=128,  # unsaid, some are spilled for one program more to a processor
         **common.STRICT,
     )
     _samples_weights_kernel[(groups,)](
-        weights, totals, samples, GROUP, *numbers, num_warps=4, **common.STRICT
+        weights,
+        totals,
+        samples,
+        GROUP,
+        *numbers,
+        *relative,
+        RELATIVE=reference is not None,
+        num_warps=4,
+        **common.STRICT,
     )

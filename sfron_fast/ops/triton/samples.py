@@ -1,7 +1,8 @@
 """The last stage over the samples, of losses l_i: their weights and the sum of w_i l_i.
 
 w_i = b_i^-temperature / sum_j b_j^-temperature, where b_i = max(l_i, floor), and the normaliser is
-the sum below (docs/equations.md, 4).
+the sum below (docs/equations.md, 4). RELATIVE: b_i = max(l_i / r_i, floor), and w_i is divided by a
+reference r_i, or 0 where b_i has reached the cap.
 
 Powers are taken of b_i / least b, so that none overflows. A few samples are the work of the last
 program of the kernel that made the losses (``arrived_last``, ``finish``), many of two launches
@@ -83,8 +84,24 @@ def least_of(lowest, wrong):
 
 
 @triton.jit
+def relative_to(value, base, reference_ptr, at, last, cap):
+    """value / r, and 0 from the cap on."""
+    reference = tl.load(reference_ptr + at, mask=at < last, other=1.0)
+    return tl.where(base >= cap, 0.0, tl.div_rn(value, reference))
+
+
+@triton.jit
 def totals(
-    losses_ptr, bases_ptr, first, last, temperature_high, temperature_low, LINEAR: tl.constexpr
+    losses_ptr,
+    bases_ptr,
+    first,
+    last,
+    temperature_high,
+    temperature_low,
+    LINEAR: tl.constexpr,
+    reference_ptr=None,
+    cap=float("inf"),
+    RELATIVE: tl.constexpr = False,
 ):
     """(least base, sum of raw weights, sum of raw weight * loss) of the samples from ``first`` to
     ``last``.
@@ -110,6 +127,8 @@ def totals(
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
         loss = tl.load(losses_ptr + at, mask=at < last, other=0.0, cache_modifier=".cg")
         raw = relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
+        if RELATIVE:
+            loss = relative_to(loss, base, reference_ptr, at, last, cap)
         weight_sum += raw
         loss_sum += raw * loss.to(tl.float64)
     return least, tl.sum(weight_sum, 0), tl.sum(loss_sum, 0)
@@ -146,7 +165,18 @@ def _divisor(weight_sum):
 
 
 @triton.jit
-def write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, temperature_low):
+def write_weights(
+    bases_ptr,
+    first,
+    last,
+    least,
+    weight_sum,
+    temperature_high,
+    temperature_low,
+    reference_ptr=None,
+    cap=float("inf"),
+    RELATIVE: tl.constexpr = False,
+):
     """Normalised weights where the bases were, each by the thread that reads it."""
     lane = tl.arange(0, BLOCK)
     inverse, share = 1.0 / least.to(tl.float64), 1.0 / _divisor(weight_sum)
@@ -154,8 +184,10 @@ def write_weights(bases_ptr, first, last, least, weight_sum, temperature_high, t
         at = start + lane
         base = tl.load(bases_ptr + at, mask=at < last, other=-1.0, cache_modifier=".cg")
         raw = relative(base, inverse, temperature_high, temperature_low).to(tl.float64)
-        weight = tl.where(base < 0.0, 0.0, raw * share)
-        tl.store(bases_ptr + at, weight.to(tl.float32), mask=at < last)
+        weight = tl.where(base < 0.0, 0.0, raw * share).to(tl.float32)
+        if RELATIVE:
+            weight = relative_to(weight, base, reference_ptr, at, last, cap)
+        tl.store(bases_ptr + at, weight, mask=at < last)
 
 
 @triton.jit
@@ -169,13 +201,36 @@ def finish(
     temperature_low,
     LINEAR: tl.constexpr,  # the loss is scale * sum of raw weight * loss
     scale,
+    reference_ptr=None,  # fp32 [samples], only with RELATIVE
+    cap=float("inf"),
+    RELATIVE: tl.constexpr = False,
 ):
     """All of it, by one program."""
     tl.debug_barrier()  # this program's own losses and bases, written in another layout
     least, weight_sum, loss_sum = totals(
-        losses_ptr, weights_ptr, 0, samples, temperature_high, temperature_low, LINEAR
+        losses_ptr,
+        weights_ptr,
+        0,
+        samples,
+        temperature_high,
+        temperature_low,
+        LINEAR,
+        reference_ptr,
+        cap,
+        RELATIVE,
     )
-    write_weights(weights_ptr, 0, samples, least, weight_sum, temperature_high, temperature_low)
+    write_weights(
+        weights_ptr,
+        0,
+        samples,
+        least,
+        weight_sum,
+        temperature_high,
+        temperature_low,
+        reference_ptr,
+        cap,
+        RELATIVE,
+    )
     conclude(
         loss_ptr,
         normaliser_ptr,
