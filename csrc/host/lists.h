@@ -28,17 +28,18 @@ inline View flat_view(const char* name, const TensorList& tensors, const Views& 
   return view;
 }
 
-// One tensor for each of `like`, of its shape and of an allowed dtype; or a flat list.
-inline Arrays arrays_like(const char* name, const TensorList& tensors, const Views& like,
-                          Allowed allowed) {
+// One tensor for each of `like`, of its shape and of a dtype that allowed(i) says; or a flat list.
+template <class AllowedOf>
+Arrays arrays_of(const char* name, const TensorList& tensors, const Views& like,
+                 const AllowedOf& allowed) {
   Arrays arrays(like.size());
   if (is_flat(tensors, like)) {
     const View view = flat_view(name, tensors, like, flat_size(like));
     char* data = static_cast<char*>(view.data);
     for (size_t i = 0; i < like.size(); ++i) {
-      check_allowed({name, 0}, view, like[i].code, allowed);
-      arrays[i] = {data, view.dtype};
-      data += (like[i].numel + kUnit - 1) / kUnit * kUnit * dtype_bytes(view.dtype);
+      check_allowed({name, 0}, view, like[i].code, allowed(i));
+      arrays[i] = {data, view.dtype, element_bytes(view.code)};
+      data += (like[i].numel + kUnit - 1) / kUnit * kUnit * arrays[i].bytes;
     }
     return arrays;
   }
@@ -49,10 +50,15 @@ inline Arrays arrays_like(const char* name, const TensorList& tensors, const Vie
     const Name where{name, static_cast<int64_t>(i)};
     const View view = any_view(where, tensors[i]);
     check_shape_like(where, view, like[i]);
-    check_allowed(where, view, like[i].code, allowed);
-    arrays[i] = {view.data, view.dtype};
+    check_allowed(where, view, like[i].code, allowed(i));
+    arrays[i] = {view.data, view.dtype, element_bytes(view.code)};
   }
   return arrays;
+}
+
+inline Arrays arrays_like(const char* name, const TensorList& tensors, const Views& like,
+                          Allowed allowed) {
+  return arrays_of(name, tensors, like, [&](size_t) { return allowed; });
 }
 
 // An empty list = absent, and stays empty.
