@@ -4,6 +4,34 @@
 
 namespace sfron {
 
+// A state has the dtype of its parameter or fp32; beside fp32 also bf16. Codes of moments are int8,
+// or uint8 of squares; corrections int8 or int16.
+enum class Allowed { kSame, kState, kFloat32, kSigned, kUnsigned, kInt16, kCorrection };
+
+inline int64_t element_bytes(int32_t code) {
+  const DTypeCodes& c = codes();
+  if (code == c.uint8 || code == c.int8) return 1;
+  return code == c.float32 ? 4 : 2;
+}
+
+inline void check_allowed(Name name, const View& view, int32_t like, Allowed allowed) {
+  const DTypeCodes& c = codes();
+  if (allowed == Allowed::kSigned) return check_dtype(name, view, c.int8);
+  if (allowed == Allowed::kUnsigned) return check_dtype(name, view, c.uint8);
+  if (allowed == Allowed::kInt16) return check_dtype(name, view, c.int16);
+  if (allowed == Allowed::kCorrection) {
+    if (view.code == c.int8 || view.code == c.int16) return;
+    fail(name, "dtype torch.int16 or torch.int8", dtype_name(view.code));
+  }
+  const int32_t float32 = codes().float32, expected = allowed == Allowed::kFloat32 ? float32 : like;
+  const int32_t other = like == float32 ? codes().bfloat16 : float32;
+  if (view.code == expected || (allowed == Allowed::kState && view.code == other)) return;
+  const std::string narrower =
+      dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
+  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)),
+       dtype_name(view.code));
+}
+
 // A list may come as one flat tensor: its tensors one after another, each from a multiple of 64
 // elements. One handle then stands for thousands.
 inline bool is_flat(const TensorList& tensors, const Views& like) {
