@@ -44,10 +44,17 @@ class SFRonSGD(SFRonOptimizer):
         mask_semantics: "gradient" masks the gradient only (the authors: decay and momentum still
             move masked weights); "update" leaves masked weights and their state bit-identical in
             forget steps.
-        state_dtype: of the moments. None = the parameter's; torch.float32 for fp32 beside
-            low-precision parameters; torch.bfloat16 for half the memory beside fp32 ones. AdamW's
-            averages are then rounded so that nothing is lost over the steps
-            (``reference.dithered``); SGD's momentum to nearest, so not above 0.99.
+        state_dtype: of the moments. None = the parameter's, fp32 with ``weight_bits``;
+            torch.float32 for fp32 beside low-precision parameters; torch.bfloat16 for half the
+            memory beside fp32 ones: AdamW's averages are then rounded so that nothing is lost over
+            the steps (``reference.dithered``), SGD's momentum to nearest, so not above 0.99.
+            torch.int8 for codes of 8 bits with a scale for every 256 weights, where an index of the
+            first dimension has a multiple of 32 elements, and fp32 elsewhere
+            (``ops/moment_codes.py``); the codes are dithered.
+        weight_bits: 24 or 32 for bf16 parameters: ``state[p]["correction"]``, int8 or int16, is
+            what rounding to bf16 leaves off, so updates below a unit of bf16 are not lost
+            (``ops/split_weights.py``). A parameter that is written from outside keeps it, half a
+            unit of bf16 at most.
 
     Raises:
         ValueError: naming the argument, what was expected and what was found.
