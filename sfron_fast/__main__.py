@@ -1,5 +1,6 @@
 """`python -m sfron_fast unlearn` lets a language model forget texts and `evaluate` says how well it
-knows them; `demo` watches a classifier forget; `env` says what runs where and why.
+knows them; `memory` says what that takes; `demo` watches a classifier forget; `env` says what runs
+where and why.
 """
 
 import argparse
@@ -88,16 +89,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     demo.add_argument("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
     commands.add_parser("env", help="versions, devices, and which kernel serves which op")
-    from .integrations import command
+    from .integrations import command, memory
 
     command.add_parsers(commands)
+    memory.add_parser(commands)
     chosen = parser.parse_args(arguments)
     if chosen.command == "env":
         print(environment())
         return 0
-    if chosen.command in ("unlearn", "evaluate"):
+    if chosen.command in ("unlearn", "evaluate", "memory"):
         try:
-            command.execute(chosen)
+            (memory if chosen.command == "memory" else command).execute(chosen)
         except (ValueError, ImportError) as error:  # bad input, an optional package
             print(error, file=sys.stderr)
             return 2 if isinstance(error, ValueError) else 1

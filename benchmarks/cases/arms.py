@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sfron_fast as sf
+from sfron_fast.ops.split_weights import join
 
 from ..harness import Arm, uncounted
 from .lists import Shape, weights
@@ -88,6 +89,10 @@ def held(
 ) -> int:
     """Bytes that an arm keeps on its device; ``who``: "ours", one of STOCK, or of AUTHORS."""
     size, moments = dtype.itemsize, 2 if kind == "adamw" else 1
+    if who == COMPACT:  # bf16, a correction, codes and their scales, masks as ours
+        return int(
+            (2 * 2 + 1 + moments * (1 + 4 / 256) + 3 * (work == "pair") + 0.25) * weights(shapes)
+        )
     weight = size * (3 if work == "pair" else 2)  # parameters and gradients
     weight += moments * (state_dtype or dtype).itemsize
     if who in AUTHORS:
@@ -98,6 +103,31 @@ def held(
         masks = {"ours": 0.25, "bool mask": 1}.get(who, size)
         weight += masks * (work != "plain")
     return int(weight * weights(shapes))
+
+
+COMPACT = "sfron_fast, 24-bit weights, 8-bit moments"
+
+
+def compact(
+    shapes: list[Shape], kind: str, work: str, slow_lr: float, device: str, density: float
+) -> Arm:
+    """This package's optimizer on bf16 parameters that lose nothing; work as ``ours``.
+
+    The last of 24 bits is as large as some of a step.
+    """
+    problem = Problem(shapes, device, density)
+    problem.params = [nn.Parameter(p.detach().bfloat16()) for p in problem.params]
+    problem.gradients = [g.bfloat16() for g in problem.gradients]
+    for p, g in zip(problem.params, problem.gradients, strict=True):
+        p.grad = g
+    optimizer, run = _steps(problem, kind, work, slow_lr, weight_bits=24, state_dtype=torch.int8)
+    optimizer.init_state()
+
+    def values() -> list[Tensor]:
+        pieces = [(p.detach(), optimizer.state[p]["correction"]) for p in problem.params]
+        return [join(*piece) for piece in pieces]
+
+    return Arm(COMPACT, run, lambda: change(values, run), tolerance=0.3, values=values)
 
 
 def compared(shapes: list[Shape], dtype: torch.dtype = torch.float32, unfused: bool = False) -> int:
@@ -125,19 +155,29 @@ def ours(
 ) -> Arm:
     """This package's optimizer; ``work``: "plain" retain step, "forget" step, or "pair" of both."""
     problem = Problem(shapes, device, density, dtype, channels_last)
+    _, run = _steps(problem, kind, work, slow_lr, state_dtype=state_dtype)
+    return list_arm(
+        "sfron_fast" if state_dtype is None else "sfron_fast, bf16 moments", problem, run
+    )
+
+
+def _steps(
+    problem: Problem, kind: str, work: str, slow_lr: float, **settings: Any
+) -> tuple[Any, Callable[[], None]]:
+    """The optimizer, and the work that is measured."""
     problem.prepare(work)
     masked = work != "plain"
     saliency = problem.saliency() if masked else None
     problem.masks = []
-    make, settings = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
+    make, common = (sf.SFRonAdamW, ADAMW) if kind == "adamw" else (sf.SFRonSGD, SGD)
     optimizer = make(
         problem.named(),
-        **settings,
+        **common,
         saliency=saliency,
         max_norm=MAX_NORM if masked else None,
         retain_steps=1,
         slow_lr=slow_lr,
-        state_dtype=state_dtype,
+        **settings,
     )
 
     def run() -> None:
@@ -152,9 +192,7 @@ def ours(
             for group in optimizer.param_groups:
                 group["retain_pending"] = 0
 
-    return list_arm(
-        "sfron_fast" if state_dtype is None else "sfron_fast, bf16 moments", problem, run
-    )
+    return optimizer, run
 
 
 def _torch_optimizer(problem: Problem, kind: str, **flags: bool) -> torch.optim.Optimizer:

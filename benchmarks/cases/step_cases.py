@@ -45,7 +45,8 @@ def step_case(
 
     A GPU's cache is flushed before each, so no list needs rotation, however small.
 
-    ``narrow``: also with moments of bf16, which move less than the bytes that the probe moves.
+    ``narrow``: also with moments of bf16, and with 24-bit weights and moments of 8 bits, which move
+    less than the bytes that the probe moves.
     """
     masks = 0.0 if work == "plain" else 0.25
     moved = int(((FLOORS[kind, work] - masks) * dtype.itemsize / 4 + masks) * weights(shapes))
@@ -77,6 +78,8 @@ def step_case(
     if narrow:
         made += [partial(arms.ours, **about, state_dtype=torch.bfloat16)]
         held += [bytes_of("ours", state_dtype=torch.bfloat16)]
+        made += [partial(arms.compact, shapes, kind, work, slow, device, density)]
+        held += [bytes_of(arms.COMPACT)]
     made, held = [*made, partial(arms.ours, **about)], [*held, bytes_of("ours")]
     alpha, some = (
         ", alpha 0.5" if work == "pair" else "",

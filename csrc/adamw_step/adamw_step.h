@@ -6,6 +6,7 @@
 
 #include "formulas/clip.h"
 #include "formulas/scalar.h"
+#include "formulas/split_weights.h"
 
 namespace sfron {
 
@@ -24,6 +25,11 @@ struct AdamwTensor {
   DType dtype, state_dtype;  // of the parameter, of its moments
   float scale, eps;          // of this step, see Corrections
   float* step;               // [] beside the parameter: the updates so far
+  WeightCorrections corrections;
+  float* scales;  // [groups, 2] or null: the moments are no codes
+  int64_t row;    // elements of one index of the first dimension
+
+  bool is_compact() const { return corrections.param != nullptr || scales != nullptr; }
 };
 
 // The arguments of one call, as given.

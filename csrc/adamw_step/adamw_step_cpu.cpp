@@ -1,5 +1,6 @@
 #include "adamw_step/adamw_step.h"
 
+#include "cpu/compact.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
@@ -60,6 +61,48 @@ struct AdamwKernel {
   }
 };
 
+// Weights in two pieces, moments in codes: by way of tiles of floats, whatever they are kept as.
+template <bool kAmsgrad, bool kSlowFrom>
+struct CompactAdamwKernel {
+  void operator()(const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
+    Scratch scratch[6];
+    const WeightCorrections& c = t.corrections;
+    const Scales scales{t.scales, t.row, 2};
+    const bool narrow = is_narrow(t.state_dtype, t.dtype, c.param != nullptr);
+    const float scale = t.scale, eps = t.eps;
+    const int64_t step = static_cast<int64_t>(*t.step);
+    for (int64_t at = begin, n = 0; at < end; at += n) {
+      n = scales.tile(at, end);
+      const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
+      save_corrections(c, at, n);
+      const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
+      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
+      const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);                   // [n]
+      const float* slow = nullptr;                                                         // [n]
+      if (kSlowFrom)
+        slow = load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[2]);
+      float* m = load_moments<true>(t.exp_avg, t.state_dtype, scales.of(at, 0), at, n, scratch[3]);
+      float* v =
+          load_moments<false>(t.exp_avg_sq, t.state_dtype, scales.of(at, 1), at, n, scratch[4]);
+      float* w = kAmsgrad ? load_tile(t.max_exp_avg_sq, t.state_dtype, at, n, scratch[5]) : nullptr;
+      each_lane(
+          n, mask, [=](int64_t i) { slow_save.block(i); },
+          [=](int64_t i, bool selected) {
+            const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
+            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
+            param[i] = kSlowFrom ? lerp_one(slow[i], e.param, s.slow) : e.param;
+            m[i] = e.exp_avg;
+            v[i] = e.exp_avg_sq;
+            if (kAmsgrad) w[i] = e.max_exp_avg_sq;
+          });
+      store_moments<true>(t.exp_avg, t.state_dtype, narrow, scales.of(at, 0), at, n, m, step);
+      store_moments<false>(t.exp_avg_sq, t.state_dtype, narrow, scales.of(at, 1), at, n, v, step);
+      if (kAmsgrad) store_tile(t.max_exp_avg_sq, t.state_dtype, at, n, w);
+      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
+    }
+  }
+};
+
 }  // namespace
 
 void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, int64_t begin,
@@ -72,6 +115,10 @@ void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, i
         walk_step(tensors, runs, begin, end, s.measured,
                   [&](int64_t i, int64_t first, int64_t last) {
                     const AdamwTensor& t = tensors[i];
+                    if (t.is_compact()) {
+                      Scales{t.scales, t.row, 2}.whole_groups(&first, &last);
+                      return run_isa(CompactAdamwKernel<amsgrad, slow_from>{}, t, first, last, s);
+                    }
                     with_elements(t.dtype, t.state_dtype, [&](auto param, auto state) {
                       run_isa(AdamwKernel<amsgrad, slow_from>{}, param, state, t, first, last, s);
                     });

@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "cuda/compact.cuh"
 #include "cuda/group.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sweep.cuh"
@@ -72,38 +73,108 @@ __device__ __forceinline__ void adamw_groups(Held<E, S, kCount>, const AdamwTens
       });
 }
 
-template <bool kAmsgrad, bool kSlowFrom>
-__global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
-    adamw_step_kernel(const __grid_constant__ List<AdamwTensor> list, AdamwOptions options,
-                      StepInputs inputs, bool slow_save) {
+// body(tensor, begin, end, its step, the corrections of that, scalars) for each unit of this warp;
+// then counts the step. A body that takes the tensor by value keeps it in registers.
+template <bool kSlowFrom, class Body>
+__device__ __forceinline__ void adamw_units(const List<AdamwTensor>& list,
+                                            const AdamwOptions& options, const StepInputs& inputs,
+                                            bool slow_save, const Body& body) {
   const AdamwScalars s = adamw_scalars(options, step_numbers(inputs), step_state(inputs));
   if (blockIdx.x == 0 && threadIdx.x == 0) count_skip(inputs, s.skip);
   if (s.skip && !kSlowFrom && !slow_save) return;
   // the step that `c` belongs to: most lists have a single one, and it takes some time in double
   float known = 0.0f;
   Corrections c{};
-  each_unit(list, [&](const AdamwTensor t, int64_t, int64_t begin, int64_t end) {
+  each_unit(list, [&](const AdamwTensor& t, int64_t, int64_t begin, int64_t end) {
     const float step = *in_global(t.step) + 1.0f;
     if (step != known) {
       known = step;
       c = adam_corrections(step_numbers(inputs).lr, options.beta1, options.beta2, options.eps,
                            static_cast<int64_t>(step));
     }
-    const int64_t count = static_cast<int64_t>(step);
-    sweep(begin, end, t.dtype, t.state_dtype,
-          all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.slow_save,
-                      t.slow_from),
-          [&](auto held, int64_t at, int64_t stop) {
-            adamw_groups<kAmsgrad, kSlowFrom>(held, t, at, stop, count, c, s);
-          });
+    body(t, begin, end, static_cast<int64_t>(step), c, s);
   });
-  if (s.skip) return;  // a skipped step does not count
-  // the counts change only after every block has read them
-  in_last_block(list.table.finished, [&] {
-    const Table<AdamwTensor> table = list.opened();
-    for (int64_t i = threadIdx.x; i < table.count; i += kBlock)
-      *in_global(table.tensors()[i].step) += 1.0f;
-  });
+  if (!s.skip) count_steps(list);  // a skipped step does not count
+}
+
+template <bool kAmsgrad, bool kSlowFrom>
+__global__ void __launch_bounds__(kBlock, (kResident<kAmsgrad, kSlowFrom>))
+    adamw_step_kernel(const __grid_constant__ List<AdamwTensor> list, AdamwOptions options,
+                      StepInputs inputs, bool slow_save) {
+  adamw_units<kSlowFrom>(list, options, inputs, slow_save,
+                         [&](const AdamwTensor& t, int64_t begin, int64_t end, int64_t count,
+                             Corrections c, const AdamwScalars& s) {
+                           sweep(begin, end, t.dtype, t.state_dtype,
+                                 all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq,
+                                             t.max_exp_avg_sq, t.slow_save, t.slow_from),
+                                 [&](auto held, int64_t at, int64_t stop) {
+                                   adamw_groups<kAmsgrad, kSlowFrom>(held, t, at, stop, count, c,
+                                                                     s);
+                                 });
+                         });
+}
+
+// Weights in two pieces, moments in codes.
+template <bool kAmsgrad, bool kSlowFrom>
+__device__ __forceinline__ void adamw_lane(const AdamwTensor& t, const Lane& lane, int64_t group,
+                                           int64_t step, Corrections c, const AdamwScalars& s) {
+  const WeightCorrections& w = t.corrections;
+  const bool narrow_state = is_narrow(t.state_dtype, t.dtype, w.param != nullptr);
+  float* const scale = t.scales == nullptr ? nullptr : t.scales + 2 * group;
+  float* const square_scale = scale == nullptr ? nullptr : scale + 1;
+  if (t.slow_save != nullptr) {
+    copy_lane(t.slow_save, t.param, dtype_bytes(t.dtype), lane);
+    if (w.slow_save != nullptr) copy_lane(w.slow_save, w.param, w.bytes, lane);
+  }
+  float param[kHeld], grad[kHeld], slow[kHeld], avg[kHeld], square[kHeld], largest[kHeld];
+  load_weights(t.param, t.dtype, w.param, w.bytes, lane, param);
+  if (!s.skip) {
+    load_floats(t.grad, t.dtype, lane, grad);
+    load_moments<true>(t.exp_avg, t.state_dtype, scale, lane, avg);
+    load_moments<false>(t.exp_avg_sq, t.state_dtype, square_scale, lane, square);
+    if constexpr (kAmsgrad) load_floats(t.max_exp_avg_sq, t.state_dtype, lane, largest);
+    const uint32_t bits = lane.count == 0 ? 0u : mask_bits(t.mask, lane.at);
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      AdamwElement x{param[k], avg[k], square[k], 0.0f};
+      if constexpr (kAmsgrad) x.max_exp_avg_sq = largest[k];
+      x = adamw_one<kAmsgrad>(x, grad[k], (bits >> k & 1) != 0, c.scale, c.eps, s);
+      param[k] = x.param;
+      avg[k] = x.exp_avg;
+      square[k] = x.exp_avg_sq;
+      if constexpr (kAmsgrad) largest[k] = x.max_exp_avg_sq;
+    }
+    store_moments<true>(t.exp_avg, t.state_dtype, narrow_state, scale, step, lane, avg);
+    store_moments<false>(t.exp_avg_sq, t.state_dtype, narrow_state, square_scale, step, lane,
+                         square);
+    if constexpr (kAmsgrad) {
+      store_floats(t.max_exp_avg_sq, t.state_dtype, false, step, lane, largest);
+    }
+  }
+  if constexpr (kSlowFrom) {
+    load_weights(t.slow_from, t.dtype, w.slow_from, w.bytes, lane, slow);
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) param[k] = lerp_one(slow[k], param[k], s.slow);
+  }
+  if (!s.skip || kSlowFrom) store_weights(t.param, t.dtype, w.param, w.bytes, step, lane, param);
+}
+
+template <bool kAmsgrad, bool kSlowFrom>
+__global__ void __launch_bounds__(kBlock, 2)
+    adamw_compact_kernel(const __grid_constant__ List<AdamwTensor> list, AdamwOptions options,
+                         StepInputs inputs, bool slow_save) {
+  adamw_units<kSlowFrom>(
+      list, options, inputs, slow_save,
+      [&](const AdamwTensor& t, int64_t begin, int64_t end, int64_t count, Corrections c,
+          const AdamwScalars& s) {
+        const WeightCorrections& w = t.corrections;
+        each_compact(begin, end, t.row, t.scales != nullptr,
+                     all_aligned(t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq,
+                                 t.slow_save, t.slow_from, w.param, w.slow_save, w.slow_from),
+                     [&](const Lane& lane, int64_t group) {
+                       adamw_lane<kAmsgrad, kSlowFrom>(t, lane, group, count, c, s);
+                     });
+      });
 }
 
 }  // namespace
@@ -113,6 +184,9 @@ void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptio
   static TableCache tables("adamw_step_", adamw_step_kernel<false, false>,
                            adamw_step_kernel<false, true>, adamw_step_kernel<true, false>,
                            adamw_step_kernel<true, true>);
+  static TableCache compact("adamw_step_", adamw_compact_kernel<false, false>,
+                            adamw_compact_kernel<false, true>, adamw_compact_kernel<true, false>,
+                            adamw_compact_kernel<true, true>);
   if (tensors.empty()) return;
   const AdamwTensor& one = first_filled(tensors);
   // all tensors have them, or none
@@ -120,8 +194,13 @@ void launch_adamw_step(const std::vector<AdamwTensor>& tensors, const AdamwOptio
   const bool slow_from = one.slow_from != nullptr;
   const auto run = [&](auto has_amsgrad, auto has_slow_from) {
     constexpr bool kAmsgrad = has_amsgrad, kSlowFrom = has_slow_from;
-    tables.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
-                  one.slow_save != nullptr);
+    if (any_compact(tensors)) {
+      compact.launch(adamw_compact_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
+                     one.slow_save != nullptr);
+    } else {
+      tables.launch(adamw_step_kernel<kAmsgrad, kSlowFrom>, tensors, queue, options, inputs,
+                    one.slow_save != nullptr);
+    }
   };
   with_flags(amsgrad, slow_from, run);
 }

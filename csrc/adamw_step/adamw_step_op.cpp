@@ -20,20 +20,28 @@ void check_alike(const char* name, const Arrays& states, const Arrays& avgs) {
 
 void adamw_step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                 const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs,
-                const TensorList& steps, const TensorList& slow_save, const TensorList& slow_from,
+                const TensorList& scales, const TensorList& steps, const TensorList& corrections,
+                const TensorList& slow_save, const TensorList& slow_save_corrections,
+                const TensorList& slow_from, const TensorList& slow_from_corrections,
                 const TensorList& masks, const MaybeTensor& norm, const MaybeTensor& grad_scale,
                 const MaybeTensor& found_inf, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool decoupled, bool maximize, bool freeze_masked,
                 double max_norm, double slow_lr, const MaybeTensor& numbers,
                 const MaybeTensor& skipped) {
   const DeviceScope scope(params);
-  const StepArguments a =
-      step_arguments(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf,
-                     {lr, weight_decay, slow_lr}, numbers, skipped, max_norm, maximize);
-  const Arrays avgs = arrays_like("exp_avgs", exp_avgs, a.params, Allowed::kState);
-  const Arrays squares = arrays_like("exp_avg_sqs", exp_avg_sqs, a.params, Allowed::kState);
+  const StepArguments a = step_arguments(
+      params, grads,
+      {corrections, slow_save, slow_save_corrections, slow_from, slow_from_corrections}, masks,
+      norm, grad_scale, found_inf, {lr, weight_decay, slow_lr}, numbers, skipped, max_norm,
+      maximize);
+  const std::vector<float*> factors = scale_views(scales, a.params, 2);
+  const Arrays avgs = moments_like("exp_avgs", exp_avgs, a.params, factors, Allowed::kSigned);
+  const Arrays squares =
+      moments_like("exp_avg_sqs", exp_avg_sqs, a.params, factors, Allowed::kUnsigned);
   const Arrays largest =
       optional_arrays_like("max_exp_avg_sqs", max_exp_avg_sqs, a.params, Allowed::kState);
+  if (!scales.empty() && !largest.empty())
+    fail({"max_exp_avg_sqs"}, "none beside scales", "some of them");
   check_alike("exp_avg_sqs", squares, avgs);
   check_alike("max_exp_avg_sqs", largest, avgs);
   const std::vector<float*> counts = scalar_views("steps", steps, a.params);
@@ -57,6 +65,9 @@ void adamw_step(const TensorList& params, const TensorList& grads, const TensorL
     t.numel = a.params[i].numel;
     t.dtype = a.params[i].dtype;
     t.state_dtype = avgs[i].dtype;
+    t.corrections = a.corrections[i];
+    t.scales = factors[i];
+    t.row = row_of(a.params[i]);
   }
 #if defined(USE_CUDA)
   if (scope.on_cuda()) return launch_adamw_step(tensors, options, a.inputs, scope.queue());
@@ -64,16 +75,16 @@ void adamw_step(const TensorList& params, const TensorList& grads, const TensorL
   const StepNumbers known = step_numbers(a.inputs);
   const AdamwScalars s = adamw_scalars(options, known, step_state(a.inputs));
   count_skip(a.inputs, s.skip);
-  float counted = NAN;  // the step count of the corrections; usually it is the same for all tensors
-  Corrections corrections{};
+  float counted = NAN;  // the step count of the bias; usually it is the same for all tensors
+  Corrections bias{};
   for (AdamwTensor& t : tensors) {
     if (s.skip) break;  // a skipped step does not count
     const float step = *t.step += 1.0f;
     if (step != counted)
-      corrections = adam_corrections(known.lr, beta1, beta2, eps, static_cast<int64_t>(step));
+      bias = adam_corrections(known.lr, beta1, beta2, eps, static_cast<int64_t>(step));
     counted = step;
-    t.scale = corrections.scale;
-    t.eps = corrections.eps;
+    t.scale = bias.scale;
+    t.eps = bias.eps;
   }
   const Runs runs(tensors);
   parallel(runs, [&](int64_t begin, int64_t end) { adamw_step_cpu(tensors, runs, begin, end, s); });

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/compact.h"
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
 #include "cpu/runs.h"
@@ -73,17 +74,22 @@ struct SkipKernel {
   template <class TensorArgs>
   void operator()(const TensorArgs& t, int64_t begin, int64_t end, Lerp s) const {
     Scratch scratch[2];
+    const WeightCorrections& c = t.corrections;
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
       for (int64_t i = 0; i + kLanes <= n; i += kLanes) slow_save.block(i);
+      save_corrections(c, at, n);
       if (t.slow_from == nullptr) continue;
-      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);           // [n]
-      const float* slow = load_tile(t.slow_from, t.dtype, at, n, scratch[1]);  // [n]
+      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
+      const float* slow =
+          load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[1]);  // [n]
       each_lane(
           n, nullptr, [=](int64_t i) { prefetch(i, param, slow); },
           [=](int64_t i, bool) { param[i] = lerp_one(slow[i], param[i], s); });
-      store_tile(t.param, t.dtype, at, n, param);
+      // a skipped step is not counted, but its rounding is its own
+      const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step) + 1;
+      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
     }
   }
 };

@@ -125,4 +125,14 @@ __device__ __forceinline__ void in_last_block(uint32_t* finished, const F& f) {
   if (last) f();
 }
 
+// One more update of every tensor: only after every block has read the counts.
+template <class Tensor>
+__device__ __forceinline__ void count_steps(const List<Tensor>& list) {
+  in_last_block(list.table.finished, [&] {
+    const Table<Tensor> table = list.opened();
+    for (int64_t i = threadIdx.x; i < table.count; i += kBlock)
+      *in_global(table.tensors()[i].step) += 1.0f;
+  });
+}
+
 }  // namespace sfron

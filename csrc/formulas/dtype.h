@@ -42,9 +42,10 @@ SFRON_HD uint16_t to_float16(float x) {
   return static_cast<uint16_t>(sign | (magnitude >= (143u << 23) ? large : finite));
 }
 
-// Whether a state is narrower than its parameter, as no state of torch's own is.
-SFRON_HD bool is_narrow(DType state, DType param) {
-  return state == DType::kBFloat16 && param == DType::kFloat32;
+// Whether a state is narrower than its weights, as no state of torch's own is. `split`: the
+// parameter is one piece of them.
+SFRON_HD bool is_narrow(DType state, DType param, bool split = false) {
+  return state == DType::kBFloat16 && (param == DType::kFloat32 || split);
 }
 
 // A threshold of 16 bits in place of a half, for an average that moves by less than half a unit of

@@ -21,6 +21,15 @@ bool any_filled(const std::vector<Tensor>& tensors) {
   return !tensors.empty() && first_filled(tensors).numel > 0;
 }
 
+// Whether a list has weights in two pieces or moments in codes: it then goes another way.
+template <class Tensor>
+bool any_compact(const std::vector<Tensor>& tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (tensor.is_compact()) return true;
+  }
+  return false;
+}
+
 // f(first, second) with two run-time flags as compile-time ones.
 template <class F>
 void with_flags(bool first, bool second, const F& f) {

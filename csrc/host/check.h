@@ -78,15 +78,17 @@ using Views = std::vector<View>;
 // What is left to know of a tensor that was compared with a View.
 struct Array {
   void* data;
-  DType dtype;
+  DType dtype;    // meaningful for floats
+  int64_t bytes;  // of an element
 };
 using Arrays = std::vector<Array>;
 
 struct DTypeCodes {
   int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
   int32_t float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
-  int32_t uint8 = aoti_torch_dtype_uint8(), int64 = aoti_torch_dtype_int64(),
-          cpu = aoti_torch_device_type_cpu();
+  int32_t uint8 = aoti_torch_dtype_uint8(), int8 = aoti_torch_dtype_int8();
+  int32_t int16 = aoti_torch_dtype_int16(), int64 = aoti_torch_dtype_int64();
+  int32_t cpu = aoti_torch_device_type_cpu();
 };
 
 inline const DTypeCodes& codes() {
@@ -207,19 +209,6 @@ inline void check_shape_like(Name name, const View& view, const View& like) {
 
 inline void check_dtype(Name name, const View& view, int32_t code) {
   if (view.code != code) fail(name, "dtype " + dtype_name(code), dtype_name(view.code));
-}
-
-// A state has the dtype of its parameter or fp32; beside fp32 also bf16.
-enum class Allowed { kSame, kState, kFloat32 };
-
-inline void check_allowed(Name name, const View& view, int32_t like, Allowed allowed) {
-  const int32_t float32 = codes().float32, expected = allowed == Allowed::kFloat32 ? float32 : like;
-  const int32_t other = like == float32 ? codes().bfloat16 : float32;
-  if (view.code == expected || (allowed == Allowed::kState && view.code == other)) return;
-  const std::string narrower =
-      dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
-  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)),
-       dtype_name(view.code));
 }
 
 inline float* scalar_view(Name name, Item scalar) {

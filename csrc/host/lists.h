@@ -4,6 +4,34 @@
 
 namespace sfron {
 
+// A state has the dtype of its parameter or fp32; beside fp32 also bf16. Codes of moments are int8,
+// or uint8 of squares; corrections int8 or int16.
+enum class Allowed { kSame, kState, kFloat32, kSigned, kUnsigned, kInt16, kCorrection };
+
+inline int64_t element_bytes(int32_t code) {
+  const DTypeCodes& c = codes();
+  if (code == c.uint8 || code == c.int8) return 1;
+  return code == c.float32 ? 4 : 2;
+}
+
+inline void check_allowed(Name name, const View& view, int32_t like, Allowed allowed) {
+  const DTypeCodes& c = codes();
+  if (allowed == Allowed::kSigned) return check_dtype(name, view, c.int8);
+  if (allowed == Allowed::kUnsigned) return check_dtype(name, view, c.uint8);
+  if (allowed == Allowed::kInt16) return check_dtype(name, view, c.int16);
+  if (allowed == Allowed::kCorrection) {
+    if (view.code == c.int8 || view.code == c.int16) return;
+    fail(name, "dtype torch.int16 or torch.int8", dtype_name(view.code));
+  }
+  const int32_t float32 = codes().float32, expected = allowed == Allowed::kFloat32 ? float32 : like;
+  const int32_t other = like == float32 ? codes().bfloat16 : float32;
+  if (view.code == expected || (allowed == Allowed::kState && view.code == other)) return;
+  const std::string narrower =
+      dtype_name(like == float32 ? other : like) + " or " + dtype_name(float32);
+  fail(name, "dtype " + (allowed == Allowed::kState ? narrower : dtype_name(expected)),
+       dtype_name(view.code));
+}
+
 // A list may come as one flat tensor: its tensors one after another, each from a multiple of 64
 // elements. One handle then stands for thousands.
 inline bool is_flat(const TensorList& tensors, const Views& like) {
@@ -28,17 +56,18 @@ inline View flat_view(const char* name, const TensorList& tensors, const Views& 
   return view;
 }
 
-// One tensor for each of `like`, of its shape and of an allowed dtype; or a flat list.
-inline Arrays arrays_like(const char* name, const TensorList& tensors, const Views& like,
-                          Allowed allowed) {
+// One tensor for each of `like`, of its shape and of a dtype that allowed(i) says; or a flat list.
+template <class AllowedOf>
+Arrays arrays_of(const char* name, const TensorList& tensors, const Views& like,
+                 const AllowedOf& allowed) {
   Arrays arrays(like.size());
   if (is_flat(tensors, like)) {
     const View view = flat_view(name, tensors, like, flat_size(like));
     char* data = static_cast<char*>(view.data);
     for (size_t i = 0; i < like.size(); ++i) {
-      check_allowed({name, 0}, view, like[i].code, allowed);
-      arrays[i] = {data, view.dtype};
-      data += (like[i].numel + kUnit - 1) / kUnit * kUnit * dtype_bytes(view.dtype);
+      check_allowed({name, 0}, view, like[i].code, allowed(i));
+      arrays[i] = {data, view.dtype, element_bytes(view.code)};
+      data += (like[i].numel + kUnit - 1) / kUnit * kUnit * arrays[i].bytes;
     }
     return arrays;
   }
@@ -49,10 +78,15 @@ inline Arrays arrays_like(const char* name, const TensorList& tensors, const Vie
     const Name where{name, static_cast<int64_t>(i)};
     const View view = any_view(where, tensors[i]);
     check_shape_like(where, view, like[i]);
-    check_allowed(where, view, like[i].code, allowed);
-    arrays[i] = {view.data, view.dtype};
+    check_allowed(where, view, like[i].code, allowed(i));
+    arrays[i] = {view.data, view.dtype, element_bytes(view.code)};
   }
   return arrays;
+}
+
+inline Arrays arrays_like(const char* name, const TensorList& tensors, const Views& like,
+                          Allowed allowed) {
+  return arrays_of(name, tensors, like, [&](size_t) { return allowed; });
 }
 
 // An empty list = absent, and stays empty.

@@ -25,7 +25,8 @@ int32_t dtype_code(const DlTensor& t) {
     return t.bits == 32 ? c.float32 : t.bits == 16 ? c.float16 : t.bits == 64 ? c.float64 : -1;
   if (t.type == kDlBFloat && t.bits == 16) return c.bfloat16;
   if (t.type == kDlUnsigned && t.bits == 8) return c.uint8;
-  if (t.type == kDlInt && t.bits == 64) return c.int64;
+  if (t.type == kDlInt)
+    return t.bits == 64 ? c.int64 : t.bits == 16 ? c.int16 : t.bits == 8 ? c.int8 : -1;
   return -1;
 }
 

@@ -5,6 +5,7 @@
 
 #include "formulas/clip.h"
 #include "formulas/scalar.h"
+#include "formulas/split_weights.h"
 
 namespace sfron {
 
@@ -19,6 +20,12 @@ struct SgdTensor {
   const uint8_t* mask;    // [ceil(numel / 8)] or null
   int64_t numel;
   DType dtype, momentum_dtype;
+  float* step;  // [] beside the parameter or null: the updates so far, for what is dithered
+  WeightCorrections corrections;
+  float* scales;  // [groups] or null: the momentum is no codes
+  int64_t row;    // elements of one index of the first dimension
+
+  bool is_compact() const { return corrections.param != nullptr || scales != nullptr; }
 };
 
 // The arguments of one call, as given.

@@ -1,5 +1,6 @@
 #include "sgd_step/sgd_step.h"
 
+#include "cpu/compact.h"
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
 #include "cpu/runs.h"
@@ -14,16 +15,22 @@ template <bool kMomentum, bool kSlowFrom>
 struct SgdKernel {
   void operator()(const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
     Scratch scratch[4];
-    for (int64_t at = begin; at < end; at += kTile) {
-      const int64_t n = std::min(kTile, end - at);
+    const WeightCorrections& c = t.corrections;
+    const Scales scales{t.scales, t.row, 1};
+    const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step);
+    for (int64_t at = begin, n = 0; at < end; at += n) {
+      n = scales.tile(at, end);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
+      save_corrections(c, at, n);
+      float* const scale = scales.of(at, 0);
       const uint8_t* mask = mask_tile(t.mask, at);                        // [ceil(n / 8)]
-      float* param = load_tile(t.param, t.dtype, at, n, scratch[0]);      // [n]
       const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);  // [n]
-      float* m =
-          kMomentum ? load_tile(t.momentum, t.momentum_dtype, at, n, scratch[2]) : nullptr;  // [n]
-      const float* slow =
-          kSlowFrom ? load_tile(t.slow_from, t.dtype, at, n, scratch[3]) : nullptr;  // [n]
+      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
+      float* m = nullptr;                                                                  // [n]
+      const float* slow = nullptr;                                                         // [n]
+      if (kMomentum) m = load_moments<true>(t.momentum, t.momentum_dtype, scale, at, n, scratch[2]);
+      if (kSlowFrom)
+        slow = load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[3]);
       each_lane(
           n, mask,
           [=](int64_t i) {
@@ -42,8 +49,9 @@ struct SgdKernel {
             }
             param[i] = kSlowFrom ? lerp_one(slow[i], e.param, s.slow) : e.param;
           });
-      if (kMomentum) store_tile(t.momentum, t.momentum_dtype, at, n, m);
-      store_tile(t.param, t.dtype, at, n, param);
+      if (kMomentum)
+        store_moments<true>(t.momentum, t.momentum_dtype, false, scale, at, n, m, step);
+      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
     }
   }
 };
@@ -57,7 +65,12 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
     if (s.first) {
       runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
         const SgdTensor& t = tensors[i];
-        if (t.momentum != nullptr) zero_tile(t.momentum, t.momentum_dtype, first, last - first);
+        if (t.momentum == nullptr) return;
+        if (t.scales == nullptr) {
+          zero_tile(t.momentum, t.momentum_dtype, first, last - first);
+        } else {
+          std::memset(static_cast<char*>(t.momentum) + first, 0, last - first);
+        }
       });
     }
     return skip_step(tensors, runs, begin, end, s.slow);
@@ -65,7 +78,9 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
   const auto& one = first_filled(tensors);
   const auto run = [&](auto momentum, auto slow_from) {
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
-      run_isa(SgdKernel<momentum, slow_from>{}, tensors[i], first, last, s);
+      const SgdTensor& t = tensors[i];
+      Scales{t.scales, t.row, 1}.whole_groups(&first, &last);
+      run_isa(SgdKernel<momentum, slow_from>{}, t, first, last, s);
     });
   };
   with_flags(one.momentum != nullptr, one.slow_from != nullptr, run);

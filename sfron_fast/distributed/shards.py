@@ -44,6 +44,24 @@ def placed(value: Any, like: Any) -> Any:
     return DTensor.from_local(split, mesh, kinds, shape=like.shape, stride=like.stride())
 
 
+def sharded_like(like: Any, part: Tensor, shape: torch.Size) -> Tensor:
+    """A rank's part of a contiguous tensor of that shape as a DTensor placed as ``like``; of what
+    is no DTensor the part itself.
+    """
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, kinds = like.device_mesh, like.placements
+    return DTensor.from_local(part, mesh, kinds, shape=shape, stride=stride)
+
+
+def split_by_rows(tensor: Any) -> bool:
+    """Whether a rank has whole indices of the first dimension."""
+    return all(p.is_replicate() or p.is_shard(0) for p in getattr(tensor, "placements", ()))
+
+
 def finite(tensor: Tensor) -> bool:
     """Whether all numbers of it, or of this rank's shard of it, are finite."""
     return bool(torch.isfinite(local(tensor.detach())).all())

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..errors import require
 from .lists import flat_size, is_flat, spread
+from .moment_codes import has_codes, scales_shape
+from .split_weights import CORRECTIONS
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -65,12 +67,15 @@ def aligned(
     *,
     state: bool = False,
     optional: bool = False,
+    dtypes: Sequence[set[torch.dtype]] | None = None,
 ) -> None:
-    """``tensors[i]`` has the shape, device and dtype of ``like[i]``; a ``state`` may be fp32, or
-    bf16 beside fp32.
+    """``tensors[i]`` has the shape, device and dtype of ``like[i]``, or one of ``dtypes[i]``; a
+    ``state`` may be fp32, or bf16 beside fp32.
     """
     if optional and not tensors:
         return
+    if dtypes is None:
+        dtypes = [state_dtypes(t.dtype) if state else {t.dtype} for t in like]
     if is_flat(tensors, like):
         flat_list(name, tensors[0], like, flat_size(like))
         tensors = spread(tensors, like)
@@ -81,9 +86,80 @@ def aligned(
             tensor.shape == model.shape, where, f"shape {tuple(model.shape)}", tuple(tensor.shape)
         )
         require(tensor.device == model.device, where, f"device {model.device}", tensor.device)
-        allowed = state_dtypes(model.dtype) if state else {model.dtype}
-        names = " or ".join(sorted(str(d) for d in allowed))
-        require(tensor.dtype in allowed, where, f"dtype {names}", tensor.dtype)
+        names = " or ".join(sorted(str(d) for d in dtypes[i]))
+        require(tensor.dtype in dtypes[i], where, f"dtype {names}", tensor.dtype)
+
+
+def step_counts(
+    steps: Sequence[Tensor], params: Sequence[Tensor], *, optional: bool = False
+) -> None:
+    """The updates of each parameter, fp32 []; or a flat list."""
+    if optional and not steps:
+        return
+    if is_flat(steps, params):
+        flat_list("steps", steps[0], params, len(params))
+        require(steps[0].dtype == torch.float32, "steps[0]", "float32", steps[0].dtype)
+    else:
+        require(len(steps) == len(params), "steps", f"{len(params)} tensors", len(steps))
+        scalar_tensors(params, **{f"steps[{i}]": step for i, step in enumerate(steps)})
+
+
+def correction_lists(
+    params: Sequence[Tensor],
+    corrections: Sequence[Tensor],
+    **slow: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> None:
+    """Of bf16 parameters, int8 or int16; of slow weights by name, the same where there are any."""
+    known = set(CORRECTIONS.values())
+    aligned("corrections", corrections, params, optional=True, dtypes=[known] * len(params))
+    for i, param in enumerate(params if corrections else ()):
+        require(
+            param.dtype == torch.bfloat16,
+            f"params[{i}]",
+            "torch.bfloat16 beside corrections",
+            param.dtype,
+        )
+    own = [{c.dtype} for c in spread(corrections, params)]
+    for name, (weights, pieces) in slow.items():
+        wanted = len(params) if weights and corrections else 0
+        found = len(params) if is_flat(pieces, params) else len(pieces)
+        require(found == wanted, name, f"{wanted} tensors", found)
+        aligned(name, pieces, params, optional=True, dtypes=own)
+
+
+def coded_moments(
+    params: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    moments: dict[str, tuple[Sequence[Tensor], torch.dtype]],
+) -> None:
+    """Moments by name beside the dtype of their codes. Where a scale has elements they are codes,
+    and else what ``aligned`` allows.
+    """
+    require(
+        len(scales) in (0, len(params)), "scales", f"{len(params)} tensors or none", len(scales)
+    )
+    coded = [bool(scales) and scales[i].numel() > 0 for i in range(len(params))]
+    for i, param in enumerate(params):
+        if not coded[i]:
+            continue
+        require(
+            param.dtype != torch.float64,
+            f"params[{i}]",
+            "float32, bfloat16 or float16 beside codes",
+            param.dtype,
+        )
+        where = f"scales[{i}]"
+        rows = f"rows of a multiple of 32 elements beside codes, not {tuple(param.shape)}"
+        require(has_codes(param), where, rows, "a scale")
+        shape = scales_shape(param, len(moments))
+        require(scales[i].shape == shape, where, f"shape {shape}", tuple(scales[i].shape))
+        require(scales[i].dtype == torch.float32, where, "float32", scales[i].dtype)
+        require(scales[i].device == param.device, where, f"device {param.device}", scales[i].device)
+    for name, (states, code) in moments.items():
+        dtypes = [
+            {code} if c else state_dtypes(p.dtype) for p, c in zip(params, coded, strict=True)
+        ]
+        aligned(name, states, params, optional=True, dtypes=dtypes)
 
 
 def flat_list(name: str, flat: Tensor, like: Sequence[Tensor], size: int) -> None:

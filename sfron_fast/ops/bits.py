@@ -41,13 +41,13 @@ def dithered(x: Tensor, step: int) -> Tensor:
     single steps lose adds up to nothing. They depend on where it lies in x: of a shard, or of a
     weight in another layout, the bits differ.
     """
-    index = torch.arange(x.numel(), device=x.device)
-    threshold = ((index * 0x85EBCA77 + (step & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF) >> 16
-    bits = (x.flatten().view(torch.int32).to(torch.int64) & 0xFFFFFFFF) + threshold >> 16
-    half = (
-        torch.where(bits < 1 << 15, bits, bits - (1 << 16))
-        .to(torch.int16)
-        .view(torch.bfloat16)
-        .view(x.shape)
-    )
+    bits = (x.contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF) + thresholds(x, step)
+    bits = bits >> 16
+    half = torch.where(bits < 1 << 15, bits, bits - (1 << 16)).to(torch.int16).view(torch.bfloat16)
     return torch.where(x.isnan(), torch.full_like(half, math.nan), half)
+
+
+def thresholds(x: Tensor, step: int) -> Tensor:
+    """int64 of x's shape, each in [0, 2^16): by where an element lies in x, and by the step."""
+    index = torch.arange(x.numel(), device=x.device).view(x.shape)
+    return ((index * 0x85EBCA77 + (step & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF) >> 16

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ..errors import number, require
 from . import calls, registry
-from .arguments import aligned
+from .arguments import coded_moments, step_counts
 from .dtypes import wide
-from .lists import spread
+from .lists import spread, spread_scalars
+from .moment_codes import SIGNED, decode, encode
 from .step import (
+    Weights,
     check_step,
     each,
     from_slow,
@@ -26,8 +28,13 @@ def formula(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    corrections: Sequence[Tensor],
     slow_save: Sequence[Tensor],
+    slow_save_corrections: Sequence[Tensor],
     slow_from: Sequence[Tensor],
+    slow_from_corrections: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -47,41 +54,60 @@ def formula(
     skipped: Tensor | None = None,
 ) -> None:
     """torch.optim.SGD on the masked, clipped gradient; ``first`` = the momentum buffers are
-    uninitialised.
+    uninitialised. ``steps`` count the updates, for what is dithered; the other lists as of AdamW.
     """
     lr, weight_decay, slow_lr = (lr, weight_decay, slow_lr) if numbers is None else numbers.tolist()
     skip = skip_step(norm, found_inf, skipped)
-    momentum_buffers, slow_from = spread(momentum_buffers, params), spread(slow_from, params)
-    for i, param, grad, selected in each(params, grads, masks, slow_save):
+    momentum_buffers, steps = spread(momentum_buffers, params), spread_scalars(steps, params)
+    weights = Weights(params, corrections, params)
+    save = Weights(slow_save, slow_save_corrections, params)
+    slow = Weights(slow_from, slow_from_corrections, params)
+    for i, param, grad, selected in each(weights, grads, masks, save):
         frozen = selected if freeze_masked else None
-        p = wide(param)
+        step, p = int(steps[i]) + 1 if steps else 0, weights[i]
+        coded = bool(scales) and scales[i].numel() > 0
         if not skip:
+            if steps:
+                steps[i].add_(1)
             factor = grad_multiplier(norm, grad_scale, max_norm, param.device, p.dtype)
             g = masked_grad(grad, selected, factor, maximize)
             if weight_decay != 0.0:
                 g = g + p * weight_decay
             if momentum_buffers:
-                m = g if first else wide(momentum_buffers[i]) * momentum + g * (1.0 - dampening)
+                buffer = momentum_buffers[i]
+                old = decode(buffer, scales[i][..., 0]) if coded else wide(buffer)
+                m = g if first else old * momentum + g * (1.0 - dampening)
                 # frozen weights of an uninitialised buffer still need a defined value
-                store(
-                    momentum_buffers[i],
-                    torch.where(frozen, m, 0.0) if first and frozen is not None else m,
-                    None if first else frozen,
-                )
+                kept = torch.zeros_like(old) if first else old
+                kept = m if frozen is None else torch.where(frozen, m, kept)
+                if coded:
+                    codes, scale = encode(kept, step, SIGNED)
+                    buffer.copy_(codes)
+                    scales[i][..., 0].copy_(scale)
+                else:
+                    store(buffer, kept, None if first else frozen)
                 g = g + m * momentum if nesterov else m
             new = p - g * lr
             p = new if frozen is None else torch.where(frozen, new, p)
         elif first and momentum_buffers:
             momentum_buffers[i].zero_()
-        param.copy_(from_slow(p, i, slow_from, slow_lr))
+            if coded:
+                scales[i].zero_()
+        if slow or not skip:
+            weights.put(i, from_slow(p, i, slow, slow_lr), step)
 
 
 def check(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    corrections: Sequence[Tensor],
     slow_save: Sequence[Tensor],
+    slow_save_corrections: Sequence[Tensor],
     slow_from: Sequence[Tensor],
+    slow_from_corrections: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -89,18 +115,35 @@ def check(
     **scalars: Any,
 ) -> None:
     """What the op demands of its arguments; raises ValueError."""
-    check_step(params, grads, slow_save, slow_from, masks, norm, grad_scale, found_inf, scalars)
-    aligned("momentum_buffers", momentum_buffers, params, state=True, optional=True)
+    check_step(
+        params,
+        grads,
+        corrections,
+        slow_save,
+        slow_save_corrections,
+        slow_from,
+        slow_from_corrections,
+        masks,
+        norm,
+        grad_scale,
+        found_inf,
+        scalars,
+    )
+    coded_moments(params, scales, {"momentum_buffers": (momentum_buffers, SIGNED)})
+    require(bool(momentum_buffers) or not scales, "scales", "none without momentum", "some")
+    step_counts(steps, params, optional=not (scales or corrections))
     number("momentum", scalars["momentum"], 0.0)
     number("dampening", scalars["dampening"], 0.0)
 
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
-    "Tensor(c!)[] slow_save, Tensor[] slow_from, Tensor[] masks, Tensor? norm, "
+    "Tensor(c!)[] scales, Tensor(d!)[] steps, Tensor(e!)[] corrections, "
+    "Tensor(f!)[] slow_save, Tensor(g!)[] slow_save_corrections, Tensor[] slow_from, "
+    "Tensor[] slow_from_corrections, Tensor[] masks, Tensor? norm, "
     "Tensor? grad_scale, Tensor? found_inf, *, float lr, float momentum, float dampening, "
     "float weight_decay, bool nesterov, bool maximize, bool first, bool freeze_masked, "
-    "float max_norm, float slow_lr, Tensor? numbers=None, Tensor(d!)? skipped=None) -> ()"
+    "float max_norm, float slow_lr, Tensor? numbers=None, Tensor(h!)? skipped=None) -> ()"
 )
 
 
@@ -130,6 +173,11 @@ def sgd_step_(
     slow_lr: float = 1.0,
     numbers: Tensor | None = None,
     skipped: Tensor | None = None,
+    scales: Sequence[Tensor] | None = None,
+    steps: Sequence[Tensor] | None = None,
+    corrections: Sequence[Tensor] | None = None,
+    slow_save_corrections: Sequence[Tensor] | None = None,
+    slow_from_corrections: Sequence[Tensor] | None = None,
 ) -> None:
     """One fused pass of torch.optim.SGD over a list: unscale, mask, clip, decay, momentum, update,
     interpolate.
@@ -150,6 +198,12 @@ def sgd_step_(
         numbers: fp64 [3] on the parameters' device: lr, weight_decay and slow_lr in place of the
             numbers, so that a captured CUDA graph follows a schedule.
         skipped: int64 [] there, one more if the update is skipped.
+        scales: fp32 [first dimension, groups, 1] for each parameter: the buffers are then codes in
+            int8 (``moment_codes``); one without elements where they are none.
+        corrections: beside parameters of bf16 the rest of the weights, int8 or int16 of the same
+            shape (``split_weights``); then slow weights have theirs.
+        steps: fp32 [] per parameter, counted here unless the update is skipped: what is dithered
+            needs them, so they must be there beside scales and corrections.
 
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
@@ -160,8 +214,13 @@ def sgd_step_(
         "params": params,
         "grads": grads,
         "momentum_buffers": momentum_buffers or [],
+        "scales": scales or [],
+        "steps": steps or [],
+        "corrections": corrections or [],
         "slow_save": slow_save or [],
+        "slow_save_corrections": slow_save_corrections or [],
         "slow_from": slow_from or [],
+        "slow_from_corrections": slow_from_corrections or [],
         "masks": masks or [],
     }
     calls.over_lists(

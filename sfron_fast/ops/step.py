@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from ..errors import number
-from .arguments import aligned, floats, numbers_of, packed_masks, scalar_tensors
+from .arguments import (
+    aligned,
+    correction_lists,
+    floats,
+    numbers_of,
+    packed_masks,
+    scalar_tensors,
+)
 from .bits import selected_bits
 from .dtypes import accumulate_dtype, wide
 from .interpolate import lerp
 from .lists import spread, spread_masks
+from .split_weights import join, split
 
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6)
 
@@ -64,35 +72,61 @@ def store(target: Tensor, value: Tensor, frozen: Tensor | None) -> None:
     target.copy_(value if frozen is None else torch.where(frozen, value, target))
 
 
-def from_slow(new: Tensor, i: int, slow_from: Sequence[Tensor], slow_lr: float) -> Tensor:
+class Weights:
+    """Weights as they are computed with: one tensor each, or bf16 and a correction."""
+
+    def __init__(
+        self, tensors: Sequence[Tensor], corrections: Sequence[Tensor], like: Sequence[Tensor]
+    ) -> None:
+        self.tensors, self.corrections = spread(tensors, like), spread(corrections, like)
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors)
+
+    def __getitem__(self, i: int) -> Tensor:
+        param = self.tensors[i]
+        return join(param, self.corrections[i]) if self.corrections else wide(param)
+
+    def put(self, i: int, value: Tensor, step: int) -> None:
+        """Store it; ``step`` decides how int8 corrections are rounded."""
+        if self.corrections:
+            value, correction = split(value, step, self.corrections[i].dtype)
+            self.corrections[i].copy_(correction)
+        self.tensors[i].copy_(value)
+
+    def save(self, i: int, to: "Weights") -> None:
+        """A copy, bit for bit."""
+        to.tensors[i].copy_(self.tensors[i])
+        if self.corrections:
+            to.corrections[i].copy_(self.corrections[i])
+
+
+def from_slow(new: Tensor, i: int, slow_from: Weights, slow_lr: float) -> Tensor:
     """The slow step (equation 9), folded into the last retain step: slow + alpha (fast - slow)."""
-    return lerp(wide(slow_from[i]), new, slow_lr) if slow_from else new
+    return lerp(slow_from[i], new, slow_lr) if slow_from else new
 
 
 def each(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    slow_save: Sequence[Tensor],
+    weights: Weights, grads: Sequence[Tensor], masks: Sequence[Tensor], slow_save: Weights
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
     """Index, parameter, gradient and mask of each tensor; saves the weights before the step."""
-    grads, slow_save, masks = (
-        spread(grads, params),
-        spread(slow_save, params),
-        spread_masks(masks, params),
-    )
+    params = weights.tensors
+    grads, masks = spread(grads, params), spread_masks(masks, params)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if slow_save:
             # lazily: the weights a cycle starts from, stored by its forget step
-            slow_save[i].copy_(param)
+            weights.save(i, slow_save)
         yield i, param, grad, selected_bits(masks, i, param)
 
 
 def check_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
+    corrections: Sequence[Tensor],
     slow_save: Sequence[Tensor],
+    slow_save_corrections: Sequence[Tensor],
     slow_from: Sequence[Tensor],
+    slow_from_corrections: Sequence[Tensor],
     masks: Sequence[Tensor],
     norm: Tensor | None,
     grad_scale: Tensor | None,
@@ -104,6 +138,12 @@ def check_step(
     aligned("grads", grads, params)
     aligned("slow_save", slow_save, params, optional=True)
     aligned("slow_from", slow_from, params, optional=True)
+    correction_lists(
+        params,
+        corrections,
+        slow_save_corrections=(slow_save, slow_save_corrections),
+        slow_from_corrections=(slow_from, slow_from_corrections),
+    )
     packed_masks(masks, params)
     scalar_tensors(params, norm=norm, grad_scale=grad_scale, found_inf=found_inf)
     scalar_tensors(params, torch.int64, skipped=scalars.get("skipped"))

@@ -11,9 +11,9 @@ from ..errors import number, require
 from ..saliency.mask import SaliencyMask
 from .base import SFRonOptimizer
 from .batch import Batch
-from .state_kind import COUNT, StateKind, prefix
+from .state_kind import COUNT, StateKind, moment_kinds, prefix
 from .step import Step
-from .validation import MaskSemantics, Moments
+from .validation import MaskSemantics, Moments, WeightBits
 
 
 def check_betas(betas: Any) -> None:
@@ -71,6 +71,7 @@ class SFRonAdamW(SFRonOptimizer):
         moments: Moments = "shared",
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
+        weight_bits: WeightBits = None,
     ) -> None:
         own = {
             "lr": lr,
@@ -94,6 +95,7 @@ class SFRonAdamW(SFRonOptimizer):
             "moments": moments,
             "mask_semantics": mask_semantics,
             "state_dtype": state_dtype,
+            "weight_bits": weight_bits,
         }
         super().__init__(params, {**own, **knobs}, saliency)
 
@@ -102,35 +104,31 @@ class SFRonAdamW(SFRonOptimizer):
         super().check_group(group, given=given)
         number("eps", group["eps"], 0.0)
         check_betas(group["betas"])
+        coded = group["state_dtype"] == torch.int8
+        require(not (coded and group["amsgrad"]), "amsgrad", "False beside moments in int8", True)
 
     def state_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
         """The moments and the step count."""
-        moment = StateKind(group["state_dtype"])
-        kinds = {"exp_avg": moment, "exp_avg_sq": moment}
+        kinds = moment_kinds(group, "exp_avg", "exp_avg_sq")
         if group["amsgrad"]:
-            kinds["max_exp_avg_sq"] = moment
+            kinds["max_exp_avg_sq"] = kinds["exp_avg_sq"]
         return {**kinds, "step": COUNT}
 
     def update(self, batch: Batch, step: Step) -> None:
         """One fused pass over the batch."""
         group = batch.group
         begin = prefix(group, forget=step.forget)
-        moment = StateKind(group["state_dtype"])
+        kinds = self.state_kinds(group)
+        states = {key: self._state(batch, begin + key, kind) for key, kind in kinds.items()}
         params, grads = batch.arguments()
-        exp_avgs = self._state(batch, f"{begin}exp_avg", moment)
-        exp_avg_sqs = self._state(batch, f"{begin}exp_avg_sq", moment)
-        steps = self._state(batch, f"{begin}step", COUNT)
-        largest = None
-        if group["amsgrad"]:
-            largest = self._state(batch, f"{begin}max_exp_avg_sq", moment)
         beta1, beta2 = group["betas"]
         functional.adamw_step_(
             params,
             grads,
-            exp_avgs,
-            exp_avg_sqs,
-            steps,
-            largest,
+            states["exp_avg"],
+            states["exp_avg_sq"],
+            states["step"],
+            states.get("max_exp_avg_sq"),
             lr=step.lr,
             beta1=beta1,
             beta2=beta2,
@@ -149,4 +147,8 @@ class SFRonAdamW(SFRonOptimizer):
             slow_lr=step.slow_lr,
             numbers=step.numbers,
             skipped=step.skipped,
+            scales=states.get("scales"),
+            corrections=step.corrections,
+            slow_save_corrections=step.slow_save_corrections,
+            slow_from_corrections=step.slow_from_corrections,
         )

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .. import functional
 from ..distributed.shards import anywhere, placed_gradient
 from ..ops.layout import local, orders_of
 from ..saliency.mask import SaliencyMask
 from .amp import amp_scalar
 from .batch import Batch
+from .idle import blend_idle, start_idle
 from .masks import check_saliency
 from .norms import global_norms
 from .saved import Resumable
 from .scalars import NAMES, is_zero, moves_slowly, on_device
+from .state_kind import FORGET
 from .step import Step, sgd_step
 from .step_checks import check_batch, check_step
 from .validation import COUNTS, plain_numbers
@@ -74,8 +75,7 @@ class SFRonOptimizer(Resumable):
         for batch in batches:
             self._forget(batch, norms, counts=batch is batches[0])
         for batch in idle:  # their cycle starts here too: they may still move in its retain steps
-            for param, start in zip(batch.params, self._slow(batch), strict=True):
-                start.copy_(param)
+            start_idle(self, batch)
         for group in self.param_groups:
             group["retain_pending"], group["has_forgotten"] = group["retain_steps"], True
         return loss
@@ -100,11 +100,7 @@ class SFRonOptimizer(Resumable):
         for batch in batches:
             self._retain(batch, norms, counts=batch is batches[0])
         for batch in idle:  # no gradient in the last retain step, but maybe one in an earlier one
-            slow_lr = batch.group["slow_lr"]
-            numbers = on_device({"slow_lr": slow_lr}, batch.params[0].device)
-            if numbers is not None:
-                slow_lr = NAMES["slow_lr"]
-            functional.interpolate_(self._slow(batch), batch.params, slow_lr, numbers=numbers)
+            blend_idle(self, batch)
         self._in_backward.clear()
         for group in self.param_groups:
             group["retain_pending"] = max(0, group["retain_pending"] - 1)
@@ -142,6 +138,7 @@ class SFRonOptimizer(Resumable):
             forget=True,
             lr=group["lr"] if group["forget_lr"] is None else group["forget_lr"],
             slow_save=self._slow(batch) if moves_slowly(group) else None,
+            slow_save_corrections=self._slow_corrections(batch) if moves_slowly(group) else [],
         )
 
     def _retain(self, batch: Batch, norms: dict[torch.device, Tensor], *, counts: bool) -> None:
@@ -149,7 +146,9 @@ class SFRonOptimizer(Resumable):
         there.
         """
         pending = batch.group["retain_pending"]
-        slow = self._slow(batch) if pending and moves_slowly(batch.group) else None
+        slow = slow_corrections = None
+        if pending and moves_slowly(batch.group):
+            slow, slow_corrections = self._slow(batch), self._slow_corrections(batch)
         self._apply(
             batch,
             norms,
@@ -157,6 +156,7 @@ class SFRonOptimizer(Resumable):
             forget=False,
             lr=batch.group["lr"],
             slow_from=slow if pending == 1 else None,
+            slow_from_corrections=(slow_corrections or []) if pending == 1 else [],
         )
 
     def _idle(self) -> bool:
@@ -201,6 +201,8 @@ class SFRonOptimizer(Resumable):
         lr: float | Tensor,
         slow_save: list[Tensor] | None = None,
         slow_from: list[Tensor] | None = None,
+        slow_save_corrections: list[Tensor] | tuple[()] = (),
+        slow_from_corrections: list[Tensor] | tuple[()] = (),
     ) -> None:
         """Update one batch; of a step that is skipped, one batch ``counts`` it."""
         group, device = batch.group, batch.params[0].device
@@ -225,11 +227,14 @@ class SFRonOptimizer(Resumable):
             found_inf=amp_scalar(self, "found_inf", device),
             slow_save=slow_save,
             slow_from=slow_from,
+            corrections=self._corrections(batch),
+            slow_save_corrections=list(slow_save_corrections),
+            slow_from_corrections=list(slow_from_corrections),
             skipped=self._skips.counter(device) if counts else None,
         )
         try:
             if plain:
-                sgd_step(batch, step)
+                sgd_step(batch, step, steps=self._counts(batch, FORGET))
             else:
                 self.update(batch, step)
         except (ValueError, RuntimeError):

@@ -100,12 +100,16 @@ class FlatStates:
     def get(self, key: str, kind: StateKind, fill: Sequence[Tensor] | None = None) -> Tensor | None:
         """The flat list under ``key``; entries that are missing start as ``fill``, or as zero.
 
-        None if it cannot be flat: an entry of another type, dtype, shape or device than expected.
+        None if it cannot be flat: an entry of another type, dtype, shape or device than expected;
+        moments of which some are codes.
         """
         if key in self.flats:
             return self.flats[key]
         self.states = self.states or [self.state[p] for p in self.params]
-        scalar, dtype = kind.role == "count", kind.dtype or self.params[0].dtype
+        scalar, dtypes = kind.role == "count", {kind.dtype_of(p) for p in self.params}
+        if len(dtypes) > 1:
+            return None
+        (dtype,) = dtypes
         found = [state.get(key) for state in self.states]
         for entry, param in zip(found, self.params, strict=True):
             shape = torch.Size() if scalar else param.shape

@@ -15,7 +15,7 @@ from .flat_state import FlatStates
 from .masks import GroupMask
 from .scalars import moves_slowly
 from .state import StatefulOptimizer
-from .validation import check_names, check_settings, check_state_dtype, own_group
+from .validation import check_dtypes, check_names, check_settings, own_group
 
 
 class GroupedOptimizer(StatefulOptimizer):
@@ -31,7 +31,7 @@ class GroupedOptimizer(StatefulOptimizer):
             self.check_group(group, given=True)
             check_whole(group["params"])
             check_names(group)
-            check_state_dtype(group, group["params"])
+            check_dtypes(group, group["params"])
             once = len(set(map(id, group["params"]))) == len(group["params"])
             require(once, "params", "each parameter once", "one of them twice")
             for name in ("retain_steps", "max_norm", "clip_retain"):

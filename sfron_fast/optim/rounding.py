@@ -30,7 +30,7 @@ def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
         (g, i, p)
         for g in optimizer.param_groups
         for i, p in enumerate(g["params"])
-        if p.dtype in LOW
+        if p.dtype in LOW and g["weight_bits"] is None
     ]
     before = [local(p.detach()).clone() for _, _, p in low]
     yield
@@ -49,8 +49,8 @@ def rounding_check(optimizer: SFRonOptimizer) -> Iterator[None]:
     if reached and moved < ENOUGH * reached:
         warnings.warn(
             f"updates round to nothing: of {reached} bf16 or fp16 weights with a gradient {moved}"
-            f" moved in a {'forget' if forgets else 'retain'} step; raise the learning rate, or"
-            " keep the weights in float32 and use torch.autocast",
+            f" moved in a {'forget' if forgets else 'retain'} step; make the optimizer"
+            " with weight_bits=24, or keep the weights in float32 and use torch.autocast",
             RuntimeWarning,
             stacklevel=3,
         )

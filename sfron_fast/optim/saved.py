@@ -9,9 +9,12 @@ from torch import Tensor
 from ..distributed.shards import place
 from ..errors import require
 from ..models.names import canonical_name
+from .coded import coded, decoded
 from .groups import GroupedOptimizer
 from .state_kind import FORGET
-from .validation import check_phase, check_state_dtype, loaded_group, plain_numbers
+from .validation import check_dtypes, check_phase, loaded_group, plain_numbers
+
+CORRECTIONS = ("correction", "slow_correction")
 
 
 def _check_placement(state: dict[str, Any], param: Tensor) -> None:
@@ -36,9 +39,21 @@ class Resumable(GroupedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's; masks are inputs, so only their digest is in it.
 
+        Moments of int8 are in it in fp32, on the CPU unless they are sharded: what other settings
+        and other tools read. Nothing is lost.
+
         Raises:
             RuntimeError: between ``step_in_backward`` and the ``step()`` that closes it.
         """
+        state = self.compact_state_dict()
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            for index, param in zip(saved["params"], group["params"], strict=True):
+                if index in state["state"]:
+                    state["state"][index] = decoded(state["state"][index], param)
+        return state
+
+    def compact_state_dict(self) -> dict[str, Any]:
+        """As ``state_dict``, with moments of int8 as they are: codes and scales. It loads, too."""
         if self.mid_step:
             raise RuntimeError(
                 "state_dict: expected step() after step_in_backward, found none; call it to close"
@@ -73,7 +88,9 @@ class Resumable(GroupedOptimizer):
         on_device = {i for g in groups if g.get("capturable") or g["fused"] for i in g["params"]}
         states: dict[int, dict[str, Any]] = {}
         for i, state in saved["state"].items():
-            kept = {k: v for k, v in state.items() if k != "slow" and not k.startswith(FORGET)}
+            theirs = self.stock is torch.optim.SGD
+            own = {"slow", *CORRECTIONS, *(["step"] if theirs else [])}
+            kept = {k: v for k, v in state.items() if k not in own and not k.startswith(FORGET)}
             if "step" in kept and i not in on_device:
                 kept["step"] = kept["step"].cpu()
             states |= {i: kept} if kept else {}
@@ -144,7 +161,7 @@ class Resumable(GroupedOptimizer):
         ]
         for group, mine in zip(groups, self.param_groups, strict=True):
             self.check_group(group)
-            check_state_dtype(group, mine["params"])
+            check_dtypes(group, mine["params"])
         check_phase(groups)
         return {**state_dict, "param_groups": groups}
 
@@ -156,13 +173,20 @@ class Resumable(GroupedOptimizer):
             group["mask_digest"] = None  # only saved ones have it: it takes reading the masks
             kinds = self.known_kinds(group)
             for index, param in zip(saved["params"], group["params"], strict=True):
-                for key, value in state_dict["state"].get(index, {}).items():
+                saved_state = decoded(state_dict["state"].get(index, {}), param)
+                saved_state = coded(saved_state, kinds, param)
+                self.state.get(param, {}).pop("scales", None)
+                self.state.get(param, {}).pop(FORGET + "scales", None)
+                for key, value in saved_state.items():
                     kind = kinds.get(key)
+                    if kind is None and key in CORRECTIONS:  # of a run with weight_bits
+                        self.state[param].pop(key, None)
+                        continue
                     if kind is not None and kind.role == "count":
                         # torch may count in fp64, and once did without a tensor
                         value = torch.as_tensor(value, dtype=torch.float32)
                     if isinstance(value, Tensor):
-                        dtype = value.dtype if kind is None else kind.dtype or param.dtype
+                        dtype = value.dtype if kind is None else kind.dtype_of(param)
                         self.state[param][key] = value.detach().clone().to(param.device, dtype)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """SFRonSGD: torch.optim.SGD with a forget step and a slow step."""
 
-import functools
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from ..ops.lists import spread
 from ..saliency.mask import SaliencyMask
 from .base import SFRonOptimizer
 from .batch import Batch
-from .state_kind import StateKind, prefix
+from .state_kind import COUNT, StateKind, has_counts, moment_kinds, prefix
 from .step import Step, sgd_step
 from .step_checks import check_batch
-from .validation import MaskSemantics, Moments
+from .validation import MaskSemantics, Moments, WeightBits
 
 
 class SFRonSGD(SFRonOptimizer):
@@ -45,10 +44,17 @@ class SFRonSGD(SFRonOptimizer):
         mask_semantics: "gradient" masks the gradient only (the authors: decay and momentum still
             move masked weights); "update" leaves masked weights and their state bit-identical in
             forget steps.
-        state_dtype: of the moments. None = the parameter's; torch.float32 for fp32 beside
-            low-precision parameters; torch.bfloat16 for half the memory beside fp32 ones. AdamW's
-            averages are then rounded so that nothing is lost over the steps
-            (``reference.dithered``); SGD's momentum to nearest, so not above 0.99.
+        state_dtype: of the moments. None = the parameter's, fp32 with ``weight_bits``;
+            torch.float32 for fp32 beside low-precision parameters; torch.bfloat16 for half the
+            memory beside fp32 ones: AdamW's averages are then rounded so that nothing is lost over
+            the steps (``reference.dithered``), SGD's momentum to nearest, so not above 0.99.
+            torch.int8 for codes of 8 bits with a scale for every 256 weights, where an index of the
+            first dimension has a multiple of 32 elements, and fp32 elsewhere
+            (``ops/moment_codes.py``); the codes are dithered.
+        weight_bits: 24 or 32 for bf16 parameters: ``state[p]["correction"]``, int8 or int16, is
+            what rounding to bf16 leaves off, so updates below a unit of bf16 are not lost
+            (``ops/split_weights.py``). A parameter that is written from outside keeps it, half a
+            unit of bf16 at most.
 
     Raises:
         ValueError: naming the argument, what was expected and what was found.
@@ -81,6 +87,7 @@ class SFRonSGD(SFRonOptimizer):
         moments: Moments = "shared",
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
+        weight_bits: WeightBits = None,
     ) -> None:
         own = {
             "lr": lr,
@@ -103,6 +110,7 @@ class SFRonSGD(SFRonOptimizer):
             "moments": moments,
             "mask_semantics": mask_semantics,
             "state_dtype": state_dtype,
+            "weight_bits": weight_bits,
         }
         super().__init__(params, {**own, **knobs}, saliency)
 
@@ -117,43 +125,54 @@ class SFRonSGD(SFRonOptimizer):
             require(ok, "nesterov", "momentum > 0 and dampening 0", found)
 
     def state_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
-        """The momentum, if there is any."""
-        if group["momentum"] == 0.0:
-            return {}
-        return {"momentum_buffer": StateKind(group["state_dtype"])}
+        """The momentum, if there is any; a count of the updates where something is dithered."""
+        kinds = moment_kinds(group, "momentum_buffer") if group["momentum"] != 0.0 else {}
+        return {**kinds, "step": COUNT} if has_counts(group) else kinds
 
     def update(self, batch: Batch, step: Step) -> None:
         """One fused pass over the batch."""
         group = batch.group
         momentum, dampening = group["momentum"], group["dampening"]
+        begin, kinds = prefix(group, forget=step.forget), self.state_kinds(group)
         if momentum == 0.0:
-            sgd_step(batch, step, dampening=dampening)
+            sgd_step(batch, step, dampening=dampening, steps=self._counts(batch, begin))
             return
-        update = functools.partial(
-            sgd_step, momentum=momentum, dampening=dampening, nesterov=group["nesterov"]
-        )
-        key = f"{prefix(group, forget=step.forget)}momentum_buffer"
-        kind = StateKind(group["state_dtype"])
+
+        def update(batch: Batch, step: Step, *, first: bool) -> None:
+            states = {k: self._state(batch, begin + k, kind) for k, kind in kinds.items()}
+            sgd_step(
+                batch,
+                step,
+                states["momentum_buffer"],
+                momentum=momentum,
+                dampening=dampening,
+                nesterov=group["nesterov"],
+                first=first,
+                scales=states.get("scales"),
+                steps=states.get("step"),
+            )
+
+        key = f"{begin}momentum_buffer"
         # torch starts the buffer at the first gradient itself
         if batch.flat is not None and key in batch.flat.flats:
             fresh = [False]
         else:
             fresh = [self.state.get(p, {}).get(key) is None for p in batch.params]
         if all(fresh) or not any(fresh):
-            buffers = self._state(batch, key, kind)
-            update(batch, step, buffers, first=all(fresh))
+            update(batch, step, first=all(fresh))
             return
         check_batch(self, batch, forget=step.forget)  # before the first of two calls
         params = ordered(batch.params, batch.orders)
-        slow_save = spread(step.slow_save, params) if step.slow_save else []
-        slow_from = spread(step.slow_from, params) if step.slow_from else []
+        lists: dict[str, Any] = {
+            name: spread(tensors, params)
+            for name, tensors in step._asdict().items()
+            if tensors and (name.startswith("slow_") or name == "corrections") and name != "slow_lr"
+        }
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]
             part = batch.part(chosen)
-            own = step._replace(
-                masks=part.masks,
-                slow_save=[slow_save[i] for i in chosen if slow_save],
-                slow_from=[slow_from[i] for i in chosen if slow_from],
-                skipped=step.skipped if first else None,  # one step, counted once
-            )
-            update(part, own, self._state(part, key, kind), first=first)
+            changes: dict[str, Any] = {n: [t[i] for i in chosen] for n, t in lists.items()}
+            # one step, counted once
+            skipped = step.skipped if first else None
+            own = step._replace(masks=part.masks, skipped=skipped, **changes)
+            update(part, own, first=first)

@@ -20,8 +20,18 @@ from .flat_state import FlatStates
 from .masks import GroupMask, check_saliency
 from .scalars import moves_slowly
 from .skips import Skips
-from .state_kind import FORGET, SLOW, StateKind, prefix, zero_state
-from .validation import check_state_dtype
+from .state_kind import (
+    COUNT,
+    FORGET,
+    SLOW,
+    StateKind,
+    correction_kind,
+    has_counts,
+    is_coded,
+    prefix,
+    zero_state,
+)
+from .validation import check_dtypes
 
 
 class StatefulOptimizer(Optimizer):
@@ -115,7 +125,12 @@ class StatefulOptimizer(Optimizer):
     def known_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
         """Those, the same for forget steps alone, and slow weights: all that may be there."""
         kinds = self.state_kinds(group)
-        return {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}, "slow": SLOW}
+        kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}, "slow": SLOW}
+        if has_counts(group):
+            kinds[FORGET + "step"] = COUNT
+        if group["weight_bits"] is not None:
+            kinds["correction"] = kinds["slow_correction"] = correction_kind(group)
+        return kinds
 
     def used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, StateKind]:
         """The states that a forget or a retain step reads or writes."""
@@ -123,8 +138,15 @@ class StatefulOptimizer(Optimizer):
         if not forget or group["moments"] != "none":
             begin = prefix(group, forget=forget)
             used = {begin + key: kind for key, kind in self.state_kinds(group).items()}
-        if moves_slowly(group) and (forget or group["retain_pending"]):
+        elif has_counts(group):
+            used[FORGET + "step"] = COUNT
+        slow = moves_slowly(group) and (forget or group["retain_pending"])
+        if slow:
             used["slow"] = SLOW
+        if group["weight_bits"] is not None:
+            used["correction"] = correction_kind(group)
+            if slow:
+                used["slow_correction"] = used["correction"]
         return used
 
     @torch.no_grad()
@@ -136,20 +158,30 @@ class StatefulOptimizer(Optimizer):
         ``dampening`` from its first update on.
         """
         for group in self.param_groups:
-            check_state_dtype(group, group["params"])
+            check_dtypes(group, group["params"])
         for group in self.param_groups:
             kinds = self.state_kinds(group)
             if group["moments"] == "separate":
                 kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}}
+            if group["moments"] == "none" and has_counts(group):
+                kinds = {**kinds, FORGET + "step": COUNT}
+            if group["weight_bits"] is not None:
+                kinds = {**kinds, "correction": correction_kind(group)}
             if moves_slowly(group):
                 kinds = {**kinds, "slow": SLOW}
+                if group["weight_bits"] is not None:
+                    kinds["slow_correction"] = correction_kind(group)
             for param in (p for p in group["params"] if p.requires_grad):
                 known = self.state.get(param, {})
                 new = {
-                    k: zero_state(param, kind) for k, kind in kinds.items() if known.get(k) is None
+                    k: zero_state(param, kind)
+                    for k, kind in kinds.items()
+                    if known.get(k) is None and (kind.role != "scale" or is_coded(param))
                 }
                 if "slow" in new:
                     new["slow"].copy_(param)
+                if "slow_correction" in new:
+                    new["slow_correction"].copy_({**known, **new}["correction"])
                 if new:
                     self.state[param].update(new)
 
@@ -162,6 +194,8 @@ class StatefulOptimizer(Optimizer):
         """
         if batch.flat is not None and key in batch.flat.flats:
             return [batch.flat.flats[key]]
+        if kind.role == "scale":
+            return self._scales(batch, key, kind)
         if any(self.state.get(p, {}).get(key) is None for p in batch.params):
             batch.check()  # a refusal leaves no state behind
         if batch.flat is not None:
@@ -178,5 +212,35 @@ class StatefulOptimizer(Optimizer):
             tensors.append(state[key])
         return tensors if kind.role == "count" else ordered(tensors, batch.orders)
 
+    def _scales(self, batch: Batch, key: str, kind: StateKind) -> list[Tensor]:
+        """Of each parameter, without elements where its moments are no codes; none if none are."""
+        coded = [is_coded(param) for param in batch.params]
+        if not any(coded):
+            return []
+        nothing = torch.empty(0, device=batch.params[0].device)
+        scales: list[Tensor] = []
+        for param, has_scales in zip(batch.params, coded, strict=True):
+            if has_scales and self.state[param].get(key) is None:
+                self.state[param][key] = zero_state(param, kind)
+            scales.append(self.state[param][key] if has_scales else nothing)
+        return scales
+
     def _slow(self, batch: Batch) -> list[Tensor]:
         return self._state(batch, "slow", SLOW, fill=batch.params)
+
+    def _corrections(self, batch: Batch) -> list[Tensor]:
+        """Of the weights; none where they are in one piece."""
+        if batch.group["weight_bits"] is None:
+            return []
+        return self._state(batch, "correction", correction_kind(batch.group))
+
+    def _slow_corrections(self, batch: Batch) -> list[Tensor]:
+        """Of the slow weights, which start as the weights' own."""
+        if not self._corrections(batch):
+            return []
+        own = [self.state[param]["correction"] for param in batch.params]
+        return self._state(batch, "slow_correction", correction_kind(batch.group), fill=own)
+
+    def _counts(self, batch: Batch, begin: str) -> list[Tensor]:
+        """Updates so far of what begins so; none where nothing is dithered."""
+        return self._state(batch, f"{begin}step", COUNT) if has_counts(batch.group) else []

@@ -5,7 +5,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed.shards import sharded_like
+from ..ops.layout import local, ordered, orders_of
 from ..ops.lists import zeroed
+from ..ops.moment_codes import SIGNED, UNSIGNED, has_codes, scales_shape
+from ..ops.split_weights import CORRECTIONS
 
 FORGET = "forget_"  # begins the keys of the moments that forget steps have for themselves
 
@@ -13,14 +17,64 @@ FORGET = "forget_"  # begins the keys of the moments that forget steps have for 
 class StateKind(NamedTuple):
     """A rule declares one for each key of its state."""
 
-    dtype: torch.dtype | None = None  # None = the parameter's
-    # A moment and a slow weight are shaped like the parameter; a count is one number, fp32 [].
+    dtype: torch.dtype | None = None  # None = the parameter's; int8 and uint8 = codes, or fp32
+    # A moment, a slow weight and a correction are shaped like the parameter; a count is one number,
+    # fp32 []; scales are fp32 [first dimension, groups, moments], where moments are codes.
     # The moments of a parameter are of one dtype, a slow weight is of the parameter's.
-    role: Literal["moment", "slow", "count"] = "moment"
+    role: Literal["moment", "slow", "correction", "count", "scale"] = "moment"
+    moments: int = 1  # that scales are for
+
+    def dtype_of(self, param: Tensor) -> torch.dtype:
+        """Beside this parameter."""
+        if self.role == "moment" and self.dtype in CODES and not is_coded(param):
+            return torch.float32
+        return self.dtype or param.dtype
+
+    def shape_of(self, param: Tensor) -> torch.Size:
+        """Beside this parameter."""
+        if self.role == "count":
+            return torch.Size()
+        if self.role == "scale":
+            return torch.Size(scales_shape(in_order(param), self.moments))
+        return param.shape
 
 
+CODES = (SIGNED, UNSIGNED)
 SLOW = StateKind(role="slow")
 COUNT = StateKind(torch.float32, "count")
+
+
+def in_order(param: Tensor) -> Tensor:
+    """A view with the dimensions in the order of memory, as the ops take it."""
+    return ordered([param], orders_of([param]))[0]
+
+
+def is_coded(param: Tensor) -> bool:
+    """Whether its moments are codes where ``state_dtype`` is int8."""
+    return has_codes(in_order(param))
+
+
+def has_counts(group: dict[str, Any]) -> bool:
+    """Whether something is dithered, by a count of the updates."""
+    return group["weight_bits"] is not None or group["state_dtype"] == SIGNED
+
+
+def moment_kinds(
+    group: dict[str, Any], first: str, square: str | None = None
+) -> dict[str, StateKind]:
+    """A moment and its square by key, and their scales if they are codes."""
+    dtype = group["state_dtype"]
+    if dtype == SIGNED:
+        kinds = {first: StateKind(SIGNED)} | ({square: StateKind(UNSIGNED)} if square else {})
+        return {**kinds, "scales": StateKind(torch.float32, "scale", len(kinds))}
+    # of a weight in two pieces the parameter is only one
+    kind = StateKind(torch.float32 if dtype is None and group["weight_bits"] else dtype)
+    return {first: kind} | ({square: kind} if square else {})
+
+
+def correction_kind(group: dict[str, Any]) -> StateKind:
+    """Of a group with ``weight_bits``."""
+    return StateKind(CORRECTIONS[group["weight_bits"]], "correction")
 
 
 def prefix(group: dict[str, Any], *, forget: bool) -> str:
@@ -29,8 +83,13 @@ def prefix(group: dict[str, Any], *, forget: bool) -> str:
 
 
 def zero_state(param: Tensor, kind: StateKind) -> Tensor:
-    """A parameter's new state: [] for a count, else shaped and strided like the parameter."""
-    dtype = kind.dtype or param.dtype
+    """A parameter's new state: [] for a count, else shaped and strided like the parameter, but for
+    scales.
+    """
+    dtype = kind.dtype_of(param)
     if kind.role == "count":
         return torch.zeros((), dtype=dtype, device=param.device)
+    if kind.role == "scale":
+        shape = kind.shape_of(local(param))
+        return sharded_like(param, torch.zeros(shape, device=param.device), kind.shape_of(param))
     return zeroed(torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format))

@@ -25,6 +25,9 @@ class Step(NamedTuple):
     found_inf: Tensor | None
     slow_save: list[Tensor] | None  # filled at the start of a cycle
     slow_from: list[Tensor] | None  # interpolated with at its end
+    corrections: list[Tensor]  # of weights in two pieces, and of their slow ones; none = of one
+    slow_save_corrections: list[Tensor]
+    slow_from_corrections: list[Tensor]
     skipped: Tensor | None  # where this batch counts the step if it is skipped
 
 
@@ -37,6 +40,8 @@ def sgd_step(
     dampening: float = 0.0,
     nesterov: bool = False,
     first: bool = False,
+    scales: list[Tensor] | None = None,
+    steps: list[Tensor] | None = None,
 ) -> None:
     """``functional.sgd_step_`` of a batch."""
     params, grads = batch.arguments()
@@ -62,4 +67,9 @@ def sgd_step(
         slow_lr=step.slow_lr,
         numbers=step.numbers,
         skipped=step.skipped,
+        scales=scales,
+        steps=steps,
+        corrections=step.corrections,
+        slow_save_corrections=step.slow_save_corrections,
+        slow_from_corrections=step.slow_from_corrections,
     )

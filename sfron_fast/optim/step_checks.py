@@ -18,8 +18,8 @@ from .amp import amp_scalar
 from .batch import Batch
 from .groups import GroupedOptimizer
 from .scalars import NAMES, check_capture
-from .state_kind import SLOW, StateKind
-from .validation import COUNTS, check_state_dtype, check_tensor_settings
+from .state_kind import CODES, SLOW, StateKind, is_coded
+from .validation import COUNTS, check_dtypes, check_tensor_settings
 
 CONVERT = (
     "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been"
@@ -58,10 +58,13 @@ def check_step(
         check_tensor_settings(group)
         optimizer.check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
     for batch in batches:  # a model may have been converted since
-        check_state_dtype(batch.group, batch.params)
+        check_dtypes(batch.group, batch.params)
     for name in ("grad_scale", "found_inf") if batches else ():
         amp_scalar(optimizer, name, batches[0].params[0].device)
-    if single or len(batches) + len(idle) > 1:
+    if changed:
+        for group in groups:
+            _check_conversion(optimizer, group)
+    if single or changed or len(batches) + len(idle) > 1:
         for batch in batches:
             check_batch(optimizer, batch, forget=forget)
         for batch in idle:
@@ -106,33 +109,65 @@ def _check_state(optimizer: GroupedOptimizer, batch: Batch, used: dict[str, Stat
             if state.get(key) is not None:
                 _check_entry(kind, f"{key}[{i}]", state[key], param)
         dtypes = [
-            state[key].dtype if state.get(key) is not None else used[key].dtype or param.dtype
+            state[key].dtype if state.get(key) is not None else used[key].dtype_of(param)
             for key in moments
         ]
         for key, dtype in zip(moments, dtypes, strict=True):
-            alike = dtype == dtypes[0]
+            alike = dtype == dtypes[0] or dtype in CODES
             require(alike, f"{key}[{i}]", f"dtype {dtypes[0]}, as {moments[0]}", dtype, CONVERT)
 
 
 def _check_entry(kind: StateKind, where: str, value: Any, param: Tensor) -> None:
     dense(where, value, True)
     count = kind.role == "count"
-    shape = torch.Size() if count else param.shape
+    shape = kind.shape_of(param)
     if value.shape != shape and not (shape == () and value.numel() == 1):
         require(False, where, f"shape {tuple(shape)}", tuple(value.shape))
     if value.device != param.device:
         require(False, where, f"device {param.device}", value.device, CONVERT)
     placed = count or is_sharded(value) == is_sharded(param)
     require(placed, where, "sharded as its parameter, or whole as it", "the other", CONVERT)
-    allowed = {
+    by_role: dict[str, set[Any]] = {
         "moment": state_dtypes(param.dtype),
         "slow": {param.dtype},
         "count": {torch.float32},
-    }[kind.role]
+        "scale": {torch.float32},
+        "correction": {kind.dtype},
+    }
+    allowed = by_role[kind.role]
+    if kind.dtype in CODES and kind.role == "moment":
+        allowed = {kind.dtype_of(param)}
     if value.dtype not in allowed:
         names = " or ".join(sorted(map(str, allowed)))
         expected = f"dtype {names} beside a parameter of {param.dtype}"
         require(False, where, expected, value.dtype, CONVERT)
+
+
+def _check_conversion(optimizer: GroupedOptimizer, group: dict[str, Any]) -> None:
+    """Between codes and other dtypes, and between weights of one piece and of two, state is not
+    converted in passing.
+    """
+    kinds = optimizer.known_kinds(group)
+    for param in group["params"]:
+        state = optimizer.state.get(param, {})
+        for key, value in state.items():
+            kind = kinds.get(key)
+            role = "moment" if kind is None else kind.role
+            if not isinstance(value, Tensor) or role != "moment":
+                continue
+            wanted = kind is not None and kind.dtype in CODES and is_coded(param)
+            found = value.dtype in CODES and "correction" not in key
+            names = {True: "codes", False: "a floating dtype"}
+            if kind is not None:
+                require(found == wanted, key, names[wanted], names[found], CONVERT)
+        if group["weight_bits"] is None:
+            require(
+                state.get("correction") is None,
+                "weight_bits",
+                "24 or 32, as this run began",
+                None,
+                "save and load the weights to end it",
+            )
 
 
 def _convert_state(optimizer: GroupedOptimizer) -> None:
@@ -144,6 +179,6 @@ def _convert_state(optimizer: GroupedOptimizer) -> None:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             for key, value in state.items():
-                dtype = kinds[key].dtype if key in kinds else None
+                dtype = kinds[key].dtype_of(param) if key in kinds else None
                 if dtype is not None and value is not None and value.dtype != dtype:
                     state[key] = value.to(dtype)

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..distributed.shards import split_by_rows
 from ..errors import integer, number, require
 from .scalars import NAMES
 
 Moments = Literal["shared", "separate", "none"]
 MaskSemantics = Literal["gradient", "update"]
+WeightBits = Literal[24, 32] | None
 SCHEDULED = ("forget_lr", "slow_lr")  # a run may change them on its way, as it does lr
 FORGETTING = (
     "masked",
@@ -22,6 +24,7 @@ FORGETTING = (
     "moments",
     "mask_semantics",
     "state_dtype",
+    "weight_bits",
 )
 # where a run is; the optimizer writes it, and it is nobody's to set
 COUNTS = {"mask_digest": None, "retain_pending": 0, "skipped": 0, "has_forgotten": False}
@@ -32,6 +35,7 @@ CHOICES = {
     "clip_retain": (True, False),
     "foreach": (None, True, False),
     "fused": (None, True, False),
+    "weight_bits": (None, 24, 32),
 }
 
 
@@ -57,8 +61,9 @@ def check_settings(group: dict[str, Any]) -> None:
             value = group[name]
             require(value in choices, name, " or ".join(map(repr, choices)), repr(value))
     dtype = group["state_dtype"]
-    known = dtype in (None, torch.float32, torch.bfloat16)
-    require(known, "state_dtype", "None (the parameter's), torch.float32 or torch.bfloat16", dtype)
+    known = dtype in (None, torch.float32, torch.bfloat16, torch.int8)
+    names = "None (the parameter's), torch.float32, torch.bfloat16 or torch.int8"
+    require(known, "state_dtype", names, dtype)
     if group["differentiable"]:
         raise RuntimeError(
             "differentiable: expected False (autograd cannot follow a fused step), found True; "
@@ -170,12 +175,30 @@ def check_phase(groups: list[dict[str, Any]]) -> None:
     )
 
 
-def check_state_dtype(group: dict[str, Any], params: list[Tensor]) -> None:
-    """Raise ValueError for a state of bf16 beside parameters that are neither fp32 nor bf16."""
-    if group["state_dtype"] == torch.bfloat16:
-        for p in params:
-            fits = p.dtype in (torch.float32, torch.bfloat16)
-            require(fits, "state_dtype", f"None or torch.float32 beside {p.dtype}", torch.bfloat16)
+def check_dtypes(group: dict[str, Any], params: list[Tensor]) -> None:
+    """Raise ValueError for parameters that ``state_dtype`` or ``weight_bits`` is not for."""
+    dtype, bits = group["state_dtype"], group["weight_bits"]
+    for p in params if dtype == torch.bfloat16 else ():
+        fits = p.dtype in (torch.float32, torch.bfloat16)
+        require(fits, "state_dtype", f"None or torch.float32 beside {p.dtype}", torch.bfloat16)
+    for p in params if dtype == torch.int8 else ():
+        known = p.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        require(known, "state_dtype", f"None beside {p.dtype}", dtype)
+        require(
+            split_by_rows(p),
+            "state_dtype",
+            "torch.int8 beside parameters that are sharded along their first dimension, if at all",
+            "another placement",
+            "use torch.bfloat16 or torch.float32 there",
+        )
+    for p in params if bits is not None else ():
+        require(
+            p.dtype == torch.bfloat16,
+            "weight_bits",
+            f"None beside parameters of {p.dtype}",
+            bits,
+            "parameters of bf16 have more bits; put the others in a group of their own",
+        )
 
 
 def check_names(group: dict[str, Any]) -> None:

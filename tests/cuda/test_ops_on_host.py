@@ -57,8 +57,11 @@ TESTS = (
     "masked_grad_norm",
     "sgd_step",
     "adamw_step",
+    "split_weights",
+    "moment_codes",
     "tables",
     "optim",
+    "compact",
 )
 
 pytestmark = [

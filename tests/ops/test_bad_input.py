@@ -210,7 +210,8 @@ COMMON = {
     "retain_steps": [0, -1, 1.5, None],
     "moments": ["both", None],
     "mask_semantics": ["weights", None],
-    "state_dtype": [torch.float16, "float32"],
+    "state_dtype": [torch.float16, torch.uint8, "float32"],
+    "weight_bits": [16, "24", True],
     "saliency": [{"0.weight": torch.ones(3)}],
 }
 KNOBS = {

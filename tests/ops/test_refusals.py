@@ -33,7 +33,8 @@ def ones(*shapes, dtype=torch.float32):
 
 
 def sgd_case(params, grads, buffers, **scalars):
-    empty = {name: [] for name in ("slow_save", "slow_from", "masks")}
+    lists = ("scales", "steps", "corrections", "slow_save", "slow_save_corrections", "slow_from")
+    empty = {name: [] for name in (*lists, "slow_from_corrections", "masks")}
     rest = {"norm": None, "grad_scale": None, "found_inf": None, **scalars}
     return Case(
         {"params": params, "grads": grads, "momentum_buffers": buffers, **empty, **rest}, dict(STEP)

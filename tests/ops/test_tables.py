@@ -322,7 +322,7 @@ def test_same_results_as_through_handles():
         steps = [torch.tensor(float(i)) for i in range(len(shapes))]
         masks = [reference.pack_bits(torch.randn(s) > 0) for s in shapes]
         lists[3] = [v.abs() for v in lists[3]]
-        return [*lists, [], steps, [], [], masks]
+        return [*lists, [], [], steps, [], [], [], [], [], masks]
 
     scalars = {
         "lr": 0.1,

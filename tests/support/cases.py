@@ -32,7 +32,8 @@ ODD = [(1,), (63,), (), (64,), (0,), (65,), (7, 9), (3, 0, 2)]
 TILES = [(511,), (512,), (513,), (65535,), (65536,), (65537,)]
 
 
-MIXED = [*ODD, (513,), (40001,)]  # the last gives two threads work
+# rows of 320 and 96: moments in codes, a group and less of one; the last gives two threads work
+MIXED = [*ODD, (513,), (7, 320), (33, 3, 32), (40001,)]
 
 
 MANY = [((7 * i) % 131,) for i in range(3000)]
@@ -41,7 +42,7 @@ MANY = [((7 * i) % 131,) for i in range(3000)]
 SIZES = {"empty tensor": [(0,)], "0-dim": [()], "odd": ODD, "tiles": TILES, "many": MANY}
 
 
-LAYOUT_SHAPES = [(5,), (33, 17), (2, 3, 5, 7), ()]
+LAYOUT_SHAPES = [(5,), (33, 17), (3, 2, 96), (2, 3, 5, 7), ()]
 
 
 SPECIAL = [

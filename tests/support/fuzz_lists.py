@@ -10,6 +10,7 @@ import math
 import torch
 from cases import LAYOUTS, OTHER_STATES, Case, shifted, values
 from hypothesis import strategies as st
+from step_ops import with_codes
 from torch import Tensor
 
 from sfron_fast.ops.lists import flat_size, flatten_masks
@@ -20,6 +21,7 @@ SIDES = st.sampled_from([0, 1, 2, 3, 7, 8, 9])
 SHAPES = st.one_of(
     st.lists(SIDES, max_size=4).map(tuple),
     st.sampled_from([(63,), (64,), (65,), (130,), (16, 5), (513,), (2049,), (2, 3, 5, 7)]),
+    st.sampled_from([(3, 32), (2, 3, 96)]),  # whose moments may be codes
 )
 LAYOUT_NAMES = ["plain", "plain", "plain", "shifted", *LAYOUTS]
 
@@ -96,12 +98,23 @@ RESTS = st.sampled_from([0.0, 0.3, 0.9, 0.999])
 
 
 @st.composite
-def step_arguments(draw, make, masks):
+def step_arguments(draw, make, masks, dtype):
     """What the two optimizer steps share, apart from state."""
+    kind = draw(st.sampled_from([None, torch.int8, torch.int16]))
+
+    def corrections(wanted):
+        if kind is None or dtype != torch.bfloat16 or not wanted:
+            return []
+        return [t * (40 if kind == torch.int8 else 9000) for t in make(kind, "normal")]
+
     norm = draw(st.sampled_from([None, None, 0.0, 0.5, 20.0, 3e38, math.inf, math.nan]))
+    saves, blends = draw(st.booleans()), draw(st.booleans())
     tensors = {
-        "slow_save": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
-        "slow_from": make(kind="normal", may_be_flat=True) if draw(st.booleans()) else [],
+        "corrections": corrections(True),
+        "slow_save": make(kind="normal", may_be_flat=True) if saves else [],
+        "slow_save_corrections": corrections(saves),
+        "slow_from": make(kind="normal", may_be_flat=True) if blends else [],
+        "slow_from_corrections": corrections(blends),
         "masks": masks() if draw(st.booleans()) else [],
         "norm": scalar(norm),
         "grad_scale": scalar(draw(st.sampled_from([None, None, 1.0, 3.0, 65536.0]))),
@@ -127,17 +140,33 @@ def step_arguments(draw, make, masks):
     return tensors, {**given, **flags}, numbers
 
 
+def may_be_codes(dtype, flat):
+    return st.booleans() if dtype != torch.float64 and not flat else st.just(False)
+
+
+def counts(draw, count, flat):
+    taken = torch.randint(0, 2000, (count,)).float() * draw(st.sampled_from([0.0, 1.0]))
+    return [taken] if flat else [t.clone() for t in taken]
+
+
 @st.composite
 def sgd_case(draw):
-    make, masks, dtype, _, _ = draw(lists())
-    shared, scalars, numbers = draw(step_arguments(make, masks))
+    make, masks, dtype, count, flat = draw(lists())
+    shared, scalars, numbers = draw(step_arguments(make, masks, dtype))
     momentum = draw(RESTS)
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
     buffers = make(state, "normal", may_be_flat=True) if momentum or draw(st.booleans()) else []
+    own = {"momentum_buffers": buffers}
+    scales = with_codes(
+        {"momentum_buffers": torch.int8}, own, draw(may_be_codes(dtype, flat)) and buffers
+    )
+    counted = scales or shared["corrections"] or draw(st.booleans())
     tensors = {
         "params": make(),
         "grads": make(),
-        "momentum_buffers": buffers,
+        **own,
+        "scales": scales,
+        "steps": counts(draw, count, flat) if counted else [],
         **shared,
         "numbers": numbers,
     }
@@ -153,18 +182,24 @@ def sgd_case(draw):
 @st.composite
 def adamw_case(draw):
     make, masks, dtype, count, flat = draw(lists())
-    shared, scalars, numbers = draw(step_arguments(make, masks))
+    shared, scalars, numbers = draw(step_arguments(make, masks, dtype))
     state = draw(st.sampled_from([dtype, dict(OTHER_STATES).get(dtype, dtype)]))
-    taken = torch.randint(0, 2000, (count,)).float() * draw(st.sampled_from([0.0, 1.0]))
+    moments = {
+        "exp_avgs": make(state, "normal", may_be_flat=True),
+        "exp_avg_sqs": make(state, "normal", may_be_flat=True, positive=True),
+    }
+    kinds = {"exp_avgs": torch.int8, "exp_avg_sqs": torch.uint8}
+    scales = with_codes(kinds, moments, draw(may_be_codes(dtype, flat)))
+    amsgrad = not scales and draw(st.booleans())
     tensors = {
         "params": make(),
         "grads": make(),
-        "exp_avgs": make(state, "normal", may_be_flat=True),
-        "exp_avg_sqs": make(state, "normal", may_be_flat=True, positive=True),
+        **moments,
         "max_exp_avg_sqs": (
-            make(state, "normal", may_be_flat=True, positive=True) if draw(st.booleans()) else []
+            make(state, "normal", may_be_flat=True, positive=True) if amsgrad else []
         ),
-        "steps": [taken] if flat else [t.clone() for t in taken],
+        "scales": scales,
+        "steps": counts(draw, count, flat),
         **shared,
         "numbers": numbers,
     }

@@ -139,7 +139,8 @@ class Obvious:
     ) -> None:
         lists = [self.params[name]], [grad]
         masks = [pack_bits(self.masks[name])] if forget and name in self.masks else []
-        rest = [[], [] if slow is None else [slow], masks, norm, grad_scale, found_inf]
+        slow_from = [] if slow is None else [slow]
+        rest = [[], [], [], slow_from, [], masks, norm, grad_scale, found_inf]
         own = group["forget_lr"] is not None and forget
         rule = {
             "lr": float(group["forget_lr"] if own else group["lr"]),
@@ -159,7 +160,7 @@ class Obvious:
             "first": False,
         }
         if forget and group["moments"] == "none":
-            reference.sgd_step_(*lists, [], *rest, **rule, **plain)
+            reference.sgd_step_(*lists, [], [], [], *rest, **rule, **plain)
         elif self.adamw:
             keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
             states = [[self._entry(group, name, prefix + key)] for key in keys] + [[]] * (
@@ -170,6 +171,7 @@ class Obvious:
             reference.adamw_step_(
                 *lists,
                 *states,
+                [],
                 [steps],
                 *rest,
                 **rule,
@@ -187,7 +189,7 @@ class Obvious:
             first = key not in self.state.get(name, {})
             if group["momentum"]:
                 buffers = [self._entry(group, name, key)]
-            reference.sgd_step_(*lists, buffers, *rest, **rule, **same, first=first)
+            reference.sgd_step_(*lists, buffers, [], [], *rest, **rule, **same, first=first)
 
     def _entry(self, group: dict[str, Any], name: str, key: str) -> Tensor:
         zeros = torch.zeros_like(

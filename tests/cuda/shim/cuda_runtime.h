@@ -2,6 +2,7 @@
 // TEST ONLY: just enough of the CUDA runtime to run the .cu files of csrc/ on the host, under
 // sanitizers: blocks and their threads (fibers.h), streams and captures (streams.h). Races inside a
 // block and the hardware's memory order do not show.
+#include <algorithm>
 #include <memory>
 #include <set>
 #include <tuple>
@@ -20,6 +21,12 @@
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) {
+  return {x, y};
+}
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
   return {x, y, z, w};
 }
@@ -66,6 +73,16 @@ inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   const unsigned total = std::accumulate(values + first, values + first + 32, 0u);
   shim::barrier();
   return total;
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  static thread_local unsigned values[shim::kThreads];
+  const unsigned first = threadIdx.x / 32 * 32;
+  values[threadIdx.x] = value;
+  shim::barrier();
+  const unsigned most = *std::max_element(values + first, values + first + 32);
+  shim::barrier();
+  return most;
 }
 
 template <class T>
