@@ -1,10 +1,9 @@
-"""What moments of bf16 and in 8 bits cost: `python -m benchmarks.moments`, 8 minutes on two cores.
+"""What moments of bf16 cost: `python -m benchmarks.moments`, 4 minutes on two cores.
 
 The demo's ConvNet forgets its wrong labels with SFRonAdamW, 200 cycles of one forget and five
-retain steps, from the same weights with the same batches: moments in fp32, in bf16 and in 8 bits
+retain steps, from the same weights with the same batches: moments in fp32, in bf16
 (``state_dtype``), and in fp32 but for exp_avg_sq, which is rounded to the nearest bf16 after every
-step; a model of bf16 with weights of 24 bits and moments in 8, and one of plain bf16. What other
-batches change in fp32 is the measure of what matters.
+step. What other batches change in fp32 is the measure of what matters.
 """
 
 import copy
@@ -22,27 +21,15 @@ from torch import Tensor
 import sfron_fast as sf
 from sfron_fast.demo import digits
 from sfron_fast.evaluation import accuracy, predict
-from sfron_fast.ops.split_weights import join
 
 SEEDS = range(5)
 CYCLES, RETAIN_STEPS = 200, 5
-FP32, OTHER, BF16, NEAREST, CODES, COMPACT, PLAIN = (
+FP32, OTHER, BF16, NEAREST = (
     "fp32",
     "fp32, other batches",
     "bf16",
     "fp32, exp_avg_sq to the nearest bf16",
-    "8 bits",
-    "8 bits, model of bf16, weights of 24 bits",
-    "fp32, model of plain bf16",
 )
-# settings of the optimizer; fp32 without
-KEPT: dict[str, dict[str, Any]] = {
-    BF16: {"state_dtype": torch.bfloat16},
-    CODES: {"state_dtype": torch.int8},
-    COMPACT: {"state_dtype": torch.int8, "weight_bits": 24},
-    PLAIN: {"state_dtype": torch.float32},
-}
-LOW = (COMPACT, PLAIN)  # the model, too
 RESULT = Path(__file__).parent / "results" / "moments.md"
 
 
@@ -59,11 +46,8 @@ def to_nearest(optimizer: torch.optim.Optimizer) -> None:
 
 def unlearned(
     original: torch.nn.Module, split: digits.Split, mask: sf.SaliencyMask, how: str, seed: int
-) -> tuple[torch.nn.Module, Tensor]:
-    """The model in fp32, and its weights in as many bits as the optimizer keeps."""
+) -> torch.nn.Module:
     model = copy.deepcopy(original)
-    dtype = torch.bfloat16 if how in LOW else torch.float32
-    model.to(dtype)
     torch.manual_seed(3000 + seed + 100 * (how == OTHER))
     optimizer = sf.SFRonAdamW(
         model.named_parameters(),
@@ -73,7 +57,7 @@ def unlearned(
         max_norm=0.5,
         retain_steps=RETAIN_STEPS,
         slow_lr=0.5,
-        **KEPT.get(how, {}),
+        state_dtype=torch.bfloat16 if how == BF16 else None,
     )
     forget, retain = forever(split.forget), forever(split.retain)
     model.train()
@@ -87,27 +71,18 @@ def unlearned(
 
     for _ in range(CYCLES):
         inputs, targets = next(forget)
-        outputs = model(inputs.to(dtype)).float()
-        step(-sf.adaptive_cross_entropy(outputs, targets), optimizer.forget_step)
+        step(-sf.adaptive_cross_entropy(model(inputs), targets), optimizer.forget_step)
         for _ in range(RETAIN_STEPS):
             inputs, targets = next(retain)
-            step(F.cross_entropy(model(inputs.to(dtype)).float(), targets), optimizer.step)
-    params = list(model.parameters())
-    if how == COMPACT:
-        weights = flat(join(p.detach(), optimizer.state[p]["correction"]) for p in params)
-    else:
-        weights = flat(params)
-    return model.float(), weights
+            step(F.cross_entropy(model(inputs), targets), optimizer.step)
+    return model
 
 
 def flat(tensors: Any) -> Tensor:
     return torch.cat([t.detach().double().flatten() for t in tensors])
 
 
-WAYS = (FP32, OTHER, BF16, NEAREST, CODES, COMPACT, PLAIN)
-
-
-def run(seed: int, ways: tuple[str, ...] = WAYS) -> dict[str, list[float]]:
+def run(seed: int) -> dict[str, list[float]]:
     """Per way: distance of the weights from those of fp32, and the accuracies."""
     torch.set_num_threads(1)
     split = digits.make_split("wrong labels", seed)
@@ -115,8 +90,9 @@ def run(seed: int, ways: tuple[str, ...] = WAYS) -> dict[str, list[float]]:
     forget, retain = digits.ordered(split.forget), digits.ordered(split.retain)
     mask = sf.estimate_mask(original, forget=forget, retain=retain, estimator="batch")
     found, start, base = {}, flat(original.parameters()), None
-    for how in ways:
-        model, weights = unlearned(original, split, mask, how, seed)
+    for how in (FP32, OTHER, BF16, NEAREST):
+        model = unlearned(original, split, mask, how, seed)
+        weights = flat(model.parameters())
         base = weights if base is None else base
         scores = [
             accuracy(predict(model, digits.ordered(data)))
@@ -131,7 +107,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         results = list(pool.map(run, SEEDS))
     lines = [
-        "# Moments of bf16 and in 8 bits",
+        "# Moments of bf16",
         "",
         __doc__.split("\n\n", 1)[1].strip(),
         "",
