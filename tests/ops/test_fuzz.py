@@ -1,7 +1,7 @@
 """Random cases by the thousand: list ops and optimizers have the bits of the reference; bad input
 changes nothing.
 
-`make test` runs the same cases every time; `make test-long` draws new ones, a hundred times as many.
+`make test` runs the same cases every time; `make test-long` draws new ones, 120 times as many.
 """
 
 import re
