@@ -378,7 +378,7 @@ class FlowMatch:
         ({"instead": "relabel"}, "instead"),
         ({"seed": 0.5}, "seed"),
     ],
-    ids=str,
+    ids=range(13),
 )
 def test_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=f"^{named}"):
