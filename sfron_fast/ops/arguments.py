@@ -226,6 +226,7 @@ def numbers_of(
     device.
     """
     if numbers is not None:
+        require(isinstance(numbers, Tensor), "numbers", "a tensor", type(numbers).__name__)
         shape = (len(given),)
         require(numbers.shape == shape, "numbers", f"shape {shape}", tuple(numbers.shape))
         require(numbers.dtype == torch.float64, "numbers", "dtype torch.float64", numbers.dtype)

@@ -166,7 +166,7 @@ class SFRonSGD(SFRonOptimizer):
         lists: dict[str, Any] = {
             name: spread(tensors, params)
             for name, tensors in step._asdict().items()
-            if tensors and (name.startswith("slow_") or name == "corrections") and name != "slow_lr"
+            if (name.startswith("slow_") or name == "corrections") and name != "slow_lr" and tensors
         }
         for first in (True, False):
             chosen = [i for i, is_first in enumerate(fresh) if is_first == first]

@@ -64,9 +64,10 @@ def check_step(
     if changed:
         for group in groups:
             _check_conversion(optimizer, group)
-    if single or changed or len(batches) + len(idle) > 1:
+    several = single or len(batches) + len(idle) > 1
+    if several or changed:
         for batch in batches:
-            check_batch(optimizer, batch, forget=forget)
+            check_batch(optimizer, batch, forget=forget, numbers=several)
         for batch in idle:
             _check_state(optimizer, batch, {"slow": SLOW})
     if changed:
@@ -84,13 +85,17 @@ def _value(setting: Any) -> Any:
     return tuple(setting) if isinstance(setting, list) else setting
 
 
-def check_batch(optimizer: GroupedOptimizer, batch: Batch, *, forget: bool) -> None:
-    """Raise what the ops of this batch would raise."""
+def check_batch(
+    optimizer: GroupedOptimizer, batch: Batch, *, forget: bool, numbers: bool = True
+) -> None:
+    """Raise what the ops of this batch would raise; without ``numbers`` no tensor is read."""
     kinds = batch.check()
     if type(batch.params) is not Tabled and plain(batch.params):
         strided("params", batch.params, True)
         strided("grads", batch.grads, False)
-    if batch.params[0].device.type == "cpu":  # elsewhere an op does not read them either
+    if (
+        numbers and batch.params[0].device.type == "cpu"
+    ):  # elsewhere an op does not read them either
         for name in (*NAMES, "forget_lr"):
             value = batch.group[name]
             if isinstance(value, Tensor) and value.device.type == "cpu":
