@@ -72,15 +72,16 @@ def by_keyword(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def integer(argument: str, value: Any, low: int) -> int:
-    """The value, an integer >= ``low``: Python's, numpy's, or whatever else can stand for one in an
-    index.
+def integer(argument: str, value: Any, low: int, high: int | None = None) -> int:
+    """The value, an integer >= ``low``, and <= ``high`` if there is one: Python's, numpy's, or
+    whatever else can stand for one in an index.
     """
+    wanted = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     try:
         whole = operator.index(value)
     except (TypeError, RuntimeError, ValueError):  # torch's tensors of several elements
-        require(False, argument, f"an integer >= {low}", repr(value))
-    require(whole >= low, argument, f"an integer >= {low}", whole)
+        require(False, argument, wanted, repr(value))
+    require(low <= whole and (high is None or whole <= high), argument, wanted, whole)
     return whole
 
 

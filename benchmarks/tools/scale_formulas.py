@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2, prod
 
+from sfron_fast.integrations.memory import INSIDE, activations
+
 from ..cases.lists import Shape, llama
 from ..cases.step_cases import FLOORS
 
@@ -30,7 +32,7 @@ MACHINE = {  # name: (value, unit, where from)
     "latency": (20e-6, "s a collective, and a tenth of it for each doubling of the GPUs", GUESS),
     "tokens": (2048, "on each GPU in each step: one sequence", GUESS),
     "layer": (
-        34,
+        INSIDE,
         "bytes a token and unit of width in a layer",
         "Korthikanti et al. 2022, without attention maps",
     ),
@@ -99,7 +101,6 @@ def held(
     """Kind -> bytes on each GPU where a cycle holds most: in the backward of its forget step."""
     layer, rest = padded(model.layer, gpus), padded(model.rest, gpus)
     shard, tokens = (model.layers * layer + rest) / gpus, MACHINE["tokens"][0]
-    inside = MACHINE["layer"][0] * model.width
     return {
         "weights and moments": 3 * STORED * shard,
         "gradients": STORED * shard if gradients else 0.0,
@@ -108,7 +109,8 @@ def held(
         # this layer and the next; this layer's gradients, and the rest's, which wait for the end of
         # backward
         "gathered": (2 * layer + rest) * GATHERED + layer * (GATHERED + REDUCED) + rest * GATHERED,
-        "activations": tokens * (2 * model.width * model.layers + inside + 2 * model.vocabulary),
+        "activations": activations(tokens, model.width, model.layers)
+        + 2 * tokens * model.vocabulary,
     }
 
 

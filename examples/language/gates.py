@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from .arms import BUDGETS, CHOICES
+from .arms import BUDGETS
 
 Row = Mapping[str, float]
 Rows = Mapping[str, Row]  # by arm, of one pair or the mean of several
@@ -25,12 +25,6 @@ class Gate(NamedTuple):
 def excess(rows: Rows, arm: str) -> float:
     """How much more of the forget set relearning brings back than it teaches Retrain."""
     return rows[arm]["relearnt"] - rows["Retrain"]["relearnt"]
-
-
-def chosen(rows: Rows, method: str) -> str:
-    """Of a method's settings the arm that is nearest to Retrain on these rows, pair 0's."""
-    known = [arm for arm in CHOICES[method] if "gap" in rows.get(arm, {})]
-    return min(known or CHOICES[method], key=lambda arm: rows.get(arm, {}).get("gap", 0.0))
 
 
 def at(key: str, arm: str, low: float = -float("inf"), high: float = float("inf")) -> Gate:

@@ -14,7 +14,7 @@ from typing import Any
 from . import gates
 from .arms import BUDGETS, CHOICES
 from .compare import RESULTS
-from .gates import Rows, chosen, excess, verdict
+from .gates import Rows, excess, verdict
 
 COLUMNS = {
     "gap": 3, "D": 2, "p value": 3, "p forget": 3, "ES": 2, "EM": 2, "ROUGE": 2, "AUC": 2,
@@ -135,7 +135,8 @@ def choice(rows: Rows) -> str:
         if known:
             gaps = ", ".join(f"{arm}: {rows[arm]['gap']:.3f}" for arm in known)
             kept = ", ".join(f"{rows[arm]['p retain']:.3f}" for arm in known)
-            lines.append([name, gaps, kept, chosen(rows, name)])
+            nearest = min(known, key=lambda arm: rows[arm]["gap"])
+            lines.append([name, gaps, kept, nearest])
     return table(["", "gap on pair 0", "p retain", "chosen"], lines)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..files import write_whole
 from ..methods.budget import BUDGET
 from . import model_card
-from .measures import measure, table
+from .measures import aligned, measure, table
 from .processes import Processes, started
 from .run_command import DTYPES, METHODS, Settings, run
 from .texts import Texts, check_apart
@@ -90,12 +90,7 @@ def _execute(chosen: argparse.Namespace, processes: Processes) -> None:
         columns = {"before": report["before"], "after": report["after"]}
     if processes.rank:
         return
-    rows = table(columns)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print(aligned(table(columns)))
     if chosen.command == "unlearn":
         if report["budget_spent"] is not None:
             print(f"budget: {report['budget_spent']:.0%} of {report['settings']['budget']} spent")

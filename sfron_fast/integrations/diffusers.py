@@ -67,7 +67,7 @@ def unlearn_folder(
     own = Denoising(scheduler, kind) if task is None else task(scheduler)
     found = type(own).__name__
     require(isinstance(own, Denoising), "task", "a function that makes Denoising", found)
-    stored = _stored_dtypes(source / name)
+    variant, stored = _stored(source / name)
     before = {n: p.detach().clone() for n, p in network.state_dict().items()}
     network.to(device)
     result = unlearn(network, forget=forget, retain=retain, recipe=recipe, task=own, **settings)
@@ -88,7 +88,7 @@ def unlearn_folder(
         "stopped_early": result.stopped_early,
         "skipped_steps": result.skipped_steps,
     }
-    _write(source, goal, name, after, record)
+    _write(source, goal, f"{name}/{variant}.safetensors", after, record)
     return result
 
 
@@ -120,8 +120,8 @@ def _classes(network: Any) -> bool:
     return not prompts and any(getattr(config, n, None) for n in names)
 
 
-def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Of each weight in the folder's files.
+def _stored(folder: Path) -> tuple[str, dict[str, torch.dtype]]:
+    """What the folder's files of weights are called, and the dtype of each weight in them.
 
     Raises:
         ValueError: there is no file of safetensors, or several variants.
@@ -137,25 +137,23 @@ def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
                 found[name] = opened.get_tensor(name).dtype
-    return found
+    return variants.pop(), found
 
 
 def _write(
-    source: Path, goal: Path, name: str, weights: dict[str, torch.Tensor], record: dict[str, Any]
+    source: Path, goal: Path, file: str, weights: dict[str, torch.Tensor], record: dict[str, Any]
 ) -> None:
-    """A copy of the pipeline with these weights, put in place when it is whole."""
+    """A copy of the pipeline with these weights in ``file``, put in place when it is whole."""
     from safetensors.torch import save_file
 
     whole = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
     try:
         shutil.copytree(source, whole)
-        variant = min(f.name for f in (whole / name).glob("*.safetensors"))
         for pattern in WEIGHTS:
-            for old in (whole / name).glob(pattern):
+            for old in (whole / file).parent.glob(pattern):
                 old.unlink()
-        variant = variant.split("-0")[0].removesuffix(".safetensors")
         contiguous = {n: w.contiguous() for n, w in weights.items()}
-        save_file(contiguous, whole / name / f"{variant}.safetensors", {"format": "pt"})
+        save_file(contiguous, whole / file, {"format": "pt"})
         text = json.dumps(record, indent=1) + "\n"
         (whole / RECORD).write_text(text, encoding="utf-8")
         (whole / CARD).write_text(_card(record), encoding="utf-8")

@@ -70,6 +70,13 @@ def _of_each(
     return {key: torch.cat([part[key] for part in parts]) for key in values}
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of text as lines, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
 def table(columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
     """Rows of text, the first the heading: set, figure, and a column for each measurement."""
     rows = [["set", "figure", *columns]]

@@ -27,9 +27,11 @@ from torch import nn
 from ..errors import integer, number, require
 from ..optim.adamw import SFRonAdamW
 from ..optim.footprint import footprint
+from .measures import aligned
 
 VOCABULARY, HEAD, BETWEEN = 128_256, 128, 3.5
 FISHER, PACKING = 4, 8  # bytes
+INSIDE = 34  # bytes a token and unit of width in a layer
 CARDS = (24, 40, 80, 141)  # GB
 RESERVED = 0.05  # of a card: torch's context, and what its allocator cannot use
 TOKENS = 2048
@@ -61,6 +63,11 @@ class Plan:
             integer("lora", self.lora, 1)
         wanted = self.weight_bits is None or self.dtype == "bfloat16"
         require(wanted, "weight_bits", "weights in bfloat16 with it", self.dtype)
+
+
+def activations(tokens: int, width: int, layers: int) -> int:
+    """Bytes of every layer's input, and of what one layer computes from it."""
+    return tokens * width * (2 * layers + INSIDE)
 
 
 def layers_of(params: float) -> int:
@@ -109,7 +116,7 @@ def needed(plan: Plan) -> dict[str, dict[str, float]]:
         parts["weights"] += plan.params * size / plan.ranks
     width = rest[0][1]
     shared = {
-        "activations": plan.tokens * width * (2 * layers + 34),
+        "activations": float(activations(plan.tokens, width, layers)),
         "gathered": 0.0,
     }
     if plan.ranks > 1:
@@ -216,10 +223,7 @@ def execute(chosen: argparse.Namespace) -> None:
         ValueError: a number out of range, by name.
     """
     if chosen.params is None:
-        rows = sizes()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+        print(aligned(sizes()))
         return
     ours = chosen.method == "sfron"
     plan = Plan(

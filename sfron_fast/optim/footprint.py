@@ -24,8 +24,7 @@ def footprint(optimizer: StatefulOptimizer, *, masked: bool | None = None) -> di
     """
     found = dict.fromkeys(PARTS, 0)
     for group in optimizer.param_groups:
-        kinds = optimizer.used_state(group, forget=True)
-        kinds |= optimizer.used_state({**group, "retain_pending": 1}, forget=False)
+        kinds = optimizer.cycle_state(group)
         for parameter in group["params"]:
             param = local(parameter)
             found["weights"] += param.numel() * param.element_size()

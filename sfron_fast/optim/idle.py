@@ -13,7 +13,8 @@ from .state import StatefulOptimizer
 
 def start_idle(optimizer: StatefulOptimizer, batch: Batch) -> None:
     """Their cycle starts here, too: they may still move in its retain steps."""
-    optimizer._slow(batch), optimizer._slow_corrections(batch)
+    optimizer._slow(batch)
+    optimizer._slow_corrections(batch)
     for param in batch.params:
         state = optimizer.state[param]
         state["slow"].copy_(param)
@@ -25,7 +26,8 @@ def blend_idle(optimizer: StatefulOptimizer, batch: Batch) -> None:
     """Their cycle ends here: no gradient in its last step, but maybe one in an earlier one."""
     slow_lr = batch.group["slow_lr"]
     if batch.group["weight_bits"] is not None:
-        optimizer._slow(batch), optimizer._slow_corrections(batch)
+        optimizer._slow(batch)
+        optimizer._slow_corrections(batch)
         for param in batch.params:
             _blend_pieces(optimizer, param, float(slow_lr))
         return

@@ -149,6 +149,11 @@ class StatefulOptimizer(Optimizer):
                 used["slow_correction"] = used["correction"]
         return used
 
+    def cycle_state(self, group: dict[str, Any]) -> dict[str, StateKind]:
+        """The states that a forget step and the retain steps after it use."""
+        retain = self.used_state({**group, "retain_pending": 1}, forget=False)
+        return retain | self.used_state(group, forget=True)
+
     @torch.no_grad()
     def init_state(self) -> None:
         """Make all state now, for every parameter that requires grad; what exists stays.
@@ -160,17 +165,7 @@ class StatefulOptimizer(Optimizer):
         for group in self.param_groups:
             check_dtypes(group, group["params"])
         for group in self.param_groups:
-            kinds = self.state_kinds(group)
-            if group["moments"] == "separate":
-                kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}}
-            if group["moments"] == "none" and has_counts(group):
-                kinds = {**kinds, FORGET + "step": COUNT}
-            if group["weight_bits"] is not None:
-                kinds = {**kinds, "correction": correction_kind(group)}
-            if moves_slowly(group):
-                kinds = {**kinds, "slow": SLOW}
-                if group["weight_bits"] is not None:
-                    kinds["slow_correction"] = correction_kind(group)
+            kinds = self.cycle_state(group)
             for param in (p for p in group["params"] if p.requires_grad):
                 known = self.state.get(param, {})
                 new = {

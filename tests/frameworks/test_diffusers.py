@@ -22,21 +22,26 @@ def scheduler(prediction="epsilon"):
     return DDPMScheduler(T, prediction_type=prediction)
 
 
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+
+
 def unet():
     return unet_of(5)
 
 
 def unet_of(classes):
     return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
+        **SMALL,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
         num_class_embeds=classes,
     )
 
@@ -57,15 +62,9 @@ def dit():
 
 def conditional(**settings):
     return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
+        **SMALL,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
         cross_attention_dim=12,
         **settings,
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.batches import model_device
-from ...errors import by_keyword, require
+from ...errors import by_keyword, integer, require
 from ...models.modes import evaluating
 from ...tasks import Denoising
 
@@ -44,9 +44,7 @@ def loss_profile(
             positive and finite.
     """
     require(isinstance(task, Denoising), "task", "Denoising", type(task).__name__)
-    for name, value, most in (("bins", bins, task.timesteps), ("draws", draws, None)):
-        good = isinstance(value, int) and 1 <= value <= (most or value)
-        require(good, name, f"an integer from 1 to {most or 'any'}", repr(value))
+    bins, draws = integer("bins", bins, 1, task.timesteps), integer("draws", draws, 1)
     device = model_device(model)
     total = torch.zeros(bins, dtype=torch.float64, device=device)
     counts = torch.zeros(bins, dtype=torch.int64, device=device)

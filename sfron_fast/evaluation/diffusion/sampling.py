@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...data.batches import model_device
 from ...data.draws import normal, sample_keys
-from ...errors import by_keyword, number, require
+from ...errors import by_keyword, integer, number, require
 from ...models.modes import evaluating
 from ...tasks import Denoising
 
@@ -46,9 +46,7 @@ def sample(
     """
     require(isinstance(task, Denoising), "task", "Denoising", type(task).__name__)
     total = task.timesteps
-    for name, value, most in (("steps", steps, total), ("batch_size", batch_size, None)):
-        good = isinstance(value, int) and 1 <= value <= (most or value)
-        require(good, name, f"an integer from 1 to {most or 'any'}", repr(value))
+    steps, batch_size = integer("steps", steps, 1, total), integer("batch_size", batch_size, 1)
     number("guidance", guidance, 0.0)
     guided = guidance > 0.0 and conditions is not None
     require(not guided or task.null is not None, "guidance", "0 without a null", guidance)
