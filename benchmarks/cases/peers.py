@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..harness import Arm, Case
-from . import arms
+from . import arms, probes
 from .arms import ADAMW, SGD, Problem, list_arm
 from .lists import Shape, weights
 from .step_cases import FLOORS
@@ -103,7 +103,7 @@ def peer_case(name: str, shapes: list[Shape], kind: str, device: str) -> Case:
     """Apart from the plain steps: slow ones would leave the others few rounds."""
     moved = int(FLOORS[kind, "plain"] * weights(shapes))
     about: dict[str, Any] = {"shapes": shapes, "kind": kind, "device": device}
-    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    made: list[Callable[[], Arm]] = [partial(probes.probe, moved, device)]
     made += [partial(arms.best_stock, **about, work="plain")]
     made += [partial(peer, package, **about) for package in PEERS]
     made += [partial(arms.ours, **about, work="plain")]

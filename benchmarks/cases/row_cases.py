@@ -13,7 +13,7 @@ import sfron_fast as sf
 
 from ..harness import Arm, Case
 from ..timer import rotating
-from . import arms
+from . import probes
 
 TEMPERATURE, FLOOR = 0.5, 1e-6
 ROTATED = 1 << 27  # bytes of inputs that one arm goes through
@@ -34,6 +34,21 @@ ENTROPIES = [
 ]
 SQUARES = [(256, 3 * 32 * 32, FP32), (64, 4 * 32 * 32, FP32), (4, 3 * 512 * 512, BF16)]
 TARGETS = [(8192, 10, FP32), (8192, 1000, FP32), (1024, 32_000, FP32), (8192, 32_000, BF16)]
+
+
+class _Result(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, handle: Tensor, buffer: Tensor) -> Tensor:
+        return buffer.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def as_result(buffer: Tensor) -> Tensor:
+    """``buffer`` as an operation's result, which may be written over, without the operation."""
+    return _Result.apply(torch.zeros((), device=buffer.device, requires_grad=True), buffer)
 
 
 def cases(kind: str, device: str, tiny: bool) -> list[Case]:
@@ -86,14 +101,14 @@ def cross_entropy_case(
 
     def over(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
         logits, labels = pair
-        ours(arms.as_result(logits), labels, inplace=True).backward()
+        ours(as_result(logits), labels, inplace=True).backward()
         return [logits]
 
     def summed(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
         """The gradient comes without its normaliser."""
         logits, labels = pair
         total, normaliser = sf.adaptive_cross_entropy_sum_(
-            arms.as_result(logits), labels, TEMPERATURE, floor=FLOOR
+            as_result(logits), labels, TEMPERATURE, floor=FLOOR
         )
         total.backward()
         return [logits, normaliser]
@@ -128,7 +143,7 @@ def cross_entropy_case(
 
     ours = partial(sf.adaptive_cross_entropy, temperature=TEMPERATURE, floor=FLOOR)
     made = [
-        partial(arms.probe, 2 * size, device),
+        partial(probes.probe, 2 * size, device),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         liger_arm,
@@ -138,7 +153,7 @@ def cross_entropy_case(
     ]
     ring = copies(size) * size
     # logits, and gradients beside them
-    held = [arms.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]
+    held = [probes.probe_bytes(2 * size), *3 * [2 * ring], *2 * [ring], 2 * ring]
     # inputs of a check, what two arms did; what eager torch makes
     more = ring + 2 * size + 4 * 4 * samples * classes
     title = f"cross-entropy {samples:,} x {classes:,} {short(dtype)}"
@@ -182,7 +197,7 @@ def mse_case(
     if usual is not None:
         ours = partial(ours, reference=usual, cap=cap)
     made = [
-        partial(arms.probe, 3 * size, device),
+        partial(probes.probe, 3 * size, device),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         partial(arm, "sfron_fast", ours),
@@ -222,7 +237,7 @@ def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: b
         return rotating(name, differentiated(function), inputs(), tolerance)
 
     made = [
-        partial(arms.probe, 3 * size, device),
+        partial(probes.probe, 3 * size, device),
         partial(arm, "eager torch", stock),
         partial(arm, "eager torch, probabilities", probabilities),
         lambda: arm("torch.compile", compiled(stock, tiny)),

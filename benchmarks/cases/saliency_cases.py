@@ -10,7 +10,7 @@ from sfron_fast import functional
 from sfron_fast.ops import reference
 
 from ..harness import Arm, Case
-from . import arms
+from . import probes
 from .arms import Problem
 from .lists import Shape, weights
 
@@ -48,7 +48,7 @@ def fisher_case(name: str, shapes: list[Shape], device: str, published: bool = F
         return Arm(title, lambda: add(sums, grads), check)
 
     moved = 12 * weights(shapes)
-    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    made: list[Callable[[], Arm]] = [partial(probes.probe, moved, device)]
     made += [partial(arm, "as published, on the CPU", over_cpu, "cpu")] if published else []
     made += [
         partial(arm, "per tensor, on the device", naive),
@@ -99,5 +99,5 @@ def mask_case(name: str, shapes: list[Shape], device: str) -> Case:
 
     moved = int(8.125 * weights(shapes))
     return Case(
-        f"{name}, mask build", [partial(arms.probe, moved, device), ratio, careful, ours], moved
+        f"{name}, mask build", [partial(probes.probe, moved, device), ratio, careful, ours], moved
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfron_fast import functional
 
 from ..harness import Arm, Case
-from . import arms
+from . import probes
 
 # samples, positions, outputs, features
 LINEAR = [(64, (), 1000, 2048), (32, (128,), 768, 3072), (32, (16,), 512, 4608)]
@@ -111,7 +111,7 @@ def case(
         return Arm(title, partial(add, total, deltas, inputs), check if checked else None)
 
     made: list[Callable[[], Arm]] = [
-        partial(arms.probe, moved, device),
+        partial(probes.probe, moved, device),
         partial(arm, "batch gradient alone (torch.mm)", batch, False),
         partial(arm, "mm and addcmul, sample by sample", per_sample),
     ]

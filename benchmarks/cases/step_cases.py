@@ -11,7 +11,7 @@ from sfron_fast.ops import reference
 
 from ..harness import Arm, Case
 from ..timer import replayed, warmed
-from . import arms
+from . import arms, probes
 from .arms import ADAMW, MAX_NORM, SGD, Problem
 from .lists import Shape, weights
 
@@ -61,9 +61,9 @@ def step_case(
         "dtype": dtype,
         "channels_last": channels_last,
     }
-    made: list[Callable[[], Arm]] = [partial(arms.probe, moved, device)]
+    made: list[Callable[[], Arm]] = [partial(probes.probe, moved, device)]
     bytes_of = partial(arms.held, shapes, kind=kind, work=work, dtype=dtype)
-    held = [arms.probe_bytes(moved)]
+    held = [probes.probe_bytes(moved)]
     if work == "plain":
         made += [partial(arms.best_stock, **about)]
         held += [bytes_of(arms.STOCK[0])]
@@ -98,12 +98,12 @@ def long_case(name: str, shapes: list[Shape], device: str) -> Case:
     """A plain step of two arms: more would not fit beside each other."""
     moved = int(FLOORS["sgd", "plain"] * weights(shapes))
     made = [
-        partial(arms.probe, moved, device),
+        partial(probes.probe, moved, device),
         partial(arms.best_stock, shapes, "sgd", "plain", device=device),
         partial(arms.ours, shapes, "sgd", "plain", device=device),
     ]
     held = [
-        arms.probe_bytes(moved),
+        probes.probe_bytes(moved),
         *(arms.held(shapes, who, "sgd", "plain") for who in (arms.STOCK[0], "ours")),
     ]
     return Case(f"{name}, sgd plain", made, moved, held=held, more=arms.compared(shapes))
@@ -121,14 +121,14 @@ def graph_case(name: str, shapes: list[Shape], kind: str, work: str, device: str
     def ours_replayed() -> Arm:
         return replayed(arms.ours(shapes, kind, work, device=device), device)
 
-    made = [partial(arms.probe, moved, device), stock_eager, stock_replayed, ours_replayed]
+    made = [partial(probes.probe, moved, device), stock_eager, stock_replayed, ours_replayed]
     return Case(f"{name}, {kind} {work}, replayed", made, moved)
 
 
 def compiled_case(name: str, shapes: list[Shape], kind: str, device: str, backend: str) -> Case:
     moved = int(FLOORS[kind, "forget"] * weights(shapes))
     made = [
-        partial(arms.probe, moved, device),
+        partial(probes.probe, moved, device),
         partial(compiled_stock, shapes, kind, device, backend),
         partial(arms.ours, shapes, kind, "forget", device=device),
     ]
@@ -202,4 +202,4 @@ def norm_case(name: str, shapes: list[Shape], device: str) -> Case:
         return Arm("sfron_fast", run, run)
 
     moved = int(4.125 * weights(shapes))
-    return Case(f"{name}, masked norm", [partial(arms.probe, moved, device), stock, ours], moved)
+    return Case(f"{name}, masked norm", [partial(probes.probe, moved, device), stock, ours], moved)
