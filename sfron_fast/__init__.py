@@ -18,6 +18,7 @@ from .losses import (
     soft_target_kl,
 )
 from .methods import Recipe
+from .methods.budget import retain_budget
 from .methods.unlearn import UnlearnResult, unlearn
 from .optim import SFRonAdamW, SFRonSGD
 from .optim.in_backward import step_in_backward
@@ -77,6 +78,7 @@ __all__ = [
     "noise_overlap",
     "npo_weights",
     "reference_losses",
+    "retain_budget",
     "satimp_weights",
     "simnpo_weights",
     "soft_target_kl",

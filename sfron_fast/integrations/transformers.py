@@ -33,10 +33,12 @@ from ..methods.gradients import gradients_reach
 from ..ops.layout import local
 from ..optim.base import SFRonOptimizer
 from . import forget_metrics, forget_step, unwrap
+from .trainer_budget import RetainBudget
 
 __all__ = [
     "ForgetCallback",
     "FusedHead",
+    "RetainBudget",
     "fuse_head",
     "label_adaptive_cross_entropy",
     "label_logp",
@@ -88,8 +90,9 @@ class ForgetCallback(TrainerCallback):
     depends on the seed and the step alone, so a resumed run continues it.
 
     At the Trainer's logging steps ``forget_loss``, ``forget_grad_norm``, ``forget_clip_factor``,
-    ``skipped_steps`` and ``mask_density`` go to its log, and so to TensorBoard or W&B; between them
-    nothing waits for the device. One process, DDP, or FSDP2 (accelerate's ``fsdp_version: 2``).
+    ``skipped_steps``, ``mask_density`` and ``budget_spent`` go to its log, and so to TensorBoard or
+    W&B; between them nothing waits for the device. One process, DDP, or FSDP2 (accelerate's
+    ``fsdp_version: 2``).
 
     Args:
         trainer: the Trainer it is added to.
@@ -97,6 +100,7 @@ class ForgetCallback(TrainerCallback):
         forget_weight: factor on the forget loss, or a function of the cycle
             (``recipe.forget_weight_at``).
         temperature: see ``adaptive_cross_entropy``.
+        retain_budget: what forgetting may cost; None = the learning rates stay the Trainer's.
 
     Raises:
         ValueError: a wrong argument, by name.
@@ -114,6 +118,7 @@ class ForgetCallback(TrainerCallback):
         *,
         forget_weight: float | Callable[[int], float] = 1.0,
         temperature: float = 0.5,
+        retain_budget: RetainBudget | None = None,
     ) -> None:
         sized = hasattr(forget_dataset, "__len__") and len(forget_dataset) > 0
         require(
@@ -122,6 +127,9 @@ class ForgetCallback(TrainerCallback):
         if not callable(forget_weight):
             number("forget_weight", forget_weight, 0.0)
         number("temperature", temperature, 0.0)
+        right, found = isinstance(retain_budget, RetainBudget | None), type(retain_budget).__name__
+        require(right, "retain_budget", "a RetainBudget or None", found)
+        self.retain_budget = retain_budget
         self.trainer, self.forget_dataset = trainer, forget_dataset
         self.forget_weight, self.temperature = forget_weight, temperature
         self.forget_loss: Tensor | None = None  # [], adaptive, of the last forget step
@@ -166,6 +174,8 @@ class ForgetCallback(TrainerCallback):
         )
         done = -(-state.global_step // self._retain_steps())
         self._batches = self._endless(done * args.gradient_accumulation_steps)
+        if self.retain_budget is not None:
+            self.retain_budget.begin(self.trainer, state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The forget step of a cycle, if the last one is finished."""
@@ -202,20 +212,34 @@ class ForgetCallback(TrainerCallback):
         model.zero_grad()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log, where the Trainer does."""
+        """After a cycle follow what it cost; log, where the Trainer does."""
+        optimizer, steps = unwrap(self.trainer.optimizer), self._retain_steps()
+        if self.retain_budget is not None and not optimizer.mid_cycle:
+            self.retain_budget.follow(
+                self.trainer, state.global_step // steps, max(1, state.max_steps // steps)
+            )
+        self.on_epoch_end(args, state, control)
         if not control.should_log or self.forget_loss is None:
             return
-        optimizer = unwrap(self.trainer.optimizer)
         found = {"forget_loss": self.forget_loss, **self.forget_metrics}
         logs: dict[str, float] = {name: value.item() for name, value in found.items()}
         logs["skipped_steps"] = optimizer.skipped_steps
         if optimizer.saliency is not None:
             logs["mask_density"] = self._density(optimizer)
+        if self.retain_budget is not None:
+            logs.update(self.retain_budget.logs())
         self.trainer.log(logs)
         control.should_log = True  # what the Trainer itself logs of this step comes after
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before a checkpoint is written."""
+        if control.should_save and self.retain_budget is not None:
+            self.retain_budget.keep(state)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say so if the last cycle is not finished."""
+        """Say so if the last cycle is not finished, or cost too much."""
+        if self.retain_budget is not None:
+            self.retain_budget.settle()
         if unwrap(self.trainer.optimizer).mid_cycle:
             warnings.warn(
                 f"the training ended inside a cycle: {state.global_step} steps are no multiple of"

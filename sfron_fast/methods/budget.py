@@ -15,12 +15,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..distributed.ranks import Ranks
-from ..errors import require, warn
+from ..distributed.ranks import Ranks, shared
+from ..errors import by_keyword, number, require, warn
 from ..models.modes import evaluating
-from ..tasks import Task
+from ..tasks import Classification, Task
+from ..tasks.task import as_task
 
 BUDGET = 0.05  # where nobody says
 GAIN = 4.0  # nats that the learning rate rises over a run with nothing spent
@@ -57,6 +58,45 @@ def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Te
     return mean
 
 
+@by_keyword
+def retain_budget(
+    model: nn.Module,
+    *,
+    kept: Iterable[Any],
+    holdout: Iterable[Any],
+    share: float = BUDGET,
+    task: Task | None = None,
+    group: Any = None,
+) -> "Budget":
+    """A budget for a loop of your own, measured now; ``unlearn(retain_budget=...)`` has one.
+
+    After each cycle ``budget.follow(optimizer, forget_lr, cycle, of)`` looks at ``kept``, in eval
+    mode, and sets the ``lr`` and ``forget_lr`` of all groups; ``budget.spent`` [] on the device is
+    the share spent, 1 = all.
+
+    Args:
+        kept: batches of retain samples that the loop does not train on, read once.
+        holdout: batches of samples of the same kind that the model has never seen.
+        share: how far the mean loss of ``kept`` may rise, of the mean loss of ``holdout``.
+        task: what one sample's loss is; None = classification.
+        group: as in ``unlearn``.
+
+    Raises:
+        ValueError: bad argument, no sample, or a holdout loss that is 0 or not finite.
+    """
+    number("share", share, 0.0, open_low=True)
+    task = as_task(task, Classification)
+    if group is None and shared(model):
+        group = torch.distributed.group.WORLD
+    ranks = Ranks(model, group)
+    scale = mean_over(ranks, holdout, task, "holdout").item()
+    remedy = "hold out data the model has not learnt by heart"
+    require(scale > 0.0, "holdout", "a mean loss > 0", scale, remedy)
+    budget = Budget(ranks, list(kept), task, share, scale)
+    ranks.reshard()
+    return budget
+
+
 class Budget:
     """What a run may spend of the retain loss, and what it has spent."""
 
@@ -64,9 +104,9 @@ class Budget:
         self, ranks: Ranks, kept: list[Any], task: Task, share: float, holdout_loss: float
     ) -> None:
         self.ranks, self.task, self.share = ranks, task, share
-        prepared = task.prepared(kept, ranks.device, "retain")
+        prepared = task.prepared(kept, ranks.device, "kept")
         rounds = list(ranks.rounds((batch, task.samples(batch)) for batch in prepared))
-        require(bool(rounds), "retain", "a sample that can be kept out", "none")
+        require(bool(rounds), "kept", "retain samples that are not trained on", "none")
         mine = [(batch, counts[ranks.rank]) for batch, counts in rounds if batch is not None]
         self.batches = [batch for batch, _ in mine]
         sizes = [samples for _, samples in mine]
@@ -87,8 +127,10 @@ class Budget:
 
     def follow(
         self, optimizer: torch.optim.Optimizer, forget_lr: float, cycle: int, of: int
-    ) -> None:
-        """After cycle ``cycle`` of ``of``: look, and set both learning rates."""
+    ) -> Tensor:
+        """After cycle ``cycle`` (from 1) of ``of``: look, and set both learning rates; returns what
+        ``lr`` was multiplied by [].
+        """
         before = self.spent
         self.spent = (self.look() - self.before) / self.limit
         rise = self.spent - before
@@ -102,6 +144,7 @@ class Budget:
         for group in optimizer.param_groups:
             group["forget_lr"] = (forget_lr * self.rate * opened).float()
             group["lr"] = (kept * group["lr"]).float()
+        return kept
 
     def settled(self, lr: float) -> float:
         """At the end of a run the share that is spent.

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 import sfron_fast as sf
 from sfron_fast.integrations import forget_metrics, forget_step
+from sfron_fast.integrations.transformers import ForgetCallback
 
 PAGE = "docs/frameworks.md"
 BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
@@ -30,6 +31,7 @@ def run(heading, **names):
 def test_every_block_is_run_here():
     assert list(BLOCKS) == [
         "Hugging Face Trainer",
+        "A budget for a Trainer",
         "Head and loss in one",
         "Accelerate",
         "Lightning",
@@ -73,16 +75,13 @@ def test_hugging_face_trainer(tmp_path):
         dataloader_pin_memory=False,
     )
     start = bits(model)
-    run(
-        "Hugging Face Trainer",
-        model=model,
-        args=args,
-        Trainer=Trainer,
-        mask=half(model),
-        retain_set=sequences(8),
-        forget_set=sequences(8, seed=2),
-    )
+    names = ("retain_set", "forget_set", "kept_set", "holdout_set")
+    sets = {name: sequences(8, seed=seed) for seed, name in enumerate(names, 1)}
+    given = {"model": model, "args": args, "Trainer": Trainer, "mask": half(model), **sets}
+    trainer = run("Hugging Face Trainer", **given)["trainer"]
     assert not same(bits(model), start)
+    trainer.pop_callback(ForgetCallback)
+    run("A budget for a Trainer", trainer=trainer, **sets)
 
 
 def test_head_and_loss_in_one():

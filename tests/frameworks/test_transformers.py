@@ -21,6 +21,7 @@ from transformers import (
 from sfron_fast import SFRonAdamW, SFRonSGD, adaptive_cross_entropy, estimate_fisher
 from sfron_fast.integrations.transformers import (
     ForgetCallback,
+    RetainBudget,
     fuse_head,
     make_optimizer,
     optimizer_factory,
@@ -163,12 +164,13 @@ def weight_at(cycle):
     return 3.0 - cycle
 
 
-def unlearner(model, args, mask, *, retain, forget, weight=weight_at, **more):
+def unlearner(model, args, mask, *, retain, forget, weight=weight_at, budget=None, **more):
     settings = {**SETTINGS, "saliency": mask, **more}
     trainer = Trainer(
         model, args, train_dataset=retain, optimizer_cls_and_kwargs=(optimizer_factory, settings)
     )
-    callback = ForgetCallback(trainer, forget, forget_weight=weight, temperature=TEMPERATURE)
+    told = {"forget_weight": weight, "temperature": TEMPERATURE, "retain_budget": budget}
+    callback = ForgetCallback(trainer, forget, **told)
     trainer.add_callback(callback)
     return trainer, callback
 
@@ -337,15 +339,19 @@ RANK = """
 import sys, torch
 from accelerate.state import AcceleratorState, DistributedType
 from models import bits
+from sfron_fast.integrations.transformers import RetainBudget
 from test_transformers import SHARED, arguments, gpt, half, sequences, unlearner
 
 def run(name, **more):
+    more["per_device_eval_batch_size"] = 2
     args = arguments(sys.argv[1], ddp_backend="gloo", **SHARED, **more)
     assert args.world_size == 2
+    budget = RetainBudget(sequences(4, seed=5), sequences(4, seed=6))
     sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
-    trainer, callback = unlearner(gpt(), args, half(gpt()), **sets)
+    trainer, callback = unlearner(gpt(), args, half(gpt()), budget=budget, **sets)
     trainer.train()
-    found = {**bits(trainer.model), "forget_loss": callback.forget_loss}
+    spent = torch.tensor(budget.logs()["budget_spent"])
+    found = {**bits(trainer.model), "forget_loss": callback.forget_loss, "budget_spent": spent}
     found = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in found.items()}
     torch.save(found, f"{sys.argv[1]}/{name}{args.process_index}.pt")
     return trainer
@@ -395,17 +401,19 @@ def test_two_ranks_are_one_with_batches_of_twice_the_size(tmp_path):
     ]
     model = gpt()
     args = arguments(tmp_path, per_device_train_batch_size=4, **SHARED)
-    trainer, callback = unlearner(
-        model, args, half(gpt()), retain=sequences(16, seed=3), forget=sequences(8, seed=4)
-    )
+    budget = RetainBudget(sequences(4, seed=5), sequences(4, seed=6))
+    sets = {"retain": sequences(16, seed=3), "forget": sequences(8, seed=4)}
+    trainer, callback = unlearner(model, args, half(gpt()), budget=budget, **sets)
     trainer.train()
+    spent = torch.tensor(budget.logs()["budget_spent"])
+    wanted = {**bits(model), "forget_loss": callback.forget_loss, "budget_spent": spent}
     for process in ranks:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     for kind in ("ddp", "fsdp"):
         first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in range(2))
         assert same(first, second)
-        for name, weight in {**bits(model), "forget_loss": callback.forget_loss}.items():
+        for name, weight in wanted.items():
             torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-8)
 
 

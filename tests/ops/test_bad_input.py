@@ -499,6 +499,21 @@ def test_estimate_fisher_of_nothing():
     refused("model", lambda: sf.estimate_fisher(build().requires_grad_(False), [(X, Y)]))
 
 
+@pytest.mark.parametrize(
+    ("argument", "changes"),
+    [
+        ("share", {"share": 0.0}),
+        ("task", {"task": "language"}),
+        ("kept", {"kept": []}),
+        ("holdout", {"holdout": []}),
+        ("holdout", {"holdout": [(X, Y)], "task": sf.Classification(lambda o, t: 0 * o.sum(1))}),
+    ],
+)
+def test_retain_budget(argument, changes):
+    sets = {"kept": [(X, Y)], "holdout": [(X, Y)]}
+    refused(argument, lambda: sf.retain_budget(build(), **(sets | changes)))
+
+
 # --- unlearn --------------------------------------------------------------------------------------
 
 GOOD = [(X, Y)]
@@ -604,6 +619,7 @@ def test_everything_public_has_its_row_here():
         "adaptive_weights",
         "estimate_fisher",
         "estimate_mask",
+        "retain_budget",
         "soft_target_kl",
         "unlearn",
     }

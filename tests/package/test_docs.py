@@ -62,6 +62,7 @@ def names(heading):
         "forget_loader": forget,
         "retain_loader": retain,
         "holdout_loader": holdout,
+        "kept_loader": holdout,
         "forget_set": TensorDataset(*data(256, seed=1)),
         "retain_set": TensorDataset(*data(256, seed=2)),
         "retain_batches": cycle(retain),
