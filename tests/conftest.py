@@ -1,4 +1,5 @@
 import ctypes
+import gc
 import random
 import sys
 
@@ -21,6 +22,12 @@ def pytest_collection_modifyitems(config, items):
     kept = [item for item in items if item.get_closest_marker("long") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_collection_finish():
+    """Thousands of collected tests stay to the end: what looks for garbage need not look there."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=DEVICES)

@@ -10,6 +10,7 @@ from benchmarks.tools import kernels_report, kernels_table, sass, sass_loops
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
 
+@pytest.mark.long
 @needs_nvcc
 def test_every_kernel_is_without_spills_and_moves_16_bytes(capsys):
     assert kernels_report.main(["--arch", "90"]) == 0, capsys.readouterr().out

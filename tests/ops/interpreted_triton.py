@@ -70,6 +70,8 @@ interpreter.InterpreterBuilder.create_exp2 = lambda self, x: self.unary_op(x, _a
 # numpy: log(0) in rows that do not count
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 each_dtype = pytest.mark.parametrize("dtype", mostly_long(rc.DTYPES, torch.float32, torch.bfloat16))
+# where dtype and path are independent
+narrow = pytest.mark.parametrize("dtype", mostly_long(rc.DTYPES, torch.bfloat16))
 
 
 def run_cross_entropy(case):
@@ -140,7 +142,7 @@ def test_cross_entropy_numbers(shape, temperature, floor):
     rc.judge_cross_entropy(case, *run_cross_entropy(case))
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize(
     "shape", [(13, 1, 10), (3, 1, 33), (5, 1, 257), (2, 3, 70), LARGE], ids=str
 )
@@ -156,7 +158,7 @@ def test_cross_entropy_special_logits(kind, dtype):
     rc.judge_cross_entropy(case, *run_cross_entropy(case))
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize("kind", rc.SPECIAL)
 def test_cross_entropy_special_logits_in_pieces(small_tiles, kind, dtype):
     case = rc.special_case(kind, dtype)
@@ -192,7 +194,7 @@ def test_cross_entropy_not_finite(request, fill, long):
     assert not torch.isfinite(gradient[2]).all()
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize(
     "shape", [(7, 1, 1), (13, 1, 10), (2, 3, 70), LARGE, (2, 3, 5000)], ids=str
 )
@@ -209,7 +211,7 @@ def test_cross_entropy_backward_over_the_logits(request, shape, dtype):
     assert_same_bits(logits, wanted)
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (13, 1, 10), (4, 1, 300)], ids=str)
 def test_cross_entropy_sum(request, shape, long, dtype):
@@ -260,7 +262,7 @@ def test_cross_entropy_sum_row_without_a_label(request, fill, long):
     assert torch.isfinite(logits).all()
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
 def test_scale(monkeypatch, elements, dtype):
     """A factor of 1 touches nothing, also with programs that take several blocks, of which the last
@@ -350,16 +352,21 @@ def order(monkeypatch):
     return use
 
 
+IN_ANY_ORDER = [
+    (rc.cross_entropy, run_cross_entropy, (40, 1, 10)),
+    (rc.squared_error, run_mse, (3, 1000)),
+    (rc.soft_targets, run_kl, (40, 10)),
+]
+
+
 @pytest.mark.parametrize(
     ("make", "run", "shape"),
     [
-        (rc.cross_entropy, run_cross_entropy, (40, 1, 10)),
         (rc.cross_entropy, run_cross_entropy, (9, 1, 35)),
         (rc.cross_entropy, run_cross_entropy, (3, 8, 33)),
-        (rc.squared_error, run_mse, (3, 1000)),
         (rc.squared_error, run_mse, (40, 10)),
-        (rc.soft_targets, run_kl, (40, 10)),
         (rc.soft_targets, run_kl, (7, 100)),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in IN_ANY_ORDER),
     ],
 )
 def test_repeatable_in_any_order(small_tiles, order, make, run, shape):
@@ -472,7 +479,7 @@ def test_mse_with_a_reference_that_is_none():
         assert outputs[2][3].isnan()
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3000), (3, 700), (42, 65), (100, 7)], ids=str)
 def test_mse_in_parts(small_tiles, shape, relative, dtype):
@@ -496,7 +503,7 @@ def test_soft_targets_match_truth(shape, weighted, dtype):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+@pytest.mark.parametrize("temperature", mostly_long([0.3, 1.0, 7.0], 0.3))
 @pytest.mark.parametrize(
     ("scale", "offset"), [(0.1, 0.0), (50.0, 0.0), (3.0, 100.0), (3.0, -1000.0)]
 )
@@ -511,7 +518,7 @@ def test_soft_targets_numbers(request, scale, offset, temperature, long):
     rc.judge_soft_targets(case, *run_kl(case), pieces=6 if long else 0)
 
 
-@each_dtype
+@narrow
 @pytest.mark.parametrize("shape", [(13, 10), (3, 33), (5, 257), only_long((40, 70))], ids=str)
 def test_soft_targets_beyond_one_tile(small_tiles, shape, dtype):
     case = rc.soft_targets(shape, dtype)

@@ -73,11 +73,9 @@ def test_compiles_without_spills(dtype):
     from benchmarks.tools import triton_report
 
     picked = getattr(torch, dtype)
-    launches = triton_report.cross_entropy_launches(256, 1, 1000, picked)
-    launches += triton_report.cross_entropy_launches(8192, 1, 152064, picked)
+    launches = triton_report.cross_entropy_launches(8192, 1, 152064, picked)
     launches += triton_report.cross_entropy_launches(4, 40, 32000, picked)
     launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
-    launches += triton_report.kl_launches(256, 1000, picked)
     launches += triton_report.kl_launches(1024, 32000, picked)
     for positions, outputs, features in triton_report.LAYERS:
         launches += triton_report.sample_launches(64, positions, outputs, features, picked)

@@ -91,6 +91,7 @@ def native_wheel(tmp_path_factory):
     return build(tmp_path_factory.mktemp("native"), SFRON_FAST_NATIVE="require", DEBUG="1")
 
 
+@pytest.mark.long
 def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
     assert "-cp310-abi3-" in native_wheel.name
     audit = subprocess.run(
@@ -103,6 +104,7 @@ def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
 
 
 @pytest.mark.checklist("I4")
+@pytest.mark.long
 def test_wheel_works_on_its_own(native_wheel, tmp_path):
     python = install(native_wheel, tmp_path / "venv")
     done = run(python, "-W", "error::RuntimeWarning", "-c", USE, cwd=tmp_path, env=PLAIN)
