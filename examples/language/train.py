@@ -122,8 +122,8 @@ def load(folder: Path, pair: int) -> Pair:
     return Pair(data, tokenizer, models)
 
 
-def prepare(folder: Path, pair: int, second: bool = False) -> Pair:
-    """``load``, after training what is not there yet."""
+def prepare(folder: Path, pair: int, wanted: Sequence[str] = MODELS[:-1]) -> Pair:
+    """``load``, after training what of ``wanted`` is not there yet; all but base begin with it."""
     home = folder / f"pair{pair}"
     if not (home / "data.json").exists():
         data = benchmark(pair)
@@ -132,7 +132,7 @@ def prepare(folder: Path, pair: int, second: bool = False) -> Pair:
     data, tokenizer, models = load(folder, pair)
 
     def ready(name: str, split: Sequence[QA], schedule: Schedule, seed: int) -> None:
-        if name in models:
+        if name in models or name not in wanted:
             return
         if name == "base":
             model = make_model(tokenizer, seed)
@@ -146,15 +146,14 @@ def prepare(folder: Path, pair: int, second: bool = False) -> Pair:
     ready("base", data.base, BASE, pair)
     ready("full", data.full + data.real, AUTHORS, pair)
     ready("retrain", data.retain + data.real, AUTHORS, pair)
-    if second:
-        ready("retrain_second", data.retain + data.real, AUTHORS, pair + 1000)
+    ready("retrain_second", data.retain + data.real, AUTHORS, pair + 1000)
     return Pair(data, tokenizer, models)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     disable_progress_bar()  # of files that are read in no time
-    prepare(options.out, options.pair, options.second)
+    prepare(options.out, options.pair, MODELS if options.second else MODELS[:-1])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from ..methods.budget import BUDGET
 from . import model_card
 from .measures import aligned, measure, table
 from .processes import Processes, started
-from .run_command import DTYPES, METHODS, Settings, run
+from .run_command import run
+from .run_settings import DTYPES, METHODS, STATES, Settings
 from .texts import Texts, check_apart
 
 TEXTS = "jsonl: prompt and completion, question and answer, text, or messages"
@@ -42,6 +43,9 @@ def add_parsers(commands: Any) -> None:
     add("--epochs", type=int, default=10, help="passes over the forget texts (default 10)")
     add("--lr", type=float, help="default: by the model's size, 1e-3 (small) to 1e-5; LoRA 1e-4")
     add("--seed", type=int, default=0)
+    bits = "of weights in bfloat16: no update is lost (sfron, without --lora)"
+    add("--weight-bits", type=int, choices=(24, 32), help=bits)
+    add("--state-dtype", choices=STATES, help="of the moments (sfron; default: the weights')")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
     looking = commands.add_parser(
         "evaluate",

@@ -154,7 +154,7 @@ def _write(
                 old.unlink()
         contiguous = {n: w.contiguous() for n, w in weights.items()}
         save_file(contiguous, whole / file, {"format": "pt"})
-        text = json.dumps(record, indent=1) + "\n"
+        text = json.dumps(record, indent=1, default=str) + "\n"  # a dtype has no name there
         (whole / RECORD).write_text(text, encoding="utf-8")
         (whole / CARD).write_text(_card(record), encoding="utf-8")
         whole.rename(goal)

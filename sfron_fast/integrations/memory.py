@@ -49,6 +49,7 @@ class Plan:
     weight_bits: int | None = None
     state_dtype: str = "float32"
     slow: bool = False
+    slow_device: str | None = None
     shared_moments: bool = False
     masked: bool = True
     lora: int | None = None
@@ -61,6 +62,7 @@ class Plan:
         integer("tokens", self.tokens, 1)
         if self.lora is not None:
             integer("lora", self.lora, 1)
+        require(self.slow or self.slow_device is None, "slow_device", "None without slow", "cpu")
         wanted = self.weight_bits is None or self.dtype == "bfloat16"
         require(wanted, "weight_bits", "weights in bfloat16 with it", self.dtype)
 
@@ -135,12 +137,14 @@ def _optimizer(plan: Plan, shapes: list[Shape], dtype: torch.dtype) -> Any:
     """Over weights that are not there."""
     params = [nn.Parameter(torch.empty(s, dtype=dtype, device="meta")) for s in shapes]
     bits: Any = plan.weight_bits if dtype == torch.bfloat16 else None
+    place: Any = plan.slow_device
     return SFRonAdamW(
         params,
         state_dtype=None if plan.state_dtype == "float32" and bits else STATES[plan.state_dtype],
         weight_bits=bits,
         moments="shared" if plan.shared_moments else "separate",
         slow_lr=0.5 if plan.slow else 1.0,
+        slow_device=place,
     )
 
 
@@ -167,14 +171,20 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+SLOW: dict[str, dict[str, Any]] = {
+    "": {},
+    ", slow weights": {"slow": True},
+    ", slow weights on the host": {"slow": True, "slow_device": "cpu"},
+}
+
+
 def sizes() -> list[list[str]]:
     """Rows of text: how large a model fits which card, for each way to hold it."""
     rows = [["held as", *(f"{card} GB" for card in CARDS)]]
     for name, settings in KINDS.items():
-        for slow in (False, True) if "lora" not in settings else (False,):
-            fits = [largest(card, slow=slow, **settings) for card in CARDS]
-            cells = [f"{weights / 1e9:.1f}B" for weights in fits]
-            rows.append([name + (", slow weights" if slow else ""), *cells])
+        for title, slow in SLOW.items() if "lora" not in settings else [("", {})]:
+            fits = [largest(card, **slow, **settings) for card in CARDS]
+            rows.append([name + title, *(f"{weights / 1e9:.1f}B" for weights in fits)])
     return rows
 
 
@@ -209,6 +219,7 @@ def add_parser(commands: Any) -> None:
     add("--weight-bits", type=int, choices=(24, 32), help="of bfloat16 weights, by corrections")
     add("--state-dtype", choices=STATES, default="float32", help="of the moments")
     add("--slow", action="store_true", help="slow weights too (slow_lr < 1)")
+    add("--slow-device", choices=("cpu",), help="slow weights in the host's memory")
     add("--shared-moments", action="store_true", help="one pair of moments for both phases")
     add("--method", choices=("sfron", "others"), default="sfron", help="others: no mask")
     add("--lora", type=int, metavar="RANK", help="adapters of this rank are trained")
@@ -231,7 +242,8 @@ def execute(chosen: argparse.Namespace) -> None:
         dtype=chosen.dtype,
         weight_bits=chosen.weight_bits,
         state_dtype=chosen.state_dtype,
-        slow=chosen.slow,
+        slow=chosen.slow or chosen.slow_device is not None,
+        slow_device=chosen.slow_device,
         shared_moments=chosen.shared_moments or not ours,  # the others have one pair
         masked=ours,
         lora=chosen.lora,

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import math
 import shutil
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,72 +15,18 @@ from typing import Any
 import torch
 
 from .. import methods
-from ..errors import integer, number, require
+from ..errors import require
 from ..files import write_whole
-from ..methods.budget import BUDGET
 from ..methods.run_folder import CHECKPOINT, MASK
 from ..methods.unlearn import unlearn
 from ..tasks import Language
 from . import model_card, pretrained
 from .measures import measure
 from .processes import ALONE, Processes
+from .run_settings import BASELINES, Settings, learning_rate
 from .texts import Texts, check_apart
 
-BASELINES = {
-    "grad_diff": methods.grad_diff,
-    "npo": methods.npo,
-    "simnpo": methods.simnpo,
-    "wga": methods.wga,
-    "satimp": methods.satimp,
-    "ceu": methods.ceu,
-    "undial": methods.undial,
-}
-METHODS = ("sfron", *BASELINES)
-DTYPES = ("float32", "bfloat16")
 COMMAND, RUN = "command.json", "run"
-# weights up to -> lr of the whole model, of adapters
-RATES = {10**7: (1e-3, 3e-3), 10**8: (1e-4, 1e-3), math.inf: (1e-5, 1e-4)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What one run is; see ``python -m sfron_fast unlearn --help``."""
-
-    model: str
-    method: str = "sfron"
-    lora: int | None = None
-    budget: float | None = None
-    epochs: int = 10
-    lr: float | None = None
-    batch_size: int = 16
-    max_length: int = 1024
-    seed: int = 0
-    dtype: str = "float32"
-    gradient_checkpointing: bool = False
-
-    def checked(self, holdout: bool) -> "Settings":
-        """With the budget that is used.
-
-        Raises:
-            ValueError: a setting out of range, by name.
-        """
-        known = ", ".join(METHODS)
-        more = "rmu and idk_dpo want more than texts: sfron_fast.methods"
-        require(self.method in METHODS, "method", f"one of {known}", self.method, more)
-        require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES), self.dtype)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("max_length", 3), ("seed", 0)):
-            integer(name, getattr(self, name), low)
-        if self.lora is not None:
-            integer("lora", self.lora, 1)
-        if self.lr is not None:
-            number("lr", self.lr, 0.0, open_low=True)
-        if self.budget is not None:
-            number("budget", self.budget, 0.0, open_low=True)
-            require(self.method == "sfron", "budget", "method sfron with it", self.method)
-            remedy = "give --holdout: texts of the same kind that the model has never seen"
-            require(holdout, "budget", "holdout texts, which it is relative to", "none", remedy)
-        budget = BUDGET if self.budget is None and holdout and self.method == "sfron" else None
-        return Settings(**{**asdict(self), "budget": self.budget or budget})
 
 
 def run(
@@ -213,14 +158,6 @@ def _claim(out: Path, command: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def learning_rate(settings: Settings, weights: int) -> float:
-    """Given, or by the number of the model's weights."""
-    if settings.lr is not None:
-        return settings.lr
-    whole, adapters = next(rates for most, rates in RATES.items() if weights <= most)
-    return whole if settings.lora is None else adapters
-
-
 def _forget(
     model: Any,
     sets: dict[str, Texts],
@@ -242,6 +179,7 @@ def _forget(
         return _baseline(model, loaders, settings, lr, progress)
     cycles = settings.epochs * len(loaders["forget"])
     overrides: dict[str, Any] = {"cycles": cycles, "lr": lr, "forget_lr": lr / 2}
+    overrides |= settings.dtypes()
     if "holdout" not in sets:
         overrides["ceiling"] = None
     result = unlearn(

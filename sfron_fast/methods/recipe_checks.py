@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import number, require
 from ..optim.adamw import check_betas
-from ..optim.validation import MaskSemantics, Moments
+from ..optim.validation import CHOICES, MaskSemantics, Moments, check_state_dtype
 from ..saliency.fisher import Estimator
 
 Decay = Literal["linear", "cosine", "constant"]
@@ -36,6 +36,7 @@ def check_recipe(recipe: Any) -> None:
     require(once, "draws", f"1, with estimator {recipe.estimator!r}", recipe.draws)
     number("slow_lr", recipe.slow_lr, 0.0, 1.0, open_low=True)
     check_betas(recipe.betas)
+    check_state_dtype(recipe.state_dtype)
     for name in ("zero_over_zero", "clip_retain"):
         value = getattr(recipe, name)
         require(isinstance(value, bool), name, "True or False", repr(value))
@@ -47,6 +48,8 @@ def check_recipe(recipe: Any) -> None:
         "estimator": get_args(Estimator),
         "moments": get_args(Moments),
         "mask_semantics": get_args(MaskSemantics),
+        "weight_bits": CHOICES["weight_bits"],
+        "slow_device": CHOICES["slow_device"],
     }
     for name, allowed in choices.items():
         value = getattr(recipe, name)

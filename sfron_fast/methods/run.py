@@ -21,6 +21,7 @@ from ..models.buffers import keep_buffers, put_back
 from ..models.modes import set_modes, training_modes
 from ..models.names import model_digest
 from ..optim.rounding import rounding_check
+from ..optim.validation import check_dtypes
 from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
@@ -98,6 +99,7 @@ class Run:
         bad = [name for name, p in trainable.items() if not finite(p)]
         found, remedy = f"NaN or inf in {', '.join(bad[:3])}", "load a sound checkpoint"
         require(not bad, "model", "finite weights", found, remedy)
+        check_dtypes(vars(self.recipe), list(trainable.values()))
 
     def _endless(self, loader: Iterable[Any], name: str) -> EndlessLoader:
         if self.ranks.group is None:
@@ -165,7 +167,6 @@ class Run:
             return SaliencyMask.from_bool(
                 {n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in named}
             )
-
         return estimate_mask(
             self.model,
             forget=self.forget.loader,

@@ -74,6 +74,9 @@ class RunFolder:
             "draws": 1,
             "objective": "ascent",
             "clip_retain": False,
+            "state_dtype": None,
+            "weight_bits": None,
+            "slow_device": None,
         }
         same = {**earlier, **theirs} == asdict(recipe)
         require(

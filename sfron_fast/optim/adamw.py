@@ -13,7 +13,7 @@ from .base import SFRonOptimizer
 from .batch import Batch
 from .state_kind import COUNT, StateKind, moment_kinds, prefix
 from .step import Step
-from .validation import MaskSemantics, Moments, WeightBits
+from .validation import MaskSemantics, Moments, SlowDevice, WeightBits
 
 
 def check_betas(betas: Any) -> None:
@@ -72,6 +72,7 @@ class SFRonAdamW(SFRonOptimizer):
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
         weight_bits: WeightBits = None,
+        slow_device: SlowDevice = None,
     ) -> None:
         own = {
             "lr": lr,
@@ -96,6 +97,7 @@ class SFRonAdamW(SFRonOptimizer):
             "mask_semantics": mask_semantics,
             "state_dtype": state_dtype,
             "weight_bits": weight_bits,
+            "slow_device": slow_device,
         }
         super().__init__(params, {**own, **knobs}, saliency)
 

@@ -12,6 +12,7 @@ from ..ops.layout import local, orders_of
 from ..saliency.mask import SaliencyMask
 from .amp import amp_scalar
 from .batch import Batch
+from .elsewhere import brought, is_away, keep
 from .idle import blend_idle, start_idle
 from .masks import check_saliency
 from .norms import global_norms
@@ -131,33 +132,43 @@ class SFRonOptimizer(Resumable):
     def _forget(self, batch: Batch, norms: dict[torch.device, Tensor], *, counts: bool) -> None:
         """Update one batch in a forget step; its slow weights are where the cycle starts."""
         group = batch.group
+        here = moves_slowly(group)
+        if is_away(batch):
+            keep(self, batch)
+            here = False
         self._apply(
             batch,
             norms,
             counts,
             forget=True,
             lr=group["lr"] if group["forget_lr"] is None else group["forget_lr"],
-            slow_save=self._slow(batch) if moves_slowly(group) else None,
-            slow_save_corrections=self._slow_corrections(batch) if moves_slowly(group) else [],
+            slow_save=self._slow(batch) if here else None,
+            slow_save_corrections=self._slow_corrections(batch) if here else [],
         )
 
     def _retain(self, batch: Batch, norms: dict[torch.device, Tensor], *, counts: bool) -> None:
         """Update one batch in a retain step; what moves for the first time in its cycle starts from
         there.
         """
-        pending = batch.group["retain_pending"]
-        slow = slow_corrections = None
-        if pending and moves_slowly(batch.group):
-            slow, slow_corrections = self._slow(batch), self._slow_corrections(batch)
-        self._apply(
-            batch,
-            norms,
-            counts,
-            forget=False,
-            lr=batch.group["lr"],
-            slow_from=slow if pending == 1 else None,
-            slow_from_corrections=(slow_corrections or []) if pending == 1 else [],
-        )
+        lr, pending = batch.group["lr"], batch.group["retain_pending"]
+        slowly = pending and moves_slowly(batch.group)
+        if slowly and pending == 1:
+            for part, slow, corrections in brought(self, batch):
+                self._apply(
+                    part,
+                    norms,
+                    counts,
+                    forget=False,
+                    lr=lr,
+                    slow_from=slow,
+                    slow_from_corrections=corrections,
+                )
+                counts = False  # one step, counted once
+            return
+        if slowly:
+            self._slow(batch)
+            self._slow_corrections(batch)
+        self._apply(batch, norms, counts, forget=False, lr=lr)
 
     def _idle(self) -> bool:
         """lr 0 and zero gradients: how torch.distributed.checkpoint asks for the state.

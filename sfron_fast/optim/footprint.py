@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ops.layout import local
+from .elsewhere import room_sizes
 from .state import StatefulOptimizer
 from .state_kind import StateKind, is_coded
 
@@ -16,7 +17,8 @@ def footprint(optimizer: StatefulOptimizer, *, masked: bool | None = None) -> di
     """Bytes of each of ``PARTS`` between a forget step and the end of its cycle; of a sharded model
     those of this rank.
 
-    Corrections of ``weight_bits`` count as what they correct, scales and step counts as moments.
+    Corrections of ``weight_bits`` count as what they correct, scales and step counts as moments;
+    of slow weights in the host's memory the rooms they are read through, at the end of a cycle.
     Nothing is allocated: parameters may be on the meta device.
 
     Args:
@@ -33,7 +35,9 @@ def footprint(optimizer: StatefulOptimizer, *, masked: bool | None = None) -> di
                 size = -(-param.numel() // 8)
                 found["mask"] = -(-found["mask"] // ALIGNED) * ALIGNED + size
             for key, kind in kinds.items():
-                found[_part(key, kind)] += _bytes(param, kind)
+                if not kind.is_away(param):
+                    found[_part(key, kind)] += _bytes(param, kind)
+    found["slow weights"] += sum(room_sizes(optimizer))
     return found
 
 

@@ -7,12 +7,15 @@ from ..ops.interpolate import lerp
 from ..ops.layout import local
 from ..ops.split_weights import join, split
 from .batch import Batch
+from .elsewhere import brought, is_away, keep
 from .scalars import NAMES, on_device
 from .state import StatefulOptimizer
 
 
 def start_idle(optimizer: StatefulOptimizer, batch: Batch) -> None:
     """Their cycle starts here, too: they may still move in its retain steps."""
+    if is_away(batch):
+        return keep(optimizer, batch)
     optimizer._slow(batch)
     optimizer._slow_corrections(batch)
     for param in batch.params:
@@ -25,23 +28,26 @@ def start_idle(optimizer: StatefulOptimizer, batch: Batch) -> None:
 def blend_idle(optimizer: StatefulOptimizer, batch: Batch) -> None:
     """Their cycle ends here: no gradient in its last step, but maybe one in an earlier one."""
     slow_lr = batch.group["slow_lr"]
-    if batch.group["weight_bits"] is not None:
-        optimizer._slow(batch)
-        optimizer._slow_corrections(batch)
-        for param in batch.params:
-            _blend_pieces(optimizer, param, float(slow_lr))
-        return
     numbers = on_device({"slow_lr": slow_lr}, batch.params[0].device)
-    if numbers is not None:
-        slow_lr = NAMES["slow_lr"]
-    functional.interpolate_(optimizer._slow(batch), batch.params, slow_lr, numbers=numbers)
+    for part, slow, corrections in brought(optimizer, batch):
+        if corrections:
+            for param, *pieces in zip(part.params, slow, corrections, strict=True):
+                _blend_pieces(optimizer, param, pieces, float(slow_lr))
+            continue
+        alpha = slow_lr if numbers is None else NAMES["slow_lr"]
+        functional.interpolate_(slow, part.params, alpha, numbers=numbers)
+    if is_away(batch):
+        keep(optimizer, batch)
 
 
-def _blend_pieces(optimizer: StatefulOptimizer, param: Tensor, slow_lr: float) -> None:
+def _blend_pieces(
+    optimizer: StatefulOptimizer, param: Tensor, held: list[Tensor], slow_lr: float
+) -> None:
     """Weights in two pieces, rounded as the step after the last would round them."""
     state = optimizer.state[param]
-    pieces = [(param, state["correction"]), (state["slow"], state["slow_correction"])]
-    fast, slow = (join(local(weight), local(correction)) for weight, correction in pieces)
+    pieces = [(param, state["correction"]), held]
+    # a negated view has its bits with the other sign
+    fast, slow = (join(local(w).resolve_neg(), local(correction)) for w, correction in pieces)
     step = int(state["step"]) + 1 if state.get("step") is not None else 0
     new = split(lerp(slow, fast, slow_lr), step, state["correction"].dtype)
     for piece in pieces:

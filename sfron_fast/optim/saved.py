@@ -1,5 +1,6 @@
 """What SFRonSGD and SFRonAdamW save and load: torch's format, and what torch would lose of it."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -10,8 +11,9 @@ from ..distributed.shards import place
 from ..errors import require
 from ..models.names import canonical_name
 from .coded import coded, decoded
+from .elsewhere import settle
 from .groups import GroupedOptimizer
-from .state_kind import FORGET
+from .state_kind import FORGET, StateKind, zero_state
 from .validation import check_dtypes, check_phase, loaded_group, plain_numbers
 
 CORRECTIONS = ("correction", "slow_correction")
@@ -31,6 +33,20 @@ def _check_placement(state: dict[str, Any], param: Tensor) -> None:
                 "another placement",
                 "use set_optimizer_state_dict of torch.distributed.checkpoint.state_dict",
             )
+
+
+def _loaded(value: Any, kind: StateKind | None, param: Tensor) -> Any:
+    """A copy of a saved entry, as its kind is beside this parameter."""
+    if kind is not None and kind.role == "count":
+        # torch may count in fp64, and once did without a tensor
+        value = torch.as_tensor(value, dtype=torch.float32)
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if kind is None:
+        return value.detach().clone().to(param.device)
+    if kind.is_away(param) and value.shape == param.shape:
+        return zero_state(param, kind).copy_(value.detach())
+    return value.detach().clone().to(kind.device_of(param), kind.dtype_of(param))
 
 
 class Resumable(GroupedOptimizer):
@@ -60,6 +76,7 @@ class Resumable(GroupedOptimizer):
                 " the step, or after an error go on from a checkpoint"
             )
         self.param_groups[0]["skipped"] = self.skipped_steps
+        settle(self)
         state = super().state_dict()
         state["param_groups"] = [plain_numbers(group) for group in state["param_groups"]]
         if self.saliency is not None:
@@ -134,13 +151,15 @@ class Resumable(GroupedOptimizer):
             )
             for index, param in zip(group["params"], mine["params"], strict=False):
                 _check_placement(state_dict["state"].get(index, {}), param)
-        # hooks of our own, next to torch's work: the user's see, and may change, what is loaded
+        settle(self)
+        # hooks of our own, next to torch's work: the user's see, and may change, what is loaded.
+        # Torch gets no state: it would cast all of it first, on the device
         final: dict[str, Any] = {}
         before = self.register_load_state_dict_pre_hook(
-            lambda _, state: final.update(self._with_knobs(state)) or final
+            lambda _, state: {**(final.update(self._with_knobs(state)) or final), "state": {}}
         )
         after = self.register_load_state_dict_post_hook(
-            lambda _: self._keep_dtypes(final), prepend=True
+            lambda _: self._load_state(final), prepend=True
         )
         try:
             super().load_state_dict(state_dict)
@@ -165,32 +184,27 @@ class Resumable(GroupedOptimizer):
         check_phase(groups)
         return {**state_dict, "param_groups": groups}
 
-    def _keep_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """State in the dtype this optimizer would have made it in, from the saved values: torch has
-        cast them.
-        """
+    def _load_state(self, state_dict: dict[str, Any]) -> None:
+        """State in the dtype, and where, this optimizer would have made it."""
+        saved_state, known = state_dict["state"], set()
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group["mask_digest"] = None  # only saved ones have it: it takes reading the masks
             kinds = self.known_kinds(group)
             for index, param in zip(saved["params"], group["params"], strict=True):
-                saved_state = decoded(state_dict["state"].get(index, {}), param)
-                saved_state = coded(saved_state, kinds, param)
-                self.state.get(param, {}).pop("scales", None)
-                self.state.get(param, {}).pop(FORGET + "scales", None)
-                for key, value in saved_state.items():
-                    kind = kinds.get(key)
-                    if kind is None and key in CORRECTIONS:  # of a run with weight_bits
-                        self.state[param].pop(key, None)
-                        continue
-                    if kind is not None and kind.role == "count":
-                        # torch may count in fp64, and once did without a tensor
-                        value = torch.as_tensor(value, dtype=torch.float32)
-                    if isinstance(value, Tensor):
-                        dtype = value.dtype if kind is None else kind.dtype_of(param)
-                        self.state[param][key] = value.detach().clone().to(param.device, dtype)
+                known.add(index)
+                if index not in saved_state:
+                    continue
+                found = coded(decoded(saved_state[index], param), kinds, param)
+                for key in CORRECTIONS if group["weight_bits"] is None else ():
+                    found.pop(key, None)
+                self.state[param] = {
+                    key: _loaded(value, kinds.get(key), param) for key, value in found.items()
+                }
+        self.state.update({key: value for key, value in saved_state.items() if key not in known})
 
     def __getstate__(self) -> dict[str, Any]:
         self.param_groups[0]["skipped"] = self.skipped_steps  # counted on the device so far
+        settle(self)
         return {**super().__getstate__(), "saliency": self.saliency}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -58,9 +58,16 @@ def check_capture(groups: list[dict[str, Any]], devices: Iterable[torch.device])
     """As torch: a graph is captured of an optimizer that was told so.
 
     Raises:
-        RuntimeError: one that was not.
+        RuntimeError: one that was not, or whose slow weights are in another memory.
     """
-    if not all(group["capturable"] for group in groups) and any(map(capturing, devices)):
+    if not any(map(capturing, devices)):
+        return
+    if any(group["slow_device"] and moves_slowly(group) for group in groups):
+        raise RuntimeError(
+            "slow_device: expected None in every group while a graph is captured, found 'cpu'; keep"
+            " slow weights on the device, or capture forward and backward only"
+        )
+    if not all(group["capturable"] for group in groups):
         raise RuntimeError(
             "capturable: expected True in every group while a graph is captured, found False; set"
             " it, and give what changes between replays as tensors on the device"

@@ -15,7 +15,7 @@ from .batch import Batch
 from .state_kind import COUNT, StateKind, has_counts, moment_kinds, prefix
 from .step import Step, sgd_step
 from .step_checks import check_batch
-from .validation import MaskSemantics, Moments, WeightBits
+from .validation import MaskSemantics, Moments, SlowDevice, WeightBits
 
 
 class SFRonSGD(SFRonOptimizer):
@@ -55,6 +55,11 @@ class SFRonSGD(SFRonOptimizer):
             what rounding to bf16 leaves off, so updates below a unit of bf16 are not lost
             (``ops/split_weights.py``). A parameter that is written from outside keeps it, half a
             unit of bf16 at most.
+        slow_device: "cpu" keeps slow weights in the host's memory, pinned, where parameters are on
+            another device: copied there by the forget step and back, part by part, by the step that
+            closes the cycle; the bits are the same (``optim/elsewhere.py``). Read
+            ``state[p]["slow"]`` after ``torch.cuda.synchronize()``, or from ``state_dict()``.
+            Parameters on the CPU have theirs there in any case. Not in a CUDA graph.
 
     Raises:
         ValueError: naming the argument, what was expected and what was found.
@@ -88,6 +93,7 @@ class SFRonSGD(SFRonOptimizer):
         mask_semantics: MaskSemantics = "gradient",
         state_dtype: torch.dtype | None = None,
         weight_bits: WeightBits = None,
+        slow_device: SlowDevice = None,
     ) -> None:
         own = {
             "lr": lr,
@@ -111,6 +117,7 @@ class SFRonSGD(SFRonOptimizer):
             "mask_semantics": mask_semantics,
             "state_dtype": state_dtype,
             "weight_bits": weight_bits,
+            "slow_device": slow_device,
         }
         super().__init__(params, {**own, **knobs}, saliency)
 

@@ -23,12 +23,12 @@ from .skips import Skips
 from .state_kind import (
     COUNT,
     FORGET,
-    SLOW,
     StateKind,
     correction_kind,
     has_counts,
     is_coded,
     prefix,
+    slow_kinds,
     zero_state,
 )
 from .validation import check_dtypes
@@ -51,12 +51,14 @@ class StatefulOptimizer(Optimizer):
     # optimizer's attributes.
     _in_backward: set[Tensor]  # whose next step ``step_in_backward`` has done
     _noted: dict[str, Any]
+    _lanes: dict[torch.device, Any]  # to slow weights that are away (``elsewhere``)
 
     def _remember_nothing(self) -> None:
         """As after the constructor: whatever is not saved starts anew."""
         self._skips = Skips()
         self._masks, self._flat, self._tables = {}, {}, {}
         self._noted, self._in_backward, self.checked_settings = {}, set(), []
+        self._lanes = {}
         self.forget = ForgetView(self)
 
     @property
@@ -125,11 +127,15 @@ class StatefulOptimizer(Optimizer):
     def known_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
         """Those, the same for forget steps alone, and slow weights: all that may be there."""
         kinds = self.state_kinds(group)
-        kinds = {**kinds, **{FORGET + key: kind for key, kind in kinds.items()}, "slow": SLOW}
+        kinds = {
+            **kinds,
+            **{FORGET + key: kind for key, kind in kinds.items()},
+        }
+        kinds |= slow_kinds(group)
         if has_counts(group):
             kinds[FORGET + "step"] = COUNT
         if group["weight_bits"] is not None:
-            kinds["correction"] = kinds["slow_correction"] = correction_kind(group)
+            kinds["correction"] = correction_kind(group)
         return kinds
 
     def used_state(self, group: dict[str, Any], *, forget: bool) -> dict[str, StateKind]:
@@ -140,13 +146,10 @@ class StatefulOptimizer(Optimizer):
             used = {begin + key: kind for key, kind in self.state_kinds(group).items()}
         elif has_counts(group):
             used[FORGET + "step"] = COUNT
-        slow = moves_slowly(group) and (forget or group["retain_pending"])
-        if slow:
-            used["slow"] = SLOW
+        if moves_slowly(group) and (forget or group["retain_pending"]):
+            used |= slow_kinds(group)
         if group["weight_bits"] is not None:
             used["correction"] = correction_kind(group)
-            if slow:
-                used["slow_correction"] = used["correction"]
         return used
 
     def cycle_state(self, group: dict[str, Any]) -> dict[str, StateKind]:
@@ -193,7 +196,7 @@ class StatefulOptimizer(Optimizer):
             return self._scales(batch, key, kind)
         if any(self.state.get(p, {}).get(key) is None for p in batch.params):
             batch.check()  # a refusal leaves no state behind
-        if batch.flat is not None:
+        if batch.flat is not None and not kind.is_away(batch.params[0]):
             flat = batch.flat.get(key, kind, fill)
             if flat is not None:
                 return [flat]
@@ -221,7 +224,7 @@ class StatefulOptimizer(Optimizer):
         return scales
 
     def _slow(self, batch: Batch) -> list[Tensor]:
-        return self._state(batch, "slow", SLOW, fill=batch.params)
+        return self._state(batch, "slow", slow_kinds(batch.group)["slow"], fill=batch.params)
 
     def _corrections(self, batch: Batch) -> list[Tensor]:
         """Of the weights; none where they are in one piece."""
@@ -234,7 +237,8 @@ class StatefulOptimizer(Optimizer):
         if not self._corrections(batch):
             return []
         own = [self.state[param]["correction"] for param in batch.params]
-        return self._state(batch, "slow_correction", correction_kind(batch.group), fill=own)
+        kind = slow_kinds(batch.group)["slow_correction"]
+        return self._state(batch, "slow_correction", kind, fill=own)
 
     def _counts(self, batch: Batch, begin: str) -> list[Tensor]:
         """Updates so far of what begins so; none where nothing is dithered."""

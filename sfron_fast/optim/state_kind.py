@@ -23,12 +23,21 @@ class StateKind(NamedTuple):
     # The moments of a parameter are of one dtype, a slow weight is of the parameter's.
     role: Literal["moment", "slow", "correction", "count", "scale"] = "moment"
     moments: int = 1  # that scales are for
+    device: str | None = None  # a type of device; None = the parameter's
 
     def dtype_of(self, param: Tensor) -> torch.dtype:
         """Beside this parameter."""
         if self.role == "moment" and self.dtype in CODES and not is_coded(param):
             return torch.float32
         return self.dtype or param.dtype
+
+    def is_away(self, param: Tensor) -> bool:
+        """Whether it lies in another memory than the parameter."""
+        return self.device is not None and self.device != param.device.type
+
+    def device_of(self, param: Tensor) -> torch.device:
+        """Where it lies."""
+        return torch.device(self.device) if self.device and self.is_away(param) else param.device
 
     def shape_of(self, param: Tensor) -> torch.Size:
         """Beside this parameter."""
@@ -40,7 +49,6 @@ class StateKind(NamedTuple):
 
 
 CODES = (SIGNED, UNSIGNED)
-SLOW = StateKind(role="slow")
 COUNT = StateKind(torch.float32, "count")
 
 
@@ -77,6 +85,15 @@ def correction_kind(group: dict[str, Any]) -> StateKind:
     return StateKind(CORRECTIONS[group["weight_bits"]], "correction")
 
 
+def slow_kinds(group: dict[str, Any]) -> dict[str, StateKind]:
+    """Slow weights by key, and their corrections if there are any."""
+    device = group["slow_device"]
+    kinds = {"slow": StateKind(role="slow", device=device)}
+    if group["weight_bits"] is not None:
+        kinds["slow_correction"] = correction_kind(group)._replace(device=device)
+    return kinds
+
+
 def prefix(group: dict[str, Any], *, forget: bool) -> str:
     """What the keys of the moments begin with in a forget or a retain step."""
     return FORGET if forget and group["moments"] == "separate" else ""
@@ -92,4 +109,7 @@ def zero_state(param: Tensor, kind: StateKind) -> Tensor:
     if kind.role == "scale":
         shape = kind.shape_of(local(param))
         return sharded_like(param, torch.zeros(shape, device=param.device), kind.shape_of(param))
-    return zeroed(torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format))
+    like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.preserve_format}
+    if kind.is_away(param):
+        like |= {"device": kind.device_of(param), "pin_memory": param.device.type == "cuda"}
+    return zeroed(torch.empty_like(param, **like))

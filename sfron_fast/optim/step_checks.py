@@ -16,9 +16,10 @@ from ..ops.layout import is_sharded
 from ..ops.native import Tabled
 from .amp import amp_scalar
 from .batch import Batch
+from .elsewhere import is_away
 from .groups import GroupedOptimizer
 from .scalars import NAMES, check_capture
-from .state_kind import CODES, SLOW, StateKind, is_coded
+from .state_kind import CODES, StateKind, is_coded, slow_kinds
 from .validation import COUNTS, check_dtypes, check_tensor_settings
 
 CONVERT = (
@@ -64,12 +65,13 @@ def check_step(
     if changed:
         for group in groups:
             _check_conversion(optimizer, group)
-    several = single or len(batches) + len(idle) > 1
+    # copies of slow weights that are away go before the op, which would look
+    several = single or len(batches) + len(idle) > 1 or any(map(is_away, batches))
     if several or changed:
         for batch in batches:
             check_batch(optimizer, batch, forget=forget, numbers=several)
         for batch in idle:
-            _check_state(optimizer, batch, {"slow": SLOW})
+            _check_state(optimizer, batch, slow_kinds(batch.group))
     if changed:
         _convert_state(optimizer)
         for batch in batches:
@@ -128,8 +130,8 @@ def _check_entry(kind: StateKind, where: str, value: Any, param: Tensor) -> None
     shape = kind.shape_of(param)
     if value.shape != shape and not (shape == () and value.numel() == 1):
         require(False, where, f"shape {tuple(shape)}", tuple(value.shape))
-    if value.device != param.device:
-        require(False, where, f"device {param.device}", value.device, CONVERT)
+    if value.device != kind.device_of(param):
+        require(False, where, f"device {kind.device_of(param)}", value.device, CONVERT)
     placed = count or is_sharded(value) == is_sharded(param)
     require(placed, where, "sharded as its parameter, or whole as it", "the other", CONVERT)
     by_role: dict[str, set[Any]] = {

@@ -15,6 +15,7 @@ from .scalars import NAMES
 Moments = Literal["shared", "separate", "none"]
 MaskSemantics = Literal["gradient", "update"]
 WeightBits = Literal[24, 32] | None
+SlowDevice = Literal["cpu"] | None
 SCHEDULED = ("forget_lr", "slow_lr")  # a run may change them on its way, as it does lr
 FORGETTING = (
     "masked",
@@ -36,6 +37,7 @@ CHOICES = {
     "foreach": (None, True, False),
     "fused": (None, True, False),
     "weight_bits": (None, 24, 32),
+    "slow_device": (None, "cpu"),
 }
 
 
@@ -60,10 +62,7 @@ def check_settings(group: dict[str, Any]) -> None:
         if name in group:
             value = group[name]
             require(value in choices, name, " or ".join(map(repr, choices)), repr(value))
-    dtype = group["state_dtype"]
-    known = dtype in (None, torch.float32, torch.bfloat16, torch.int8)
-    names = "None (the parameter's), torch.float32, torch.bfloat16 or torch.int8"
-    require(known, "state_dtype", names, dtype)
+    check_state_dtype(group["state_dtype"])
     if group["differentiable"]:
         raise RuntimeError(
             "differentiable: expected False (autograd cannot follow a fused step), found True; "
@@ -73,6 +72,13 @@ def check_settings(group: dict[str, Any]) -> None:
         raise RuntimeError(
             "foreach: expected None or False beside fused=True, found True; choose one"
         )
+
+
+def check_state_dtype(dtype: Any) -> None:
+    """Raise ValueError unless moments can be kept in it."""
+    known = dtype in (None, torch.float32, torch.bfloat16, torch.int8)
+    names = "None (the parameter's), torch.float32, torch.bfloat16 or torch.int8"
+    require(known, "state_dtype", names, dtype)
 
 
 def check_tensor_settings(group: dict[str, Any]) -> None:
@@ -133,7 +139,7 @@ def _plain(value: Any) -> Any:
 def loaded_group(mine: dict[str, Any], saved: dict[str, Any], begun: bool) -> dict[str, Any]:
     """The settings of a group when a state is loaded.
 
-    The saved ones, and this optimizer's where none are saved.
+    The saved ones, and this optimizer's where none are saved; where slow weights lie is its own.
 
     In a state of a run that has not ``begun`` to forget, nobody has chosen settings for it: they
     stay this optimizer's.
@@ -142,6 +148,7 @@ def loaded_group(mine: dict[str, Any], saved: dict[str, Any], begun: bool) -> di
         ValueError: the run has, with other ones than this optimizer's; those that schedules move
             are the run's.
     """
+    saved = {name: value for name, value in saved.items() if name != "slow_device"}
     if not begun:
         saved = {
             name: value for name, value in saved.items() if name not in (*FORGETTING, *SCHEDULED)

@@ -1,5 +1,6 @@
 """Weights in two pieces and moments in 8 bits in shards of FSDP2: bits, checkpoints, refusals."""
 
+import lanes
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from sfron_fast.optim.elsewhere import settle
 
 SETTINGS = {
     "lr": 0.01,
@@ -115,6 +118,31 @@ def stopped_and_resumed(folder):
         assert_same(everything(*again), everything(*straight))
 
 
+def slow_weights_are_away(folder):
+    """Each rank's shard of them on the host; a checkpoint goes on with them on the device."""
+    lanes.pretend()
+    for kind in KINDS:
+        here, there = made(kind), made(kind, slow_device="cpu")
+        train(here, 0, 8)
+        train(there, 0, 4)
+        assert there[1].mid_cycle
+        slow = there[1].state[there[0][2].weight]["slow"]
+        assert isinstance(slow, DTensor)
+        again = made(kind, seed=1)
+        states = []
+        for pair in (there, again):
+            states.append({"optimizer": get_optimizer_state_dict(*pair)})
+            states[-1]["model"] = get_model_state_dict(pair[0])
+        dcp.save(states[0], checkpoint_id=f"{folder}/{kind.__name__}")
+        dcp.load(states[1], checkpoint_id=f"{folder}/{kind.__name__}")
+        set_model_state_dict(again[0], states[1]["model"])
+        set_optimizer_state_dict(*again, states[1]["optimizer"])
+        for pair in (there, again):
+            train(pair, 4, 8)
+            settle(pair[1])
+            assert_same(everything(*pair), everything(*here))
+
+
 def other_placements_are_refused():
     mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
     weight = nn.Parameter(distribute_tensor(torch.ones(4, 64), mesh, [Shard(1)]))
@@ -130,6 +158,10 @@ def test_shards_are_whole_tensors(world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_checkpoint_in_mid_cycle(world_size, tmp_path):
     on_ranks(world_size, stopped_and_resumed, str(tmp_path))
+
+
+def test_slow_weights_are_away(tmp_path):
+    on_ranks(2, slow_weights_are_away, str(tmp_path))
 
 
 def test_other_placements_are_refused():

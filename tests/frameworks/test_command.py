@@ -236,6 +236,28 @@ def test_adapters_are_merged(method, folder, tmp_path, capsys):
     assert not torch.equal(weights[moved], start[moved])
 
 
+def test_weights_and_moments_of_few_bits(folder, tmp_path, monkeypatch):
+    """The recipe is told; a rate at which weights of bf16 alone stand still is no warning here."""
+    from sfron_fast.integrations import run_command
+
+    told, unlearn = [], run_command.unlearn
+
+    def noted(*args, **settings):
+        told.append(settings["recipe"])
+        return unlearn(*args, **settings)
+
+    monkeypatch.setattr(run_command, "unlearn", noted)
+    few = ["--epochs", 2, "--batch-size", 4, "--lr", 1e-4, "--dtype", "bfloat16"]
+    bits = ["--weight-bits", 24, "--state-dtype", "int8"]
+    out = tmp_path / "out"
+    assert main(command(folder, "--out", out, *few, *bits)) == 0
+    (recipe,) = told
+    assert (recipe.weight_bits, recipe.state_dtype) == (24, torch.int8)
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["state_dtype"] == "int8"
+    assert not any("round to nothing" in warning for warning in report["warnings"])
+
+
 def test_the_card_says_what_the_run_warned_of(folder, tmp_path):
     out = tmp_path / "out"
     few = ["--epochs", 2, "--batch-size", 4, "--lr", 1e-7]
@@ -255,6 +277,8 @@ def test_what_is_wrong_is_said_before_a_step(folder, tmp_path, capsys):
         "budget: expected method sfron": ["--budget", 0.1, "--method", "npo"],
         "lora: expected an integer >= 1": ["--lora", 0],
         "lr: expected a number": ["--lr", -1],
+        "weight_bits: expected dtype bfloat16": ["--weight-bits", 24],
+        "weight_bits: expected method sfron": ["--weight-bits", 24, "--method", "npo"],
         "model: expected a folder with a tokenizer": ["--model", tmp_path / "none"],
         "retain, line 1: expected a text that is not in forget too": [
             "--retain",

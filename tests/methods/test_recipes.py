@@ -269,6 +269,28 @@ def test_overrides_and_replace():
         Recipe.paper(slow_rate=0.5)
 
 
+def test_how_numbers_are_held_is_the_optimizers_setting():
+    model = build("plain").bfloat16()
+    held = {"weight_bits": 24, "state_dtype": torch.int8, "slow_device": "cpu"}
+    for optimizer in ("sgd", "adamw"):
+        recipe = Recipe.paper(optimizer=optimizer, **held)
+        group = recipe.make_optimizer(model, None).param_groups[0]
+        assert {name: group[name] for name in held} == held
+    for name, wrong in (("weight_bits", 16), ("state_dtype", "int8"), ("slow_device", "cuda")):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            Recipe.paper(**{name: wrong})
+
+
+def test_weights_that_cannot_be_held_so_are_refused_before_the_fishers(monkeypatch):
+    from sfron_fast.methods import run
+
+    monkeypatch.setattr(run, "estimate_mask", lambda *args, **settings: pytest.fail("too late"))
+    forget, retain = batches(torch.float32)
+    recipe = Recipe.paper(weight_bits=24)
+    with pytest.raises(ValueError, match=r"weight_bits: expected None beside .*float32"):
+        sf.unlearn(build("plain"), forget=forget, retain=retain, recipe=recipe)
+
+
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [

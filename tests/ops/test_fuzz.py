@@ -6,6 +6,7 @@ changes nothing.
 
 import re
 
+import lanes
 import pytest
 import tolerances
 import torch
@@ -183,6 +184,12 @@ def test_squared_errors_are_close(examples):
 
 
 # --- optimizers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _slow_weights_away(monkeypatch):
+    """Of groups that draw ``slow_device``."""
+    lanes.pretend(monkeypatch.setattr)
 
 
 @st.composite

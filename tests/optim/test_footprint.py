@@ -82,6 +82,17 @@ def test_the_peak_of_a_run():
     assert peak(cycle) == pytest.approx(made, rel=0.05)
 
 
+def test_a_state_dict_is_loaded_tensor_by_tensor():
+    """Moments in fp32 become codes one after the other; torch's cast of all of them is left out."""
+    params = [nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16)) for _ in range(128)]
+    optimizers = [sf.SFRonAdamW(params, state_dtype=torch.int8) for _ in range(2)]
+    optimizers[0].init_state()
+    state = optimizers[0].state_dict()
+    held = sum(t.nbytes for s in optimizers[0].state.values() for t in s.values())
+    most = max(_running(cpu_allocations(lambda: optimizers[1].load_state_dict(state))))
+    assert held <= most < 1.5 * held
+
+
 def _running(changes):
     total = 0
     for change in changes:
@@ -103,6 +114,16 @@ def test_the_plan_of_a_large_model(capsys):
     alone = memory.needed(memory.Plan(params=8e9))["cycle"]
     assert sharded["moments"] == pytest.approx(alone["moments"] / 8, rel=1e-3)
     assert sharded["gathered"] > 0 == alone["gathered"]
+    slow = {"params": 8e9, "weight_bits": 24, "slow": True}
+    here, there = (
+        memory.needed(memory.Plan(**slow, slow_device=place))["cycle"]["slow weights"]
+        for place in (None, "cpu")
+    )
+    assert here == pytest.approx(3 * 8e9, rel=1e-3)
+    # the embedding with its corrections, and a part
+    assert there == pytest.approx(3 * memory.VOCABULARY * 4096 + (1 << 26), rel=0.2)
+    assert main([*asked, "--slow-device", "cpu"]) == 0
+    assert "slow weights" in capsys.readouterr().out
     for wrong, message in (
         (["--params", "-1"], "params: expected"),
         (["--params", "8e9", "--ranks", "0"], "ranks: expected an integer >= 1"),
@@ -114,7 +135,13 @@ def test_the_plan_of_a_large_model(capsys):
 
 def test_the_sizes_in_the_readme_are_those_of_the_command():
     lines = (ROOT / "README.md").read_text().split("\n")
-    for name, settings in memory.KINDS.items():
+    compact = memory.KINDS["bf16 with `weight_bits=24`, moments in int8"]
+    here, there = ({**compact, **memory.SLOW[f", slow weights{on}"]} for on in ("", " on the host"))
+    more = {
+        "the same with slow weights": here,
+        'the same with slow weights on the host (`slow_device="cpu"`)': there,
+    }
+    for name, settings in (memory.KINDS | more).items():
         (line,) = [line for line in lines if line.startswith(f"| {name} |")]
         cells = [cell.strip() for cell in line.split("|")[2:-1]]
         card = memory.CARDS.index(80)

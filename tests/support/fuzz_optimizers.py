@@ -14,6 +14,7 @@ from obvious import Obvious
 from torch import Tensor, nn
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD
+from sfron_fast.optim.elsewhere import settle
 
 RATES = st.sampled_from([0.0, 1e-6, 0.01, 0.3, 2.0])
 RESTS = st.sampled_from([0.0, 0.4, 0.9, 0.999])
@@ -47,6 +48,7 @@ class Subject:
     def check(self) -> None:
         """Everything the optimizer keeps has the model's bits."""
         optimizer, model = self.optimizer, self.model
+        settle(optimizer)
         for name, param in self.params.items():
             assert_same_bits(param.detach(), model.params[name], name)
             found, wanted = optimizer.state.get(param, {}), model.state.get(name, {})
@@ -97,10 +99,7 @@ def subjects(draw):
             if masked:
                 masks[name] = torch.rand(shape) < density
         settings = {**groups[0]} if groups and same else {**common, **draw(group_settings(kind))}
-        # how a narrow state is rounded depends on where its element lies
-        mine = [params[name] for name in names]
-        if not all(p.dtype in (torch.float32, torch.bfloat16) and p.is_contiguous() for p in mine):
-            settings = settings | {"state_dtype": None}
+        settings = fitting(settings, [params[name] for name in names])
         groups.append({**settings, "names": names, "masked": masked})
     saliency = SaliencyMask.from_bool(masks) if saliency_wanted else None
     model = Obvious(
@@ -115,6 +114,20 @@ def subjects(draw):
     return subject
 
 
+def fitting(settings: dict[str, Any], params: list[Tensor]) -> dict[str, Any]:
+    """Without what such parameters cannot have. How a narrow state is rounded depends on where its
+    element lies, so they are row-major there.
+    """
+    dtypes, narrow = {p.dtype for p in params}, settings["state_dtype"]
+    plain = all(p.is_contiguous() for p in params)
+    known = {torch.float32, torch.bfloat16, *([torch.float16] if narrow == torch.int8 else [])}
+    if not (plain and dtypes <= known) or (narrow == torch.int8 and settings.get("amsgrad")):
+        settings = settings | {"state_dtype": None}
+    if not plain or dtypes != {torch.bfloat16}:
+        settings = settings | {"weight_bits": None}
+    return settings
+
+
 @st.composite
 def group_settings(draw, kind):
     lr = draw(RATES)
@@ -126,7 +139,9 @@ def group_settings(draw, kind):
         "moments": draw(st.sampled_from(["shared", "separate", "none"])),
         "mask_semantics": draw(st.sampled_from(["gradient", "update"])),
         "slow_lr": draw(st.sampled_from([1.0, 0.5, 0.1, 0.9])),
-        "state_dtype": draw(st.sampled_from([None, torch.float32, torch.bfloat16])),
+        "state_dtype": draw(st.sampled_from([None, torch.float32, torch.bfloat16, torch.int8])),
+        "weight_bits": draw(st.sampled_from([None, 24, 24, 32])),
+        "slow_device": draw(st.sampled_from([None, "cpu"])),
     }
     if kind is SFRonAdamW:
         return {
@@ -177,10 +192,11 @@ def add_group(subject: Subject, rate: float) -> None:
     settings = {k: v for k, v in subject.groups[0].items() if k not in ("names", "masked")} | {
         "lr": rate
     }
-    group = {**settings, "names": names, "masked": False}
     for name, shape in zip(names, ((3, 5), (70,)), strict=True):
         subject.params[name] = nn.Parameter(numbers(shape, torch.float32, "normal"))
         subject.model.params[name] = subject.params[name].detach().clone()
+    settings = fitting(settings, [subject.params[name] for name in names])
+    group = {**settings, "names": names, "masked": False}
     subject.groups.append(group)  # the model's too
     given = {k: v for k, v in group.items() if k != "names"}
     subject.optimizer.add_param_group({**given, "params": [(n, subject.params[n]) for n in names]})
@@ -206,6 +222,7 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
     elif before == "new group":
         add_group(subject, rate)
     elif before == "new state":  # somebody puts tensors of his own in the place of ours
+        settle(subject.optimizer)
         for state in subject.optimizer.state.values():
             state.update({key: value.clone() for key, value in state.items()})
     elif before == "zeros":
@@ -222,6 +239,7 @@ def prepare(subject: Subject, before: str, rate: float) -> None:
         file.seek(0)
         subject.optimizer = subject.make(lr=7.0)
         subject.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        subject.model.code_again()
     elif before in ("pickle", "copy"):
         old = subject.optimizer
         twin = pickle.loads(pickle.dumps(old)) if before == "pickle" else copy.deepcopy(old)
@@ -286,6 +304,9 @@ SPOILERS = {
             "momentum": (NAN, -1.0),
             "eps": (NAN, -1.0),
             "betas": ((1.0, 0.9), (0.9, NAN)),
+            "weight_bits": (16,),
+            "state_dtype": (torch.float64,),
+            "slow_device": ("cuda",),
         }.items()
         for value in values
     },
@@ -310,6 +331,7 @@ SPOILERS = {
 def snapshot(subject: Subject) -> tuple[Any, ...]:
     """The bits of everything a step may write, and what counts its steps."""
     optimizer = subject.optimizer
+    settle(optimizer)
     state = {
         n: {
             k: v.clone() if isinstance(v, Tensor) else v

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from sfron_fast.ops import reference
+from sfron_fast.ops.interpolate import lerp
+from sfron_fast.ops.moment_codes import decode, encode, has_codes, scales_shape
 from sfron_fast.ops.reference import pack_bits
+from sfron_fast.ops.split_weights import CORRECTIONS, join, split
 
 EMPTY = torch.empty(0, dtype=torch.uint8)  # of a mask: every weight is selected
 
@@ -43,7 +46,7 @@ class Obvious:
                 if group["slow_lr"] < 1.0 and (
                     grads[name] is not None or "slow" in self.state.get(name, {})
                 ):
-                    self.state.setdefault(name, {})["slow"] = self.params[name].clone()
+                    self._start_slow(group, name)
                 if grads[name] is not None:
                     self._update(
                         group, name, grads[name], grad_scale, found_inf, self.norm, forget=True
@@ -72,7 +75,7 @@ class Obvious:
             for name in group["names"]:
                 # it has not moved so far
                 if grads[name] is not None and self.pending and group["slow_lr"] < 1.0:
-                    self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
+                    self._start_slow(group, name, again=False)
                 slow = (
                     self.state.get(name, {}).get("slow")
                     if self.pending == 1 and group["slow_lr"] < 1.0
@@ -91,8 +94,49 @@ class Obvious:
                         slow=slow,
                     )
                 elif slow is not None:
-                    reference.interpolate_([slow], [self.params[name]], group["slow_lr"])
+                    self._blend(group, name, slow)
         self.pending = max(0, self.pending - 1)
+
+    def _start_slow(self, group: dict[str, Any], name: str, again: bool = True) -> None:
+        """Where the cycle begins; ``again``: also where another one has begun."""
+        state = self.state.setdefault(name, {})
+        if again or "slow" not in state:
+            state["slow"] = self.params[name].clone()
+        if group["weight_bits"] and (again or "slow_correction" not in state):
+            state["slow_correction"] = self._correction(group, name).clone()
+
+    def _blend(self, group: dict[str, Any], name: str, slow: Tensor) -> None:
+        """The end of a cycle without a gradient."""
+        state, param = self.state[name], self.params[name]
+        if not group["weight_bits"]:
+            return reference.interpolate_([slow], [param], group["slow_lr"])
+        fast = join(param, self._correction(group, name))
+        new = lerp(join(slow, state["slow_correction"]), fast, group["slow_lr"])
+        step = int(state["step"]) + 1 if "step" in state else 0
+        weight, correction = split(new, step, state["correction"].dtype)
+        for target, value in ((param, weight), (slow, weight)):
+            target.copy_(value)
+        state["correction"].copy_(correction)
+        state["slow_correction"].copy_(correction)
+
+    def _correction(self, group: dict[str, Any], name: str) -> Tensor:
+        dtype = CORRECTIONS[group["weight_bits"]]
+        zeros = torch.zeros_like(self.params[name], dtype=dtype)
+        return self.state.setdefault(name, {}).setdefault("correction", zeros)
+
+    def code_again(self) -> None:
+        """As a state dict goes through fp32: the same codes, but where a scale is not finite."""
+        for state in self.state.values():
+            for key in [key for key in state if key.endswith("scales")]:
+                begin, places = key.removesuffix("scales"), state[key].unbind(-1)
+                names = ("exp_avg", "exp_avg_sq") if self.adamw else ("momentum_buffer",)
+                for name, scales in zip(names, places, strict=True):
+                    codes = state[begin + name]
+                    again, factors = encode(decode(codes, scales), None, codes.dtype)
+                    if scales.isfinite().all():
+                        assert torch.equal(again, codes)
+                    codes.copy_(again)
+                    scales.copy_(factors)
 
     def _make_state(self) -> None:
         for group in self.groups:
@@ -102,10 +146,17 @@ class Obvious:
             for name in (n for n in group["names"] if n not in self.frozen):
                 for key in [prefix + key for prefix in prefixes for key in keys]:
                     self._entry(group, name, key)
-                for prefix in prefixes if self.adamw else ():
-                    self.state[name].setdefault(f"{prefix}step", torch.zeros(()))
+                for prefix in prefixes if keys else ():
+                    self._scales(group, name, prefix)
+                counted = prefixes if self.adamw or has_counts(group) else ()
+                if has_counts(group) and group["moments"] == "none":
+                    counted = ("", "forget_")
+                for prefix in counted:
+                    self._count(name, prefix)
+                if group["weight_bits"]:
+                    self._correction(group, name)
                 if group["slow_lr"] < 1.0:
-                    self.state.setdefault(name, {}).setdefault("slow", self.params[name].clone())
+                    self._start_slow(group, name, again=False)
 
     def _measure(
         self,
@@ -140,7 +191,9 @@ class Obvious:
         lists = [self.params[name]], [grad]
         masks = [pack_bits(self.masks[name])] if forget and name in self.masks else []
         slow_from = [] if slow is None else [slow]
-        rest = [[], [], [], slow_from, [], masks, norm, grad_scale, found_inf]
+        corrections = [self._correction(group, name)] if group["weight_bits"] else []
+        theirs = [self.state[name]["slow_correction"]] if corrections and slow_from else []
+        rest = [corrections, [], [], slow_from, theirs, masks, norm, grad_scale, found_inf]
         own = group["forget_lr"] is not None and forget
         rule = {
             "lr": float(group["forget_lr"] if own else group["lr"]),
@@ -160,18 +213,19 @@ class Obvious:
             "first": False,
         }
         if forget and group["moments"] == "none":
-            reference.sgd_step_(*lists, [], [], [], *rest, **rule, **plain)
+            steps = [self._count(name, "forget_")] if has_counts(group) else []
+            reference.sgd_step_(*lists, [], [], steps, *rest, **rule, **plain)
         elif self.adamw:
             keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
             states = [[self._entry(group, name, prefix + key)] for key in keys] + [[]] * (
                 not group["amsgrad"]
             )
-            steps = self.state[name].setdefault(f"{prefix}step", torch.zeros(()))
+            steps = self._count(name, prefix)
             beta1, beta2 = group["betas"]
             reference.adamw_step_(
                 *lists,
                 *states,
-                [],
+                self._scales(group, name, prefix),
                 [steps],
                 *rest,
                 **rule,
@@ -189,10 +243,33 @@ class Obvious:
             first = key not in self.state.get(name, {})
             if group["momentum"]:
                 buffers = [self._entry(group, name, key)]
-            reference.sgd_step_(*lists, buffers, [], [], *rest, **rule, **same, first=first)
+            scales = self._scales(group, name, prefix) if buffers else []
+            steps = [self._count(name, prefix)] if has_counts(group) else []
+            reference.sgd_step_(*lists, buffers, scales, steps, *rest, **rule, **same, first=first)
 
     def _entry(self, group: dict[str, Any], name: str, key: str) -> Tensor:
-        zeros = torch.zeros_like(
-            self.params[name], dtype=group["state_dtype"] or self.params[name].dtype
-        )
+        param, dtype = self.params[name], group["state_dtype"]
+        if dtype == torch.int8 and not has_codes(param):
+            dtype = torch.float32
+        elif dtype == torch.int8 and key.endswith("_sq"):
+            dtype = torch.uint8
+        elif dtype is None and group["weight_bits"]:
+            dtype = torch.float32
+        zeros = torch.zeros_like(param, dtype=dtype or param.dtype)
         return self.state.setdefault(name, {}).setdefault(key, zeros)
+
+    def _scales(self, group: dict[str, Any], name: str, prefix: str) -> list[Tensor]:
+        """Of moments in codes; without elements where they are none."""
+        param = self.params[name]
+        if group["state_dtype"] != torch.int8 or not has_codes(param):
+            return []
+        zeros = torch.zeros(scales_shape(param, 2 if self.adamw else 1))
+        return [self.state.setdefault(name, {}).setdefault(f"{prefix}scales", zeros)]
+
+    def _count(self, name: str, prefix: str) -> Tensor:
+        return self.state.setdefault(name, {}).setdefault(f"{prefix}step", torch.zeros(()))
+
+
+def has_counts(group: dict[str, Any]) -> bool:
+    """Whether something is dithered."""
+    return group["weight_bits"] is not None or group["state_dtype"] == torch.int8
