@@ -30,6 +30,7 @@ from .tasks import (
     Language,
     Memorise,
     Relabel,
+    Surrogate,
     Task,
     Unconditional,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "SFRonAdamW",
     "SFRonSGD",
     "SaliencyMask",
+    "Surrogate",
     "Task",
     "Unconditional",
     "UnlearnResult",
