@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import number, require
 from ..optim.adamw import check_betas
-from ..optim.validation import MaskSemantics, Moments
+from ..optim.validation import CHOICES, MaskSemantics, Moments
 from ..saliency.fisher import Estimator
 
 Decay = Literal["linear", "cosine", "constant"]
@@ -47,6 +47,7 @@ def check_recipe(recipe: Any) -> None:
         "estimator": get_args(Estimator),
         "moments": get_args(Moments),
         "mask_semantics": get_args(MaskSemantics),
+        "weight_bits": CHOICES["weight_bits"],
     }
     for name, allowed in choices.items():
         value = getattr(recipe, name)

@@ -74,6 +74,7 @@ class RunFolder:
             "draws": 1,
             "objective": "ascent",
             "clip_retain": False,
+            "weight_bits": None,
         }
         same = {**earlier, **theirs} == asdict(recipe)
         require(

@@ -13,7 +13,7 @@ from ..losses import LOSS_FLOOR
 from ..optim.adamw import SFRonAdamW
 from ..optim.base import SFRonOptimizer
 from ..optim.sgd import SFRonSGD
-from ..optim.validation import MaskSemantics, Moments
+from ..optim.validation import MaskSemantics, Moments, WeightBits
 from ..saliency.fisher import Estimator
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
@@ -53,8 +53,8 @@ class Recipe:
             wants in its place (``Denoising(instead=...)``), its plain mean.
         forget_updates_buffers: whether forget batches enter BatchNorm's running statistics. Buffers
             are never masked and never interpolated.
-        optimizer, momentum, betas, weight_decay, max_norm, clip_retain, moments, mask_semantics:
-            see SFRonSGD, SFRonAdamW.
+        optimizer, momentum, betas, weight_decay, max_norm, clip_retain, moments, mask_semantics,
+            weight_bits: see SFRonSGD, SFRonAdamW.
 
     Raises:
         ValueError: a value out of range, by name.
@@ -87,6 +87,7 @@ class Recipe:
     moments: Moments = "none"
     mask_semantics: MaskSemantics = "gradient"
     forget_updates_buffers: bool = False
+    weight_bits: WeightBits = None
 
     @classmethod
     def paper(cls, **overrides: Any) -> "Recipe":
@@ -258,6 +259,7 @@ class Recipe:
             slow_lr=self.slow_lr,
             moments=self.moments,
             mask_semantics=self.mask_semantics,
+            weight_bits=self.weight_bits,
         )
         if self.optimizer == "sgd":
             return SFRonSGD(named, momentum=self.momentum, **common)
