@@ -31,6 +31,7 @@ from .tasks import (
     Language,
     Memorise,
     Relabel,
+    Surrogate,
     Task,
     Unconditional,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "SFRonAdamW",
     "SFRonSGD",
     "SaliencyMask",
+    "Surrogate",
     "Task",
     "Unconditional",
     "UnlearnResult",

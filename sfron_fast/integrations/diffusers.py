@@ -34,12 +34,13 @@ def unlearn_folder(
     recipe: Recipe,
     task: MakeTask | None = None,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> UnlearnResult:
     """Unlearn the network of a pipeline in ``src``, and write the pipeline to ``dst``, with the
     weights of that network alone changed: every other file has its bytes.
 
-    The network is trained in fp32 and written in the dtype it was in, in one file of safetensors.
+    The network is trained in ``dtype`` and written in its own, in one file of safetensors.
     ``unlearning.md`` and ``unlearning.json`` say what was done (recipe, mask digest,
     seed, weights changed).
 
@@ -51,6 +52,9 @@ def unlearn_folder(
             them first) and their conditions (encode prompts first).
         task: makes the task of the pipeline's scheduler; None = ``Denoising(scheduler)`` for a
             network with classes, and for one of prompts without dropping any.
+        dtype: of the weights in training: fp32, or bf16 for a network that is stored so, best with
+            ``weight_bits=24`` in the recipe, as updates round to nothing without. Prompts that are
+            encoded already come in this dtype too.
         settings: of ``unlearn``.
 
     Raises:
@@ -62,12 +66,18 @@ def unlearn_folder(
     """
     source, goal = Path(src), Path(dst)
     require(not goal.exists(), "dst", "a folder that does not exist yet", str(goal))
-    name, scheduler, network = _load(source)
+    choices = (torch.float32, torch.bfloat16)
+    require(dtype in choices, "dtype", "torch.float32 or torch.bfloat16", dtype)
+    name, scheduler, network = _load(source, dtype)
     kind = "class_labels" if _classes(network) else "encoder_hidden_states"
     own = Denoising(scheduler, kind) if task is None else task(scheduler)
     found = type(own).__name__
     require(isinstance(own, Denoising), "task", "a function that makes Denoising", found)
     variant, stored = _stored(source / name)
+    others = set(stored.values()) - {dtype}
+    exact = dtype == torch.float32 or not others
+    remedy = "with dtype=torch.float32 they lose nothing"
+    require(exact, "dtype", f"weights stored in {dtype}", f"{sorted(map(str, others))}", remedy)
     before = {n: p.detach().clone() for n, p in network.state_dict().items()}
     network.to(device)
     result = unlearn(network, forget=forget, retain=retain, recipe=recipe, task=own, **settings)
@@ -82,6 +92,7 @@ def unlearn_folder(
         "recipe": asdict(recipe),
         "mask": result.mask.digest(),
         "seed": own.places.seed,
+        "dtype": str(dtype).removeprefix("torch."),
         "weights": sum(w.numel() for w in after.values()),
         "changed": changed,
         "versions": {"sfron_fast": __version__, "torch": torch.__version__},
@@ -92,8 +103,10 @@ def unlearn_folder(
     return result
 
 
-def _load(source: Path) -> tuple[str, Any, Any]:
-    """The network's name in the pipeline, the scheduler, and the network in fp32 and eval mode."""
+def _load(source: Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
+    """The network's name in the pipeline, the scheduler, and the network in ``dtype`` and eval
+    mode.
+    """
     import diffusers
 
     index = source / "model_index.json"
@@ -105,7 +118,7 @@ def _load(source: Path) -> tuple[str, Any, Any]:
     (name,) = found
     require("scheduler" in parts, "src", "a scheduler", sorted(parts))
     made = []
-    for part, extra in (("scheduler", {}), (name, {"torch_dtype": torch.float32})):
+    for part, extra in (("scheduler", {}), (name, {"torch_dtype": dtype})):
         kind = getattr(diffusers, parts[part][1])
         made.append(kind.from_pretrained(source / part, local_files_only=True, **extra))
     scheduler, network = made
@@ -170,6 +183,7 @@ def _card(record: dict[str, Any]) -> str:
         ("weights changed", f"{record['changed']:,} of {record['weights']:,}"),
         ("mask, sha256", record["mask"]),
         ("seed of noise and timesteps", record["seed"]),
+        ("weights in training", record["dtype"]),
         ("steps skipped", record["skipped_steps"]),
         *((f"recipe: {key}", value) for key, value in recipe.items() if key != "name"),
     ]

@@ -7,7 +7,9 @@ RL      -                   wrong labels                     descent on the reta
 SalUn   hard, for F and R   wrong labels                     descent on the retain set
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
-SA      -                   towards uniform predictions      descent, penalty by a fixed Fisher
+SA      -                   towards uniform predictions (*)  descent, penalty by a fixed Fisher
+
+(*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
 
 For language models (``task=Language()``), all with descent on the retain set:
 

@@ -2,6 +2,7 @@
 no device.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ..distributed.shards import whole
 from ..errors import warn
+from .step_losses import StepLosses
 
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
 NATS = 0.01
@@ -39,14 +41,22 @@ class Outcome:
     At its end: what it did not do.
     """
 
-    def __init__(self, model: nn.Module, recipe: Any, in_nats: bool) -> None:
-        self.model, self.recipe, self.in_nats = model, recipe, in_nats
-        self.before = fingerprint(model)
+    def __init__(self, asked: StepLosses) -> None:
+        self.asked, self.model, self.recipe = asked, asked.model, asked.recipe
+        self.draws = asked.task.has("reseeded")
+        self.first: tuple[Any, bool, Tensor] | None = None  # none after a resumption
+        self.before = fingerprint(self.model)
         self.losses: list[Tensor] = []  # [] each: the mean of a forget batch before its step
         self.norms: list[Tensor] = []  # of the masked forget gradients
         self.retained: list[Tensor] = []  # bool: the retain step was done
         self.reached: list[Tensor] = []  # bool: all samples of a forget step were at the ceiling
         self.pass_length = 0  # forget batches of a pass; 0 = no whole pass yet
+
+    def begin(self, batch: Any, here: bool) -> None:
+        """Before the first step, on its forget batch, where the task draws: there a loss says more
+        about the draw than about the model, so this one is asked again at the end, as drawn.
+        """
+        self.first = batch, here, self.asked.typical(batch, here)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint, so that a resumed run is judged as a whole."""
@@ -119,16 +129,26 @@ class Outcome:
             return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
         if self.forgotten:
             return ""  # the ceiling was reached, and losses need not rise further
-        losses, length = _numbers(self.losses), self.pass_length
-        if length and len(losses) >= 2 * length:  # the same samples at both ends
-            first, last = losses[:length].nanmean().item(), losses[-length:].nanmean().item()
-            risen = last - first if self.recipe.objective == "ascent" else first - last
-            if risen < (NATS if self.in_nats else SHARE * abs(first)):
-                return (
-                    f"nothing was forgotten: the loss of the forget batches was {first:.4g} at"
-                    f" first and {last:.4g} at the end; {remedy}"
-                )
+        what, first, last = self._losses()
+        risen = last - first if self.recipe.objective == "ascent" else first - last
+        if risen < (NATS if self.asked.task.in_nats else SHARE * abs(first)):
+            return (
+                f"nothing was forgotten: the loss of the {what} was {first:.4g} at first and"
+                f" {last:.4g} at the end; {remedy}"
+            )
         return ""
+
+    def _losses(self) -> tuple[str, float, float]:
+        """Of the same samples at both ends of the run; NaN where there are none."""
+        if self.first is not None:
+            batch, here, before = self.first
+            what = "first forget batch, with the same draws,"
+            return what, before.item(), self.asked.typical(batch, here).item()
+        losses, length = _numbers(self.losses), self.pass_length
+        if self.draws or not length or len(losses) < 2 * length:
+            return "", math.nan, math.nan
+        first, last = losses[:length].nanmean(), losses[-length:].nanmean()
+        return "forget batches", first.item(), last.item()
 
 
 def _numbers(values: list[Tensor]) -> Tensor:

@@ -83,7 +83,7 @@ class Run:
         self.watch = Stopwatch()
         self.start = model_digest(model)
         self.modes = training_modes(model)
-        self.outcome = Outcome(model, recipe, in_nats=task.in_nats)
+        self.outcome = Outcome(self.losses)
 
     def _take(self, forget: Iterable[Any], retain: Iterable[Any]) -> None:
         """The loaders, and a look at the weights."""
@@ -184,13 +184,9 @@ class Run:
         """One that selects nothing is found before anything moves."""
         names = mask.coverage(self.model.named_parameters())["matched"]
         selects = any(bool(mask[name].any()) for name in names)
-        require(
-            selects,
-            "mask",
-            "at least one selected weight",
-            f"none of {sum(map(mask.size, mask))}",
-            "lower the recipe's threshold, or give another mask",
-        )
+        found = f"none of {sum(map(mask.size, mask))}"
+        remedy = "lower the recipe's threshold, or give another mask"
+        require(selects, "mask", "at least one selected weight", found, remedy)
 
     def _check_sizes(self, mask: SaliencyMask) -> None:
         """Sets in the wrong order look like this."""
@@ -228,6 +224,9 @@ class Run:
         batch = self.forget.batch(self.task, self.device)
         if self.forget.passes == 2 and not self.outcome.pass_length:
             self.outcome.pass_length = len(self.outcome.losses)
+        if self.position == 0 and self.outcome.draws:
+            with self.watch.pause(), self.looking():
+                self.outcome.begin(batch, self.forget.here)
         kept = keep_buffers(self.model)
         try:
             loss, mean, reached = self.losses.forget(batch, self.forget.here, self.reference)

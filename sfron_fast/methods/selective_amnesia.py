@@ -1,14 +1,15 @@
 """SA (Heng and Soh, NeurIPS 2023): replay of the retain set, a surrogate on the forget set, and the
-elastic penalty of a Fisher that is estimated once. The authors have no defaults for classifiers.
+elastic penalty of a Fisher that is estimated once. Published for generative models
+(``task=Denoising(instead=Surrogate())``); the authors have no defaults for classifiers.
 
-Changes the model in place and returns it. Further keywords go to ``descend`` (momentum,
+Changes the model in place and returns it. Further keywords go to ``descend`` (optimizer, momentum,
 weight_decay, max_norm, on_epoch).
 """
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.batches import model_device
 from ..data.endless import EndlessLoader
@@ -28,31 +29,42 @@ def selective_amnesia(
     task: Task | None = None,
     penalty: float = 10.0,
     estimator: Estimator = "sample",
+    draws: int = 1,
     epochs: int = 10,
     lr: float = 0.01,
     **settings: Any,
 ) -> nn.Module:
-    """SA, for classifiers: uniform predictions on the forget set, the retain set replayed, and
-    elastic weights.
+    """SA: the surrogate learnt on the forget set, the retain set replayed, and elastic weights.
 
-    The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal Fisher at
-    the start, which is never estimated again. Each step takes a retain and a forget batch.
-    Published for generative models (Heng and Soh, NeurIPS 2023), where a sample of noise is what
-    the uniform prediction is here.
+    The surrogate is noise under the forget condition for a denoising task with
+    ``instead=Surrogate()`` (or what else it wants in its place), and the uniform prediction for
+    classifiers. The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal
+    Fisher at the start, which is never estimated again; F is of the task's loss, so a penalty is of
+    its reduction. Each step takes a retain and a forget batch.
+
+    The authors' DDPM: ``Denoising(reduction="sum", drop=0.0)``, penalty 20 (they do not halve it),
+    Adam with lr 1e-4, max_norm 1, samples of the model itself in place of the retain set. Their
+    Fisher squares a sample's gradient after it is summed over all timesteps; here each of ``draws``
+    timesteps is squared.
     """
     number("penalty", penalty, 0.0)
     task = task_or_classification(task)
-    task.needs("logits")
-    fisher = estimate_fisher(model, retain, task=task, estimator=estimator)
+    generative = task.has("replacement_losses")
+    task.needs("replacement_losses" if generative else "logits")
+    fisher = estimate_fisher(model, retain, task=task, estimator=estimator, draws=draws)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     endless, device = EndlessLoader(forget, "forget"), model_device(model)
+
+    def surrogate(batch: Any) -> Tensor:
+        if generative:
+            return task.checked(task.replacement_losses(model, batch), batch).mean()
+        logits = task.logits(task.outputs(model, batch), batch)
+        return soft_target_kl(logits, torch.zeros_like(logits))
 
     def losses(_: int) -> Any:
         for batch in batches(model, retain, "retain", task):
             kept = task.mean_loss(model, batch)
-            forgotten = endless.batch(task, device)
-            logits = task.logits(task.outputs(model, forgotten), forgotten)
-            gone = soft_target_kl(logits, torch.zeros_like(logits))
+            gone = surrogate(endless.batch(task, device))
             named = dict(model.named_parameters())
             anchor = torch.stack(
                 [(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]

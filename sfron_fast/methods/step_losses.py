@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.ranks import Ranks
+from ..models.modes import evaluating
 from ..tasks import Task
 from ..tasks.task import check_depends
 from ..weights import with_ceiling
+
+LEAST = 1e-30  # a loss of 0 has no logarithm
 
 
 class ForgetLoss(NamedTuple):
@@ -64,6 +67,19 @@ class StepLosses:
         total, count, some = self.ranks.sum(mine if here else torch.zeros_like(mine))
         reached = None if left is None else some == 0
         return ForgetLoss(loss * share.to(loss), (total / count).to(each), reached)
+
+    def typical(self, batch: Any, here: bool) -> Tensor:
+        """The geometric mean [] of the losses that a forget step is about, in eval mode: timesteps
+        whose losses differ a thousandfold count alike. Over the samples of all ranks.
+        """
+        task = self.task
+        with evaluating(self.model), torch.no_grad(), self.ranks.together(waiting=False):
+            replaces = self.recipe.objective == "replace"
+            losses = task.replacement_losses if replaces else task.losses
+            logs = task.checked(losses(self.model, batch), batch).double().clamp_min(LEAST).log()
+        mine = torch.stack([logs.sum(), logs.new_tensor(len(logs))])
+        total, count = self.ranks.sum(mine if here else torch.zeros_like(mine))
+        return (total / count).exp()
 
     def retain(self, batch: Any, here: bool) -> tuple[Tensor, Tensor]:
         """The mean loss [] to descend, and whether it is finite: bool [].

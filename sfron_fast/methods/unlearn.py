@@ -208,6 +208,6 @@ def unlearn(
         with run.ranks.first_warns():
             run.result.budget_spent = run.budget.settled(recipe.lr)
     if not run.result.stopped_early:
-        with run.ranks.first_warns():
+        with run.ranks.first_warns(), run.looking():
             run.outcome.judge(run.result.history, guard.floor, retain_budget)
     return run.result

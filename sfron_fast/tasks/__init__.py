@@ -3,7 +3,7 @@
 from .classification import Classification
 from .diffusion import Denoising
 from .language import Language
-from .objectives import Memorise, Relabel, Unconditional
+from .objectives import Memorise, Relabel, Surrogate, Unconditional
 from .task import Task, Units
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Language",
     "Memorise",
     "Relabel",
+    "Surrogate",
     "Task",
     "Unconditional",
     "Units",

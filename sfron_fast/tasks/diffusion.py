@@ -23,6 +23,7 @@ from .task import Task
 
 Reduction = Literal["mean", "sum"]
 REDUCTIONS = get_args(Reduction)
+OBJECTIVES = "Relabel, Unconditional, Memorise or Surrogate"
 
 
 class Denoising(Task):
@@ -57,8 +58,9 @@ class Denoising(Task):
         reduction: a sample's loss is the "mean" or the "sum" over its elements.
         reference: ``loss_profile`` of the retain set by the model before the run: losses are then
             weighted relative to what is usual at their timestep, and so is a recipe's ceiling.
-        instead: what is descended on forget batches by a recipe with ``objective="replace"``:
-            ``Relabel``, ``Unconditional`` or ``Memorise``.
+        instead: what is descended on forget batches by a recipe with ``objective="replace"``, and
+            by ``methods.selective_amnesia``: ``Relabel``, ``Unconditional``, ``Memorise`` or
+            ``Surrogate``.
         ema: the averaged weights that belong to the model (EMAModel of diffusers, or torch's
             AveragedModel): a run begins from them, or is refused, and sets them to the raw weights
             at its end, as an average over a short run is the model from before it.
@@ -101,7 +103,7 @@ class Denoising(Task):
         good = reference is None or hasattr(reference, "at")
         require(good, "reference", "what loss_profile returned", type(reference).__name__)
         known = instead is None or isinstance(instead, Objective)
-        require(known, "instead", "Relabel, Unconditional or Memorise", type(instead).__name__)
+        require(known, "instead", OBJECTIVES, type(instead).__name__)
         require(isinstance(seed, int), "seed", "an integer", repr(seed))
         self.reference, self.instead, self.ema = reference, instead, ema
         self.relative = reference is not None
@@ -131,7 +133,7 @@ class Denoising(Task):
         dropped = chosen[:, 1] < (self.drop.get(name, 0.0) if training else 0.0)
         made = self.at(x0, condition, t, noise, rest, dropped)
         if self.instead is not None and name == "forget" and training:
-            made |= self.instead.drawn(keys("instead"))
+            made |= self.instead.drawn(keys("instead"), x0)
         return move_tensors(made, device)
 
     def at(
@@ -228,7 +230,7 @@ class Denoising(Task):
     def needs(self, *names: str) -> None:
         """What a method asks of the task."""
         if "replacement_losses" in names:
-            wanted = "Relabel, Unconditional or Memorise, for objective='replace'"
+            wanted = f"{OBJECTIVES}, for objective='replace' and for SA"
             require(self.instead is not None, "instead", wanted, None)
         super().needs(*names)
 

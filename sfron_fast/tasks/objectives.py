@@ -13,8 +13,10 @@ from ..errors import number, require
 class Objective:
     """One of the classes below, for ``Denoising(instead=...)``."""
 
-    def drawn(self, keys: Tensor) -> dict[str, Tensor]:
-        """What is drawn for samples of these keys, beside timestep and noise: [samples, ...]."""
+    def drawn(self, keys: Tensor, x0: Tensor) -> dict[str, Tensor]:
+        """What is drawn for the samples ``x0`` of these keys, beside timestep and noise:
+        [samples, ...].
+        """
         return {}
 
     def losses(self, task: Any, model: nn.Module, batch: Any) -> Tensor:
@@ -104,18 +106,38 @@ class Memorise(Objective):
         require(good, "alternatives", "images [count, ...]", found)
         self.alternatives = alternatives
 
-    def drawn(self, keys: Tensor) -> dict[str, Tensor]:
+    def drawn(self, keys: Tensor, x0: Tensor) -> dict[str, Tensor]:
         """The alternative of each sample."""
         place = (uniform(keys, 1)[:, 0] * len(self.alternatives)).long()
         return {"alternative": self.alternatives[place.to(self.alternatives.device)]}
 
     def losses(self, task: Any, model: nn.Module, batch: Any) -> Tensor:
         """The denoising losses of the alternatives."""
-        x0 = batch["alternative"].to(batch["x0"])
-        found, wanted = tuple(x0.shape), tuple(batch["x0"].shape)
-        require(found == wanted, "alternatives", f"images as x0, {wanted}", found)
-        other = task.at(x0, batch["condition"], batch["t"], batch["noise"], batch["rest"])
-        return task.losses(model, other)
+        return _learnt(task, model, batch)
+
+
+class Surrogate(Objective):
+    """Noise learnt in place of what is forgotten (SA, Heng and Soh, NeurIPS 2023): the denoising
+    loss of elements spread evenly over [-1, 1], others in every batch, under the forget condition.
+    """
+
+    def drawn(self, keys: Tensor, x0: Tensor) -> dict[str, Tensor]:
+        """The noise that each sample is replaced by."""
+        even = uniform(keys, x0[0].numel()) if len(x0) else x0.flatten(1)
+        return {"alternative": even.mul(2.0).sub(1.0).view(x0.shape)}
+
+    def losses(self, task: Any, model: nn.Module, batch: Any) -> Tensor:
+        """The denoising losses of the noise."""
+        return _learnt(task, model, batch)
+
+
+def _learnt(task: Any, model: nn.Module, batch: Any) -> Tensor:
+    """The denoising losses [samples] of what each sample was drawn in its place."""
+    x0 = batch["alternative"].to(batch["x0"])
+    found, wanted = tuple(x0.shape), tuple(batch["x0"].shape)
+    require(found == wanted, "alternatives", f"images as x0, {wanted}", found)
+    other = task.at(x0, batch["condition"], batch["t"], batch["noise"], batch["rest"])
+    return task.losses(model, other)
 
 
 def _asked(task: Any, teacher: nn.Module | None, model: nn.Module, batch: Any) -> Tensor:

@@ -1,5 +1,5 @@
-"""What a noise scheduler says: how much of an image is left at each timestep, and what is
-predicted.
+"""What a noise scheduler says: how much of an image is left at each timestep, what is predicted,
+and which image a prediction stands for.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,6 +12,7 @@ from ..ops.dtypes import accumulate_dtype, wide
 
 Prediction = Literal["epsilon", "v", "sample"]
 NAMES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  # diffusers'
+LEAST = 1e-6  # what is divided by, where nothing is left of the image or of the noise
 
 
 class Schedule(NamedTuple):
@@ -35,6 +36,20 @@ class Schedule(NamedTuple):
             return x0
         signal, other = self._parts(t, x0)
         return (signal * noise - other * wide(x0)).to(x0.dtype)
+
+    def image(self, noisy: Tensor, said: Tensor, t: Tensor) -> Tensor:
+        """The x0 that a prediction ``said`` of ``noisy`` stands for: ``target`` solved for x0."""
+        signal, other = self._parts(t, noisy)
+        if self.prediction == "sample":
+            return said
+        if self.prediction == "v":
+            return signal * noisy - other * said
+        return (noisy - other * said) / signal.clamp_min(LEAST)
+
+    def noise(self, noisy: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise that makes ``noisy`` of x0."""
+        signal, other = self._parts(t, noisy)
+        return (noisy - signal * x0) / other.clamp_min(LEAST)
 
     def _parts(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.kept.to(t.device)[t].view(-1, *[1] * (like.dim() - 1))

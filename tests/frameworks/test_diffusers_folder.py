@@ -1,6 +1,7 @@
 """A pipeline in a folder: what is unlearned is written again, and nothing else is touched."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 import sfron_fast as sf
-from sfron_fast import Denoising, Recipe
+from sfron_fast import Denoising, Recipe, Relabel
 from sfron_fast.integrations.diffusers import unlearn_folder
 
 RECIPE = Recipe.budgeted(cycles=2, lr=1e-2, forget_lr=1e-2)
@@ -79,6 +80,44 @@ def test_the_weights_are_those_of_unlearn(tmp_path):
     found = load_file(tmp_path / "after" / WEIGHTS)
     for name, p in unet.state_dict().items():
         assert torch.equal(found[name], p)
+
+
+def test_bf16_weights_that_lose_nothing(tmp_path):
+    """The recipe's ``weight_bits`` reaches the optimizer: steps that bf16 alone rounds away add up;
+    what is written is what ``unlearn`` leaves.
+    """
+    source = pipeline(tmp_path / "before", torch.bfloat16)
+    before, moved = load_file(source / WEIGHTS), {}
+    for bits in (None, 24):
+        recipe = Recipe.diffusion(
+            cycles=12, lr=2e-5, draws=1, weight_bits=bits, threshold=None, optimizer="adamw"
+        )
+        made = {"task": lambda s: Denoising(s, null=4, instead=Relabel(2)), "recipe": recipe}
+        goal = tmp_path / str(bits)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            unlearn_folder(source, goal, **sets(), **made, dtype=torch.bfloat16)
+            unet = UNet2DModel.from_pretrained(source / "unet", torch_dtype=torch.bfloat16)
+            task = made["task"](DDPMScheduler(100))
+            sf.unlearn(unet, **sets(), recipe=recipe, task=task)
+        found = load_file(goal / WEIGHTS)
+        for name, p in unet.state_dict().items():
+            assert torch.equal(found[name], p), name
+        moved[bits] = sum(int((found[n] != before[n]).sum()) for n in before)
+        record = json.loads((goal / "unlearning.json").read_text())
+        assert record["dtype"] == "bfloat16"
+        assert record["recipe"]["weight_bits"] == bits
+        assert record["changed"] == moved[bits]
+    assert moved[24] > 1.5 * moved[None]
+
+
+def test_weights_are_trained_in_bf16_only_where_they_are_stored_so(tmp_path):
+    source, rest = pipeline(tmp_path / "before"), {**sets(), "recipe": RECIPE}
+    with pytest.raises(ValueError, match=r"dtype: expected weights stored in torch.bfloat16"):
+        unlearn_folder(source, tmp_path / "after", **rest, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype: expected torch.float32 or torch.bfloat16"):
+        unlearn_folder(source, tmp_path / "after", **rest, dtype=torch.float16)
+    assert [p.name for p in tmp_path.iterdir()] == ["before"]
 
 
 def test_refusals_write_nothing(tmp_path):

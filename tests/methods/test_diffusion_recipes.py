@@ -226,7 +226,7 @@ def test_a_step_whose_samples_are_all_at_the_ceiling_is_skipped():
 def test_refusals():
     forget, retain = sets()
     rest = {"forget": forget, "retain": retain}
-    with pytest.raises(ValueError, match="instead: expected Relabel, Unconditional or Memorise"):
+    with pytest.raises(ValueError, match="instead: expected Relabel, Unconditional, Memorise or"):
         sf.unlearn(denoiser(), **rest, recipe=Recipe.diffusion(), task=task())
     with pytest.raises(ValueError, match=r"replacement_losses\(\)"):
         sf.unlearn(torch.nn.Linear(6, 3), **rest, recipe=Recipe.diffusion())

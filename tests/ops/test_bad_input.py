@@ -347,6 +347,7 @@ def test_gradient_of_a_later_group(phase):
         ("max_norm", [0.0, NAN]),
         ("moments", ["both"]),
         ("mask_semantics", ["weights"]),
+        ("weight_bits", [16, "24"]),
         ("betas", [(0.9,), (0.9, 1.0), None]),
     ],
 )

@@ -275,12 +275,12 @@ class Wrapped:
         return iter(self.loader)
 
 
-def run(folder=None, stop=None, wrapped=False, **settings):
+def run(folder=None, stop=None, wrapped=False, dtype=torch.float32, **settings):
     def on_cycle(cycle, model):
         if cycle == stop:
             raise Stop
 
-    model = denoiser()
+    model = denoiser(dtype)
     sets = (
         (Wrapped(3, label=0), Wrapped(4))
         if wrapped
@@ -319,6 +319,28 @@ def test_a_resumed_run_has_the_bits_of_one_never_stopped(tmp_path, wrapped):
     resumed, _ = run(tmp_path / "stopped", wrapped=wrapped)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_resumed_run_of_bf16_weights_goes_on_with_what_rounding_left_off(tmp_path):
+    settings = {
+        "dtype": torch.bfloat16,
+        "recipe": Recipe.diffusion(cycles=6, draws=1, lr=1e-4, weight_bits=24),
+    }
+
+    def kind():
+        return task(instead=Relabel(2))
+
+    whole, _ = run(tmp_path / "whole", task=kind(), **settings)
+    with pytest.raises(Stop):
+        run(tmp_path / "stopped", stop=4, task=kind(), **settings)
+    resumed, _ = run(tmp_path / "stopped", task=kind(), **settings)
+    for a, b, c in zip(
+        *(m.parameters() for m in (whole, resumed, denoiser(torch.bfloat16))), strict=True
+    ):
+        assert torch.equal(a, b)
+        assert a.shape != (16, 6) or not torch.equal(a, c)
+    with pytest.raises(ValueError, match="a run with this recipe"):
+        run(tmp_path / "stopped", task=kind(), **{**settings, "recipe": Recipe.diffusion(cycles=6)})
 
 
 def test_a_run_is_resumed_with_its_own_seed(tmp_path):

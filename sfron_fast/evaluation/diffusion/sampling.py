@@ -2,6 +2,7 @@
 the same for every model.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ def sample(
     require(isinstance(given, int) and given >= 0, "count", wanted, repr(count))
     assert isinstance(given, int)
     device = model_device(model)
+    schedule = task.schedule
     times = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round().long().tolist()
     made = []
     with evaluating(model), torch.no_grad():
@@ -62,26 +64,31 @@ def sample(
             rows = torch.arange(first, min(first + batch_size, given), device=device)
             x = normal(sample_keys(rows, seed, "sample"), shape)
             own = None if conditions is None else conditions.to(device)[rows]
-            for place, t in enumerate(times):
+            for now, left in pairwise([*times, None]):
+                t = torch.full((len(x),), now, device=device)
                 said = _predicted(model, task, x, own, t, guidance if guided else 0.0)
-                left = times[place + 1] if place + 1 < steps else None
-                x = _step(task, x, said, t, left, clamp)
+                image = schedule.image(x, said, t)
+                if clamp is not None:
+                    image = image.clamp(-clamp, clamp)
+                # the noise that goes with that image: after a clamp another than was said
+                noise = schedule.noise(x, image, t)
+                x = image if left is None else schedule.noisy(image, noise, t.fill_(left))
             made.append(x)
     return torch.cat(made) if made else torch.empty(0, *shape, device=device)
 
 
 def _predicted(
-    model: nn.Module, task: Denoising, x: Tensor, own: Tensor | None, t: int, guidance: float
+    model: nn.Module, task: Denoising, x: Tensor, own: Tensor | None, t: Tensor, guidance: float
 ) -> Tensor:
     """(1 + w) conditional - w unconditional predictions, fp32, by one call."""
     conditions = own
     if guidance and own is not None:
-        x, conditions = torch.cat([x, x]), torch.cat([own, task.nothing(own)])
-    times = torch.full((len(x),), t, device=x.device)
+        x, t = torch.cat([x, x]), torch.cat([t, t])
+        conditions = torch.cat([own, task.nothing(own)])
     batch: dict[str, Any] = {
         "noisy": x,
         "target": x,
-        "t": times,
+        "t": t,
         "condition": conditions,
         "rest": {},
     }
@@ -90,26 +97,3 @@ def _predicted(
         return said
     conditional, plain = said.chunk(2)
     return (1.0 + guidance) * conditional - guidance * plain
-
-
-def _step(
-    task: Denoising, x: Tensor, said: Tensor, t: int, left: int | None, clamp: float | None
-) -> Tensor:
-    """From timestep t to ``left``, None = to the image itself."""
-    kept = float(task.schedule.kept[t])
-    signal, noise = kept**0.5, (1.0 - kept) ** 0.5
-    kind = task.schedule.prediction
-    if kind == "v":
-        image = signal * x - noise * said
-    elif kind == "sample":
-        image = said
-    else:
-        image = (x - noise * said) / max(signal, 1e-6)
-    if clamp is not None:
-        image = image.clamp(-clamp, clamp)
-    if left is None:
-        return image
-    # the noise that goes with that image: after a clamp another than was said
-    rest = (x - signal * image) / max(noise, 1e-6)
-    kept = float(task.schedule.kept[left])
-    return kept**0.5 * image + (1.0 - kept) ** 0.5 * rest
