@@ -607,7 +607,7 @@ def test_everything_public_has_its_row_here():
     covered |= {"linear_adaptive_cross_entropy", "linear_soft_target_kl"}
     covered |= {n for n in sf.__all__ if n.endswith("_weights")} | {"with_ceiling"}  # test_weights
     covered |= {"reference_losses"}
-    covered |= {"Denoising", "Memorise", "Relabel", "Unconditional"}  # tests/tasks
+    covered |= {"Denoising", "Memorise", "Relabel", "Surrogate", "Unconditional"}  # tests/tasks
     covered |= {"loss_profile", "noise_overlap"}
     covered |= {
         "Recipe",
