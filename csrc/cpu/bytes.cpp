@@ -85,8 +85,9 @@ void widen(const Byte* from, int64_t n, float* to) {
   int64_t i = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
   constexpr bool kSigned = static_cast<Byte>(-1) < 0;
-  if (isa() == Isa::kAvx512) i = widen_avx512<kSigned>(from, n, to);
-  if (isa() == Isa::kAvx2) i = widen_avx2<kSigned>(from, n, to);
+  const Isa level = isa();
+  if (level == Isa::kAvx512) i = widen_avx512<kSigned>(from, n, to);
+  if (level == Isa::kAvx2) i = widen_avx2<kSigned>(from, n, to);
 #endif
   for (; i < n; ++i) {
     const int32_t wide = from[i];
@@ -108,8 +109,9 @@ void narrow_to_bytes(const float* from, int64_t n, void* to) {
   char* bytes = static_cast<char*>(to);
   int64_t i = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (isa() == Isa::kAvx512) i = narrow_avx512(from, n, bytes);
-  if (isa() == Isa::kAvx2) i = narrow_avx2(from, n, bytes);
+  const Isa level = isa();
+  if (level == Isa::kAvx512) i = narrow_avx512(from, n, bytes);
+  if (level == Isa::kAvx2) i = narrow_avx2(from, n, bytes);
 #endif
   for (; i < n; ++i) {
     uint32_t wide;
