@@ -100,12 +100,15 @@ def peer(name: str, shapes: list[Shape], kind: str, device: str) -> Arm:
 
 
 def peer_case(name: str, shapes: list[Shape], kind: str, device: str) -> Case:
-    """Apart from the plain steps: slow ones would leave the others few rounds."""
+    """Apart from the plain steps: slow ones would leave the others few rounds. Beside moments of 8
+    bits stand ours.
+    """
     moved = int(FLOORS[kind, "plain"] * weights(shapes))
     about: dict[str, Any] = {"shapes": shapes, "kind": kind, "device": device}
     made: list[Callable[[], Arm]] = [partial(probes.probe, moved, device)]
     made += [partial(arms.best_stock, **about, work="plain")]
     made += [partial(peer, package, **about) for package in PEERS]
+    made += [partial(arms.compact, shapes, kind, "plain", 1.0, device, 0.5)]
     made += [partial(arms.ours, **about, work="plain")]
     compiling = 90.0 if kind == "adamw" else 0.0  # torchao's
     return Case(f"{name}, {kind} plain, {PACKAGES}", made, moved, seconds=8.0, needs=compiling)

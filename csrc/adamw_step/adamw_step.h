@@ -68,17 +68,40 @@ struct AdamwElement {
   float param, exp_avg, exp_avg_sq, max_exp_avg_sq;
 };
 
-template <bool kAmsgrad>
-SFRON_HD AdamwElement adamw_one(AdamwElement old, float grad, bool selected, float scale, float eps,
-                                const AdamwScalars& s) {
+// What a step is made of, for a kernel that takes it in turns. `write`, as bits: whether an element
+// changes.
+SFRON_HD uint32_t adamw_writes(bool selected, const AdamwScalars& s) {
+  return bits_if(selected) | bits_if(!s.freeze);
+}
+
+// The new averages; of the old element neither maximum nor, without `l2`, the parameter matters.
+SFRON_HD AdamwElement adamw_averages(const AdamwElement& old, float grad, bool selected,
+                                     const AdamwScalars& s) {
   float g = choose(bits_if(selected), grad * s.factor, 0.0f);
   g = choose(bits_if(s.l2), g + old.param * s.weight_decay, g);
   const float m = lerp_one(old.exp_avg, g, s.avg);
-  const float v = old.exp_avg_sq * s.beta2 + (g * s.rest2) * g;
+  return {old.param, m, old.exp_avg_sq * s.beta2 + (g * s.rest2) * g, old.max_exp_avg_sq};
+}
+
+SFRON_HD float adamw_divisor(float square, float eps) {
+  return sqrtf(square) + eps;
+}
+
+SFRON_HD float adamw_updated(float param, float exp_avg, float divisor, float scale,
+                             const AdamwScalars& s) {
+  return param * s.keep - (exp_avg * scale) / divisor;
+}
+
+template <bool kAmsgrad>
+SFRON_HD AdamwElement adamw_one(AdamwElement old, float grad, bool selected, float scale, float eps,
+                                const AdamwScalars& s) {
+  const AdamwElement e = adamw_averages(old, grad, selected, s);
+  const float m = e.exp_avg, v = e.exp_avg_sq;
   const float largest =
       old.max_exp_avg_sq > v || old.max_exp_avg_sq != old.max_exp_avg_sq ? old.max_exp_avg_sq : v;
-  const float updated = old.param * s.keep - (m * scale) / (sqrtf(kAmsgrad ? largest : v) + eps);
-  const uint32_t write = bits_if(selected) | bits_if(!s.freeze);
+  const float divisor = adamw_divisor(kAmsgrad ? largest : v, eps);
+  const float updated = adamw_updated(old.param, m, divisor, scale, s);
+  const uint32_t write = adamw_writes(selected, s);
   return {choose(write, updated, old.param), choose(write, m, old.exp_avg),
           choose(write, v, old.exp_avg_sq), choose(write, largest, old.max_exp_avg_sq)};
 }

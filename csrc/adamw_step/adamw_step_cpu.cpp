@@ -11,26 +11,35 @@
 namespace sfron {
 namespace {
 
+// Maxima are rounded to nearest where averages are dithered.
+template <class S>
+using Maxima = std::conditional_t<std::is_same_v<S, Direct<DitheredCell>>, Direct<BFloat16Cell>, S>;
+
 template <bool kAmsgrad, bool kSlowFrom>
 struct AdamwKernel {
-  // P, S: how parameters and moments are seen. Averages narrower than their parameter are dithered.
+  // P, S: how parameters and moments are seen.
   template <class P, class S>
   void operator()(As<P>, As<S>, const AdamwTensor& t, int64_t begin, int64_t end,
                   AdamwScalars s) const {
-    constexpr bool kNarrow = sizeof(typename S::Element) < sizeof(typename P::Element);
+    using Grad = typename P::Whole;
     Scratch scratch[6];
+    const WeightCorrections& c = t.corrections;
     const float scale = t.scale, eps = t.eps;
     const int64_t step = static_cast<int64_t>(*t.step);
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
+      const Dither dither(at, step);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
-      const uint8_t* mask = mask_tile(t.mask, at);                                  // [ceil(n / 8)]
-      const P param(t.param, t.dtype, at, n, scratch[0]);                           // [n]
-      const P grad(t.grad, t.dtype, at, n, scratch[1]);                             // [n]
-      const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, at, n, scratch[2]);  // [n]
-      const S m(t.exp_avg, t.state_dtype, at, n, scratch[3]);                       // [n]
-      const S v(t.exp_avg_sq, t.state_dtype, at, n, scratch[4]);                    // [n]
-      const S w(kAmsgrad ? t.max_exp_avg_sq : nullptr, t.state_dtype, at, n, scratch[5]);  // [n]
+      save_corrections(c, at, n);
+      const uint8_t* mask = mask_tile(t.mask, at);                   // [ceil(n / 8)]
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);   // [n]
+      const Grad grad(t.grad, t.dtype, nullptr, at, n, scratch[1]);  // [n]
+      const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, c.slow_from, at, n,
+                   scratch[2]);                                            // [n]
+      const S m(t.exp_avg, t.state_dtype, nullptr, at, n, scratch[3]);     // [n]
+      const S v(t.exp_avg_sq, t.state_dtype, nullptr, at, n, scratch[4]);  // [n]
+      const Maxima<S> w(kAmsgrad ? t.max_exp_avg_sq : nullptr, t.state_dtype, nullptr, at, n,
+                        scratch[5]);  // [n]
       each_lane(
           n, mask,
           [=](int64_t i) {
@@ -40,65 +49,96 @@ struct AdamwKernel {
             slow_save.block(i);
           },
           [=](int64_t i, bool selected) {
-            const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
-            param[i] = kSlowFrom ? lerp_one(slow[i], e.param, s.slow) : e.param;
-            if constexpr (kNarrow) {
-              const uint32_t threshold = dither_threshold(at + i, step);
-              m[i].set_dithered(e.exp_avg, threshold);
-              v[i].set_dithered(e.exp_avg_sq, threshold);
-            } else {
-              m[i] = e.exp_avg;
-              v[i] = e.exp_avg_sq;
-            }
-            if (kAmsgrad) w[i] = e.max_exp_avg_sq;
+            const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
+            const AdamwElement e = adamw_one<kAmsgrad>(old, grad.get(i), selected, scale, eps, s);
+            const uint32_t threshold = dither.of(i);
+            param.set(i, kSlowFrom ? lerp_one(slow.get(i), e.param, s.slow) : e.param, threshold);
+            m.set(i, e.exp_avg, threshold);
+            v.set(i, e.exp_avg_sq, threshold);
+            if (kAmsgrad) w.set(i, e.max_exp_avg_sq, threshold);
           });
-      m.store();
-      v.store();
-      if (kAmsgrad) w.store();
-      param.store();
+      m.store(dither);
+      v.store(dither);
+      if (kAmsgrad) w.store(dither);
+      param.store(dither);
     }
   }
 };
 
-// Weights in two pieces, moments in codes: by way of tiles of floats, whatever they are kept as.
-template <bool kAmsgrad, bool kSlowFrom>
-struct CompactAdamwKernel {
-  void operator()(const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
-    Scratch scratch[6];
+// Moments in codes, a group at a time. This waits for the arithmetic and not for the memory:
+// several short loops, of which a processor has more iterations under way than of a long one, and
+// the root in another than the division, which wait for each other.
+template <bool kSlowFrom>
+struct CodedAdamwKernel {
+  template <class P>
+  void operator()(As<P> as, const AdamwTensor& t, int64_t begin, int64_t end,
+                  AdamwScalars s) const {
+    if (s.l2 || s.freeze || s.avg.from_end) return run(as, t, begin, end, s);
+    s.l2 = s.freeze = s.avg.from_end = false;  // as constants, which cost nothing
+    run(as, t, begin, end, s);
+  }
+
+ private:
+  template <class P>
+  SFRON_HD void run(As<P>, const AdamwTensor& t, int64_t begin, int64_t end, AdamwScalars s) const {
+    using Grad = typename P::Whole;
+    Scratch scratch[7];
     const WeightCorrections& c = t.corrections;
-    const Scales scales{t.scales, t.row, 2};
-    const bool narrow = is_narrow(t.state_dtype, t.dtype, c.param != nullptr);
     const float scale = t.scale, eps = t.eps;
     const int64_t step = static_cast<int64_t>(*t.step);
+    Groups groups({t.scales, t.row, 2}, begin);
     for (int64_t at = begin, n = 0; at < end; at += n) {
-      n = scales.tile(at, end);
+      n = groups.next();
+      const Dither dither(at, step);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
       save_corrections(c, at, n);
-      const uint8_t* mask = mask_tile(t.mask, at);  // [ceil(n / 8)]
-      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
-      const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);                   // [n]
-      const float* slow = nullptr;                                                         // [n]
-      if (kSlowFrom)
-        slow = load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[2]);
-      float* m = load_moments<true>(t.exp_avg, t.state_dtype, scales.of(at, 0), at, n, scratch[3]);
-      float* v =
-          load_moments<false>(t.exp_avg_sq, t.state_dtype, scales.of(at, 1), at, n, scratch[4]);
-      float* w = kAmsgrad ? load_tile(t.max_exp_avg_sq, t.state_dtype, at, n, scratch[5]) : nullptr;
-      each_lane(
-          n, mask, [=](int64_t i) { slow_save.block(i); },
-          [=](int64_t i, bool selected) {
-            const AdamwElement old{param[i], m[i], v[i], kAmsgrad ? w[i] : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad[i], selected, scale, eps, s);
-            param[i] = kSlowFrom ? lerp_one(slow[i], e.param, s.slow) : e.param;
-            m[i] = e.exp_avg;
-            v[i] = e.exp_avg_sq;
-            if (kAmsgrad) w[i] = e.max_exp_avg_sq;
-          });
-      store_moments<true>(t.exp_avg, t.state_dtype, narrow, scales.of(at, 0), at, n, m, step);
-      store_moments<false>(t.exp_avg_sq, t.state_dtype, narrow, scales.of(at, 1), at, n, v, step);
-      if (kAmsgrad) store_tile(t.max_exp_avg_sq, t.state_dtype, at, n, w);
-      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);   // [n]
+      const Grad grad(t.grad, t.dtype, nullptr, at, n, scratch[1]);  // [n]
+      const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, c.slow_from, at, n,
+                   scratch[2]);                                                // [n]
+      const Codes<true> m(t.exp_avg, groups.scale(0), at, n, scratch[3]);      // [n]
+      const Codes<false> v(t.exp_avg_sq, groups.scale(1), at, n, scratch[4]);  // [n]
+      float *lanes = scratch[5], *divisors = scratch[6];                       // [n]
+      if (kFetchAhead || slow_save.copies()) {
+        for (int64_t i = 0; i < n; i += kLanes) {
+          prefetch(i, param.address(), grad.address(), m.address(), v.address());
+          if (kSlowFrom) prefetch(i, slow.address());
+          slow_save.block(i);
+        }
+      }
+      spread_mask(n, mask_tile(t.mask, at), lanes);
+      int32_t most_m = 0, most_v = 0;
+      SFRON_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        const bool selected = bits_of(lanes[i]) != 0;
+        const AdamwElement old{param.get(i), m.get(i), v.get(i), 0.0f};
+        const AdamwElement e = adamw_averages(old, grad.get(i), selected, s);
+        const uint32_t write = adamw_writes(selected, s);
+        const float avg = choose(write, e.exp_avg, old.exp_avg),
+                    square = choose(write, e.exp_avg_sq, old.exp_avg_sq);
+        m.set(i, avg);
+        v.set(i, square);
+        most_m = std::max(most_m, size_bits(avg));
+        most_v = std::max(most_v, size_bits(square));
+        divisors[i] = adamw_divisor(square, eps);
+      }
+      SFRON_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        const uint32_t write = adamw_writes(bits_of(lanes[i]) != 0, s);
+        const float old = param.get(i);
+        const float x = choose(write, adamw_updated(old, m.value(i), divisors[i], scale, s), old);
+        param.set(i, kSlowFrom ? lerp_one(slow.get(i), x, s.slow) : x, dither.of(i));
+      }
+      param.store(dither);
+      const float inverse_m = m.inverse_for(most_m), inverse_v = v.inverse_for(most_v);
+      SFRON_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        const uint32_t threshold = dither.of(i);
+        m.encode(i, inverse_m, threshold);
+        v.encode(i, inverse_v, threshold);
+      }
+      m.store();
+      v.store();
     }
   }
 };
@@ -115,12 +155,14 @@ void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, i
         walk_step(tensors, runs, begin, end, s.measured,
                   [&](int64_t i, int64_t first, int64_t last) {
                     const AdamwTensor& t = tensors[i];
-                    if (t.is_compact()) {
-                      Scales{t.scales, t.row, 2}.whole_groups(&first, &last);
-                      return run_isa(CompactAdamwKernel<amsgrad, slow_from>{}, t, first, last, s);
+                    Scales{t.scales, t.row, 2}.whole_groups(&first, &last);
+                    if (t.scales != nullptr) {  // then there are no maxima
+                      return with_tiled_weights(t.corrections, [&](auto param) {
+                        run_isa(CodedAdamwKernel<slow_from>{}, param, t, first, last, s);
+                      });
                     }
-                    with_elements(t.dtype, t.state_dtype, [&](auto param, auto state) {
-                      run_isa(AdamwKernel<amsgrad, slow_from>{}, param, state, t, first, last, s);
+                    with_weights(t.dtype, t.corrections, t.state_dtype, [&](auto p, auto state) {
+                      run_isa(AdamwKernel<amsgrad, slow_from>{}, p, state, t, first, last, s);
                     });
                   });
       });

@@ -1,12 +1,13 @@
 #pragma once
-// What is kept in few bits as tiles of floats: weights in two pieces and moments in codes. A tile
-// of codes is one group.
+// What is kept in few bits as the loop of a kernel sees it: weights in two pieces and moments in
+// codes, of which a tile is one group. Loops that mix bytes and floats become poor vector code, so
+// bytes are widened before and narrowed after.
 #include <algorithm>
 #include <type_traits>
 
+#include "cpu/bytes.h"
 #include "cpu/elements.h"
 #include "cpu/lanes.h"
-#include "cpu/tiles.h"
 #include "formulas/moment_codes.h"
 #include "formulas/split_weights.h"
 
@@ -14,47 +15,49 @@ namespace sfron {
 
 static_assert(kGroup <= kTile, "a group fits a tile");
 
-template <class C, int kDropped>
-SFRON_HD void join_tile(const uint16_t* param, const C* correction, int64_t n, float* values) {
-  SFRON_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) values[i] = join_one<kDropped>(param[i], correction[i]);
-}
+// Weights in two pieces.
+template <class C>  // int8_t or int16_t
+class Split {
+ public:
+  using Whole = Direct<BFloat16Cell>;
 
-template <class C, int kDropped>
-SFRON_HD void split_tile(const float* values, int64_t at, int64_t n, int64_t step, uint16_t* param,
-                         C* correction) {
-  SFRON_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    const SplitWeight w = split_one<kDropped>(values[i], dither_threshold(at + i, step));
-    param[i] = w.param;
-    correction[i] = static_cast<C>(w.correction);
+  SFRON_HD Split(const void* data, DType, const void* corrections, int64_t at, int64_t n,
+                 float* scratch)
+      : n_(n), scratch_(scratch) {
+    if (data == nullptr) return;
+    param_ = static_cast<uint16_t*>(const_cast<void*>(data)) + at;
+    corrections_ = static_cast<C*>(const_cast<void*>(corrections)) + at;
+    if constexpr (kBytes) widen_bytes(corrections_, n, scratch);
   }
-}
 
-// Elements [at, at + n) of weights as floats; `corrections` null: they are in one piece.
-SFRON_HD float* load_weights(const void* data, DType dtype, const void* corrections, int64_t bytes,
-                             int64_t at, int64_t n, float* scratch) {
-  if (corrections == nullptr) return load_tile(data, dtype, at, n, scratch);
-  const uint16_t* param = static_cast<const uint16_t*>(data) + at;
-  if (bytes == 1) {
-    join_tile<int8_t, 8>(param, static_cast<const int8_t*>(corrections) + at, n, scratch);
-  } else {
-    join_tile<int16_t, 0>(param, static_cast<const int16_t*>(corrections) + at, n, scratch);
+  SFRON_HD float get(int64_t i) const {
+    if constexpr (kBytes) {
+      return join_one<8>(param_[i], static_cast<int32_t>(bits_of(scratch_[i])));
+    } else {
+      return join_one<0>(param_[i], corrections_[i]);
+    }
   }
-  return scratch;
-}
+  SFRON_HD void set(int64_t i, float x, uint32_t threshold) const {
+    const SplitWeight w = split_one<kBytes ? 8 : 0>(x, threshold);
+    param_[i] = w.param;
+    if constexpr (kBytes) {
+      scratch_[i] = float_of(static_cast<uint32_t>(w.correction));
+    } else {
+      corrections_[i] = static_cast<C>(w.correction);
+    }
+  }
+  SFRON_HD const uint16_t* address() const { return param_; }
+  SFRON_HD void store(const Dither&) const {
+    if constexpr (kBytes) narrow_to_bytes(scratch_, n_, corrections_);
+  }
 
-// Rounds them back; the last bits of a weight in two pieces are dithered by `step`.
-SFRON_HD void store_weights(void* data, DType dtype, void* corrections, int64_t bytes, int64_t at,
-                            int64_t n, const float* values, int64_t step) {
-  if (corrections == nullptr) return store_tile(data, dtype, at, n, values);
-  uint16_t* param = static_cast<uint16_t*>(data) + at;
-  if (bytes == 1) {
-    split_tile<int8_t, 8>(values, at, n, step, param, static_cast<int8_t*>(corrections) + at);
-  } else {
-    split_tile<int16_t, 0>(values, at, n, step, param, static_cast<int16_t*>(corrections) + at);
-  }
-}
+ private:
+  static constexpr bool kBytes = sizeof(C) == 1;
+  int64_t n_;
+  float* scratch_;             // [n]
+  uint16_t* param_ = nullptr;  // [n]
+  C* corrections_ = nullptr;   // [n]
+};
 
 // The corrections of a tile's slow weights, as the step finds the weights.
 SFRON_HD void save_corrections(const WeightCorrections& c, int64_t at, int64_t n) {
@@ -69,13 +72,6 @@ struct Scales {
   float* data;  // or null: they are no codes
   int64_t row, kinds;
 
-  // Elements of the tile that begins at `at`.
-  SFRON_HD int64_t tile(int64_t at, int64_t end) const {
-    return std::min(data == nullptr ? kTile : group_size(at, row), end - at);
-  }
-  SFRON_HD float* of(int64_t at, int64_t kind) const {
-    return data == nullptr ? nullptr : data + group_index(at, row) * kinds + kind;
-  }
   // Of elements [first, last) those whose groups begin there.
   SFRON_HD void whole_groups(int64_t* first, int64_t* last) const {
     if (data == nullptr) return;
@@ -84,42 +80,92 @@ struct Scales {
   }
 };
 
-// One group of codes, or a tile of any dtype; `narrow`: of bf16 and dithered.
+// The groups of a tensor one after another, from one that begins at `at`.
+class Groups {
+ public:
+  SFRON_HD Groups(const Scales& scales, int64_t at)
+      : row_(scales.row),
+        kinds_(scales.kinds),
+        rest_(row_ - at % row_),
+        next_(scales.data + group_index(at, row_) * kinds_) {}
+
+  // Elements of the next group, of which scale() then tells.
+  SFRON_HD int64_t next() {
+    const int64_t n = rest_ < kGroup ? rest_ : kGroup;
+    rest_ = n == rest_ ? row_ : rest_ - n;
+    scale_ = next_;
+    next_ += kinds_;
+    return n / kCodedUnit * kCodedUnit;  // no other number, and loops need no ends
+  }
+  SFRON_HD float* scale(int64_t kind) const { return scale_ + kind; }
+
+ private:
+  int64_t row_, kinds_, rest_;
+  float* next_;
+  float* scale_ = nullptr;
+};
+
+// One group of codes; `scale` is its own. The kernel sets every element, finds the largest
+// (size_bits), and encodes every element.
 template <bool kSigned>
-SFRON_HD float* load_moments(const void* data, DType dtype, const float* scale, int64_t at,
-                             int64_t n, float* scratch) {
-  if (scale == nullptr) return load_tile(data, dtype, at, n, scratch);
+class Codes {
+ public:
   using Code = std::conditional_t<kSigned, int8_t, uint8_t>;
-  const Code* codes = static_cast<const Code*>(data) + at;
-  const float factor = *scale;
-  SFRON_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) scratch[i] = decode_one<kSigned>(codes[i], factor);
-  return scratch;
+
+  SFRON_HD Codes(const void* data, float* scale, int64_t at, int64_t n, float* scratch)
+      : n_(n),
+        scratch_(scratch),
+        scale_(scale),
+        factor_(*scale),
+        codes_(static_cast<Code*>(const_cast<void*>(data)) + at) {
+    widen_bytes(codes_, n, scratch);
+  }
+
+  SFRON_HD float get(int64_t i) const {
+    return decode_one<kSigned>(static_cast<int32_t>(bits_of(scratch_[i])), factor_);
+  }
+  SFRON_HD void set(int64_t i, float x) const { scratch_[i] = x; }
+  SFRON_HD float value(int64_t i) const { return scratch_[i]; }  // that it was set to
+  SFRON_HD const Code* address() const { return codes_; }
+
+  SFRON_HD float inverse_for(int32_t most) const {
+    *scale_ = scale_of(most);
+    return 1.0f / *scale_;
+  }
+  SFRON_HD void encode(int64_t i, float inverse, uint32_t threshold) const {
+    const int32_t code = encode_one<kSigned>(scratch_[i], inverse, threshold);
+    scratch_[i] = float_of(static_cast<uint32_t>(code));
+  }
+  SFRON_HD void store() const { narrow_to_bytes(scratch_, n_, codes_); }
+
+ private:
+  int64_t n_;
+  float* scratch_;  // [n]
+  float* scale_;
+  float factor_;
+  Code* codes_;  // [n]
+};
+
+// run(As<...>) for weights in two pieces, or for others by way of tiles.
+template <class Run>
+void with_tiled_weights(const WeightCorrections& c, const Run& run) {
+  if (c.param == nullptr) return run(As<Tiled>{});
+  c.bytes == 1 ? run(As<Split<int8_t>>{}) : run(As<Split<int16_t>>{});
 }
 
-template <bool kSigned>
-SFRON_HD void store_moments(void* data, DType dtype, bool narrow, float* scale, int64_t at,
-                            int64_t n, const float* values, int64_t step) {
-  if (scale != nullptr) {
-    using Code = std::conditional_t<kSigned, int8_t, uint8_t>;
-    Code* codes = static_cast<Code*>(data) + at;
-    int32_t most = 0;
-    for (int64_t i = 0; i < n; ++i) most = std::max(most, size_bits(values[i]));
-    *scale = scale_of(most);
-    const float inverse = 1.0f / *scale;
-    SFRON_INDEPENDENT
-    for (int64_t i = 0; i < n; ++i) {
-      codes[i] = static_cast<Code>(
-          encode_one<kSigned>(values[i], inverse, dither_threshold(at + i, step)));
-    }
-  } else if (narrow) {
-    uint16_t* target = static_cast<uint16_t*>(data) + at;
-    SFRON_INDEPENDENT
-    for (int64_t i = 0; i < n; ++i)
-      target[i] = to_bfloat16_dithered(values[i], dither_threshold(at + i, step));
-  } else {
-    store_tile(data, dtype, at, n, values);
-  }
+// run(As<...>, As<...>) for weights and moments that are no codes: of the weights' dtype or fp32,
+// or of bf16 and dithered.
+template <class Run>
+void with_weights(DType dtype, const WeightCorrections& c, DType state, const Run& run) {
+  if (dtype == DType::kFloat16) return run(As<Tiled>{}, As<Tiled>{});
+  const auto with_state = [&](auto param, auto narrow) {
+    state == DType::kFloat32 ? run(param, As<Direct<float>>{}) : run(param, narrow);
+  };
+  using Narrow = As<Direct<DitheredCell>>;
+  if (c.bytes == 1) return with_state(As<Split<int8_t>>{}, Narrow{});
+  if (c.bytes == 2) return with_state(As<Split<int16_t>>{}, Narrow{});
+  if (dtype == DType::kFloat32) return with_state(As<Direct<float>>{}, Narrow{});
+  with_state(As<Direct<BFloat16Cell>>{}, As<Direct<BFloat16Cell>>{});
 }
 
 }  // namespace sfron

@@ -1,11 +1,30 @@
 #pragma once
-// A tensor's elements as the loop of a kernel sees them: floats, whatever the dtype. Where they are
-// fp32 or bf16 they stay in memory and are converted in registers; fp16 goes through a scratch
-// tile. SGD and the norm use tiles for bf16, too (tiles.h): measured, they would gain nothing, and
-// SGD lose a tenth with AVX2.
+// A tensor's elements as the loop of a kernel sees them: floats, whatever they are kept as. Where
+// they are fp32 or bf16 they stay in memory and are converted in registers; fp16 goes through a
+// scratch tile. SGD and the norm use tiles for bf16, too (tiles.h): measured, they would gain
+// nothing, and SGD lose a tenth with AVX2. What is kept in few bits: compact.h.
 #include "cpu/tiles.h"
 
 namespace sfron {
+
+// The thresholds of a tile's elements (formulas/dtype.h). They are sums, so one number is the
+// tile's and the others are always the same: an addition for each in place of a multiplication.
+struct Spread {
+  uint32_t of[kTile];
+
+  constexpr Spread() : of() {
+    for (int64_t i = 0; i < kTile; ++i) of[i] = dither_sum(i, 0);
+  }
+};
+alignas(64) constexpr Spread kSpread;
+
+struct Dither {
+  uint32_t first;
+
+  // Of the tile that begins at `at`.
+  SFRON_HD Dither(int64_t at, int64_t step) : first(dither_sum(at, step)) {}
+  SFRON_HD uint32_t of(int64_t i) const { return (first + kSpread.of[i]) >> 16; }
+};
 
 struct BFloat16Cell {  // in memory; read and written as a float
   uint16_t bits;
@@ -15,75 +34,79 @@ struct BFloat16Cell {  // in memory; read and written as a float
     bits = to_bfloat16(x);
     return x;
   }
-  SFRON_HD void set_dithered(float x, uint32_t threshold) {
-    bits = to_bfloat16_dithered(x, threshold);
-  }
 };
 
-template <class E>  // float or BFloat16Cell
+struct DitheredCell {  // the same, of an average that moves by less than it holds
+  uint16_t bits;
+
+  SFRON_HD operator float() const { return from_bfloat16(bits); }
+};
+
+// Of all views: elements of `data` [at, at + n), null where the tensor is absent; `beside` are the
+// corrections of weights or the scale of codes; what the last element is set to is stored by
+// store(). `dither` of an element and of a tile: for those who need it.
+template <class E>  // float, BFloat16Cell or DitheredCell
 class Direct {
  public:
-  using Element = E;
+  using Whole = Direct;  // the view of a tensor like it that has nothing beside
 
-  // Elements from `at` on; null where the tensor is absent.
-  SFRON_HD Direct(const void* data, DType, int64_t at, int64_t, float*)
+  SFRON_HD Direct(const void* data, DType, const void*, int64_t at, int64_t, float*)
       : data_(data == nullptr ? nullptr : static_cast<E*>(const_cast<void*>(data)) + at) {}
+  SFRON_HD Direct(const void* data, DType dtype, int64_t at, int64_t n, float* scratch)
+      : Direct(data, dtype, nullptr, at, n, scratch) {}
 
   SFRON_HD E& operator[](int64_t i) const { return data_[i]; }
+  SFRON_HD float get(int64_t i) const { return data_[i]; }
+  SFRON_HD void set(int64_t i, float x, uint32_t threshold) const {
+    if constexpr (std::is_same_v<E, DitheredCell>) {
+      data_[i].bits = to_bfloat16_dithered(x, threshold);
+    } else {
+      data_[i] = x;
+    }
+  }
   SFRON_HD const E* address() const { return data_; }
   SFRON_HD void store() const {}
+  SFRON_HD void store(const Dither&) const {}
 
  private:
   E* data_;
 };
 
-class Tiled {  // fp16, and fp32 beside it
+class Tiled {  // of any dtype
  public:
-  using Element = float;
+  using Whole = Tiled;
 
-  SFRON_HD Tiled(const void* data, DType dtype, int64_t at, int64_t n, float* scratch)
-      : values_(scratch), n_(n) {
-    if (data == nullptr) return;
-    if (dtype == DType::kFloat32) {
-      values_ = static_cast<float*>(const_cast<void*>(data)) + at;
-    } else {
-      half_ = static_cast<uint16_t*>(const_cast<void*>(data)) + at;
-      load_float16(half_, values_, n);
-    }
+  SFRON_HD Tiled(const void* data, DType dtype, const void*, int64_t at, int64_t n, float* scratch)
+      : data_(const_cast<void*>(data)), dtype_(dtype), at_(at), n_(n), values_(nullptr) {
+    if (data != nullptr) values_ = load_tile(data, dtype, at, n, scratch);
   }
+  SFRON_HD Tiled(const void* data, DType dtype, int64_t at, int64_t n, float* scratch)
+      : Tiled(data, dtype, nullptr, at, n, scratch) {}
 
   SFRON_HD float& operator[](int64_t i) const { return values_[i]; }
+  SFRON_HD float get(int64_t i) const { return values_[i]; }
+  SFRON_HD void set(int64_t i, float x, uint32_t) const { values_[i] = x; }
   SFRON_HD const float* address() const { return values_; }
   SFRON_HD void store() const {
-    if (half_ != nullptr) store_float16(values_, half_, n_);
+    if (data_ != nullptr) store_tile(data_, dtype_, at_, n_, values_);
   }
+  SFRON_HD void store(const Dither&) const { store(); }
 
  private:
-  float* values_;             // [n]
-  uint16_t* half_ = nullptr;  // [n] where these are fp16
-  int64_t n_;
+  void* data_;
+  DType dtype_;
+  int64_t at_, n_;
+  float* values_;  // [n]
 };
 
 template <class Elements>
 struct As {};  // tells a kernel how it sees a tensor
 
-// run(As<...>) for fp32 or bf16.
-template <class Run>
-void with_direct(DType dtype, const Run& run) {
-  dtype == DType::kFloat32 ? run(As<Direct<float>>{}) : run(As<Direct<BFloat16Cell>>{});
-}
-
 // run(As<...>) for the elements of one dtype.
 template <class Run>
 void with_elements(DType dtype, const Run& run) {
-  dtype == DType::kFloat16 ? run(As<Tiled>{}) : with_direct(dtype, run);
-}
-
-// run(As<...>, As<...>) for parameters and their state.
-template <class Run>
-void with_elements(DType param, DType state, const Run& run) {
-  if (param == DType::kFloat16 || state == DType::kFloat16) return run(As<Tiled>{}, As<Tiled>{});
-  with_direct(param, [&](auto p) { with_direct(state, [&](auto s) { run(p, s); }); });
+  if (dtype == DType::kFloat16) return run(As<Tiled>{});
+  dtype == DType::kFloat32 ? run(As<Direct<float>>{}) : run(As<Direct<BFloat16Cell>>{});
 }
 
 }  // namespace sfron

@@ -85,6 +85,13 @@ SFRON_HD void each_lane(int64_t n, const uint8_t* mask, const Ahead& ahead, cons
   for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
 }
 
+// The bits of the mask as lanes [n], all ones or none, as the words of floats.
+SFRON_HD void spread_mask(int64_t n, const uint8_t* mask, float* lanes) {
+  each_lane(
+      n, mask, [](int64_t) {},
+      [=](int64_t i, bool selected) { lanes[i] = float_of(bits_if(selected)); });
+}
+
 // Combines the lanes as a tree. Constant bounds: each level is a vector operation or two, if the
 // compiler does not unroll it first.
 template <int64_t kHalf = kLanes / 2, class T, class Combine>

@@ -35,6 +35,8 @@ class SlowCopy {
     std::memcpy(to_ + whole, from_ + whole, n * bytes_ - whole);
   }
 
+  SFRON_HD bool copies() const { return to_ != nullptr; }
+
   // Elements [i, i + kLanes).
   SFRON_HD void block(int64_t i) const {
     if (to_ == nullptr) return;
@@ -71,25 +73,27 @@ inline void end_stream() {
 }
 
 struct SkipKernel {
-  template <class TensorArgs>
-  void operator()(const TensorArgs& t, int64_t begin, int64_t end, Lerp s) const {
+  template <class P, class TensorArgs>
+  void operator()(As<P>, const TensorArgs& t, int64_t begin, int64_t end, Lerp s) const {
     Scratch scratch[2];
     const WeightCorrections& c = t.corrections;
+    // a skipped step is not counted, but its rounding is its own
+    const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step) + 1;
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
       for (int64_t i = 0; i + kLanes <= n; i += kLanes) slow_save.block(i);
       save_corrections(c, at, n);
       if (t.slow_from == nullptr) continue;
-      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
-      const float* slow =
-          load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[1]);  // [n]
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);         // [n]
+      const P slow(t.slow_from, t.dtype, c.slow_from, at, n, scratch[1]);  // [n]
+      const Dither dither(at, step);
       each_lane(
-          n, nullptr, [=](int64_t i) { prefetch(i, param, slow); },
-          [=](int64_t i, bool) { param[i] = lerp_one(slow[i], param[i], s); });
-      // a skipped step is not counted, but its rounding is its own
-      const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step) + 1;
-      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
+          n, nullptr, [=](int64_t i) { prefetch(i, param.address(), slow.address()); },
+          [=](int64_t i, bool) {
+            param.set(i, lerp_one(slow.get(i), param.get(i), s), dither.of(i));
+          });
+      param.store(dither);
     }
   }
 };
@@ -99,7 +103,9 @@ template <class TensorArgs>
 void skip_step(const std::vector<TensorArgs>& tensors, const Runs& runs, int64_t begin, int64_t end,
                Lerp s) {
   runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
-    run_isa(SkipKernel{}, tensors[i], first, last, s);
+    with_tiled_weights(tensors[i].corrections, [&](auto param) {
+      run_isa(SkipKernel{}, param, tensors[i], first, last, s);
+    });
   });
   end_stream();
 }

@@ -52,9 +52,12 @@ SFRON_HD bool is_narrow(DType state, DType param, bool split = false) {
 // bf16 a step: rounded to nearest it would stand still. An element's thresholds are spread evenly
 // over the steps, by the golden ratio, so what single steps lose adds up to nothing; those of
 // neighbours differ. Both numbers count modulo 2^32.
+SFRON_HD constexpr uint32_t dither_sum(int64_t index, int64_t step) {
+  return static_cast<uint32_t>(index) * 0x85ebca77u + static_cast<uint32_t>(step) * 0x9e3779b9u;
+}
+
 SFRON_HD uint32_t dither_threshold(int64_t index, int64_t step) {
-  return (static_cast<uint32_t>(index) * 0x85ebca77u + static_cast<uint32_t>(step) * 0x9e3779b9u) >>
-         16;
+  return dither_sum(index, step) >> 16;
 }
 
 SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {

@@ -37,9 +37,10 @@ SFRON_HD int64_t group_size(int64_t at, int64_t row) {
 
 template <bool kSigned>
 SFRON_HD float decode_one(int32_t code, float scale) {
-  const uint32_t magnitude = static_cast<uint32_t>(code < 0 ? -code : code);
+  const uint32_t magnitude = static_cast<uint32_t>(kSigned && code < 0 ? -code : code);
   const float size = float_of((magnitude + kOneBits - kLargestCode<kSigned>) << kDroppedBits);
   const float value = choose(bits_if(magnitude == 0), 0.0f, size) * scale;
+  if (!kSigned) return value;
   return float_of(bits_of(value) | (static_cast<uint32_t>(code) & 0x80000000u));
 }
 
@@ -56,16 +57,17 @@ SFRON_HD float scale_of(int32_t most) {
 // `inverse` of the scale; the threshold decides between two codes (formulas/dtype.h).
 template <bool kSigned>
 SFRON_HD int32_t encode_one(float x, float inverse, uint32_t threshold) {
-  const float size = float_of(bits_of(x) & 0x7fffffffu) * inverse;
+  constexpr int32_t kBelow = kOneBits - kLargestCode<kSigned>;  // bits of what would be code 0
+  const uint32_t bits = bits_of(x * inverse) & 0x7fffffffu;
   // not quite from 0 to 1: an ulp of the product changes nothing
-  const uint32_t bits = (bits_of(size) & 0x7fffffffu) + (threshold << (kDroppedBits - 16)) + 8u;
-  int32_t code = static_cast<int32_t>(bits >> kDroppedBits) - (kOneBits - kLargestCode<kSigned>);
+  const uint32_t dithered = bits + (threshold << (kDroppedBits - 16)) + 8u;
+  int32_t code = static_cast<int32_t>(dithered - (kBelow << kDroppedBits)) >> kDroppedBits;
   code = code > kLargestCode<kSigned> ? kLargestCode<kSigned> : code;
   if (!kSigned) {  // the root of it divides: only 0 is coded as 0
     const int32_t least = x > 0.0f ? 1 : 0;
     return code < least ? least : code;
   }
-  code = code < 0 ? 0 : code;
+  const float size = float_of(bits);
   const int32_t few = size * (65536.0f / kLeastCoded) > static_cast<float>(threshold) ? 1 : 0;
   code = size < kLeastCoded ? few : code;
   return x < 0.0f ? -code : code;

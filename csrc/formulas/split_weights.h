@@ -16,27 +16,27 @@ struct WeightCorrections {
 
 struct SplitWeight {
   uint16_t param;
-  int16_t correction;
+  int32_t correction;  // of which only the low bits are stored, one byte or two
 };
 
 // kDropped: the bits of fp32 that corrections leave out, 8 or 0.
 template <int kDropped>
 SFRON_HD float join_one(uint16_t param, int32_t correction) {
-  const int32_t value = ((param & 0x7fff) << 16) + correction * (1 << kDropped);
-  // a parameter that was set to 0 with a correction below it: 0
-  const uint32_t magnitude = static_cast<uint32_t>(value < 0 ? 0 : value);
-  return float_of(magnitude | static_cast<uint32_t>(param & 0x8000) << 16);
+  const uint32_t bits = static_cast<uint32_t>(param) << 16;
+  // a parameter that was set to 0 with a correction below it: the sign shows it, and it is 0
+  const uint32_t sum = bits + static_cast<uint32_t>(correction * (1 << kDropped));
+  return float_of(static_cast<int32_t>(sum ^ bits) < 0 ? bits : sum);
 }
 
+// What rounding to the parameter leaves is between -half and half of its last bit: as a number of
+// as many bits as it has, the low ones of the whole.
 template <int kDropped>
 SFRON_HD SplitWeight split_one(float x, uint32_t threshold) {
   constexpr int kKept = 16 - kDropped;  // bits of a correction
-  const uint32_t u = bits_of(x);
-  const uint32_t whole = (u + (kDropped == 0 ? 0 : threshold >> (16 - kDropped))) >> kDropped;
-  const uint32_t top = (whole + (1u << (kKept - 1))) >> kKept;
-  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-  return {static_cast<uint16_t>(nan ? 0x7fc0u : top),
-          static_cast<int16_t>(nan ? 0 : static_cast<int32_t>(whole - (top << kKept)))};
+  const uint32_t dither = kDropped == 0 ? 0 : threshold >> (16 - kDropped);
+  const uint32_t bits = x != x ? 0x7fc00000u : bits_of(x) + dither;  // a NaN is any
+  const uint32_t whole = bits >> kDropped, top = (whole + (1u << (kKept - 1))) >> kKept;
+  return {static_cast<uint16_t>(top), static_cast<int32_t>(whole)};
 }
 
 }  // namespace sfron

@@ -13,45 +13,92 @@ namespace {
 
 template <bool kMomentum, bool kSlowFrom>
 struct SgdKernel {
-  void operator()(const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
+  template <class P>  // how parameters are seen
+  void operator()(As<P>, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
     Scratch scratch[4];
     const WeightCorrections& c = t.corrections;
-    const Scales scales{t.scales, t.row, 1};
     const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step);
-    for (int64_t at = begin, n = 0; at < end; at += n) {
-      n = scales.tile(at, end);
+    for (int64_t at = begin; at < end; at += kTile) {
+      const int64_t n = std::min(kTile, end - at);
+      const Dither dither(at, step);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
       save_corrections(c, at, n);
-      float* const scale = scales.of(at, 0);
       const uint8_t* mask = mask_tile(t.mask, at);                        // [ceil(n / 8)]
       const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);  // [n]
-      float* param = load_weights(t.param, t.dtype, c.param, c.bytes, at, n, scratch[0]);  // [n]
-      float* m = nullptr;                                                                  // [n]
-      const float* slow = nullptr;                                                         // [n]
-      if (kMomentum) m = load_moments<true>(t.momentum, t.momentum_dtype, scale, at, n, scratch[2]);
-      if (kSlowFrom)
-        slow = load_weights(t.slow_from, t.dtype, c.slow_from, c.bytes, at, n, scratch[3]);
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);        // [n]
+      const Tiled m(kMomentum ? t.momentum : nullptr, t.momentum_dtype, nullptr, at, n,
+                    scratch[2]);  // [n]
+      const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, c.slow_from, at, n,
+                   scratch[3]);  // [n]
       each_lane(
           n, mask,
           [=](int64_t i) {
-            prefetch(i, param, grad);
-            if (kMomentum) prefetch(i, m);
-            if (kSlowFrom) prefetch(i, slow);
+            prefetch(i, param.address(), grad);
+            if (kMomentum) prefetch(i, m.address());
+            if (kSlowFrom) prefetch(i, slow.address());
             slow_save.block(i);
           },
           [=](int64_t i, bool selected) {
             SgdElement e{};
             if (kMomentum) {
-              e = sgd_momentum_one({param[i], m[i]}, grad[i], selected, s);
+              e = sgd_momentum_one({param.get(i), m[i]}, grad[i], selected, s);
               m[i] = e.momentum;
             } else {
-              e.param = sgd_one(param[i], grad[i], selected, s);
+              e.param = sgd_one(param.get(i), grad[i], selected, s);
             }
-            param[i] = kSlowFrom ? lerp_one(slow[i], e.param, s.slow) : e.param;
+            const float x = kSlowFrom ? lerp_one(slow.get(i), e.param, s.slow) : e.param;
+            param.set(i, x, dither.of(i));
           });
-      if (kMomentum)
-        store_moments<true>(t.momentum, t.momentum_dtype, false, scale, at, n, m, step);
-      store_weights(t.param, t.dtype, c.param, c.bytes, at, n, param, step);
+      if (kMomentum) m.store();
+      param.store(dither);
+    }
+  }
+};
+
+// Momentum in codes, a group at a time, as CodedAdamwKernel.
+template <bool kSlowFrom>
+struct CodedSgdKernel {
+  template <class P>
+  void operator()(As<P>, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
+    using Grad = typename P::Whole;
+    Scratch scratch[5];
+    const WeightCorrections& c = t.corrections;
+    const int64_t step = static_cast<int64_t>(*t.step);
+    Groups groups({t.scales, t.row, 1}, begin);
+    for (int64_t at = begin, n = 0; at < end; at += n) {
+      n = groups.next();
+      const Dither dither(at, step);
+      const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
+      save_corrections(c, at, n);
+      const Grad grad(t.grad, t.dtype, nullptr, at, n, scratch[1]);         // [n]
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);          // [n]
+      const Codes<true> m(t.momentum, groups.scale(0), at, n, scratch[2]);  // [n]
+      const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, c.slow_from, at, n,
+                   scratch[3]);   // [n]
+      float* lanes = scratch[4];  // [n]
+      if (kFetchAhead || slow_save.copies()) {
+        for (int64_t i = 0; i < n; i += kLanes) {
+          prefetch(i, param.address(), grad.address(), m.address());
+          if (kSlowFrom) prefetch(i, slow.address());
+          slow_save.block(i);
+        }
+      }
+      spread_mask(n, mask_tile(t.mask, at), lanes);
+      int32_t most = 0;
+      SFRON_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) {
+        const SgdElement old{param.get(i), m.get(i)};
+        const SgdElement e = sgd_momentum_one(old, grad.get(i), bits_of(lanes[i]) != 0, s);
+        m.set(i, e.momentum);
+        most = std::max(most, size_bits(e.momentum));
+        const float x = kSlowFrom ? lerp_one(slow.get(i), e.param, s.slow) : e.param;
+        param.set(i, x, dither.of(i));
+      }
+      param.store(dither);
+      const float inverse = m.inverse_for(most);
+      SFRON_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) m.encode(i, inverse, dither.of(i));
+      m.store();
     }
   }
 };
@@ -80,7 +127,13 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
       const SgdTensor& t = tensors[i];
       Scales{t.scales, t.row, 1}.whole_groups(&first, &last);
-      run_isa(SgdKernel<momentum, slow_from>{}, t, first, last, s);
+      with_tiled_weights(t.corrections, [&](auto param) {
+        if constexpr (momentum) {
+          if (t.scales != nullptr)
+            return run_isa(CodedSgdKernel<slow_from>{}, param, t, first, last, s);
+        }
+        run_isa(SgdKernel<momentum, slow_from>{}, param, t, first, last, s);
+      });
     });
   };
   with_flags(one.momentum != nullptr, one.slow_from != nullptr, run);

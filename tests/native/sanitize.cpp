@@ -6,6 +6,7 @@
 #include "adaptive_cross_entropy/adaptive_cross_entropy.h"
 #include "adaptive_mse/adaptive_mse.h"
 #include "arrays.h"
+#include "compact.h"
 #include "cpu/runs.h"
 #include "fisher_accumulate/fisher_accumulate.h"
 #include "interpolate/interpolate.h"
@@ -406,6 +407,8 @@ int main(int argc, char** argv) {
     interpolate(plant);
     sgd_step();
     adamw_step();
+    compact_sgd_step();
+    compact_adamw_step();
     lists();
     sample_squares();
     cross_entropy();

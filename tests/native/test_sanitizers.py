@@ -28,7 +28,7 @@ def harness() -> Path:
     """The harness, built once per content of csrc: objects in parallel, then linked."""
     sources = sorted([*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/*/*_cpu.cpp")])
     sources.append(ROOT / "tests/native/sanitize.cpp")
-    inputs = [*sources, *sorted(ROOT.glob("csrc/*/*.h")), ROOT / "tests/native/arrays.h"]
+    inputs = [*sources, *sorted(ROOT.glob("csrc/*/*.h")), *sorted(ROOT.glob("tests/native/*.h"))]
     digest = hashlib.sha256(
         b"".join(p.read_bytes() for p in inputs) + " ".join(FLAGS).encode()
     ).hexdigest()[:16]
