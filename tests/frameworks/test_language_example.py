@@ -76,7 +76,7 @@ def folder(tmp_path_factory, data):
 
 
 def test_a_pair_is_trained_once(folder):
-    pair = train.prepare(folder, 0, second=True)
+    pair = train.prepare(folder, 0, train.MODELS)
     assert list(pair.models) == list(train.MODELS)
     full, base = pair.models["full"], pair.models["base"]
     assert full.num_parameters() == 1_967_808
