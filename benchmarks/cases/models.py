@@ -41,9 +41,13 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(before, classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Before the last layer [batch, 8 width]."""
+        return self.blocks(F.relu(self.norm(self.conv(x)))).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [batch, classes]."""
-        return self.head(self.blocks(F.relu(self.norm(self.conv(x)))).mean((2, 3)))
+        return self.head(self.features(x))
 
 
 class Decoder(nn.Module):

@@ -189,6 +189,16 @@ def mse_case(
         each = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(1)
         return weighted(each) if usual is None else weighted(each / usual, cap)
 
+    def authors(prediction: Tensor, target: Tensor) -> Tensor:
+        """Weights of the batch's size together, the floor behind the power, a mean."""
+        each = (prediction.float() - target.float()).square().mean(dim=1)
+        each = each if usual is None else each / usual
+        weights = 1.0 / (each.detach() ** TEMPERATURE + 1e-8)
+        weights = weights / weights.sum() * len(each)
+        if usual is not None:
+            weights = weights * (each.detach() < cap)
+        return (weights * each).mean()
+
     def arm(name: str, function: Callable[..., Tensor]) -> Arm:
         tolerance = 1e-4 if dtype == torch.float32 else 1e-2
         return rotating(name, differentiated(function), inputs(), tolerance)
@@ -198,6 +208,7 @@ def mse_case(
         ours = partial(ours, reference=usual, cap=cap)
     made = [
         partial(probes.probe, 3 * size, device),
+        partial(arm, "authors' style", authors),
         partial(arm, "eager torch", stock),
         lambda: arm("torch.compile", compiled(stock, tiny)),
         partial(arm, "sfron_fast", ours),

@@ -25,6 +25,7 @@ from sfron_fast.evaluation.relearning import relearned
 
 from .denoisers import KEPT, MODELS
 from .digits import CHOSEN, CLASSES, NULL, SHAPE, TESTED, Digits, Judge, load, train_judge
+from .training import fit
 
 BATCH = 64
 SAMPLING = {"steps": 20, "clamp": 1.0}
@@ -56,20 +57,7 @@ def train(kind: str, images: Tensor, labels: Tensor, seed: int, scale: float) ->
     steps = max(1, int(steps * scale))
     torch.manual_seed(seed)
     model, one = make(), task(seed)
-    adam = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    done = 0
-    batches = Batches(images, labels, seed)
-    while done < steps:
-        for batch in batches:
-            adam.zero_grad()
-            one.mean_loss(model, one.prepare(batch, torch.device("cpu"), "retain")).backward()
-            adam.step()
-            schedule.step()
-            done += 1
-            if done == steps:
-                break
-    return model.eval()
+    return fit(model, one, Batches(images, labels, seed), steps=steps, lr=lr)
 
 
 def kept(path: Path, make: Callable[[], nn.Module], empty: nn.Module) -> tuple[nn.Module, float]:

@@ -39,8 +39,9 @@ def selective_amnesia(
     The surrogate is noise under the forget condition for a denoising task with
     ``instead=Surrogate()`` (or what else it wants in its place), and the uniform prediction for
     classifiers. The penalty is penalty / 2 sum F (theta - theta_0)^2 with the retain set's diagonal
-    Fisher at the start, which is never estimated again; F is of the task's loss, so a penalty is of
-    its reduction. Each step takes a retain and a forget batch.
+    Fisher at the start, which is never estimated again. F goes as the square of the loss: beside a
+    mean over elements (``Denoising``'s reduction) a penalty is as many times larger as there are
+    elements than beside their sum. Each step takes a retain and a forget batch.
 
     The authors' DDPM: ``Denoising(reduction="sum", drop=0.0)``, penalty 20 (they do not halve it),
     Adam with lr 1e-4, max_norm 1, samples of the model itself in place of the retain set. Their
