@@ -7,6 +7,9 @@ TRITON := triton==3.7.1
 WORKERS ?= 2
 CXX_FILES := $(shell find csrc tests/cuda tests/native -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
+# with a compiler, an error in a kernel is no warning beside an extension built before
+NATIVE := $(if $(shell command -v g++),SFRON_FAST_NATIVE=$${SFRON_FAST_NATIVE:-require})
+
 OLDEST := build/torch-2.11
 # Triton 3.6 interprets with NumPy to 2.3 only
 OLD := TORCH=torch==2.11.0 TRITON="triton==3.6.0 numpy==2.3.5"
@@ -19,7 +22,7 @@ $(VENV)/.built: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH) $(TRITON) "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,frameworks,dev]"
+	$(NATIVE) $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[eval,frameworks,dev]"
 	touch $@
 
 demo: build

@@ -152,19 +152,21 @@ void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, i
   const auto& one = first_filled(tensors);
   with_flags(
       one.max_exp_avg_sq != nullptr, one.slow_from != nullptr, [&](auto amsgrad, auto slow_from) {
-        walk_step(tensors, runs, begin, end, s.measured,
-                  [&](int64_t i, int64_t first, int64_t last) {
-                    const AdamwTensor& t = tensors[i];
-                    Scales{t.scales, t.row, 2}.whole_groups(&first, &last);
-                    if (t.scales != nullptr) {  // then there are no maxima
-                      return with_tiled_weights(t.corrections, [&](auto param) {
-                        run_isa(CodedAdamwKernel<slow_from>{}, param, t, first, last, s);
-                      });
-                    }
-                    with_weights(t.dtype, t.corrections, t.state_dtype, [&](auto p, auto state) {
-                      run_isa(AdamwKernel<amsgrad, slow_from>{}, p, state, t, first, last, s);
-                    });
-                  });
+        walk_step(
+            tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
+              const AdamwTensor& t = tensors[i];
+              Scales{t.scales, t.row, 2}.whole_groups(&first, &last);
+              if (t.scales != nullptr) {  // then there are no maxima
+                return with_tiled_weights(t.corrections, [&](auto param) {
+                  run_isa(CodedAdamwKernel<slow_from>{}, param, t, first, last, s);
+                });
+              }
+              const bool converts = t.dtype != DType::kFloat32 || t.state_dtype != DType::kFloat32;
+              with_weights(t.dtype, t.corrections, t.state_dtype, [&](auto p, auto state) {
+                const AdamwKernel<amsgrad, slow_from> kernel;
+                run_step(converts, kernel, p, state, t, first, last, s);
+              });
+            });
       });
 }
 

@@ -132,7 +132,9 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
           if (t.scales != nullptr)
             return run_isa(CodedSgdKernel<slow_from>{}, param, t, first, last, s);
         }
-        run_isa(SgdKernel<momentum, slow_from>{}, param, t, first, last, s);
+        const bool converts =
+            t.dtype != DType::kFloat32 || (momentum && t.momentum_dtype != DType::kFloat32);
+        run_step(converts, SgdKernel<momentum, slow_from>{}, param, t, first, last, s);
       });
     });
   };
