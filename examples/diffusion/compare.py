@@ -24,18 +24,9 @@ import sfron_fast as sf
 from sfron_fast.evaluation.diffusion import sample
 from sfron_fast.saliency.overlap import overlap
 
-from .compare_arms import (
-    ARMS,
-    ATTACKED,
-    GRIDS,
-    METHODS,
-    SAMPLING,
-    Setting,
-    Settings,
-    said,
-    settings,
-    task,
-)
+from .compare_arms import ARMS, ATTACKED, METHODS, Settings
+from .compare_common import SAMPLING, Setting, task
+from .compare_settings import GRIDS, said, settings
 from .ddpm import attacks, changed, judged, kept, train
 from .denoisers import MODELS
 from .digits import CHOSEN, CLASSES, SHAPE, TESTED, Digits, Judge, load, train_judge

@@ -26,6 +26,11 @@ def values(pairs: Sequence[Found], arm: str, key: str, w: str = "1") -> list[flo
     return [pair["rows"][arm][w][key] for pair in pairs]
 
 
+def having(pairs: Sequence[Found], *arms: str) -> list[Found]:
+    """Pairs with rows of all of these."""
+    return [pair for pair in pairs if all(arm in pair["rows"] for arm in arms)]
+
+
 def mean(numbers: Iterable[float]) -> float:
     every = list(numbers)
     return sum(every) / len(every)
@@ -237,6 +242,7 @@ EVERY = {
         destroys("gradient ascent, until forgotten"),
         unreal("noise"),
     ],
+    "Added after the first four pairs": [comes_back("ESD, no retain steps", STEPS[:1], 50.0)],
 }
 
 

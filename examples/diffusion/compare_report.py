@@ -10,18 +10,18 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from .compare import EACH, RESULTS, STOPS, tried
-from .compare_arms import ARMS, ATTACKED, CONTROLS, GRIDS, METHODS, PARTS, said, settings
-from .compare_gates import EVERY, MET, Found, lost, mean, score, signs, values, verdict
-from .digits import CHOSEN, CLASSES
+from .compare import RESULTS, STOPS, tried
+from .compare_arms import ARMS, ATTACKED, CONTROLS, METHODS, PARTS
+from .compare_figures import pictured, trade
+from .compare_gates import EVERY, MET, Found, having, lost, mean, score, signs, values, verdict
+from .compare_settings import GRIDS, said, settings
+from .digits import CHOSEN
 
-SHOWN = (3, 0)  # class and base model of the picture
 HEAD = """# A diffusion model of digits forgets one of them: the comparison
 
-Made by `python -m examples.diffusion.compare_report` from the JSON beside it, which `compare`
-wrote.
+Made by `python -m examples.diffusion.compare_report` from the JSON that `compare` wrote beside it.
+
 A class-conditional DDPM of scikit-learn's digits (a residual MLP of 368k weights, 4000 steps of
 Adam) forgets class {classes}, of base models {seeds}: {pairs} pairs. Every method has
 48 backward passes of 64 images where its name says no other.
@@ -45,11 +45,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def having(pairs: Sequence[Found], *arms: str) -> list[Found]:
-    """Pairs with rows of all of these."""
-    return [pair for pair in pairs if all(arm in pair["rows"] for arm in arms)]
 
 
 def figures(pairs: Sequence[Found], arms: Sequence[str]) -> str:
@@ -216,66 +211,6 @@ def page(pairs: Sequence[Found], folder: Path, pictures: Mapping[str, bool]) -> 
     ]
     shown = [f"![{name}]({name}.png)" for name, there in pictures.items() if there]
     return "\n\n".join(part.strip() for part in (*blocks, *shown) if part.strip()) + "\n"
-
-
-def trade(pairs: Sequence[Found], path: Path) -> None:
-    """FA against RA and against FD: small dots are pairs, the large one their mean."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    colours = plt.get_cmap("tab10").colors
-    arms = [arm for arm in ("Retrain", *METHODS) if having(pairs, arm)]
-    for number, arm in enumerate(arms):
-        there = having(pairs, arm)
-        colour = "black" if arm == "Retrain" else colours[number % len(colours)]
-        for ax, key, w in ((axes[0], "ra", "0"), (axes[1], "fd", "1")):
-            x, y = values(there, arm, "fa", w), values(there, arm, key, w)
-            marker = "*" if arm == "Retrain" else "o"
-            ax.plot(x, y, marker, color=colour, markersize=3, alpha=0.35)
-            ax.plot(mean(x), mean(y), marker, color=colour, markersize=10, label=arm)
-    axes[0].set(xlabel="FA (guidance 0), percent", ylabel="RA (guidance 0), percent")
-    axes[1].set(xlabel="FA (guidance 1), percent", ylabel="FD (guidance 1)", yscale="log")
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def pictured(strips: Path, path: Path) -> bool:
-    """Images of all classes, a row for each model; False where there are none."""
-    import torch
-
-    from sfron_fast.evaluation.diffusion import grid
-
-    label, seed = SHOWN
-    names = ("base", "Retrain", *METHODS, "noise")
-    there = {name: strips / f"{seed}_{label}_{name}.pt" for name in names}
-    there = {name: file for name, file in there.items() if file.exists()}
-    if not there:
-        return False
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        len(there), 1, figsize=(9, 0.48 * len(there) + 0.5), layout="constrained", squeeze=False
-    )
-    for ax, (name, file) in zip(axes[:, 0], there.items(), strict=True):
-        whole = grid(torch.load(file, weights_only=True), CLASSES * EACH).numpy()
-        ax.imshow(whole, interpolation="nearest")
-        ax.set_yticks([])
-        ax.set_xticks([])
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    axes[0, 0].set_title(f"classes 0 to 9, two images each; {label} is forgotten", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def report(folder: Path, out: Path) -> str:

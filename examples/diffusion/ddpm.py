@@ -2,9 +2,9 @@
 
     python -m examples.diffusion.ddpm --model mlp --classes tested --seeds 0 1 2
 
-Settings (``compare_arms.CHOICE``) were chosen on classes 1, 2, 4, 6 and 7; ``--classes tested`` are
-the others. Models are kept in ``--out`` and not trained twice; results go to ``results.json`` there,
-and the images of each arm into a picture.
+Settings (``compare_settings``) were chosen on classes 1, 2, 4, 6 and 7; ``--classes tested`` are
+the others. Models are kept in ``--out`` and not trained twice; results go to ``results.json``
+there, and the images of each arm into a picture.
 """
 
 import argparse
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from sfron_fast.evaluation.diffusion import evaluate_generation, sample, save_grid
 from sfron_fast.evaluation.relearning import relearned
 
-from .compare_arms import ARMS, PER_CLASS, SAMPLING, Batches, Setting, Settings, settings, task
+from .compare_arms import ARMS, Settings
+from .compare_common import PER_CLASS, SAMPLING, Batches, Setting, task
+from .compare_settings import settings
 from .denoisers import MODELS
 from .digits import CHOSEN, CLASSES, SHAPE, TESTED, Digits, Judge, load, train_judge
 

@@ -9,23 +9,24 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 ARMS = ["SFR-on", "SFR-on, ascent", "gradient ascent", "SFR-on, EMA .9999", "noise", "fine-tuning"]
+ARMS += ["ESD, no retain steps"]
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """What takes seconds at full size, in hundredths; runs ``compare`` with further arguments."""
-    from examples.diffusion import compare, compare_arms, ddpm, digits
+    from examples.diffusion import compare, compare_arms, compare_common, ddpm, digits
 
     few_images = digits.Digits(*(part[:100] for part in digits.load()))
     for module in (compare, ddpm):
         monkeypatch.setattr(module, "load", lambda: few_images)
     sampling = {"steps": 2, "clamp": 1.0}
-    for module in (compare, compare_arms, ddpm):
+    for module in (compare, compare_common, ddpm):
         monkeypatch.setattr(module, "SAMPLING", sampling)
-    for module in (compare_arms, ddpm):
+    for module in (compare_common, ddpm):
         monkeypatch.setattr(module, "PER_CLASS", 4)
     monkeypatch.setattr(compare_arms, "PASSES", 4)
-    monkeypatch.setattr(compare_arms, "DRAWS", 1)
+    monkeypatch.setattr(compare_common, "DRAWS", 1)
 
     def attacks(model, data, label, stops, seed):
         found = ddpm.attacks(model, data, label, range(1, 1 + len(stops)), seed)
@@ -99,6 +100,7 @@ GOOD = {
     "ascent, unconditional only": row(100.0, 90.0),
     "SFR-on, EMA .9999": row(100.0, 99.5),
     "gradient ascent, until forgotten": row(10.0, 30.0),
+    "ESD, no retain steps": row(0.0, 70.0, back=80.0),
     "noise": row(10.0, 10.0, fd=50.0, real=0.0),
 }
 BAD = {  # of each arm, what makes a gate miss, and a word of that gate
@@ -147,7 +149,7 @@ def test_a_pair_without_the_arm_shows_nothing():
     pairs = results(GOOD)
     del pairs[0]["rows"]["ESD"]
     assert [k for k, v in verdicts(pairs).items() if v == "not shown"] == [
-        k for k in verdicts(pairs) if k.startswith("ESD")
+        k for k in verdicts(pairs) if k.startswith("ESD:")
     ]
 
 
