@@ -166,6 +166,7 @@ PARTS: dict[str, Arm] = {
     "ascent, no slow step": partial(ascent, slow_lr=1.0),
     "ascent, steps in turn": partial(ascent, in_turn=True),
     "ascent, no mask": partial(ascent, mask=None),
+    "ascent, no mask, lr 2e-3": partial(ascent, mask=None),  # scored alike
     "ascent, random mask": partial(ascent, mask=Setting.random_mask),
     "ascent, temperature 0": partial(ascent, temperature=0.0),
     "ascent, raw adaptive": partial(ascent, raw=True),

@@ -20,10 +20,13 @@ SHOWN = (3, 0)  # class and base model of the picture
 
 
 def trade(pairs: Sequence[Found], path: Path) -> None:
-    """FA against RA and against FD: small dots are pairs, the large one their mean."""
+    """FA against RA and against FD: small dots are pairs, the large one their mean. Gradient ascent
+    would be the scale.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     colours = plt.get_cmap("tab10").colors
     arms = [arm for arm in ("Retrain", *METHODS) if having(pairs, arm)]
+    arms = [arm for arm in arms if arm != "gradient ascent"]
     for number, arm in enumerate(arms):
         there = having(pairs, arm)
         colour = "black" if arm == "Retrain" else colours[number % len(colours)]

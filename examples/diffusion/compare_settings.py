@@ -28,7 +28,7 @@ GRIDS: dict[str, list[Settings]] = {
     "fine-tuning": _rates(5e-4, 1e-3, 2e-3),
     "gradient ascent": _rates(5e-5, 1e-4, 2e-4, 4e-4),
     "SFR-on, ascent": [*LONG, *FORMS],
-    **dict.fromkeys([name for name in PARTS if "ascent" in name], LONG),
+    **dict.fromkeys([name for name in PARTS if "ascent" in name and "lr" not in name], LONG),
 }
 # those with the lowest score; of settings within a point of it, those nearest the recipe's, or the
 # whole's of which an arm is a part. Fine-tuning goes on at the rate of the training's beginning.
@@ -40,6 +40,7 @@ CHOICE: dict[str, Settings] = {
         for form in ("no slow step", "steps in turn", "raw adaptive")
     },
     "SFR-on, ascent": {"lr": 4e-3},
+    "ascent, no mask, lr 2e-3": {"lr": 2e-3},
     "fine-tuning": {"lr": 1e-3},
     "gradient ascent": {"lr": 5e-5},
     "gradient ascent, until forgotten": {"lr": 2e-4},  # at 5e-5 the class stays
