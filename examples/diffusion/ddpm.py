@@ -2,53 +2,44 @@
 
     python -m examples.diffusion.ddpm --model mlp --classes tested --seeds 0 1 2
 
-Settings are those of the recipes, chosen on classes 1, 2, 4, 6 and 7; ``--classes tested`` are the
-others. Models are kept in ``--out`` and not trained twice; results go to ``results.json`` there,
-and the images of each arm into a picture.
+Settings (``compare_settings``) were chosen on classes 1, 2, 4, 6 and 7; ``--classes tested`` are
+the others. Models are kept in ``--out`` and not trained twice; results go to ``results.json``
+there, and the images of each arm into a picture.
 """
 
 import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import sfron_fast as sf
-from sfron_fast import methods
 from sfron_fast.evaluation.diffusion import evaluate_generation, sample, save_grid
 from sfron_fast.evaluation.relearning import relearned
 
-from .denoisers import KEPT, MODELS
-from .digits import CHOSEN, CLASSES, NULL, SHAPE, TESTED, Digits, Judge, load, train_judge
+from .compare_arms import ARMS, Settings
+from .compare_common import PER_CLASS, SAMPLING, Batches, Setting, task
+from .compare_settings import settings
+from .denoisers import MODELS
+from .digits import CHOSEN, CLASSES, SHAPE, TESTED, Digits, Judge, load, train_judge
 from .training import fit
 
-BATCH = 64
-SAMPLING = {"steps": 20, "clamp": 1.0}
-PER_CLASS = 46  # images judged
-PASSES = 48  # backward passes of every method
-
-
-def task(seed: int, **settings: Any) -> sf.Denoising:
-    """Of every arm."""
-    return sf.Denoising(KEPT, null=NULL, seed=seed, **settings)
-
-
-class Batches:
-    """Shuffled batches of ``BATCH`` images, another order each pass."""
-
-    def __init__(self, images: Tensor, labels: Tensor, seed: int, share: float = 1.0) -> None:
-        self.images, self.labels, self.share = images, labels, share  # of a pass, to stop after
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.labels), generator=self.generator)
-        for rows in order[: int(self.share * len(order))].split(BATCH):
-            yield self.images[rows], self.labels[rows]
+SHOWN = (
+    "SFR-on",
+    "SFR-on, no mask",
+    "SFR-on, ascent",
+    "ascent, no mask",
+    "ascent, raw adaptive",
+    "ascent, no slow step",
+    "SalUn",
+    "ESD",
+    "DiMUM",
+    "fine-tuning",
+)
 
 
 def train(kind: str, images: Tensor, labels: Tensor, seed: int, scale: float) -> nn.Module:
@@ -72,63 +63,29 @@ def kept(path: Path, make: Callable[[], nn.Module], empty: nn.Module) -> tuple[n
     return empty.eval(), saved["seconds"]
 
 
-def arms(data: Digits, label: int, seed: int) -> dict[str, Callable[[nn.Module], None]]:
-    """By name, what changes a copy of the base model in place."""
-    forget, retain = data.of(label), data.of(label, same=False)
-    following = (label + 1) % CLASSES
-
-    def sets() -> dict[str, Batches]:
-        return {"forget": Batches(*forget, seed), "retain": Batches(*retain, seed + 1)}
-
-    def run(
-        recipe: sf.Recipe, select: Callable[[nn.Module], sf.SaliencyMask] | None = None, **of: Any
-    ) -> Callable[[nn.Module], None]:
-        """``of``: settings of the task, or functions of the model that make them."""
-
-        def change(model: nn.Module) -> None:
-            mask = None if select is None else select(model)
-            given = {k: v(model) if callable(v) else v for k, v in of.items()}
-            sf.unlearn(model, **sets(), recipe=recipe, mask=mask, task=task(seed, **given))
-
-        return change
-
-    def by_gradient(model: nn.Module) -> sf.SaliencyMask:
-        return methods.gradient_saliency(model, sets()["forget"], 0.5, task=task(seed))
-
-    def profile(model: nn.Module) -> Any:
-        return sf.loss_profile(model, sets()["retain"], task=task(seed))
-
-    def finetune(model: nn.Module) -> None:
-        share = PASSES * BATCH / len(retain[1])
-        few = Batches(*retain, seed + 1, min(1.0, share))
-        settings = {"optimizer": "adamw", "weight_decay": 0.0, "cosine": False}
-        one = task(seed)
-        one.begin(model, 0, 1)
-        epochs = max(1, round(share))
-        methods.finetune(model, few, task=one, epochs=epochs, lr=1e-3, **settings)
-
-    relabel = sf.Relabel(following)
-    replace, ascent = sf.Recipe.diffusion(), sf.Recipe.diffusion_ascent()
-    alternatives = data.of(following)[0]
-    return {
-        "SFR-on": run(replace, instead=relabel),
-        "SFR-on without mask": run(replace.without("saliency"), instead=relabel),
-        "SFR-on, ascent": run(ascent, reference=profile),
-        "ascent without mask": run(ascent.without("saliency"), reference=profile),
-        "ascent, raw adaptive": run(ascent.replace(ceiling=None)),
-        "ascent without slow": run(ascent.without("fast_slow"), reference=profile),
-        "SalUn": run(replace.replace(mask_semantics="update"), select=by_gradient, instead=relabel),
-        "ESD": run(
-            replace.without("saliency"),
-            instead=lambda model: sf.Unconditional(copy.deepcopy(model)),
-        ),
-        "DiMUM": run(replace.without("saliency"), instead=sf.Memorise(alternatives)),
-        "fine-tuning": finetune,
-    }
+def changed(name: str, setting: Setting, chosen: Settings | None = None) -> tuple[nn.Module, float]:
+    """What an arm makes of the base, and its CPU seconds, the mask it asked for included."""
+    model, setting.charged = copy.deepcopy(setting.base), 0.0
+    begun = time.process_time()
+    made = ARMS[name](model, setting, settings(name) if chosen is None else chosen)
+    seconds = time.process_time() - begun + setting.charged
+    return (model if made is None else made), seconds
 
 
-def judged(model: nn.Module, data: Digits, judge: Judge, label: int) -> list[dict[str, Any]]:
-    """FA, RA, distance, realism and saturation, at guidance 0 and 1."""
+def judged(
+    model: nn.Module,
+    data: Digits,
+    judge: Judge,
+    label: int,
+    guidance: tuple[float, ...] = (0.0, 1.0),
+) -> list[dict[str, Any]]:
+    """FA, RA, distance, realism and saturation at each guidance.
+
+    The distance's unit is the mean variance of a feature over real images, so it does not depend on
+    how large a judge's features are.
+    """
+    with torch.no_grad():
+        unit = judge.features(data.images).var(0).mean().sqrt()
     others = [c for c in range(CLASSES) if c != label]
     found = evaluate_generation(
         model,
@@ -138,20 +95,26 @@ def judged(model: nn.Module, data: Digits, judge: Judge, label: int) -> list[dic
         retain=others,
         shape=SHAPE,
         per_class=PER_CLASS,
+        guidance=guidance,
         **SAMPLING,
-        features=judge.features,
+        features=lambda images: judge.features(images) / unit,
         real=data.held_out[data.held_out_labels != label],
     )
     return [entry._asdict() for entry in found]
 
 
-def attacked(model: nn.Module, data: Digits, label: int, steps: int, seed: int) -> nn.Module:
-    """A copy after training on images of the other classes alone, which brings a class back that
-    was hidden and not forgotten.
+def attacks(
+    model: nn.Module, data: Digits, label: int, stops: Sequence[int], seed: int
+) -> Iterator[tuple[int, nn.Module]]:
+    """Copies after so many steps of training on images of the other classes alone, which brings a
+    class back that was hidden and not forgotten. Adam begins anew at each stop, batches go on.
     """
     batches = Batches(*data.of(label, same=False), seed + 2)
-    one = task(seed + 2)
-    return relearned(model, batches, steps=steps, lr=1e-3, task=one)
+    one, done = task(seed + 2), 0
+    for stop in stops:
+        model = relearned(model, batches, steps=stop - done, lr=1e-3, task=one)
+        done = stop
+        yield stop, model
 
 
 def picture(model: nn.Module, path: Path) -> None:
@@ -213,16 +176,15 @@ def main(arguments: list[str] | None = None) -> None:
                     make(),
                 )
                 note("Retrain", retrained, label, seed, seconds)
-            for arm, change in arms(data, label, seed).items():
+            setting = Setting(base, data, label, seed, judge_of)
+            for arm in SHOWN:
                 if given.only and arm not in given.only:
                     continue
-                model = copy.deepcopy(base)
-                begun = time.process_time()
-                change(model)
-                note(arm, model, label, seed, time.process_time() - begun)
+                model, seconds = changed(arm, setting)
+                note(arm, model, label, seed, seconds)
                 if given.attack:
-                    model = attacked(model, data, label, given.attack, seed)
-                    note(f"{arm}, attacked", model, label, seed, 0.0)
+                    for _, after in attacks(model, data, label, [given.attack], seed):
+                        note(f"{arm}, attacked", after, label, seed, 0.0)
             (given.out / "results.json").write_text(json.dumps(rows, indent=1))
 
 

@@ -11,16 +11,13 @@ pytest.importorskip("matplotlib")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
 @pytest.mark.parametrize("model", ["mlp", "unet"])
 def test_every_arm_runs(tmp_path, monkeypatch, model):
-    import sfron_fast as sf
-    from examples.diffusion import ddpm, digits
+    from examples.diffusion import compare_arms, compare_common, ddpm, digits
 
-    for name in ("diffusion", "diffusion_ascent"):
-        whole = getattr(sf.Recipe, name)
-        few = staticmethod(lambda whole=whole, **s: whole(**{"cycles": 2, "draws": 1, **s}))
-        monkeypatch.setattr(sf.Recipe, name, few)
-    monkeypatch.setattr(ddpm, "SAMPLING", {"steps": 2, "clamp": 1.0})
-    monkeypatch.setattr(ddpm, "PASSES", 2)
-    monkeypatch.setattr(ddpm, "PER_CLASS", 4)
+    for module in (compare_common, ddpm):
+        monkeypatch.setattr(module, "SAMPLING", {"steps": 2, "clamp": 1.0})
+        monkeypatch.setattr(module, "PER_CLASS", 4)
+    monkeypatch.setattr(compare_arms, "PASSES", 4)
+    monkeypatch.setattr(compare_common, "DRAWS", 1)
     few_images = digits.Digits(*(part[:100] for part in digits.load()))
     monkeypatch.setattr(ddpm, "load", lambda: few_images)
     only = [] if model == "mlp" else ["--only", "SFR-on"]
