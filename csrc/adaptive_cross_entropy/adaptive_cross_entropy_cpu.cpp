@@ -12,19 +12,23 @@
 namespace sfron {
 namespace {
 
-// out = weighted softmax of x, both [n].
+// out = weighted softmax of x, both [n], perhaps the same memory. The last lanes end where x ends:
+// some are computed twice, from what was there before.
 SFRON_HD void block_backward(const float* x, int64_t n, Softmax softmax, float* out) {
+  const int64_t last = std::min(n, kLanes);
+  alignas(64) float lanes[kLanes] = {};
+  if (n % kLanes != 0) std::copy_n(x + n - last, last, lanes);
   for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
     prefetch_lines(x + i + kAhead);
     SFRON_INDEPENDENT
     for (int64_t j = 0; j < kLanes; ++j) out[i + j] = cross_entropy_backward_one(x[i + j], softmax);
   }
-  if (n % kLanes != 0) {
-    Edge edge(x, n, softmax.base);
-    for (int64_t j = 0; j < kLanes; ++j)
-      edge.values[j] = cross_entropy_backward_one(edge.values[j], softmax);
-    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j)
-      out[n - rest + j] = edge.values[kLanes - rest + j];
+  if (n % kLanes == 0) return;
+  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = cross_entropy_backward_one(lanes[j], softmax);
+  if (n < kLanes) {
+    std::copy_n(lanes, n, out);
+  } else {
+    for (int64_t j = 0; j < kLanes; ++j) out[n - kLanes + j] = lanes[j];
   }
 }
 

@@ -93,26 +93,27 @@ SFRON_HD void row_forward(const KlRows& t, int64_t row, float* scratch_x, float*
                            log_sums[3 * t.samples + row] = static_cast<float>(teacher);
 }
 
-// x, y, out [n]: logits, teacher, gradient
+// x, y, out [n]: logits, teacher, gradient, in memory of its own. The last lanes end where x ends:
+// some are computed twice.
 SFRON_HD void block_backward(const float* x, const float* y, int64_t n, float inverse_temperature,
                              Softmax q, Softmax p, float* out) {
-  for (int64_t i = 0; i + kLanes <= n; i += kLanes) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t at = std::min(i, n - kLanes);
+    if (at < 0) break;
     prefetch_lines(x + i + kAhead);
     prefetch_lines(y + i + kAhead);
     SFRON_INDEPENDENT
     for (int64_t j = 0; j < kLanes; ++j)
-      out[i + j] = kl_backward_one(x[i + j], y[i + j], inverse_temperature, q, p);
+      out[at + j] = kl_backward_one(x[at + j], y[at + j], inverse_temperature, q, p);
   }
-  if (n % kLanes != 0) {
-    Edge edge_x(x, n, 0.0f);
-    const Edge edge_y(y, n, 0.0f);
-    for (int64_t j = 0; j < kLanes; ++j) {
-      edge_x.values[j] =
-          kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, q, p);
-    }
-    for (int64_t rest = n % kLanes, j = 0; j < rest; ++j)
-      out[n - rest + j] = edge_x.values[kLanes - rest + j];
+  if (n >= kLanes) return;
+  Edge edge_x(x, n, 0.0f);
+  const Edge edge_y(y, n, 0.0f);
+  for (int64_t j = 0; j < kLanes; ++j) {
+    edge_x.values[j] =
+        kl_backward_one(edge_x.values[j], edge_y.values[j], inverse_temperature, q, p);
   }
+  std::copy_n(edge_x.values + kLanes - n, n, out);
 }
 
 // Rows [row, row + rows) of up to 64 classes, at most 32; `plain` tells which of them: an infinite

@@ -32,8 +32,9 @@ def torch_looks_inside() -> bool:
 
 def kernel(name: str, differentiable: Any, source: Tensor) -> Any:
     """The op of that name; ``differentiable`` where no kernel serves, or torch looks inside."""
-    own = only_reference(source.dtype) or torch_looks_inside()
-    return differentiable if own else registry.op(name)
+    if only_reference(source.dtype) or torch_looks_inside():
+        return differentiable
+    return registry.op(name) if torch.compiler.is_compiling() else registry.eager(name)
 
 
 def gradient_kernel(name: str, differentiable: Any) -> Any:
