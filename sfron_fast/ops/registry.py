@@ -148,11 +148,9 @@ def op(name: str) -> Any:
     return getattr(torch.ops.sfron_fast, name).default
 
 
-def eager(name: str) -> Any:
-    """The op where nothing traces or transforms the call: with its node if there may be a gradient,
-    and no look for one if there may not.
-    """
-    return _nodes[name].apply if torch.is_grad_enabled() else op(name)
+def node(name: str) -> Any:
+    """The op with the node that differentiates it, for eager mode."""
+    return _nodes[name].apply
 
 
 def described(name: str) -> Op:
