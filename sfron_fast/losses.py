@@ -200,25 +200,14 @@ def adaptive_cross_entropy_sum_(
 
 
 def _check_rows(logits: Tensor, labels: Tensor, temperature: float, floor: float) -> None:
-    require(
-        logits.dim() in (2, 3),
-        "logits",
-        "[samples, classes] or [samples, tokens, classes]",
-        tuple(logits.shape),
-    )
-    require(
-        labels.shape == logits.shape[:-1],
-        "labels",
-        f"shape {tuple(logits.shape[:-1])}",
-        tuple(labels.shape),
-    )
-    require(
-        logits.shape[0] > 0,
-        "logits",
-        "at least one sample",
-        tuple(logits.shape),
-        "skip empty batches",
-    )
+    shape, fits = logits.shape, logits.dim() in (2, 3)
+    if not fits or labels.shape != shape[:-1] or shape[0] == 0:
+        known = "[samples, classes] or [samples, tokens, classes]"
+        require(fits, "logits", known, tuple(shape))
+        wanted = tuple(shape[:-1])
+        require(labels.shape == wanted, "labels", f"shape {wanted}", tuple(labels.shape))
+        remedy = "skip empty batches"
+        require(shape[0] > 0, "logits", "at least one sample", tuple(shape), remedy)
     number("temperature", temperature, 0.0)
     number("floor", floor, 0.0, open_low=True)
 

@@ -22,6 +22,15 @@ from ..plots import PROBE, Rows, fractions, kernels, speedups
 STREAMING = 0.5
 
 
+def of_the_same_kind(new: Path, old: Path) -> Path:
+    """The committed result of the new one's instruction set (cpu_avx2.json beside cpu.json), or
+    ``old`` where there is none.
+    """
+    isa = json.loads(new.read_text())["provenance"].get("isa")
+    other = old.with_name(f"{old.stem}_{str(isa).lower()}.json")
+    return other if isa is not None and other.exists() else old
+
+
 def ratios(rows: Rows) -> dict[tuple[str, str], float]:
     """(case, arm) -> the other's time over ours, or ours against the probe; larger is better."""
     rows = kernels(rows)  # the phases of a whole cycle are too noisy
@@ -95,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--again", type=int, default=0, help="how often to measure what fell once more"
     )
     chosen = parser.parse_args(arguments)
-    new, old = (json.loads(path.read_text()) for path in (chosen.new, chosen.old))
+    committed = of_the_same_kind(chosen.new, chosen.old)
+    new, old = (json.loads(path.read_text()) for path in (chosen.new, committed))
     for name, result in (("new", new), ("old", old)):
         print(
             f"{name}: {', '.join(f'{key} {value}' for key, value in result['provenance'].items())}"

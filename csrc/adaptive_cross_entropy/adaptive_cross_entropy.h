@@ -11,12 +11,12 @@ SFRON_HD float cross_entropy_backward_one(float logit, Softmax s) {
   return exp_below_88(logit - s.base) * s.factor;
 }
 
-inline double cross_entropy_loss(LogSum s, float picked) {
+SFRON_HD double cross_entropy_loss(LogSum s, float picked) {
   return s.log_sum - (static_cast<double>(picked) - s.shift);
 }
 
 // softmax - 1 of the label, without the cancellation
-inline float cross_entropy_backward_label(LogSum s, float picked, float row_weight) {
+SFRON_HD float cross_entropy_backward_label(LogSum s, float picked, float row_weight) {
   return expm1_negative(-static_cast<float>(cross_entropy_loss(s, picked))) * row_weight;
 }
 

@@ -53,6 +53,31 @@ inline double row_log(float maximum, double sum) {
   return maximum == INFINITY && sum == sum ? static_cast<double>(INFINITY) : std::log(sum);
 }
 
+// log(x) for finite x >= 1, in operations that vectorise: x = 2^k m with m around 1, and log m = 2
+// atanh((m - 1) / (m + 1)) as its series, whose next term is below 1e-18 of the first.
+SFRON_HD double log_above_1(double x) {
+  uint64_t u;
+  std::memcpy(&u, &x, 8);
+  const uint64_t k = (u - 0x3fe6a09e667f3bcdu) >> 52;  // the bits of sqrt(1/2): m is in its [1, 2)
+  const uint64_t mantissa = u - (k << 52), whole = 0x4330000000000000u | k;  // 2^52 + k
+  double m, power;
+  std::memcpy(&m, &mantissa, 8), std::memcpy(&power, &whole, 8);
+  const double z = (m - 1.0) / (m + 1.0), w = z * z;
+  double series = 1.0 / 21.0;
+  series = series * w + 1.0 / 19.0, series = series * w + 1.0 / 17.0;
+  series = series * w + 1.0 / 15.0, series = series * w + 1.0 / 13.0;
+  series = series * w + 1.0 / 11.0, series = series * w + 1.0 / 9.0;
+  series = series * w + 1.0 / 7.0, series = series * w + 1.0 / 5.0;
+  series = series * w + 1.0 / 3.0;
+  return (power - 0x1p52) * 0x1.62e42fefa39efp-1 + (z + z) * (series * w + 1.0);
+}
+
+// log(one + others) where one of the two is at least 1; keeps the digits of small `others`.
+SFRON_HD double log_of_both(double one, double others) {
+  const double sum = one + others;
+  return log_above_1(sum) + (others - (sum - one)) / sum;
+}
+
 // log sum e^x = shift + log_sum. They stay apart, as their sum would lose the digits of a small
 // log_sum.
 struct LogSum {

@@ -108,6 +108,31 @@ PyObject* gather(PyObject*, PyObject* args) {
   return grads;
 }
 
+// Of the tables of parameters, of their gradients, and of the parameters as they were once.
+PyObject* alike(PyObject*, PyObject* args) {
+  PyObject* given[3];
+  if (!PyArg_ParseTuple(args, "OOO:alike", &given[0], &given[1], &given[2])) return nullptr;
+  const Torch& torch = torch_types();
+  TableRow tables[3];
+  for (int i = 0; i < 3; ++i) {
+    if (torch.exchange == nullptr || !look(torch, given[i], &tables[i])) Py_RETURN_FALSE;
+    if (tables[i].numel != tables[0].numel) Py_RETURN_FALSE;
+  }
+  const auto rows = [&](int i) { return static_cast<const TableRow*>(tables[i].data); };
+  for (int64_t i = 0; i < tables[0].numel / kRowWords; ++i) {
+    const TableRow &param = rows(0)[i], &grad = rows(1)[i], &then = rows(2)[i];
+    for (const TableRow* other : {&grad, &then}) {
+      if (other->numel != param.numel || other->code != param.code ||
+          other->device_type != param.device_type || other->device_index != param.device_index)
+        Py_RETURN_FALSE;
+    }
+    if (grad.dim != param.dim ||
+        std::memcmp(grad.sizes, param.sizes, param.dim * sizeof(int64_t)) != 0)
+      Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 // Of a tensor that `look` knows, on the CPU; any other stays as it is.
 PyObject* ask_huge_pages(PyObject*, PyObject* args) {
   PyObject* tensor;

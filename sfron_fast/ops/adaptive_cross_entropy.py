@@ -159,11 +159,14 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     """Only the loss has a gradient; the weights are constants."""
     logits, labels, _, _, ctx.ignore_index = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for outputs without a gradient, at every call
     ctx.save_for_backward(logits, labels, output[2], output[4])
 
 
-def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     """The gradient of the first argument."""
+    if grad is None:
+        return (None,) * 5
     kernel = gradient_kernel("adaptive_cross_entropy_backward", differentiable_gradient)
     found = kernel(grad, *ctx.saved_tensors, ctx.ignore_index)
     return found, None, None, None, None

@@ -175,7 +175,6 @@ class CrossEntropy(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """As the op's; without a gradient of the loss nothing is written."""
         adaptive_cross_entropy.setup_context(ctx, inputs, output)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:

@@ -90,11 +90,14 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     """Only the loss has a gradient; the weights are constants."""
     prediction, target, _, _, _, ctx.mean, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for outputs without a gradient, at every call
     ctx.save_for_backward(prediction, target, output[2])
 
 
-def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     """The gradient of the first argument."""
+    if grad is None:
+        return (None,) * 7
     derive = gradient_kernel("adaptive_mse_backward", gradient)
     found = derive(grad, *ctx.saved_tensors, ctx.mean)
     return found, None, None, None, None, None, None

@@ -13,8 +13,10 @@ share memory. Of a DTensor the local shard is meant, and masks are then of shard
 or RuntimeError, naming the argument, before anything is written.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,29 @@ from .dtypes import only_reference
 from .layout import in_memory, is_sharded, local
 
 Lists = dict[str, Sequence[Tensor]]
+
+
+class Call(NamedTuple):
+    """What an op was called with."""
+
+    op: Any  # the overload that takes a table; None if the lists did not go as one
+    lists: Lists
+    rest: tuple[Any, ...]
+    scalars: dict[str, Any]
+    result: Any
+
+
+_noted = threading.local()
+
+
+@contextmanager
+def recorded(made: list[Call]) -> Iterator[None]:
+    """Note in ``made`` what this thread calls meanwhile."""
+    _noted.made = made
+    try:
+        yield
+    finally:
+        _noted.made = None
 
 
 def over_lists(
@@ -61,6 +86,10 @@ def over_lists(
     else:
         result = op.table(table, *rest, **scalars)
         tables.spare.append(table)
+    made = None if torch.compiler.is_compiling() else getattr(_noted, "made", None)
+    if made is not None:
+        by_table = op.table if table is not None and lists is given else None
+        made.append(Call(by_table, lists, rest, scalars, result))
     _bump_versions(given, lists, changed)
     return result
 

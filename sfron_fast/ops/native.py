@@ -133,6 +133,13 @@ def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Tabled, Tabled] 
     return found
 
 
+def alike(params: Any, grads: Any, kinds: Any) -> bool:
+    """Whether gradients have shape, dtype and device of their parameters, both as ``gather`` gives
+    them, and these the size, dtype and device that they had when ``kinds`` was their table.
+    """
+    return _module is not None and _module.alike(params.table, grads.table, kinds)
+
+
 def ask_huge_pages(tensor: Any) -> None:
     """Advise Linux to back a large tensor on the CPU, not yet written to, by huge pages."""
     if _module is not None:

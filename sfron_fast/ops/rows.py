@@ -30,8 +30,18 @@ def torch_looks_inside() -> bool:
     return transformed() or forward_ad._current_level >= 0
 
 
+def has_node(source: Tensor) -> bool:
+    """Whether an op differentiates by a node of its own: in eager mode, where a kernel serves and
+    nothing looks inside.
+    """
+    plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and not (only_reference(source.dtype) or torch_looks_inside())
+
+
 def kernel(name: str, differentiable: Any, source: Tensor) -> Any:
     """The op of that name; ``differentiable`` where no kernel serves, or torch looks inside."""
+    if has_node(source):
+        return registry.node(name)
     own = only_reference(source.dtype) or torch_looks_inside()
     return differentiable if own else registry.op(name)
 

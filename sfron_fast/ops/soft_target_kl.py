@@ -128,11 +128,14 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     """Only the loss has a gradient; the weights are constants."""
     logits, teacher_logits, weights, ctx.temperature = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for outputs without a gradient, at every call
     ctx.save_for_backward(logits, teacher_logits, weights, output[2])
 
 
-def backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+def backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     """The gradient of the first argument."""
+    if grad is None:
+        return (None,) * 4
     derive = gradient_kernel("soft_target_kl_backward", differentiable_gradient)
     found = derive(grad, *ctx.saved_tensors, ctx.temperature)
     return found, None, None, None

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from ..distributed.shards import anywhere, placed_gradient
 from ..ops.layout import local, orders_of
 from ..saliency.mask import SaliencyMask
+from . import replay
 from .amp import amp_scalar
 from .batch import Batch
 from .elsewhere import brought, is_away, keep
@@ -69,14 +70,7 @@ class SFRonOptimizer(Resumable):
         # a schedule after it is not too early (torch notices its own ``step`` only)
         self._noted["called"] = True
         loss = self._run(closure)
-        batches = self._batches(masked=True)
-        idle = self._idle_slow(batches)
-        check_step(self, batches, idle, forget=True)
-        norms = self._norms(batches)
-        for batch in batches:
-            self._forget(batch, norms, counts=batch is batches[0])
-        for batch in idle:  # their cycle starts here too: they may still move in its retain steps
-            start_idle(self, batch)
+        replay.step(self, self._forget_step, forget=True, clipped=True)
         for group in self.param_groups:
             group["retain_pending"], group["has_forgotten"] = group["retain_steps"], True
         return loss
@@ -93,6 +87,25 @@ class SFRonOptimizer(Resumable):
                 "step: expected no gradients after step_in_backward, found some; one backward is a"
                 " step"
             )
+        clipped = bool(self.param_groups[0]["clip_retain"])
+        replay.step(self, self._retain_step, forget=False, clipped=clipped)
+        self._in_backward.clear()
+        for group in self.param_groups:
+            group["retain_pending"] = max(0, group["retain_pending"] - 1)
+        return loss
+
+    def _forget_step(self) -> list[Batch]:
+        batches = self._batches(masked=True)
+        idle = self._idle_slow(batches)
+        check_step(self, batches, idle, forget=True)
+        norms = self._norms(batches)
+        for batch in batches:
+            self._forget(batch, norms, counts=batch is batches[0])
+        for batch in idle:  # their cycle starts here too: they may still move in its retain steps
+            start_idle(self, batch)
+        return batches
+
+    def _retain_step(self) -> list[Batch]:
         batches = self._batches(masked=False)
         last = self.param_groups[0]["retain_pending"] == 1
         idle = self._idle_slow(batches) if last else []
@@ -102,10 +115,7 @@ class SFRonOptimizer(Resumable):
             self._retain(batch, norms, counts=batch is batches[0])
         for batch in idle:  # no gradient in the last retain step, but maybe one in an earlier one
             blend_idle(self, batch)
-        self._in_backward.clear()
-        for group in self.param_groups:
-            group["retain_pending"] = max(0, group["retain_pending"] - 1)
-        return loss
+        return batches
 
     @torch.no_grad()
     def retain_one(self, group: dict[str, Any], param: Tensor) -> None:

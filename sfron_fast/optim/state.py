@@ -46,6 +46,9 @@ class StatefulOptimizer(Optimizer):
     _skips: Skips
     _masks: dict[int, GroupMask]
     _flat: dict[int, FlatStates]
+    _replays: dict[
+        tuple[bool, int], Any
+    ]  # of a forget step, and of retain steps by what is pending
     _tables: dict[int, Tensor]  # where each group's tensors were in the last step
     # What a step leaves behind lies in containers: compiled by torch 2.11, it cannot set the
     # optimizer's attributes.
@@ -56,7 +59,7 @@ class StatefulOptimizer(Optimizer):
     def _remember_nothing(self) -> None:
         """As after the constructor: whatever is not saved starts anew."""
         self._skips = Skips()
-        self._masks, self._flat, self._tables = {}, {}, {}
+        self._masks, self._flat, self._tables, self._replays = {}, {}, {}, {}
         self._noted, self._in_backward, self.checked_settings = {}, set(), []
         self._lanes = {}
         self.forget = ForgetView(self)

@@ -116,3 +116,13 @@ def test_command(tmp_path, capsys, time, status):
         (tmp_path / f"{name}.json").write_text(json.dumps({"provenance": origin, "rows": rows}))
     assert guard.main([str(tmp_path / "new.json"), str(tmp_path / "old.json")]) == status
     assert ("mask, against stock: 4.00 -> 2.00" in capsys.readouterr().out) == bool(status)
+
+
+def test_a_result_is_compared_with_one_of_its_instruction_set(tmp_path):
+    paths = {name: tmp_path / f"{name}.json" for name in ("new", "cpu", "cpu_avx2")}
+    for name, isa in (("new", "AVX2"), ("cpu", "AVX512")):
+        paths[name].write_text(json.dumps({"rows": [], "provenance": {"isa": isa}}))
+    assert guard.of_the_same_kind(paths["new"], paths["cpu"]) == paths["cpu"]
+    paths["cpu_avx2"].write_text("{}")
+    assert guard.of_the_same_kind(paths["new"], paths["cpu"]) == paths["cpu_avx2"]
+    assert guard.of_the_same_kind(paths["cpu"], paths["cpu"]) == paths["cpu"]
