@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..ops import calls, native, tables
 from .batch import Batch
+from .elsewhere import is_away
 from .scalars import capturing
 from .state import StatefulOptimizer
 
@@ -178,6 +179,8 @@ def _replay(
     )
     if not own or not whole or len(made) != len(batches) + clipped:
         return None
+    if any(map(is_away, batches)):
+        return None  # slow weights are copied by no op
     if len(batches) > 1 and any(b.flat is None for b in batches):
         return None  # what the second op refuses must be found before the first
     for group in groups:
