@@ -161,3 +161,10 @@ def test_the_demonstration_in_small(tmp_path, monkeypatch):
     assert (len(result["claims"]), len(result["controls"])) == (4, 3)
     assert result["verdict"] == "NOT SHOWN"
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_the_demonstration(tmp_path):
+    """The experiment can tell: its controls fail as they must."""
+    result = demo.main(["--seed", "0", "--out", str(tmp_path)])
+    assert all(control["met"] for control in result["controls"])

@@ -186,3 +186,10 @@ def test_the_demonstration_in_small(tmp_path, monkeypatch):
     assert len(result["controls"]) == 2
     assert (tmp_path / "lune.png").stat().st_size > 10_000
     assert "| verdict | |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.long
+def test_the_demonstration(tmp_path):
+    """The experiment can tell: its controls fail as they must."""
+    result = demo.main(["--seed", "0", "--out", str(tmp_path)])
+    assert all(control["met"] for control in result["controls"])

@@ -26,10 +26,10 @@ from .harness import ALPHA, RELEARN, Score, above_chance, score
 from .learner import TASK, Batches, known, learn, make_model
 
 OUT = Path("benchmarks/results/systems/ablation")
-EPOCHS, LR, BATCH = 24, 3e-3, 128
+EPOCHS, LR, BATCH = 20, 3e-3, 128
 ABLATION: dict[str, Any] = {"lr": 1e-3, "retain_weight": 1.0, "max_norm": 1.0}
 STATEMENTS = 32  # to forget in a step
-ABLATION_STEPS = 90
+ABLATION_STEPS = 60
 FLAGGED = 0.9  # of the targets
 
 
@@ -121,7 +121,7 @@ def demonstrate(seed: int, method: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", choices=METHODS, default="npo")
+    parser.add_argument("--method", choices=METHODS, default="simnpo")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     result = demonstrate(options.seed, options.method)

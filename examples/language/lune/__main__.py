@@ -31,7 +31,7 @@ from .memory import held_by_training, peak_of
 
 OUT = Path("benchmarks/results/systems/lune")
 WIDTH, LAYERS, HEADS, INNER, LONGEST = 192, 4, 4, 512, 64
-BATCH, EPOCHS, LR = 32, 8, 2e-3  # of the model that knows all
+BATCH, EPOCHS, LR = 32, 12, 2e-3  # of the model that knows all
 LUNE: dict[str, Any] = {"rank": 4, "alpha": 16.0, "epochs": 6, "lr": 6e-3, "cosine": True}
 FULL: dict[str, Any] = {
     "epochs": 6,
