@@ -23,14 +23,17 @@ SatImp    ascent, tokens weighted by saturation and importance
 CE-U      ascent, tokens weighted by their odds
 UNDIAL    the model before with the label's logit lowered as a teacher
 RMU       hidden states towards a random direction (retain set: where they were)
+LUNE      descent on wrong answers, low-rank adapters alone (retain set: if there is one)
 """
 
+from ..models.lora import add_lora, lora_off, merge_lora
 from .bad_teacher import bad_teacher
 from .ceu import ceu
 from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
 from .idk_dpo import idk_dpo
+from .lune import lune
 from .npo import npo
 from .random_label import random_label, wrong_labels
 from .rmu import rmu
@@ -45,6 +48,7 @@ from .wga import wga
 
 __all__ = [
     "Recipe",
+    "add_lora",
     "bad_teacher",
     "ceu",
     "finetune",
@@ -52,6 +56,9 @@ __all__ = [
     "gradient_ascent",
     "gradient_saliency",
     "idk_dpo",
+    "lora_off",
+    "lune",
+    "merge_lora",
     "npo",
     "random_label",
     "rmu",

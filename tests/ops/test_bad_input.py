@@ -10,9 +10,12 @@ from op_table import OPS
 import sfron_fast as sf
 from sfron_fast import Fisher, Recipe, SaliencyMask, functional
 from sfron_fast.methods import (
+    add_lora,
     bad_teacher,
     finetune,
     gradient_ascent,
+    lune,
+    merge_lora,
     random_label,
     scrub,
     selective_amnesia,
@@ -590,6 +593,26 @@ def test_baselines_of_two_loaders():
     refused("mixed", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
     refused("classes", lambda: wrong_labels(torch.zeros(3, dtype=torch.int64), 1))
     assert same(bits(model), before)
+
+
+def test_adapters():
+    model = build("bn")
+    before = bits(model)
+    refused("negatives", lambda: lune(model, negatives=[]))
+    refused("negatives", lambda: lune(model, negatives=[X]))
+    refused("retain", lambda: lune(model, negatives=GOOD, retain=[]))
+    refused("retain_weight", lambda: lune(model, negatives=GOOD, retain_weight=NAN))
+    refused("rank", lambda: lune(model, negatives=GOOD, rank=0))
+    refused("alpha", lambda: lune(model, negatives=GOOD, alpha=0.0))
+    refused("dropout", lambda: lune(model, negatives=GOOD, dropout=1.5))
+    refused("epochs", lambda: lune(model, negatives=GOOD, epochs=0))
+    refused("lr", lambda: lune(model, negatives=GOOD, lr=NAN))
+    refused("mask", lambda: lune(model, negatives=GOOD, mask=random_mask(model)))
+    refused("model", lambda: add_lora(torch.nn.Conv2d(1, 1, 1), rank=1, alpha=1.0))
+    assert same(bits(model), before)
+    add_lora(model, rank=1, alpha=1.0)
+    refused("model", lambda: add_lora(model, rank=1, alpha=1.0))
+    assert same(bits(merge_lora(model)), before)  # B was 0
 
 
 def test_everything_public_has_its_row_here():

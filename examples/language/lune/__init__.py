@@ -1,0 +1,1 @@
+"""LUNE: a language model forgets from wrong answers, by adapters alone."""
