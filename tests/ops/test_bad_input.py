@@ -12,7 +12,10 @@ from sfron_fast import Fisher, Recipe, SaliencyMask, functional
 from sfron_fast.methods import (
     bad_teacher,
     finetune,
+    fit_decoder,
     gradient_ascent,
+    kunbr,
+    r2f,
     random_label,
     scrub,
     selective_amnesia,
@@ -589,6 +592,20 @@ def test_baselines_of_two_loaders():
     refused("forget", lambda: selective_amnesia(model, retain=GOOD, forget=[]))
     refused("mixed", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
     refused("classes", lambda: wrong_labels(torch.zeros(3, dtype=torch.int64), 1))
+    assert same(bits(model), before)
+
+
+def test_methods_of_single_layers():
+    """More: tests/frameworks/test_kunbr.py and test_r2f.py."""
+    model = build("bn")
+    before = bits(model)
+    sets = {"forget": GOOD, "retain": GOOD}
+    refused("layers", lambda: kunbr(model, **sets, layers="0", size=1, top=1))
+    refused("block_epochs", lambda: kunbr(model, **sets, layers="0", size=1, top=1, block_epochs=0))
+    refused("layers", lambda: fit_decoder(model, loader=GOOD, layers="none"))
+    refused("rank", lambda: fit_decoder(model, loader=GOOD, layers="0", rank=0))
+    decoder = fit_decoder(build(), loader=GOOD, layers="0", rank=2)
+    refused("norm", lambda: r2f(model, forget=GOOD, decoder=decoder, norm=NAN))
     assert same(bits(model), before)
 
 
