@@ -15,6 +15,7 @@ reviews and its code (which visits blocks in turn and has no density): density i
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..tasks import Task
 from .descent import Loader, batches, descend, mean_losses, task_or_classification
 from .grad_diff import grad_diff
 from .original import Original, only
+from .weighted import USUAL
 
 UNTOUCHED = 2  # last layers, whose block is never chosen
 
@@ -79,10 +81,10 @@ def kunbr(
     few = f"block numbers from 0 to {free - 1}, as the last {UNTOUCHED} layers are left"
     require(inside, "chosen", few, list(chosen))
 
-    settings = {"forget": forget, "retain": retain, "task": task, "lr": lr} | settings
-    settings["retain_weight"] = retain_weight
+    sets: dict[str, Any] = {"forget": forget, "retain": retain, "task": task, "lr": lr}
+    sets["retain_weight"] = retain_weight
     original = Original(model)
-    grad_diff(model, epochs=epochs, **settings)
+    grad_diff(model, epochs=epochs, **sets, **settings)
     for number in chosen:
         names = set(blocks[number])
         cover = {n: p for n, p in model.named_parameters() if n in original.kept and n not in names}
@@ -91,20 +93,15 @@ def kunbr(
             for name in kept:
                 cover[name].copy_(original.kept[name])
         with only(model, blocks[number]):
-            grad_diff(model, epochs=block_epochs, **settings)
+            grad_diff(model, epochs=block_epochs, **sets, **settings)
         with torch.no_grad():
             for name, weight in kept.items():
                 cover[name].copy_(weight)
     if retain_epochs:
-        rest = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01} | {
-            k: v
-            for k, v in settings.items()
-            if k not in ("forget", "retain", "task", "lr", "retain_weight")
-        }
+        rest: dict[str, Any] = {**USUAL, **settings}
+        losses = mean_losses(model, retain, "retain", task)
         rate = lr if retain_lr is None else retain_lr
-        descend(
-            model, mean_losses(model, retain, "retain", task), epochs=retain_epochs, lr=rate, **rest
-        )
+        descend(model, losses, epochs=retain_epochs, lr=rate, **rest)
     return model
 
 
@@ -139,7 +136,7 @@ def block_density(
     with evaluating(model), recording(model):
         for batch in batches(model, forget, "forget", task):
             for s in range(task.samples(batch)):
-                loss = task.mean_loss(model, each_tensor(batch, lambda t, s=s: t[s : s + 1]))
+                loss = task.mean_loss(model, each_tensor(batch, itemgetter(slice(s, s + 1))))
                 flat = [named[name] for names in blocks for name in names]
                 grads = iter(torch.autograd.grad(loss, flat, materialize_grads=True))
                 for number, names in enumerate(blocks):
