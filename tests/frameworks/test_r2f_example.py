@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from examples.language.r2f import __main__ as demo
 from examples.language.r2f import held
 
@@ -17,3 +19,15 @@ def test_a_small_run_is_written(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "seed3.json").read_text())
     assert found["verdict"] in ("PASS", "FAIL", "NOT SHOWN")
     assert (tmp_path / "steps.png").exists()
+
+
+@pytest.mark.long
+def test_the_whole_demonstration(tmp_path):
+    """Seed 7, which its settings were chosen on: the models have learnt, and what must hold does."""
+    demo.main(["--seed", "7", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "seed7.json").read_text())
+    rows = found["facts"]["rows"]
+    before = rows["before"]
+    assert min(before["forget"], before["retain"]) >= 0.95
+    assert rows["retrained"]["forget"] <= 0.45
+    assert all(claim["met"] for claim in found["controls"])
