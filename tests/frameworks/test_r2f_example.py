@@ -23,7 +23,7 @@ def test_a_small_run_is_written(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_the_whole_demonstration(tmp_path):
-    """Seed 7, which its settings were chosen on: the models have learnt, and what must hold does."""
+    """Seed 7, which its settings were chosen on: the models have learnt, and the sums hold."""
     demo.main(["--seed", "7", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "seed7.json").read_text())
     rows = found["facts"]["rows"]
