@@ -11,7 +11,7 @@ SA      -                   towards uniform predictions (*)  descent, penalty by
 
 (*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
 
-For language models (``task=Language()``), all with descent on the retain set:
+For language models (``task=Language()``), with descent on the retain set but where it says so:
 
         (F) forgetting part
 GradDiff  ascent
@@ -24,6 +24,8 @@ CE-U      ascent, tokens weighted by their odds
 UNDIAL    the model before with the label's logit lowered as a teacher
 RMU       hidden states towards a random direction (retain set: where they were)
 LUNE      descent on wrong answers, low-rank adapters alone (retain set: if there is one)
+KUnBR     GradDiff, then again on the densest blocks, each in the model as it was
+R2F       one step up a gradient decoded from those of low-rank factors (retain set: not seen)
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
@@ -33,8 +35,10 @@ from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
 from .idk_dpo import idk_dpo
+from .kunbr import kunbr
 from .lune import lune
 from .npo import npo
+from .r2f import Decoder, fit_decoder, r2f
 from .random_label import random_label, wrong_labels
 from .rmu import rmu
 from .salun import gradient_saliency, salun
@@ -47,19 +51,23 @@ from .undial import undial
 from .wga import wga
 
 __all__ = [
+    "Decoder",
     "Recipe",
     "add_lora",
     "bad_teacher",
     "ceu",
     "finetune",
+    "fit_decoder",
     "grad_diff",
     "gradient_ascent",
     "gradient_saliency",
     "idk_dpo",
+    "kunbr",
     "lora_off",
     "lune",
     "merge_lora",
     "npo",
+    "r2f",
     "random_label",
     "rmu",
     "salun",

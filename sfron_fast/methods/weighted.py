@@ -21,6 +21,8 @@ from ..tasks.task import Units, check_depends
 from .descent import Loader, batches, descend, task_or_classification
 
 Ids = Callable[[Any], Tensor]  # of a prepared batch the numbers of its samples, int64 [samples]
+# settings of ``descend`` that language models are trained with
+USUAL: dict[str, Any] = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01}
 ForgetLoss = Callable[[Any, Tensor], Tensor]  # (prepared batch, ids [samples]) -> []
 
 
@@ -73,8 +75,7 @@ def forget_and_retain(
             yield terms(batch, position if ids is None else ids(batch))
             count += samples
 
-    defaults = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01}
-    return descend(model, losses, **{**defaults, **settings})
+    return descend(model, losses, **{**USUAL, **settings})
 
 
 def forget_by_token(

@@ -8,14 +8,14 @@ from sfron_fast import SaliencyMask
 VOCABULARY, LENGTH = 32, 9
 
 
-def gpt(dtype=torch.float64, dropout=0.0, seed=0, length=LENGTH):
+def gpt(dtype=torch.float64, dropout=0.0, seed=0, length=LENGTH, layers=2, width=16):
     """Not a Llama: its norms compute in fp32 whatever the dtype."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=length,
-        n_embd=16,
-        n_layer=2,
+        n_embd=width,
+        n_layer=layers,
         n_head=2,
         initializer_range=0.3,
         attn_pdrop=dropout,

@@ -13,9 +13,12 @@ from sfron_fast.methods import (
     add_lora,
     bad_teacher,
     finetune,
+    fit_decoder,
     gradient_ascent,
+    kunbr,
     lune,
     merge_lora,
+    r2f,
     random_label,
     scrub,
     selective_amnesia,
@@ -613,6 +616,20 @@ def test_adapters():
     add_lora(model, rank=1, alpha=1.0)
     refused("model", lambda: add_lora(model, rank=1, alpha=1.0))
     assert same(bits(merge_lora(model)), before)  # B was 0
+
+
+def test_methods_of_single_layers():
+    """More: tests/frameworks/test_kunbr.py and test_r2f.py."""
+    model = build("bn")
+    before = bits(model)
+    sets = {"forget": GOOD, "retain": GOOD}
+    refused("layers", lambda: kunbr(model, **sets, layers="0", size=1, top=1))
+    refused("block_epochs", lambda: kunbr(model, **sets, layers="0", size=1, top=1, block_epochs=0))
+    refused("layers", lambda: fit_decoder(model, loader=GOOD, layers="none"))
+    refused("rank", lambda: fit_decoder(model, loader=GOOD, layers="0", rank=0))
+    decoder = fit_decoder(build(), loader=GOOD, layers="0", rank=2)
+    refused("norm", lambda: r2f(model, forget=GOOD, decoder=decoder, norm=NAN))
+    assert same(bits(model), before)
 
 
 def test_everything_public_has_its_row_here():
