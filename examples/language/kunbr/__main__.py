@@ -43,8 +43,8 @@ GRAD_DIFF_LR, KUNBR_LR = 5e-4, 1.5e-3
 RETAIN_EPOCHS, RETAIN_LR = 5, 5e-4
 BATCH, RETAIN_BATCH = 30, 64
 ATTACK_STEPS, ATTACK_LR = 60, 3e-4
-READ_ONCE = FORGOTTEN * RELATIONS  # sequences
-GAP, FORGET_WITHIN, RETAIN_WITHIN = 0.15, 0.05, 0.01
+READ_ONCE = FORGOTTEN * RELATIONS  # sequences, for the density
+GAP, FORGET_WITHIN, RETAIN_WITHIN, MORE_WITHIN = 0.15, 0.05, 0.01, 0.01
 FASTER = "GradDiff, twice the rate"  # what a larger step alone does: no claim, but told
 
 Method = Callable[[nn.Module, dict[str, Any]], Any]
@@ -162,11 +162,13 @@ def judged(rows: dict[str, dict[str, float]]) -> tuple[list[Claim], list[Claim]]
     def apart(key: str) -> float:
         return abs(base[key] - ours[key])
 
+    # the short last batch of the retain set comes oftener in several runs than in one
+    more = (ours["sequences"] - READ_ONCE) / base["sequences"] - 1.0
     claims = [
         at_least("RTT accuracy, GradDiff minus KUnBR", under("KUnBR"), GAP),
         at_most("forget accuracies apart", apart("forget"), FORGET_WITHIN),
         at_most("retain accuracies apart", apart("retain"), RETAIN_WITHIN),
-        at_most("sequences read, apart (density reads 120)", apart("sequences"), READ_ONCE),
+        at_most("sequences trained on, KUnBR's more (share)", more, MORE_WITHIN),
     ]
     attack = base["RTT"] - rows["retrained"]["RTT"]
     controls = [
