@@ -371,6 +371,7 @@ config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["GPT2Block"]}
 trainer = run("fsdp", fsdp=True, fsdp_config=config)
 assert trainer.accelerator.is_fsdp2
 assert all(hasattr(p, "full_tensor") for p in trainer.model.parameters())
+torch.distributed.destroy_process_group()  # its threads may outlive the interpreter
 """
 
 
