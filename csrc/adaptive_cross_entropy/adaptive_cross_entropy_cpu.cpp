@@ -119,7 +119,7 @@ SFRON_HD void narrow_forward(const CrossEntropyRows& t, int64_t row, int64_t row
 
 // What narrow_backward works in: the elements' softmaxes, and tiles for other dtypes.
 struct Narrow {
-  Spread base, factor;
+  Repeated base, factor;
   alignas(64) float x[kNarrow * kLanes], out[kNarrow * kLanes];
 };
 

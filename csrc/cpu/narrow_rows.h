@@ -42,7 +42,7 @@ SFRON_HD void column_maximum(const Columns& columns, int64_t classes, float* max
 }
 
 // A number of each row beside every element of it: [rows, classes], as the rows lie.
-struct Spread {
+struct Repeated {
   static constexpr int64_t kChunk = 8;  // written at once, also over what follows
   alignas(64) float of[kNarrow * kLanes + kChunk];
 

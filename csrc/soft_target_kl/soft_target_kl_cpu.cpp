@@ -157,7 +157,7 @@ SFRON_HD void narrow_forward(const KlRows& t, int64_t row, int64_t rows, Columns
 
 // What narrow_backward works in: the elements' softmaxes, and tiles for other dtypes.
 struct Narrow {
-  Spread base_x, factor_x, base_y, factor_y;
+  Repeated base_x, factor_x, base_y, factor_y;
   alignas(64) float x[kNarrow * kLanes], y[kNarrow * kLanes], out[kNarrow * kLanes];
 };
 
