@@ -15,6 +15,12 @@ from . import unwrap
 KEPT = "sfron_fast.RetainBudget"  # in the Trainer's state
 
 
+def check_sized(name: str, dataset: Any) -> None:
+    """It has samples, and says how many."""
+    sized = hasattr(dataset, "__len__") and len(dataset) > 0
+    require(sized, name, "a dataset with a length > 0", type(dataset).__name__)
+
+
 class RetainBudget:
     """What ``ForgetCallback`` may spend: how far the mean loss of retain samples may rise, as a
     share of the loss on held-out samples before the run.
@@ -48,8 +54,7 @@ class RetainBudget:
         task: Task | None = None,
     ) -> None:
         for name, found in (("kept_dataset", kept_dataset), ("holdout_dataset", holdout_dataset)):
-            sized = hasattr(found, "__len__") and len(found) > 0
-            require(sized, name, "a dataset with a length > 0", type(found).__name__)
+            check_sized(name, found)
         number("share", share, 0.0, open_low=True)
         self.kept_dataset, self.holdout_dataset = kept_dataset, holdout_dataset
         self.share, self.task = share, as_task(task, lambda _: Language())

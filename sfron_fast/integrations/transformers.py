@@ -33,7 +33,7 @@ from ..methods.gradients import gradients_reach
 from ..ops.layout import local
 from ..optim.base import SFRonOptimizer
 from . import forget_metrics, forget_step, unwrap
-from .trainer_budget import RetainBudget
+from .trainer_budget import RetainBudget, check_sized
 
 __all__ = [
     "ForgetCallback",
@@ -120,10 +120,7 @@ class ForgetCallback(TrainerCallback):
         temperature: float = 0.5,
         retain_budget: RetainBudget | None = None,
     ) -> None:
-        sized = hasattr(forget_dataset, "__len__") and len(forget_dataset) > 0
-        require(
-            sized, "forget_dataset", "a dataset with a length > 0", type(forget_dataset).__name__
-        )
+        check_sized("forget_dataset", forget_dataset)
         if not callable(forget_weight):
             number("forget_weight", forget_weight, 0.0)
         number("temperature", temperature, 0.0)

@@ -58,6 +58,18 @@ def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Te
     return mean
 
 
+def holdout_scale(ranks: Ranks, holdout: Iterable[Any], task: Task) -> float:
+    """The scale of a ceiling or a budget: the mean loss of samples that the model has never seen.
+
+    Raises:
+        ValueError: it is 0 or not finite, or there is no sample.
+    """
+    found = mean_over(ranks, holdout, task, "holdout").item()
+    remedy = "hold out data the model has not learnt by heart"
+    require(found > 0.0, "holdout", "a mean loss > 0", found, remedy)
+    return found
+
+
 @by_keyword
 def retain_budget(
     model: nn.Module,
@@ -89,10 +101,7 @@ def retain_budget(
     if group is None and shared(model):
         group = torch.distributed.group.WORLD
     ranks = Ranks(model, group)
-    scale = mean_over(ranks, holdout, task, "holdout").item()
-    remedy = "hold out data the model has not learnt by heart"
-    require(scale > 0.0, "holdout", "a mean loss > 0", scale, remedy)
-    budget = Budget(ranks, list(kept), task, share, scale)
+    budget = Budget(ranks, list(kept), task, share, holdout_scale(ranks, holdout, task))
     ranks.reshard()
     return budget
 

@@ -25,7 +25,8 @@ from ..data.batches import each_tensor
 from ..errors import by_keyword, integer, require
 from ..models.modes import evaluating, recording
 from ..tasks import Task
-from .descent import Loader, batches, descend, mean_losses, task_or_classification
+from .descent import Loader, batches, task_or_classification
+from .finetune import finetune
 from .grad_diff import grad_diff
 from .original import Original, only
 from .weighted import USUAL
@@ -99,9 +100,8 @@ def kunbr(
                 cover[name].copy_(weight)
     if retain_epochs:
         rest: dict[str, Any] = {**USUAL, **settings}
-        losses = mean_losses(model, retain, "retain", task)
         rate = lr if retain_lr is None else retain_lr
-        descend(model, losses, epochs=retain_epochs, lr=rate, **rest)
+        finetune(model, retain, task=task, epochs=retain_epochs, lr=rate, **rest)
     return model
 
 

@@ -25,6 +25,7 @@ from ..tasks import Task
 from ..tasks.task import check_depends
 from .descent import Loader, batches, descend, task_or_classification
 from .original import only
+from .weighted import USUAL
 
 
 @by_keyword
@@ -79,14 +80,15 @@ def lune(
         for batch in batches(model, negatives, "negatives", task):
             yield terms(batch)
 
-    usual = {"optimizer": "adamw", "cosine": False, "weight_decay": 0.01, "max_norm": 1.0}
     adapters = adapters_in(model)
     new = not adapters
     if new:
         adapters = add_lora(model, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     try:
         with only(model, adapters):
-            return descend(model, losses, epochs=epochs, lr=lr, **{**usual, **settings})
+            return descend(
+                model, losses, epochs=epochs, lr=lr, **{**USUAL, "max_norm": 1.0, **settings}
+            )
     except ValueError:  # refused: nothing of it stays
         if new:
             drop_lora(model)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import by_keyword, integer, number, require
+from ..models.linear import is_linear, matrix
 from ..models.modes import evaluating, recording
 from ..tasks import Task
 from .descent import Loader, batches, task_or_classification
@@ -65,7 +66,7 @@ def r2f(
     require(0.0 < size < float("inf"), "forget", "a gradient that is finite and not 0", size)
     with torch.no_grad():
         for name, x in factors.items():
-            w = matrix(model.get_submodule(name))
+            w = _matrix(model.get_submodule(name))
             w.addmm_(x.to(w), decoder.up[name].to(w), alpha=norm / size)
     return model
 
@@ -77,7 +78,7 @@ def factor_gradients(
     task, samples, zeros = task_or_classification(task), 0, {}
     modules = dict(model.named_modules())
     for name, a in decoder.down.items():
-        w = matrix(modules[name]) if name in modules else a[:0, :0]
+        w = _matrix(modules[name]) if name in modules else a[:0, :0]
         fits, found = w.shape[1] == a.shape[1], tuple(w.shape)
         require(fits, "decoder", f"a layer {name!r} of {a.shape[1]} inputs", found)
         zeros[name] = w.new_zeros(len(w), len(a))
@@ -119,7 +120,7 @@ def fit_decoder(
     require(bool(found), "layers", "an expression that finds linear layers", repr(layers))
     down, up, both = {}, {}, {}  # both: A S = E[X^T G], so that S is not formed
     for name, module in found.items():
-        w = matrix(module)
+        w = _matrix(module)
         down[name] = (torch.randn(rank, w.shape[1], generator=draw) / w.shape[1] ** 0.5).to(w)
         both[name] = torch.zeros_like(down[name], dtype=torch.float64)
     weights = [proxy.get_parameter(f"{name}.weight") for name in found]
@@ -136,13 +137,10 @@ def fit_decoder(
     return Decoder(down, up)
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """A linear layer's weight as [out, in], in its memory: GPT-2's layers have theirs turned."""
-    found = type(module).__name__
-    good, linear = isinstance(module, nn.Linear) or found == "Conv1D", "nn.Linear or a Conv1D"
-    require(good, "layers", linear, found)
-    weight = module.get_parameter("weight").detach()
-    return weight.T if found == "Conv1D" else weight
+def _matrix(module: nn.Module) -> Tensor:
+    """Of a layer that is named; anything else is refused."""
+    require(is_linear(module), "layers", "nn.Linear or a Conv1D", type(module).__name__)
+    return matrix(module)
 
 
 def _add(a: Tensor, b: Tensor, _: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ..optim.validation import check_dtypes
 from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
-from .budget import Budget, mean_over
+from .budget import Budget, holdout_scale
 from .gradients import gradients_reach
 from .looking import leaving_no_trace
 from .outcome import Outcome
@@ -144,9 +144,7 @@ class Run:
         elif ceiling or self.share is not None:
             assert self.holdout is not None
             with self.looking():
-                found = mean_over(self.ranks, self.holdout, self.task, "holdout").item()
-            remedy = "hold out data the model has not learnt by heart"
-            require(found > 0.0, "holdout", "a mean loss > 0", found, remedy)
+                found = holdout_scale(self.ranks, self.holdout, self.task)
             self.reference = found if ceiling else self.reference
         if self.share is not None:
             scale = 1.0 if saved is not None else found

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import integer, number, require
+from .linear import is_linear, matrix
 
 A, B, SCALE, DROPOUT, HOOK = "lora_A", "lora_B", "lora_scale", "lora_dropout", "lora_hook"
 
@@ -45,7 +46,7 @@ def add_lora(
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
         weight = layer.weight
-        rows, columns = _widths(layer)
+        rows, columns = matrix(layer).shape
         drawn = torch.empty(rank, columns).uniform_(-1.0, 1.0, generator=generator)
         down = (drawn / math.sqrt(columns)).to(weight)
         layer.register_parameter(A, nn.Parameter(down))
@@ -74,7 +75,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """W + scale * B A in the place of W, and no adapters any more; in place. Rounds as W does."""
     for layer in _adapted(model):
         change = getattr(layer, SCALE) * (getattr(layer, B) @ getattr(layer, A))
-        layer.weight += change if _is_linear(layer) else change.T
+        matrix(layer).add_(change)
     return drop_lora(model)
 
 
@@ -99,16 +100,6 @@ def _adapted(model: nn.Module) -> list[Any]:
     return [layer for layer in model.modules() if hasattr(layer, HOOK)]
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear)
-
-
-def _widths(layer: Any) -> tuple[int, int]:
-    """(out, in); the weight of a Conv1D is [in, out]."""
-    first, second = layer.weight.shape
-    return (first, second) if _is_linear(layer) else (second, first)
-
-
 def _layers(model: Any) -> list[Any]:
     """What gets an adapter."""
     users: dict[int, int] = {}
@@ -119,7 +110,5 @@ def _layers(model: Any) -> list[Any]:
     return [
         layer
         for layer in model.modules()
-        if (_is_linear(layer) or type(layer).__name__ == "Conv1D")
-        and layer is not head
-        and users[id(layer.weight)] == 1
+        if is_linear(layer) and layer is not head and users[id(layer.weight)] == 1
     ]

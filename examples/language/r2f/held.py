@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sfron_fast as sf
 from sfron_fast import methods
-from sfron_fast.methods.r2f import matrix
+from sfron_fast.models.linear import matrix
 
 from ..facts import Loader, make_model, people, together
 
