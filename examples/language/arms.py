@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import sfron_fast as sf
 from sfron_fast import methods as field
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import mean_over
+from sfron_fast.methods.budget import holdout_scale
 from sfron_fast.methods.weighted import ascent, forget_and_retain, references, sums
 
 from .authors import Benchmark
@@ -70,7 +70,7 @@ class Setting:
     def holdout_loss(self) -> float:
         """Full's mean loss on authors it has never seen."""
         held = self.batches("holdout", False)
-        return mean_over(Ranks(self.full, None), held, sf.Language(), "holdout").item()
+        return holdout_scale(Ranks(self.full, None), held, sf.Language())
 
 
 # of each method the two settings that pair 0 chooses from

@@ -8,10 +8,16 @@ the same length, and a thousand facts are learnt in a minute of one core.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+import sfron_fast as sf
+from sfron_fast.evaluation.relearning import relearned
+
+from .training import fit
 
 NAMES, RELATIONS, WORDINGS, VALUES, PARTS, SYLLABLES = 32, 4, 4, 24, 3, 40
 WRONG = 3  # other values of the relation, to choose the answer among
@@ -21,6 +27,7 @@ ANSWER = RELATION + RELATIONS
 VOCABULARY = ANSWER + SYLLABLES
 PROMPT = 5
 IGNORED = -100
+ATTACK: dict[str, Any] = {"steps": 60, "lr": 3e-4}
 
 Batch = dict[str, Tensor]
 
@@ -119,22 +126,8 @@ def make_model(seed: int, layers: int, width: int, inner: int, heads: int = 4) -
 
 
 def learn(model: nn.Module, loader: Loader, epochs: int, lr: float) -> float:
-    """AdamW with a linear rise of a twentieth and a cosine after; returns the last loss."""
-    moving = [p for p in model.parameters() if p.requires_grad]
-    steps = epochs * len(loader)
-    optimizer = torch.optim.AdamW(moving, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
-    model.train()
-    for _ in range(epochs):
-        for batch in loader:
-            loss = model(**batch).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(moving, 1.0)
-            optimizer.step()
-            schedule.step()
-    model.eval()
-    return loss.item()
+    """In place; returns the last loss."""
+    return fit(model, loader, epochs, lr, loss=lambda batch: model(**batch).loss, rise=0.05)
 
 
 @torch.no_grad()
@@ -147,3 +140,20 @@ def accuracy(model: nn.Module, facts: Facts) -> float:
         told = rows["input_ids"][:, PROMPT:].unsqueeze(-1)
         logp.append(logits.gather(-1, told).sum((1, 2)))
     return float((torch.stack(logp).argmax(0) == 0).double().mean())
+
+
+def halves(facts: Facts, seed: int) -> tuple[Facts, Facts]:
+    """Every fact in one of them, drawn."""
+    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
+    first, second = (facts.taken(part) for part in order.chunk(2))
+    return first, second
+
+
+def relearnt(model: nn.Module, forgotten: Facts, batch: int, seed: int) -> float:
+    """Accuracy on either half of the forgotten facts, after the other was relearnt."""
+    first, second = halves(forgotten, seed)
+    found = []
+    for learnt, asked in ((first, second), (second, first)):
+        attacked = relearned(model, Loader(learnt, batch, seed), task=sf.Language(), **ATTACK)
+        found.append(accuracy(attacked, asked))
+    return sum(found) / 2

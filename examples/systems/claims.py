@@ -3,6 +3,7 @@
 A demonstration of one seed ends in ``write(folder, record(seed, claims, controls, facts))``.
 """
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,6 +67,14 @@ def record(
         "facts": dict(facts),
         "seconds": round(seconds),
     }
+
+
+def parser(description: str, out: Path) -> argparse.ArgumentParser:
+    """Of a demonstration: which seed, and where its results go."""
+    found = argparse.ArgumentParser(description=description.splitlines()[0])
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--out", type=Path, default=out)
+    return found
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

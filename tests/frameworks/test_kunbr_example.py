@@ -23,16 +23,17 @@ def test_facts_are_what_they_say():
     read = [row for batch in loader for row in batch["input_ids"].tolist()]
     assert sorted(read) == sorted(rows["input_ids"].tolist())
     assert loader.given == 80
-    half, other = demo.halves(whole, 1)
+    half, other = facts.halves(whole, 1)
     assert sorted(half.prompt.tolist() + other.prompt.tolist()) == sorted(whole.prompt.tolist())
 
 
 def test_a_small_run_is_written(tmp_path, monkeypatch):
     small = {"DEPTH": 4, "SIZE": 1, "TOP": 1, "PEOPLE": 8, "FORGOTTEN": 2, "LEARN_EPOCHS": 2}
     small |= {"EPOCHS": 1, "BLOCK_EPOCHS": 1, "ALL_EPOCHS": 2, "RETAIN_EPOCHS": 1}
-    small |= {"ATTACK_STEPS": 2, "BATCH": 4, "READ_ONCE": 8}
+    small |= {"BATCH": 4, "READ_ONCE": 8}
     for name, value in small.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setitem(facts.ATTACK, "steps", 2)
     demo.main(["--seed", "3", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "seed3.json").read_text())
     assert found["verdict"] in ("PASS", "FAIL", "NOT SHOWN")

@@ -12,6 +12,7 @@ from test_language_methods import batches
 from tiny import gpt
 from torch import nn
 
+from examples.language import model as model_size
 from examples.language.lune import __main__ as demo
 from examples.language.lune import fixture
 from examples.language.lune.memory import held_by_training
@@ -172,8 +173,8 @@ def test_negatives_never_tell_what_is_to_be_forgotten():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
 def test_the_demonstration_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 1)
-    monkeypatch.setattr(demo, "WIDTH", 16)
-    monkeypatch.setattr(demo, "LAYERS", 1)
+    monkeypatch.setattr(model_size, "WIDTH", 16)
+    monkeypatch.setattr(model_size, "LAYERS", 1)
     monkeypatch.setattr(demo, "LUNE", {"rank": 1, "alpha": 1.0, "epochs": 1, "lr": 1e-3})
     monkeypatch.setattr(demo, "FULL", {"epochs": 1, "lr": 1e-3})
     monkeypatch.setattr(demo, "RELEARN", {"steps": 1, "lr": 1e-3})

@@ -4,12 +4,12 @@ import pytest
 import torch
 from models import bits
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from test_transformers import arguments
 from transformers import (
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
-    TrainingArguments,
 )
 
 import sfron_fast as sf
@@ -76,19 +76,8 @@ def test_unlearn_and_trainer_move_the_adapters_alone(model, tmp_path):
     assert moved(model, start) == adapters
 
     start = bits(model)
-    args = TrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        max_steps=2,
-        gradient_checkpointing=True,
-        gradient_accumulation_steps=2,
-        bf16=True,
-        per_device_train_batch_size=4,
-        dataloader_pin_memory=False,
-    )
+    more = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "bf16": True}
+    args = arguments(tmp_path, max_steps=2, per_device_train_batch_size=4, **more)
     optimizer = {"optimizer": sf.SFRonAdamW, "lr": 1e-2, "saliency": result.mask, "max_norm": 1.0}
     trainer = Trainer(
         model,

@@ -4,15 +4,17 @@ import json
 
 import pytest
 
+from examples.language import facts
 from examples.language.r2f import __main__ as demo
 from examples.language.r2f import held
 
 
 def test_a_small_run_is_written(tmp_path, monkeypatch):
     small = {"DEPTH": 1, "KNOWN": 6, "TUNED": 6, "FORGOTTEN": 2, "EPOCHS": 1, "TUNED_EPOCHS": 1}
-    small |= {"FIT_BATCH": 8, "HELD_OUT": 2, "ATTACK_STEPS": 2, "NORMS": (0.5, demo.NORM)}
+    small |= {"FIT_BATCH": 8, "HELD_OUT": 2, "NORMS": (0.5, demo.NORM)}
     for name, value in small.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setitem(facts.ATTACK, "steps", 2)
     for name, value in {"WIDTH": 128, "INNER": 128, "SEQUENCES": 2, "DEPTH": 2}.items():
         monkeypatch.setattr(held, name, value)
     demo.main(["--seed", "3", "--out", str(tmp_path)])

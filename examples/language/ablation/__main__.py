@@ -6,7 +6,6 @@ Two models learn the same sums in the same forms; one is also told how to derive
 step. 16 sums are taken away, and asked for again. Settings were chosen on seed 7.
 """
 
-import argparse
 import copy
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from examples.systems.claims import at_least, at_most, record, write
+from examples.systems.claims import at_least, at_most, parser, record, write
 from sfron_fast import methods
 
 from .arithmetic import Statement, World, added, world
@@ -126,11 +125,9 @@ def demonstrate(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=["npo", "simnpo"])
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
+    known = parser(__doc__, OUT)
+    known.add_argument("--methods", choices=METHODS, nargs="+", default=["npo", "simnpo"])
+    options = known.parse_args(arguments)
     start, told = time.process_time(), world(options.seed)
     models = [learnt(told, with_steps, options.seed) for with_steps in (True, False)]
     learning, results = time.process_time() - start, {}

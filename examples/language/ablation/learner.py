@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sfron_fast as sf
 
 from ..tokens import Collator
+from ..training import fit
 from .arithmetic import END, WORDS, P, Statement
 
 WIDTH, LAYERS, HEADS, INNER, LONGEST = 128, 3, 4, 384, 48
@@ -67,19 +68,10 @@ class Batches:
 
 
 def learn(model: LlamaForCausalLM, batches: Batches, epochs: int, lr: float) -> LlamaForCausalLM:
-    """In place, by AdamW on a cosine that warms up."""
-    steps = epochs * len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    model.train()
-    for _ in range(epochs):
-        for batch in TASK.prepared(batches, torch.device("cpu"), "batches"):
-            TASK.mean_loss(model, batch).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    return model.eval()
+    """In place."""
+    cpu = torch.device("cpu")
+    fit(model, batches, epochs, lr, loss=lambda b: TASK.mean_loss(model, TASK.prepare(b, cpu)))
+    return model
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ blocks, all with the same number of tokens and the same last pass over the retai
 (RTT) relearns one half of the 120 and asks for the other; both ways, so each fact is asked once.
 """
 
-import argparse
 import copy
 import random
 import time
@@ -17,16 +16,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import sfron_fast as sf
-from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.claims import Claim, at_least, at_most, parser, record, write
 from sfron_fast import methods
-from sfron_fast.evaluation.relearning import relearned
 from sfron_fast.methods.kunbr import UNTOUCHED, block_density, layer_blocks
 
-from ..facts import RELATIONS, WRONG, Facts, Loader, accuracy, learn, make_model, people, together
+from ..facts import (
+    RELATIONS,
+    WRONG,
+    Facts,
+    Loader,
+    accuracy,
+    learn,
+    make_model,
+    people,
+    relearnt,
+    together,
+)
 from .figure import draw
 
 OUT = Path("benchmarks/results/systems/kunbr")
@@ -42,7 +50,6 @@ ALL_EPOCHS = EPOCHS + TOP * BLOCK_EPOCHS
 GRAD_DIFF_LR, KUNBR_LR = 5e-4, 1.5e-3
 RETAIN_EPOCHS, RETAIN_LR = 5, 5e-4
 BATCH, RETAIN_BATCH = 30, 64
-ATTACK_STEPS, ATTACK_LR = 60, 3e-4
 READ_ONCE = FORGOTTEN * RELATIONS  # sequences, for the density
 GAP, FORGET_WITHIN, RETAIN_WITHIN, MORE_WITHIN = 0.15, 0.05, 0.01, 0.01
 FASTER = "GradDiff, twice the rate"  # what a larger step alone does: no claim, but told
@@ -57,25 +64,12 @@ def trained(seed: int, facts: Facts) -> nn.Module:
     return model
 
 
-def halves(facts: Facts, seed: int) -> tuple[Facts, Facts]:
-    """Every fact in one of them, drawn."""
-    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
-    first, second = (facts.taken(part) for part in order.chunk(2))
-    return first, second
-
-
 def measured(model: nn.Module, forget: Facts, retain: Facts, seed: int) -> dict[str, float]:
     """Accuracies among four answers, and that of either half after the other was relearnt."""
-    first, second = halves(forget, seed)
-    back = []
-    for learnt, asked in ((first, second), (second, first)):
-        batches = Loader(learnt, BATCH, seed)
-        attacked = relearned(model, batches, steps=ATTACK_STEPS, lr=ATTACK_LR, task=TASK)
-        back.append(accuracy(attacked, asked))
     return {
         "forget": accuracy(model, forget),
         "retain": accuracy(model, retain),
-        "RTT": sum(back) / 2,
+        "RTT": relearnt(model, forget, BATCH, seed),
     }
 
 
@@ -184,10 +178,7 @@ def judged(rows: dict[str, dict[str, float]]) -> tuple[list[Claim], list[Claim]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
+    options = parser(__doc__, OUT).parse_args(arguments)
     found = write(options.out, run(options.seed), TITLE)
     draw(found, options.out / "relearning.png", 1 / (1 + WRONG))
 

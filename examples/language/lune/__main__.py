@@ -6,7 +6,6 @@ A model learns 40 authors and forgets four of them from wrong answers, by adapte
 were chosen on seed 7.
 """
 
-import argparse
 import copy
 import time
 from collections.abc import Sequence
@@ -14,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import sfron_fast as sf
-from examples.systems.claims import at_least, at_most, record, write
+from examples.systems.claims import at_least, at_most, parser, record, write
 from sfron_fast import methods
 from sfron_fast.evaluation import language as field
 from sfron_fast.evaluation.relearning import relearned
 
 from ..authors import QA
+from ..model import make_model
 from ..tokens import examples, loader, train_tokenizer
+from ..training import fit
 from . import fixture
 from .figure import draw
 from .fixture import HELD_OUT, TRAINED, Fixture, Row, asked
 from .memory import held_by_training, peak_of
 
 OUT = Path("benchmarks/results/systems/lune")
-WIDTH, LAYERS, HEADS, INNER, LONGEST = 192, 4, 4, 512, 64
+HEADS = 4
 BATCH, EPOCHS, LR = 32, 12, 2e-3  # of the model that knows all
 LUNE: dict[str, Any] = {"rank": 4, "alpha": 16.0, "epochs": 6, "lr": 6e-3, "cosine": True}
 FULL: dict[str, Any] = {
@@ -77,34 +78,11 @@ class Judge:
 
 def learn(judge: Judge) -> LlamaForCausalLM:
     """The model that knows all in all wordings."""
-    tokenizer = judge.tokenizer
-    torch.manual_seed(judge.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        intermediate_size=INNER,
-        max_position_embeddings=LONGEST,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    model = make_model(judge.tokenizer, judge.seed, heads=HEADS, vocabulary=len(judge.tokenizer))
     batches = judge.batches(asked(judge.data.forget + judge.data.retain, range(4)))
-    steps = EPOCHS * len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.1)
-    for _ in range(EPOCHS):
-        for batch in TASK.prepared(batches, torch.device("cpu"), "batches"):
-            TASK.mean_loss(model, batch).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    return model.eval()
+    cpu = torch.device("cpu")
+    fit(model, batches, EPOCHS, LR, loss=lambda b: TASK.mean_loss(model, TASK.prepare(b, cpu)))
+    return model
 
 
 def demonstrate(seed: int) -> dict[str, Any]:
@@ -171,10 +149,7 @@ def demonstrate(seed: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
+    options = parser(__doc__, OUT).parse_args(arguments)
     result = demonstrate(options.seed)
     for arm, row in result["facts"]["arms"].items():
         print(f"{arm:>18}: " + "  ".join(f"{name} {value:.3f}" for name, value in row.items()))

@@ -8,7 +8,6 @@ The decoder sees the proxy's gradients alone. It is judged by its cosine with tr
 other two, on facts and in a wording that the decoder has not seen, and by one step of the sibling.
 """
 
-import argparse
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import sfron_fast as sf
-from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.claims import Claim, at_least, at_most, parser, record, write
 from sfron_fast import methods
-from sfron_fast.evaluation.relearning import relearned
-from sfron_fast.methods.r2f import Decoder, factor_gradients, matrix
+from sfron_fast.methods.r2f import Decoder, factor_gradients
+from sfron_fast.models.linear import matrix
 
-from ..facts import WORDINGS, Facts, Loader, accuracy, learn, make_model, people, together
+from ..facts import WORDINGS, Facts, Loader, accuracy, learn, make_model, people, relearnt, together
 from .figure import draw
 from .held import held
 
@@ -38,7 +37,6 @@ EPOCHS, LR, TUNED_EPOCHS, TUNED_LR, BATCH = 20, 3e-3, 20, 2e-3, 128
 RANK, FIT_BATCH, HELD_OUT = 8, 16, 20  # batches to judge by
 # lengths of a step; the verdict is at the one chosen on seed 7
 NORMS, NORM = (0.5, 1.0, 2.0, 4.0), 1.0
-ATTACK_STEPS, ATTACK_LR = 60, 3e-4
 COSINE, FORGOT = 0.1, 0.1
 
 Gradients = dict[str, Tensor]
@@ -151,7 +149,8 @@ def run(seed: int) -> dict[str, Any]:
     }
 
     rows: dict[str, Any] = {
-        name: measured(model, forget, retain) | {"relearnt": come_back(model, forget, seed)}
+        name: measured(model, forget, retain)
+        | {"relearnt": relearnt(model, forget, FIT_BATCH, seed)}
         for name, model in (("before", sibling), ("retrained", retrained))
     }
     for name, step in steps.items():
@@ -160,7 +159,7 @@ def run(seed: int) -> dict[str, Any]:
             model = step(norm)
             rows[name][str(norm)] = measured(model, forget, retain)
             if norm == NORM:
-                rows[name][str(norm)]["relearnt"] = come_back(model, forget, seed)
+                rows[name][str(norm)]["relearnt"] = relearnt(model, forget, FIT_BATCH, seed)
         print(name, {k: round(v, 3) for k, v in rows[name][str(NORM)].items()}, flush=True)
     facts = {"cosines": cosines, "rows": rows, "bytes": held(LAYERS, RANK, seed)}
     claims, controls = judged(facts)
@@ -176,18 +175,6 @@ def measured(model: nn.Module, forget: Facts, retain: Facts) -> dict[str, float]
         "forget loss": loss(model, forget),
         "retain loss": loss(model, retain),
     }
-
-
-def come_back(model: nn.Module, forget: Facts, seed: int) -> float:
-    """Accuracy on either half of the forgotten facts, after the other was relearnt."""
-    order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).chunk(2)
-    first, second = (forget.taken(part) for part in order)
-    found = []
-    for learnt, asked in ((first, second), (second, first)):
-        batches = Loader(learnt, FIT_BATCH, seed)
-        attacked = relearned(model, batches, steps=ATTACK_STEPS, lr=ATTACK_LR, task=TASK)
-        found.append(accuracy(attacked, asked))
-    return sum(found) / 2
 
 
 def judged(facts: dict[str, Any]) -> tuple[list[Claim], list[Claim]]:
@@ -225,10 +212,7 @@ def judged(facts: dict[str, Any]) -> tuple[list[Claim], list[Claim]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
+    options = parser(__doc__, OUT).parse_args(arguments)
     found = write(options.out, run(options.seed), TITLE)
     draw(found, options.out / "steps.png")
 
