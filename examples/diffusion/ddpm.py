@@ -79,13 +79,7 @@ def judged(
     label: int,
     guidance: tuple[float, ...] = (0.0, 1.0),
 ) -> list[dict[str, Any]]:
-    """FA, RA, distance, realism and saturation at each guidance.
-
-    The distance's unit is the mean variance of a feature over real images, so it does not depend on
-    how large a judge's features are.
-    """
-    with torch.no_grad():
-        unit = judge.features(data.images).var(0).mean().sqrt()
+    """FA, RA, distance, realism and saturation at each guidance."""
     others = [c for c in range(CLASSES) if c != label]
     found = evaluate_generation(
         model,
@@ -97,7 +91,7 @@ def judged(
         per_class=PER_CLASS,
         guidance=guidance,
         **SAMPLING,
-        features=lambda images: judge.features(images) / unit,
+        features=judge.features,
         real=data.held_out[data.held_out_labels != label],
     )
     return [entry._asdict() for entry in found]
