@@ -19,8 +19,18 @@ template <bool kAmsgrad, bool kSlowFrom>
 struct AdamwKernel {
   // P, S: how parameters and moments are seen.
   template <class P, class S>
-  void operator()(As<P>, As<S>, const AdamwTensor& t, int64_t begin, int64_t end,
+  void operator()(As<P> p, As<S> state, const AdamwTensor& t, int64_t begin, int64_t end,
                   AdamwScalars s) const {
+    if (s.l2 || s.avg.from_end || kAmsgrad) return run<true>(p, state, t, begin, end, s);
+    s.l2 = s.avg.from_end = false;  // as constants, which cost nothing
+    t.mask == nullptr ? run<false>(p, state, t, begin, end, s)
+                      : run<true>(p, state, t, begin, end, s);
+  }
+
+ private:
+  template <bool kMasked, class P, class S>
+  SFRON_HD void run(As<P>, As<S>, const AdamwTensor& t, int64_t begin, int64_t end,
+                    AdamwScalars s) const {
     using Grad = typename P::Whole;
     Scratch scratch[6];
     const WeightCorrections& c = t.corrections;
@@ -48,7 +58,8 @@ struct AdamwKernel {
             if (kSlowFrom) prefetch(i, slow.address());
             slow_save.block(i);
           },
-          [=](int64_t i, bool selected) {
+          [=](int64_t i, bool of_mask) {
+            const bool selected = !kMasked || of_mask;
             const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
             const AdamwElement e = adamw_one<kAmsgrad>(old, grad.get(i), selected, scale, eps, s);
             const uint32_t threshold = dither.of(i);

@@ -14,7 +14,15 @@ namespace {
 template <bool kMomentum, bool kSlowFrom>
 struct SgdKernel {
   template <class P>  // how parameters are seen
-  void operator()(As<P>, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
+  void operator()(As<P> as, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
+    if (s.first || s.nesterov) return run<true>(as, t, begin, end, s);
+    s.first = s.nesterov = false;  // as constants, which cost nothing
+    t.mask == nullptr ? run<false>(as, t, begin, end, s) : run<true>(as, t, begin, end, s);
+  }
+
+ private:
+  template <bool kMasked, class P>
+  SFRON_HD void run(As<P>, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
     Scratch scratch[4];
     const WeightCorrections& c = t.corrections;
     const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step);
@@ -38,7 +46,8 @@ struct SgdKernel {
             if (kSlowFrom) prefetch(i, slow.address());
             slow_save.block(i);
           },
-          [=](int64_t i, bool selected) {
+          [=](int64_t i, bool of_mask) {
+            const bool selected = !kMasked || of_mask;
             SgdElement e{};
             if (kMomentum) {
               e = sgd_momentum_one({param.get(i), m[i]}, grad[i], selected, s);
