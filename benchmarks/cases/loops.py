@@ -53,7 +53,7 @@ class Ours:
     def __init__(
         self, model: nn.Module, masks: dict[str, Tensor], kind: str, retain_steps: int
     ) -> None:
-        self.model, self.retain_steps = model, retain_steps
+        self.model, self.params, self.retain_steps = model, list(model.parameters()), retain_steps
         make: Any = {"sgd": sf.SFRonSGD, "adamw": sf.SFRonAdamW}[kind]
         self.optimizer = make(
             model.named_parameters(),
@@ -76,16 +76,16 @@ class Ours:
             self.optimizer.step()
 
     def sums(self) -> list[Tensor]:
-        return [torch.zeros_like(p) for p in self.model.parameters()]
+        return [torch.zeros_like(p) for p in self.params]
 
     def accumulate(self, sums: list[Tensor], share: float) -> None:
-        functional.fisher_accumulate_(sums, [p.grad for p in self.model.parameters()], share)
+        functional.fisher_accumulate_(sums, [p.grad for p in self.params], share)
 
     def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
         return functional.saliency_mask(forget, retain, 1.0)[0]
 
     def bits(self, masks: list[Tensor]) -> list[Tensor]:
-        shapes = [p.shape for p in self.model.parameters()]
+        shapes = [p.shape for p in self.params]
         return [reference.unpack_bits(m, s) for m, s in zip(masks, shapes, strict=True)]
 
 

@@ -13,6 +13,17 @@ namespace {
 // How the lists can be served (sfron_fast/ops/native.py has the same numbers).
 enum Served : int { kByHandles = 0, kByTable = 1, kByCopies = 2 };
 
+// A tensor's own lines, as far as the row of an earlier step tells where they were. A wrong hint
+// does no harm.
+void prefetch_tensor(const TableRow& then) {
+#if defined(__GNUC__)
+  // not a pointer: what it was once may be gone
+  const uintptr_t at = reinterpret_cast<uintptr_t>(then.sizes);
+  for (int line = 0; line < 3; ++line)
+    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
+#endif
+}
+
 // The rows of one list: of its tensors, or, if it is a tensor itself, those that were written there
 // before. False for a list that cannot be described. Clears `plain` if a tensor is not contiguous
 // or of fp64, which no native kernel takes.
@@ -30,21 +41,11 @@ bool describe_list(const Torch& torch, PyObject* list, TableRow*& row, int64_t& 
   if (known) std::memcpy(row, table.data, *count * sizeof(TableRow));
   const int32_t float64 = codes().float64;
   for (Py_ssize_t i = 0; i < *count; ++i, ++row) {
+    if (!known && i + static_cast<Py_ssize_t>(kSoon) < *count) prefetch_tensor(row[kSoon]);
     if (!known && !look(torch, PyList_GetItem(list, i), row)) return false;
     plain = plain && row->contiguous && row->code != float64;
   }
   return true;
-}
-
-// A tensor's own lines, as far as the row of an earlier step tells where they were. A wrong hint
-// does no harm.
-void prefetch_tensor(const TableRow& then) {
-#if defined(__GNUC__)
-  // not a pointer: what it was once may be gone
-  const uintptr_t at = reinterpret_cast<uintptr_t>(then.sizes);
-  for (int line = 0; line < 3; ++line)
-    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
-#endif
 }
 
 }  // namespace
