@@ -73,6 +73,13 @@ class Lines {
 
   int64_t size() const { return n_; }
 
+  // The line where it lies, of fp32 in one stretch; else null.
+  SFRON_HD const float* in_place(int64_t sample, int64_t position) const {
+    if (dtype_ != DType::kFloat32 || stretches_.size() != 1) return nullptr;
+    return static_cast<const float*>(factor_.data) + sample * factor_.stride +
+           factor_.position_offsets[position] + offsets_[0];
+  }
+
   // Writes target [n].
   SFRON_HD void read(int64_t sample, int64_t position, float* target, uint16_t* halves) const {
     const int64_t start = sample * factor_.stride + factor_.position_offsets[position];
@@ -122,15 +129,21 @@ SFRON_HD void pack(const Piece& piece, const Lines& deltas, const Lines& inputs,
   }
 }
 
+// kStep lines, wherever they lie.
+struct Inputs {
+  const float* line[kStep];
+};
+
 // kStep positions of two rows, or of one: sums [2, width] += deltas [kStep, 2] inputs [kStep,
 // width]. The last step of a sample goes to the accumulator [2, width] instead.
 template <bool kFused, int32_t kPower, bool kPair, bool kFirst, bool kLast>
-SFRON_HD void step(const float* deltas, const float* inputs, int64_t width, float* sums,
+SFRON_HD void step(const float* deltas, const Inputs& inputs, int64_t width, float* sums,
                    float* accumulator, float weight) {
   const float *d0 = deltas, *d1 = d0 + kSquareRows, *d2 = d1 + kSquareRows, *d3 = d2 + kSquareRows;
   const float a0 = d0[0], a1 = d1[0], a2 = d2[0], a3 = d3[0];
   const float b0 = d0[kPair], b1 = d1[kPair], b2 = d2[kPair], b3 = d3[kPair];
-  const float *x0 = inputs, *x1 = x0 + width, *x2 = x1 + width, *x3 = x2 + width;
+  const float *x0 = inputs.line[0], *x1 = inputs.line[1], *x2 = inputs.line[2],
+              *x3 = inputs.line[3];
   float *sum_a = sums, *sum_b = sums + width;
   float *total_a = accumulator, *total_b = accumulator + width;
   SFRON_INDEPENDENT
@@ -158,22 +171,30 @@ SFRON_HD void step(const float* deltas, const float* inputs, int64_t width, floa
   }
 }
 
+template <bool kFused, int32_t kPower, bool kPair>
+SFRON_HD void any_step(const float* deltas, const Inputs& x, bool begins, bool ends, int64_t width,
+                       float* sums, float* accumulator, float weight) {
+  if (begins && ends) {
+    step<kFused, kPower, kPair, true, true>(deltas, x, width, sums, accumulator, weight);
+  } else if (begins) {
+    step<kFused, kPower, kPair, true, false>(deltas, x, width, sums, accumulator, weight);
+  } else if (ends) {
+    step<kFused, kPower, kPair, false, true>(deltas, x, width, sums, accumulator, weight);
+  } else {
+    step<kFused, kPower, kPair, false, false>(deltas, x, width, sums, accumulator, weight);
+  }
+}
+
 // All steps of a panel, of two rows or of one.
 template <bool kFused, int32_t kPower, bool kPair>
 SFRON_HD void steps(const float* deltas, const float* inputs, int64_t count, bool first, bool last,
                     int64_t width, float* sums, float* accumulator, float weight) {
   for (int64_t i = 0; i < count; i += kStep) {
-    const float *d = deltas + i * kSquareRows, *x = inputs + i * width;
-    const bool begins = first && i == 0, ends = last && i + kStep >= count;
-    if (begins && ends) {
-      step<kFused, kPower, kPair, true, true>(d, x, width, sums, accumulator, weight);
-    } else if (begins) {
-      step<kFused, kPower, kPair, true, false>(d, x, width, sums, accumulator, weight);
-    } else if (ends) {
-      step<kFused, kPower, kPair, false, true>(d, x, width, sums, accumulator, weight);
-    } else {
-      step<kFused, kPower, kPair, false, false>(d, x, width, sums, accumulator, weight);
-    }
+    const float* x = inputs + i * width;
+    any_step<kFused, kPower, kPair>(deltas + i * kSquareRows,
+                                    {{x, x + width, x + 2 * width, x + 3 * width}},
+                                    first && i == 0, last && i + kStep >= count, width, sums,
+                                    accumulator, weight);
   }
 }
 
@@ -219,6 +240,9 @@ struct SquareKernel {
     }
     if (t.positions == 1) {
       samples_of_one(t, deltas, inputs, width, room);
+    } else if (rows == 1 && t.positions % kStep == 0 && inputs.in_place(0, 0) != nullptr) {
+      for (int64_t sample = 0; sample < t.samples; ++sample)
+        one_row(t, sample, deltas, inputs, room);
     } else {
       for (int64_t sample = 0; sample < t.samples; ++sample)
         one_sample(t, sample, deltas, inputs, width, room);
@@ -237,6 +261,20 @@ struct SquareKernel {
         add_samples<kPower>(room.deltas + row, room.inputs, count, width,
                             room.accumulator + row * width, t.weight);
       }
+    }
+  }
+
+  // Each line serves this row alone, so it is not copied first.
+  static SFRON_HD void one_row(const SampleSquares& t, int64_t sample, const Lines& deltas,
+                               const Lines& inputs, Room& room) {
+    for (int64_t at = 0; at < t.positions; at += kStep) {
+      Inputs x;
+      for (int64_t i = 0; i < kStep; ++i) {
+        deltas.read(sample, at + i, room.deltas + i * kSquareRows, room.halves);
+        x.line[i] = inputs.in_place(sample, at + i);
+      }
+      any_step<kFused, kPower, false>(room.deltas, x, at == 0, at + kStep == t.positions,
+                                      inputs.size(), room.sums, room.accumulator, t.weight);
     }
   }
 
