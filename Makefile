@@ -55,7 +55,7 @@ test-torch-2.11:
 	$(MAKE) -C $(OLDEST) test-suite $(OLD)
 
 bench: build $(VENV)/.peers
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run $(if $(OUT),--out $(OUT)) $(BENCH)
 
 # other packages to compare with; without a network the benchmark does without them, and says so
 $(VENV)/.peers: pyproject.toml | build

@@ -1,7 +1,8 @@
-"""Figures from a result of `benchmarks.run`: bandwidth, speed-up, phases of a cycle, cost by size.
+"""Figures from a result of `benchmarks.run`: speed-up, bandwidth, memory, phases, cost by size.
 
-`python -m benchmarks.plots RESULT.json` writes `RESULT_{roofline,speedup,memory,phases,sweep}.png`,
-those it has data for, beside it; says so and succeeds where matplotlib is missing.
+`python -m benchmarks.plots RESULT.json` writes `RESULT_{speedup,roofline,memory,phases,sweep}.png`,
+those it has data for, beside it; says so and succeeds where matplotlib is missing. A figure has a
+message and at most ten bars; all arms of all cases are a table (benchmarks/readme.py).
 """
 
 import json
@@ -9,12 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cases.peers import PACKAGES
-from .cases.step_cases import SWEEP
 from .harness import is_ours
+from .rows import HEADLINES, MODEL, Rows, by_case, fractions, memory, phases, speedups, sweep, whole
 
-PROBE = "probe"
-MODEL = ("forward", "backward")  # phases that are no work of an arm's
+OURS, OTHER, AUTHORS = "#c1440e", "#6c7480", "#c9ced6"
 COLOURS = {
     "forward": "#d5d8dc",
     "backward": "#aab0b8",
@@ -27,88 +26,6 @@ COLOURS = {
     "mask, clip and update": "#c1440e",
     "update and interpolation": "#e8743b",
 }
-Rows = list[dict[str, Any]]
-
-
-def by_case(rows: Rows) -> dict[str, Rows]:
-    cases: dict[str, Rows] = {}
-    for row in rows:
-        cases.setdefault(row["case"], []).append(row)
-    return cases
-
-
-def fractions(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> arm -> bandwidth over the copy's; bytes are the floor, so waste counts as time."""
-    found = {}
-    for case, arms in by_case(rows).items():
-        probe = next((r for r in arms if r["arm"].startswith(PROBE)), None)
-        if probe is not None:
-            found[case] = {r["arm"]: probe["p50_ms"] / r["p50_ms"] for r in arms if r is not probe}
-    return found
-
-
-def speedups(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> other arm -> its time over ours; ours is the case's last arm."""
-    found = {}
-    for case, arms in by_case(rows).items():
-        if is_ours(arms[-1]["arm"]):
-            found[case] = {
-                r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"]
-                for r in arms[:-1]
-                if not (r["arm"].startswith(PROBE) or is_ours(r["arm"]))
-            }
-    return {case: bars for case, bars in found.items() if bars}
-
-
-def kernels(rows: Rows) -> Rows:
-    """The cases of one op or step: no sweep, no whole cycles."""
-    cycles = {case.partition(": ")[0] for case in by_case(rows) if ": " in case}
-    return [r for r in rows if not r["case"].startswith((SWEEP, *cycles))]
-
-
-def telling(rows: Rows) -> Rows:
-    """Of each case the probe, the authors', the fastest other (of packages all), and ours."""
-    kept = []
-    for case, (*others, last) in by_case(rows).items():
-        probes = [r for r in others if r["arm"].startswith(PROBE)]
-        authors = [r for r in others if r["arm"].startswith("authors")]
-        rest = [r for r in others if r not in (*probes, *authors) and not is_ours(r["arm"])]
-        told = len(rest) if case.endswith(PACKAGES) else 1
-        kept += [*probes, *authors[-1:], *sorted(rest, key=lambda r: r["p50_ms"])[:told], last]
-    return kept
-
-
-def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
-    """Cycle -> arm -> phase -> ms."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        cycle, _, phase = row["case"].partition(": ")
-        if phase:
-            found.setdefault(cycle, {}).setdefault(row["arm"], {})[phase] = row["p50_ms"]
-    return found
-
-
-def memory(rows: Rows) -> dict[str, dict[str, float]]:
-    """Case -> arm -> MiB that one call allocates at most."""
-    found = {
-        case: {
-            r["arm"]: r["peak_mb"]
-            for r in arms
-            if not r["arm"].startswith(PROBE) and r.get("peak_mb", -1.0) >= 0.0
-        }
-        for case, arms in by_case(rows).items()
-    }
-    return {case: bars for case, bars in found.items() if bars}
-
-
-def sweep(rows: Rows) -> dict[str, list[tuple[int, float]]]:
-    """Arm -> (weights, ns a weight)."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        if row["case"].startswith(SWEEP):
-            weights = int(row["case"].removeprefix(SWEEP).split()[0].replace(",", ""))
-            found.setdefault(row["arm"], []).append((weights, row["p50_ms"] * 1e6 / weights))
-    return found
 
 
 def draw(result: Path) -> str:
@@ -121,95 +38,171 @@ def draw(result: Path) -> str:
             " is installed"
         )
     content = json.loads(result.read_text())
-    origin = content["provenance"]
+    origin, rows = content["provenance"], content["rows"]
     where = (
-        f"{origin.get('gpu', origin['device'])}, torch {origin['torch']}, {origin['commit']},"
-        f" {origin['date']}"
+        f"{origin.get('gpu', origin['device'])}, torch {origin['torch']}\n"
+        f"commit {origin['commit']}, {origin['date']}"
     )
     if origin.get("rehearsal"):
         where = "REHEARSAL ON A CPU: MEANS NOTHING. " + where
     made = []
-    ops = telling(kernels(content["rows"]))
+    shown = headlines(rows)
     for kind, values, figure in (
-        (
-            "roofline",
-            fractions(ops),
-            lambda v: bars(v, "least bytes / time, as a share of the probe's bandwidth"),
-        ),
-        ("speedup", speedups(ops), lambda v: bars(v, "time of the other arm / ours")),
-        ("memory", memory(ops), lambda v: bars(v, "MiB that one call allocates at most", None)),
-        ("phases", phases(content["rows"]), stacks),
-        ("sweep", sweep(content["rows"]), curves),
+        ("speedup", speedups(shown), speedup),
+        ("roofline", fractions(shown), bandwidth),
+        ("memory", memory(rows), allocated),
+        ("phases", phases(rows), lambda cycles: stacks(cycles, rows)),
+        ("sweep", sweep(rows), curves),
     ):
         if values:
             target = result.with_name(f"{result.stem}_{kind}.png")
             drawn = figure(values)
-            drawn.suptitle(where, fontsize=7)
+            drawn.text(0.99, 0.99, where, fontsize=6, ha="right", va="top", color="#555555")
             drawn.savefig(target, dpi=120)
             made.append(str(target))
     return "plots: " + (", ".join(made) or "nothing to draw")
 
 
-def bars(values: dict[str, dict[str, float]], label: str, line: float | None = 1.0) -> Any:
-    """Horizontal bars, a group a case; ours in one colour, the authors' in the lightest grey."""
+def headlines(rows: Rows) -> Rows:
+    """Of the cases that the figures draw; where a result has none of them, of its first ten."""
+    cases = by_case(rows)
+    names = [case for case in HEADLINES if case in cases] or [c for c in cases if ": " not in c][
+        :10
+    ]
+    return [row for name in names for row in cases[name]]
+
+
+def _landscape(title: str, bars: int) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    height = 0.19  # of a bar, inches
-    figure = Figure(
-        figsize=(10, 1.0 + height * sum(len(arms) + 1 for arms in values.values())),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(10, 1.7 + 0.4 * bars), layout="constrained")
     axes = figure.add_subplot()
-    at, ticks = 0.0, []
-    for arms in values.values():
-        ticks.append(at + (len(arms) - 1) / 2)
-        for arm, value in arms.items():
-            colour = (
-                "#c1440e" if is_ours(arm) else "#c9ced6" if arm.startswith("authors") else "#6c7480"
-            )
-            axes.barh(at, value, color=colour, height=0.9)
-            text, place = f"{value:.2f}  {arm}", {"textcoords": "offset points", "va": "center"}
-            axes.annotate(text, (value, at), (3, 0), **place, fontsize=6)
-            at += 1
-        at += 1
-    if line is not None:
-        axes.axvline(line, color="black", linewidth=0.8)
-    axes.set_yticks(ticks, list(values), fontsize=8)
-    axes.set_ylim(at - 1, -1)
-    most = max(value for arms in values.values() for value in arms.values())
-    if line is not None and most > 5:
-        axes.set_xscale("log")
-        axes.set_xlim(0.5, 4.0 * most)
-    else:
-        axes.set_xlim(0, 1.3 * most or 1.0)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(label, fontsize=8)
+    return figure, axes
+
+
+def _rows_of(axes: Any, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def speedup(cases: dict[str, dict[str, float]]) -> Any:
+    """A bar a case: the fastest other arm's time over ours; the authors' style as a mark."""
+    best = {
+        case: min((v for arm, v in arms.items() if not arm.startswith("authors")), default=None)
+        for case, arms in cases.items()
+    }
+    best = {case: value for case, value in best.items() if value is not None}
+    ahead = sum(value >= 1.0 for value in best.values())
+    figure, axes = _landscape(
+        f"As fast as the fastest other arm, or faster, in {ahead} of {len(best)} cases", len(best)
+    )
+    for at, (case, value) in enumerate(best.items()):
+        axes.barh(at, value, color=OURS if value >= 1.0 else OTHER, height=0.6)
+        axes.annotate(f"{value:.2f}x", (value, at), (4, 0), textcoords="offset points", va="center")
+        authors = [v for arm, v in cases[case].items() if arm.startswith("authors")]
+        axes.plot(authors[-1:], [at] * len(authors[-1:]), "D", color="#333333", markersize=5)
+    for colour, label in ((OURS, "faster or level"), (OTHER, "slower")):
+        axes.barh(0, 0, color=colour, label=f"best other arm's time over ours: {label}")
+    axes.plot([], [], "D", color="#333333", markersize=5, label="authors' style over ours")
+    axes.axvline(1.0, color="black", linewidth=1.0)
+    axes.set_xscale("log")
+    most = max(value for arms in cases.values() for value in arms.values())
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if t <= 1.5 * most]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks], fontsize=9)
+    axes.minorticks_off()
+    axes.set_xlim(0.5, 1.6 * most)
+    _rows_of(axes, list(best))
+    axes.legend(
+        fontsize=8, loc="upper center", bbox_to_anchor=(0.35, -0.08), ncols=3, frameon=False
+    )
     return figure
 
 
-def stacks(cycles: dict[str, dict[str, dict[str, float]]]) -> Any:
-    """A stack of phases for each arm of each cycle, in ms: coloured is the optimizer's share."""
+def bandwidth(cases: dict[str, dict[str, float]]) -> Any:
+    """A bar a case: ours; the best other arm as a mark."""
+    ours = {
+        case: values[-1]
+        for case, arms in cases.items()
+        if (values := [v for arm, v in arms.items() if is_ours(arm)])
+    }
+    near = sum(value >= 0.9 for value in ours.values())
+    figure, axes = _landscape(
+        f"{near} of {len(ours)} cases run within a tenth of the memory's speed; the rest compute",
+        len(ours),
+    )
+    for at, (case, value) in enumerate(ours.items()):
+        axes.barh(at, value, color=OURS, height=0.6)
+        others = [v for arm, v in cases[case].items() if not is_ours(arm)]
+        best = max(others, default=0.0)
+        axes.plot([best] if others else [], [at] if others else [], "o", color="#333333")
+        end = max(value, best)
+        end = 1.0 if 0.9 < end < 1.0 else end  # not across the line
+        axes.annotate(f"{value:.2f}", (end, at), (8, 0), textcoords="offset points", va="center")
+    axes.barh(0, 0, color=OURS, label="ours")
+    axes.plot([], [], "o", color="#333333", label="best other arm")
+    axes.axvline(1.0, color="black", linewidth=1.0)
+    axes.set_xlim(0, 1.15)
+    axes.set_xlabel(
+        "least bytes over time, as a share of the probe's bandwidth (line: the probe)", fontsize=9
+    )
+    _rows_of(axes, list(ours))
+    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    return figure
+
+
+def allocated(cases: dict[str, dict[str, float]]) -> Any:
+    """A bar an arm, in place and sum too."""
+    names = [(case, arm, value) for case, arms in cases.items() for arm, value in arms.items()]
+    figure, axes = _landscape("What one call allocates: in place, next to nothing", len(names))
+    for at, (_, arm, value) in enumerate(names):
+        axes.barh(at, value, color=OURS if arm.startswith("sfron_fast") else OTHER, height=0.6)
+        text = f"{value:.0f} MiB" if value >= 1.0 else "< 0.1 MiB"
+        axes.annotate(text, (value, at), (4, 0), textcoords="offset points", va="center")
+    most = max(value for _, _, value in names) or 1.0
+    axes.set_xlim(0, 1.2 * most)
+    _rows_of(axes, [f"{case.partition(', alpha')[0]}: {arm}" for case, arm, _ in names])
+    axes.set_xlabel("MiB at most", fontsize=9)
+    for colour, label in ((OURS, "sfron_fast"), (OTHER, "others")):
+        axes.barh(0, 0, color=colour, label=label)
+    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    return figure
+
+
+def stacks(cycles: dict[str, dict[str, dict[str, float]]], rows: Rows) -> Any:
+    """A stack of phases for each arm of each cycle: its median ms, as in the table, divided as the
+    phases are when each is timed apart.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1.8 * len(cycles) + 0.6), layout="constrained")
+    figure = Figure(figsize=(10, 1.6 * len(cycles) + 0.9), layout="constrained")
+    figure.suptitle(
+        "In a whole cycle the model takes the time: a faster step saves a few per cent",
+        fontsize=12,
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+    )
     grid = figure.subplots(len(cycles), 1, squeeze=False)[:, 0]
     for axes, (cycle, arms) in zip(grid, cycles.items(), strict=True):
         order = [phase for phase in COLOURS if any(phase in found for found in arms.values())]
-        for at, found in enumerate(arms.values()):
-            left = 0.0
+        totals = {arm: whole(rows, cycle, arm) for arm in arms}
+        for at, (arm, found) in enumerate(arms.items()):
+            left, apart = 0.0, sum(found.values())
             for phase in order:
-                axes.barh(at, found.get(phase, 0.0), left=left, color=COLOURS[phase], height=0.7)
-                left += found.get(phase, 0.0)
+                width = found.get(phase, 0.0) / apart * totals[arm]
+                axes.barh(at, width, left=left, color=COLOURS[phase], height=0.7)
+                left += width
             rest = sum(ms for phase, ms in found.items() if phase not in MODEL)
-            axes.text(
-                left, at, f" {left:.1f}, beside the model {rest:.1f}", va="center", fontsize=7
-            )
+            text = f" {left:.1f} ms, beside the model {100 * rest / apart:.0f} %"
+            axes.text(left, at, text, va="center", fontsize=7)
         for phase in order:
             axes.barh(0, 0, color=COLOURS[phase], label=phase)
         axes.set_yticks(range(len(arms)), list(arms), fontsize=7)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.25 * max(sum(found.values()) for found in arms.values()))
-        axes.set_title(f"{cycle}, ms", fontsize=8, loc="left")
+        axes.set_xlim(0, 1.3 * max(totals.values()))
+        axes.set_title(cycle, fontsize=8, loc="left")
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

@@ -1,50 +1,66 @@
 """`python -m benchmarks.readme` writes the tables of results/cpu.json.
 
-The cases into docs/results.md, all arms into benchmarks/results/cpu.md.
+Ten cases into README.md, all into docs/results.md, all arms into benchmarks/results/cpu.md.
 """
 
 import json
 from pathlib import Path
 
-from . import plots
+from . import rows as select
 from .harness import is_ours
 
 BEGIN, END = "<!-- benchmarks/readme.py: cpu -->", "<!-- end -->"
 ROOT = Path(__file__).parent.parent
 
 
+HEADS = [
+    (
+        "| case | ours, ms | of the probe's bandwidth | against the best other arm | against"
+        " the authors' style |"
+    ),
+    "| --- | ---: | ---: | --- | ---: |",
+]
+
+
 def headline(results: dict) -> str:
     """A line a case: ours, share of the probe's bandwidth, against the best other and authors."""
+    rows = results["rows"]
     lines = [
         _origin(results["provenance"]),
         "",
-        (
-            "| case | ours, ms | of the probe's bandwidth | against the best other arm | against"
-            " the authors' style |"
-        ),
-        "| --- | ---: | ---: | --- | ---: |",
+        *HEADS,
+        *(_line(*item) for item in _cases(rows).items()),
     ]
-    slower = []
-    for case, (others, ours) in _cases(results["rows"]).items():
-        times = {row["arm"]: row["p50_ms"] / ours["p50_ms"] for row in others}
-        probe = next((t for arm, t in times.items() if arm.startswith(plots.PROBE)), None)
-        authors = next((t for arm, t in times.items() if arm.startswith("authors")), None)
-        rest = {
-            a: t
-            for a, t in times.items()
-            if not (a.startswith((plots.PROBE, "authors")) or is_ours(a))
-        }
-        best = min(rest, key=rest.__getitem__, default="")
-        cells = [
-            f"{ours['p50_ms']:.2f}",
-            f"{probe:.2f}" if probe and ours["bytes"] else "",
-            f"{rest[best]:.2f}x ({best})" if rest else "",
-            f"{authors:.2f}x" if authors else "",
-        ]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
-        slower += [f"{case} ({t:.2f} of {arm})" for arm, t in rest.items() if t < 1.0]
+    found = select.slower(rows).items()
+    slower = [f"{case} ({value:.2f} of {arm})" for (case, arm), value in found]
     lines += ["", f"Slower than another arm: {'; '.join(slower) or 'nowhere'}.", ""]
-    return "\n".join([*lines, *_cycles(results["rows"])])
+    return "\n".join([*lines, *_cycles(rows)])
+
+
+def short(results: dict) -> str:
+    """The lines of the README."""
+    cases = _cases(results["rows"])
+    return "\n".join([*HEADS, *(_line(c, cases[c]) for c in select.HEADLINES if c in cases)])
+
+
+def _line(case: str, arms: tuple[select.Rows, dict]) -> str:
+    others, ours = arms
+    times = {row["arm"]: row["p50_ms"] / ours["p50_ms"] for row in others}
+    probe = next((t for arm, t in times.items() if arm.startswith(select.PROBE)), None)
+    authors = next((t for arm, t in times.items() if arm.startswith("authors")), None)
+    rest = {
+        a: t
+        for a, t in times.items()
+        if not (a.startswith((select.PROBE, "authors")) or is_ours(a))
+    }
+    best = min(rest, key=rest.__getitem__, default="")
+    cells = [
+        f"{ours['p50_ms']:.2f}",
+        f"{probe:.2f}" if probe and ours["bytes"] else "",
+        f"{rest[best]:.2f}x ({best})" if rest else "",
+        f"{authors:.2f}x" if authors else "",
+    ]
+    return f"| {case} | {' | '.join(cells)} |"
 
 
 def table(results: dict) -> str:
@@ -72,10 +88,10 @@ def _origin(origin: dict) -> str:
     )
 
 
-def _cases(rows: plots.Rows) -> dict[str, tuple[plots.Rows, dict]]:
+def _cases(rows: select.Rows) -> dict[str, tuple[select.Rows, dict]]:
     """Case -> the other arms, and ours."""
     found = {}
-    for case, (*others, ours) in plots.by_case(plots.kernels(rows)).items():
+    for case, (*others, ours) in select.by_case(select.kernels(rows)).items():
         if not is_ours(ours["arm"]):
             raise ValueError(
                 f"{case}: expected this package's arm last, found {ours['arm']!r}; measure it again"
@@ -84,7 +100,7 @@ def _cases(rows: plots.Rows) -> dict[str, tuple[plots.Rows, dict]]:
     return found
 
 
-def _cycles(rows: plots.Rows) -> list[str]:
+def _cycles(rows: select.Rows) -> list[str]:
     lines = [
         (
             "Whole cycles, forward and backward included: median, and 20th to 80th percentile. What"
@@ -94,10 +110,10 @@ def _cycles(rows: plots.Rows) -> list[str]:
         "| | arm | ms | p20 to p80 | beside forward and backward |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for cycle, arms in plots.phases(rows).items():
+    for cycle, arms in select.phases(rows).items():
         for arm, found in arms.items():
             whole = next(r for r in rows if r["case"].startswith(f"{cycle} (") and r["arm"] == arm)
-            rest = sum(ms for phase, ms in found.items() if phase not in plots.MODEL)
+            rest = sum(ms for phase, ms in found.items() if phase not in select.MODEL)
             share = 100 * rest / sum(found.values())
             spread = f"{whole['p20_ms']:.1f} to {whole['p80_ms']:.1f}"
             lines.append(
@@ -108,13 +124,12 @@ def _cycles(rows: plots.Rows) -> list[str]:
 
 
 def main() -> None:
-    """Rewrite both tables."""
-    page = ROOT / "docs/results.md"
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END, 1)
+    """Rewrite the tables."""
     results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    page.write_text(f"{before}{BEGIN}\n{headline(results)}\n{END}{after}")
+    for page, tables in (("README.md", short(results)), ("docs/results.md", headline(results))):
+        before, rest = (ROOT / page).read_text().split(BEGIN)
+        _, after = rest.split(END, 1)
+        (ROOT / page).write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
     (ROOT / "benchmarks/results/cpu.md").write_text(
         f"# Every arm of `make bench`\n\n{table(results)}\n"
     )

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -160,6 +161,18 @@ def memory_limit(device: str) -> float:
     return min(ROOM, 0.9 * torch.cuda.mem_get_info()[0]) if device == "cuda" else math.inf
 
 
+def unmatched(only: str, names: list[str]) -> str:
+    """What to say of an ``--only`` that no case's name contains: the nearest by words."""
+    words = only.lower().replace(",", " ").split()
+
+    def near(name: str) -> float:
+        found = sum(word in name.lower() for word in words)
+        return found + SequenceMatcher(None, only.lower(), name.lower()).ratio()
+
+    nearest = "; ".join(sorted(names, key=near, reverse=True)[:3])
+    return f"--only: expected a part of a case's name, found {only!r}; near: {nearest}; see --list"
+
+
 def label(make: Callable[[], Arm]) -> str:
     """What an arm that could not be made would have been."""
     words = [
@@ -177,8 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
     parser.add_argument(
-        "--out", type=Path, help="OUT.json and OUT.csv; default: benchmarks/results/cpu or .../gpu"
+        "--out", type=Path, help="OUT.json and OUT.csv; default: build/bench/cpu or .../gpu"
     )
+    parser.add_argument("--list", action="store_true", help="print the cases' names, and stop")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument(
         "--budget", type=float, default=600.0, help="seconds; cases beyond it are skipped"
@@ -202,11 +216,21 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     device = "cpu" if chosen.rehearse else kind
+    # whole cycles early: no other case says what the rest is worth
+    jobs: list[Case | str] = list(chosen_cases(kind, device, chosen.rehearse))
+    jobs[3:3] = MODELS
+    names = [job if isinstance(job, str) else job.name for job in jobs]
+    if chosen.list:
+        print("\n".join(names))
+        return 0
+    if not any(chosen.only in name for name in names):
+        parser.error(unmatched(chosen.only, names))
     origin = harness.gpu_provenance() if device == "cuda" else harness.provenance()
-    out = chosen.out or Path("benchmarks/results") / ("gpu" if kind == "cuda" else "cpu")
+    # not the committed results: to replace these, name them
+    where = Path("build/rehearsal" if chosen.rehearse else "build/bench")
+    out = chosen.out or where / ("gpu" if kind == "cuda" else "cpu")
     if chosen.rehearse:
         origin |= {"rehearsal": True}
-        out = chosen.out or Path("build/rehearsal") / kind
     if not native.available():
         print(f"note: no native kernels ({native.reason()}); this times the reference")
     run = Run(
@@ -224,13 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
             "machine",
             f"busy (load {origin['load']}): favours us; measure again on a quiet one",
         )
-    jobs: list[Case | str] = list(chosen_cases(kind, device, chosen.rehearse))
-    # whole cycles early: no other case says what the rest is worth
-    for job in [
-        *jobs[:3],
-        *MODELS,
-        *jobs[3:],
-    ]:
+    for job in jobs:
         name, needs = (job, 0.0) if isinstance(job, str) else (job.name, job.needs)
         if chosen.only not in name:
             continue

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from ..harness import failures, is_ours
-from ..plots import PROBE, Rows, fractions, kernels, speedups
+from ..rows import PROBE, Rows, fractions, kernels, speedups
 
 # of the probe's bandwidth: below it the work computes, and the ratio is the processor's
 STREAMING = 0.5
