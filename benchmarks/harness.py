@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -210,18 +209,14 @@ def write_json(rows: list[Row], origin: dict[str, Any], out: Path, **more: Any) 
     out.with_suffix(".json").write_text(json.dumps(whole, indent=1))
 
 
-def append_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
+def write_csv(rows: list[Row], origin: dict[str, Any], out: Path) -> None:
+    """The rows of one run, each with where it comes from."""
+    if not rows:
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
-    table = out.with_suffix(".csv")
-    columns = [*asdict(rows[0]), *origin]
-    if table.exists() and table.read_text().split("\n", 1)[0].split(",") != columns:
-        free = next(n for n in itertools.count(1) if not table.with_suffix(f".{n}.csv").exists())
-        table.replace(table.with_suffix(f".{free}.csv"))  # another version's, or another device's
-    fresh = not table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*asdict(rows[0]), *origin], lineterminator="\n")
+        writer.writeheader()
         writer.writerows({**asdict(r), **origin} for r in rows)
 
 

@@ -88,8 +88,6 @@ class Run:
             self.note(case.name, "", f"failed: {first_line(error)}")
             rows = []
         self.rows += rows
-        if rows:
-            harness.append_csv(rows, self.origin, self.out)
         self.write()
         print(f"{case.name}: {len(rows)} arms, {time.perf_counter() - began:.1f} s", flush=True)
 
@@ -102,11 +100,11 @@ class Run:
         except Exception as error:
             return self.note(model, "", f"failed: {first_line(error)}")
         self.rows += rows
-        harness.append_csv(rows, self.origin, self.out)
         self.write()
         return print(f"{model}: whole cycles, {time.perf_counter() - began:.1f} s", flush=True)
 
     def write(self) -> None:
+        harness.write_csv(self.rows, self.origin, self.out)
         harness.write_json(self.rows, self.origin, self.out, messages=self.messages)
 
     def measured(self, case: Case) -> list[Row]:

@@ -250,11 +250,12 @@ def test_every_case_of_the_gpu_fits_in_70_gib():
     assert {"DiT-XL/2, adamw forget", "DiT-XL/2, adamw pair, alpha 0.5"} <= several
 
 
-def test_a_table_of_other_columns_is_moved_aside(tmp_path):
-    for origin in ({"device": "a"}, {"device": "a", "gpu": "b"}, {"device": "a", "gpu": "b"}):
-        harness.append_csv(ROWS, origin, tmp_path / "gpu")
-    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + 2 * len(ROWS)
-    assert len((tmp_path / "gpu.1.csv").read_text().splitlines()) == 1 + len(ROWS)
+def test_a_table_holds_one_run(tmp_path):
+    for commit in ("a", "b"):
+        harness.write_csv(ROWS, {"device": "cpu", "commit": commit}, tmp_path / "cpu")
+    lines = (tmp_path / "cpu.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(ROWS)
+    assert all(line.endswith(",cpu,b") for line in lines[1:])
 
 
 def test_plots(tmp_path, monkeypatch):
