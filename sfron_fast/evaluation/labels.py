@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
+BESIDE = 14  # points; a label further off is joined to its point
+
 
 def place_labels(
     figure: Figure,
@@ -18,7 +20,9 @@ def place_labels(
     labels: Sequence[tuple[str, float, float, str]],
     marks: Sequence[tuple[float, float]],
 ) -> None:
-    """Write each label beside its point where it covers the fewest marks and other labels."""
+    """Write each label beside its point where it covers the fewest marks and other labels; a thin
+    line leads to one that had to go further.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()  # fixes the layout, so that sizes in pixels are known
@@ -32,7 +36,7 @@ def place_labels(
         for sy in (1, -1)
     ]
     for text, x, y, colour in labels:
-        best: tuple[float, Annotation, Bbox] | None = None
+        best: tuple[float, Annotation, Bbox, tuple[int, int]] | None = None
         for dx, dy, side in near + far:
             note = axes.annotate(
                 text,
@@ -60,8 +64,13 @@ def place_labels(
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()
-                best = (cost, note, box)
+                best = (cost, note, box, (dx, dy))
             else:
                 note.remove()
         assert best is not None
         taken.append(best[2])
+        if max(map(abs, best[3])) > BESIDE:
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.9}
+            axes.annotate(
+                "", (x, y), best[3], textcoords="offset points", arrowprops=line, zorder=5
+            )
