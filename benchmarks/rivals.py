@@ -215,7 +215,9 @@ def table(task: str, arms: dict[str, Unlearn], seeds: Iterable[int]) -> list[str
     lines += ["| | forget | retain | test | from Retrain | seconds |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, rows in found.items():
-        means = [statistics.fmean(column) for column in zip(*(r.tolist() for r in rows))]
+        means = [
+            statistics.fmean(column) for column in zip(*(r.tolist() for r in rows), strict=True)
+        ]
         lines.append(f"| {name} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
     return [*lines, ""]
 
