@@ -10,6 +10,7 @@ from .common import (
     LARGEST,
     across,
     aligned_start,
+    columns_of,
     edges,
     exp2,
     finite,
@@ -38,9 +39,17 @@ def weights_of(weights_ptr, share, row, inside, WEIGHTED: tl.constexpr):
 
 
 @triton.jit
+def of_classes(numbers_ptr, first_column, mask, DEPTH: tl.constexpr):
+    """A number of each class, beside the elements of a tile whose ``mask`` this is."""
+    ROWS: tl.constexpr = mask.shape[0] // DEPTH
+    column = first_column + columns_of(DEPTH, ROWS, mask.shape[1])
+    return read(numbers_ptr + column, mask, 0.0, DEPTH)
+
+
+@triton.jit
 def _terms(power, teacher, logit):
-    """2^teacher (teacher - logit); no probability for the teacher: nothing, also where the logit is
-    -inf, too.
+    """2^teacher (teacher - logit), times the class's weight, as ``power`` is; no probability for
+    the teacher, or no weight: nothing, also where the logit is -inf, too.
     """
     return tl.where(power == 0.0, 0.0, power * (teacher - logit))
 
@@ -63,17 +72,25 @@ def _store_rows(
     sum_x,
     sum_y,
     cross,
+    mass,
     most_x,
     most_y,
     samples,
     square,
     losses_ptr,
     log_sums_ptr,
+    CLASS_WEIGHTS: tl.constexpr,
 ):
     """losses and log_sums, from sums relative to the maxima; ``cross`` in units of log 2."""
     shift_x, log_x = _settled(sum_x, most_x, counted)
     shift_y, log_y = _settled(sum_y, most_y, counted)
-    loss = ((cross / sum_y * LN_2 - log_y) + log_x) * square
+    if CLASS_WEIGHTS:
+        mass = mass / sum_y
+        logs = tl.where(mass == 0.0, 0.0, mass * (log_x - log_y))  # 0 times inf is NaN
+        loss = (cross / sum_y * LN_2 + logs) * square
+        tl.store(log_sums_ptr + 4 * samples + row, tl.where(counted, mass, 0.0), mask=inside)
+    else:
+        loss = ((cross / sum_y * LN_2 - log_y) + log_x) * square
     tl.store(losses_ptr + row, tl.where(counted, loss, 0.0), mask=inside)
     tl.store(log_sums_ptr + row, shift_x, mask=inside)
     tl.store(log_sums_ptr + samples + row, log_x, mask=inside)
@@ -99,8 +116,10 @@ def _soft_target_kl_fwd_kernel(
     logits_ptr,  # [samples, classes]
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
+    bias_ptr,  # fp32 [classes], only with CLASS_BIAS
+    class_weights_ptr,  # fp32 [classes], only with CLASS_WEIGHTS
     losses_ptr,  # fp32 [samples]
-    log_sums_ptr,  # fp32 [4, samples]
+    log_sums_ptr,  # fp32 [4, samples], [5, samples] with CLASS_WEIGHTS
     loss_ptr,  # fp32 [], this and the next only with FINISH
     counter_ptr,  # int32 [1]
     samples,
@@ -108,12 +127,15 @@ def _soft_target_kl_fwd_kernel(
     programs,
     share,  # the weight of each row without WEIGHTED
     inverse,  # log2(e) / temperature
+    temperature,
     square,  # temperature^2
     ALIGN: tl.constexpr,  # divides classes, so that the compiler may load so many logits at once
     DEPTH: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,  # DEPTH * LANES >= classes
     WEIGHTED: tl.constexpr,
+    CLASS_BIAS: tl.constexpr,
+    CLASS_WEIGHTS: tl.constexpr,
     FINISH: tl.constexpr,  # the last program adds up the losses
 ):
     """ROWS whole rows."""
@@ -125,23 +147,30 @@ def _soft_target_kl_fwd_kernel(
     mask &= lines(counted, DEPTH)
     x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
     y = read(teacher_ptr + start + at, mask, float("-inf"), DEPTH)
+    if CLASS_BIAS:
+        y += of_classes(bias_ptr, 0, mask, DEPTH) * temperature
     most_x, most_y = finite(row_max(x)), finite(row_max(y))
     b = (x - across(most_x)) * inverse
     a = (y - across(most_y)) * inverse
     power = exp2(a)
+    part = power
+    if CLASS_WEIGHTS:
+        part = power * of_classes(class_weights_ptr, 0, mask, DEPTH)
     _store_rows(
         row,
         inside,
         counted,
         row_sum(exp2(b)),
         row_sum(power),
-        row_sum(_terms(power, a, b)),
+        row_sum(_terms(part, a, b)),
+        row_sum(part),
         most_x,
         most_y,
         samples,
         square,
         losses_ptr,
         log_sums_ptr,
+        CLASS_WEIGHTS,
     )
     if FINISH:  # noqa: SIM102 - `and` would turn the compile-time branch into one at run time
         if arrived_last(counter_ptr, programs):
@@ -153,23 +182,26 @@ def _soft_target_kl_fwd_kernel(
 
 
 @triton.jit
-def _rescale(sum_x, sum_y, cross, old_x, old_y, new_x, new_y, inverse):
-    """Sums so far, now relative to larger maxima."""
+def _rescale(sum_x, sum_y, cross, mass, old_x, old_y, new_x, new_y, inverse):
+    """Sums so far, now relative to larger maxima; ``mass``: of the weighted powers in ``cross``."""
     # not down to -inf: 0 * inf is NaN, where nothing has been summed
     by_x = tl.maximum((old_x - new_x) * inverse, -1e38)
     by_y = tl.maximum((old_y - new_y) * inverse, -1e38)
     factor = exp2(by_y)
     # each difference changes by as much
-    cross = tl.where(factor == 0.0, 0.0, (cross + sum_y * (by_y - by_x)) * factor)
-    return sum_x * exp2(by_x), sum_y * factor, cross
+    cross = tl.where(factor == 0.0, 0.0, (cross + mass * (by_y - by_x)) * factor)
+    return sum_x * exp2(by_x), sum_y * factor, cross, mass * factor
 
 
 @triton.jit
-def _one_each(x, y, inverse):
-    """Maxima and sums of lanes with a logit each."""
+def _one_each(x, y, k, inverse, CLASS_WEIGHTS: tl.constexpr):
+    """Maxima and sums of lanes with a logit each; ``k`` only with CLASS_WEIGHTS."""
     most_x, most_y = finite(x), finite(y)
     b, a = (x - most_x) * inverse, (y - most_y) * inverse
-    return most_x, most_y, exp2(b), exp2(a), _terms(exp2(a), a, b)
+    part = exp2(a)
+    if CLASS_WEIGHTS:
+        part *= k
+    return most_x, most_y, exp2(b), exp2(a), _terms(part, a, b), part
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -177,8 +209,10 @@ def _soft_target_kl_long_fwd_kernel(
     logits_ptr,  # [samples, classes]
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
+    bias_ptr,  # fp32 [classes], only with CLASS_BIAS
+    class_weights_ptr,  # fp32 [classes], only with CLASS_WEIGHTS
     losses_ptr,  # fp32 [samples]
-    log_sums_ptr,  # fp32 [4, samples]
+    log_sums_ptr,  # fp32 [4, samples], [5, samples] with CLASS_WEIGHTS
     loss_ptr,  # fp32 [], this and the next only with FINISH
     counter_ptr,  # int32 [1]
     samples,
@@ -186,12 +220,15 @@ def _soft_target_kl_long_fwd_kernel(
     programs,
     share,
     inverse,
+    temperature,
     square,
     ALIGN: tl.constexpr,
     PEEL: tl.constexpr,  # 0, or the elements of an access, to which the rows are not aligned
     DEPTH: tl.constexpr,
     LANES: tl.constexpr,  # >= 2 PEEL
     WEIGHTED: tl.constexpr,
+    CLASS_BIAS: tl.constexpr,
+    CLASS_WEIGHTS: tl.constexpr,
     FINISH: tl.constexpr,
 ):
     """One row, in pieces [DEPTH, LANES], with running maxima and sums in each lane, which is one
@@ -209,16 +246,22 @@ def _soft_target_kl_long_fwd_kernel(
         edge_mask &= edge < tl.where(counted, classes, 0)
         first_x = tl.load(logits_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
         first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
-        most_x, most_y, sum_x, sum_y, cross = _one_each(
-            first_x.to(tl.float32), first_y.to(tl.float32), inverse
+        first_x, first_y = first_x.to(tl.float32), first_y.to(tl.float32)
+        if CLASS_BIAS:
+            first_y += tl.load(bias_ptr + edge, mask=edge_mask, other=0.0) * temperature
+        k = first_x
+        if CLASS_WEIGHTS:
+            k = tl.load(class_weights_ptr + edge, mask=edge_mask, other=0.0)
+        most_x, most_y, sum_x, sum_y, cross, mass = _one_each(
+            first_x, first_y, k, inverse, CLASS_WEIGHTS
         )
         first = aligned_start(row, classes, PEEL)
     else:
-        columns = classes
+        head, columns = 0, classes
         most_x = tl.full([LANES], -LARGEST, tl.float32)
         most_y = most_x
         sum_x = tl.zeros([LANES], tl.float32)
-        sum_y, cross = sum_x, sum_x
+        sum_y, cross, mass = sum_x, sum_x, sum_x
         first = row * classes
     # each lane's running maxima, and its sums relative to them; a row of weight 0 is not read
     wanted = tl.where(counted, columns, 0)
@@ -226,20 +269,35 @@ def _soft_target_kl_long_fwd_kernel(
         column = start + offset
         x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
         y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
+        if CLASS_BIAS:
+            tilt = tl.load(bias_ptr + head + column, mask=column < columns, other=0.0)
+            y += tilt * temperature
         new_x = finite(tl.maximum(most_x, tl.max(x, 0)))
         new_y = finite(tl.maximum(most_y, tl.max(y, 0)))
-        sum_x, sum_y, cross = _rescale(sum_x, sum_y, cross, most_x, most_y, new_x, new_y, inverse)
+        if CLASS_WEIGHTS:
+            sum_x, sum_y, cross, mass = _rescale(
+                sum_x, sum_y, cross, mass, most_x, most_y, new_x, new_y, inverse
+            )
+        else:
+            sum_x, sum_y, cross, _ = _rescale(
+                sum_x, sum_y, cross, sum_y, most_x, most_y, new_x, new_y, inverse
+            )
         b = (x - new_x[None, :]) * inverse
         a = (y - new_y[None, :]) * inverse
         power = exp2(a)
         sum_x += tl.sum(exp2(b), 0)
         sum_y += tl.sum(power, 0)
+        if CLASS_WEIGHTS:
+            power *= tl.load(class_weights_ptr + head + column, mask=column < columns, other=0.0)
+            mass += tl.sum(power, 0)
         cross += tl.sum(_terms(power, a, b), 0)
         most_x, most_y = new_x, new_y
     # the lanes' sums, brought to the largest maxima, give the row's divergence
     largest_x, largest_y = tl.max(most_x, 0), tl.max(most_y, 0)
-    sum_x, sum_y, cross = _rescale(
-        sum_x, sum_y, cross, most_x, most_y, largest_x, largest_y, inverse
+    if not CLASS_WEIGHTS:
+        mass = sum_y
+    sum_x, sum_y, cross, mass = _rescale(
+        sum_x, sum_y, cross, mass, most_x, most_y, largest_x, largest_y, inverse
     )
     _store_rows(
         row,
@@ -248,12 +306,14 @@ def _soft_target_kl_long_fwd_kernel(
         tl.sum(sum_x, 0),
         tl.sum(sum_y, 0),
         tl.sum(cross, 0),
+        tl.sum(mass, 0),
         largest_x,
         largest_y,
         samples,
         square,
         losses_ptr,
         log_sums_ptr,
+        CLASS_WEIGHTS,
     )
     if FINISH:  # noqa: SIM102
         if arrived_last(counter_ptr, programs):
