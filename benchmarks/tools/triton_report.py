@@ -186,8 +186,8 @@ def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
         torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2)
     )
     with recorded() as launches:
-        loss, _, log_sums = op.soft_target_kl(logits, teacher, None, 2.0)
-        op.soft_target_kl_backward(loss, logits, teacher, None, log_sums, 2.0)
+        loss, _, log_sums = op.soft_target_kl(logits, teacher, None, None, None, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, None, None, None, log_sums, 2.0)
     return named(launches, f"V={classes}", dtype, logits.numel())
 
 

@@ -7,7 +7,10 @@ namespace sfron {
 namespace {
 
 KlRows checked(const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights,
+               const MaybeTensor& class_bias, const MaybeTensor& class_weights,
                double temperature) {
+  if (class_bias.has_value()) fail({"class_bias"}, "None", "a tensor");  // the formula's
+  if (class_weights.has_value()) fail({"class_weights"}, "None", "a tensor");
   const View x = float_view({"logits"}, logits.get()),
              y = any_view({"teacher_logits"}, teacher_logits.get());
   if (x.dim != 2 || x.sizes[1] == 0)
@@ -34,10 +37,11 @@ int64_t row_grain(int64_t classes) {
   return std::max<int64_t>(kGrain / 8 / classes, 1);
 }
 
-std::tuple<Tensor, Tensor, Tensor> soft_target_kl(const Tensor& logits,
-                                                  const Tensor& teacher_logits,
-                                                  const MaybeTensor& weights, double temperature) {
-  const KlRows rows = checked(logits, teacher_logits, weights, temperature);
+std::tuple<Tensor, Tensor, Tensor> soft_target_kl(
+    const Tensor& logits, const Tensor& teacher_logits, const MaybeTensor& weights,
+    const MaybeTensor& class_bias, const MaybeTensor& class_weights, double temperature) {
+  const KlRows rows =
+      checked(logits, teacher_logits, weights, class_bias, class_weights, temperature);
   const int32_t code = codes().float32;
   Tensor loss = new_tensor({}, code), losses = new_tensor({rows.samples}, code);
   Tensor log_sums = new_tensor({4, rows.samples}, code);
@@ -54,8 +58,10 @@ std::tuple<Tensor, Tensor, Tensor> soft_target_kl(const Tensor& logits,
 
 Tensor soft_target_kl_backward(const Tensor& grad, const Tensor& logits,
                                const Tensor& teacher_logits, const MaybeTensor& weights,
+                               const MaybeTensor& class_bias, const MaybeTensor& class_weights,
                                const Tensor& log_sums, double temperature) {
-  const KlRows rows = checked(logits, teacher_logits, weights, temperature);
+  const KlRows rows =
+      checked(logits, teacher_logits, weights, class_bias, class_weights, temperature);
   const float upstream = *scalar_view({"grad"}, grad.get());
   const View sums = any_view({"log_sums"}, log_sums.get());
   const int64_t shape[] = {4, rows.samples};

@@ -237,7 +237,8 @@ def test_opcheck():
     tensors["prediction"].requires_grad_()
     assert_opcheck("adaptive_mse", Case(tensors, names))
     case = rc.soft_targets((4, 10), torch.float32, "cuda")
-    tensors = dict(zip(("logits", "teacher_logits", "weights"), case.tensors, strict=True))
+    names = ("logits", "teacher_logits", "weights", "class_bias", "class_weights")
+    tensors = dict(zip(names, case.tensors, strict=True))
     assert_opcheck("soft_target_kl", Case(tensors, {"temperature": 2.0}))
 
 

@@ -2,6 +2,8 @@
 changes.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from models import bits, build, data, random_fishers, random_mask, same
@@ -172,6 +174,22 @@ LEAF = LOGITS.clone().requires_grad_()
             "kl weights double",
             "weights",
             lambda: sf.soft_target_kl(LOGITS.double(), LOGITS.double(), LOGITS[0, :1]),
+        ),
+        *(
+            (f"kl {name} {how}", name, partial(sf.soft_target_kl, LOGITS, LOGITS, **{name: wrong}))
+            for name, spoilt in (("class_bias", (INF, NAN)), ("class_weights", (-1.0, INF, NAN)))
+            for how, wrong in (
+                ("shape", LOGITS[0, :1]),
+                ("2d", LOGITS),
+                ("meta", LOGITS[0].to("meta")),
+                ("list", [0.0]),
+                *((str(x), torch.full_like(LOGITS[0], x)) for x in spoilt),
+            )
+        ),
+        (
+            "kl all forbidden",
+            "class_bias",
+            lambda: sf.soft_target_kl(LOGITS, LOGITS, class_bias=torch.full_like(LOGITS[0], -INF)),
         ),
         ("kl temperature", "temperature", lambda: sf.soft_target_kl(LOGITS, LOGITS, None, 0.0)),
         (

@@ -15,9 +15,11 @@ CLASSES = [1, 2, 10, 31, 64, 65]
 
 def kl(logits, teacher, weights):
     """losses [rows], log_sums [rows, 4], gradient [rows, classes]"""
-    _, losses, sums = ops.op("soft_target_kl")(logits, teacher, weights, 2.0)
+    _, losses, sums = ops.op("soft_target_kl")(logits, teacher, weights, None, None, 2.0)
     one = torch.ones(())
-    gradient = ops.op("soft_target_kl_backward")(one, logits, teacher, weights, sums, 2.0)
+    gradient = ops.op("soft_target_kl_backward")(
+        one, logits, teacher, weights, None, None, sums, 2.0
+    )
     return losses, sums.T, gradient
 
 

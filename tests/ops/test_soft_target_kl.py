@@ -17,7 +17,7 @@ from sfron_fast.ops import registry as ops
 def test_matches_torch(device, temperature):
     """F.kl_div over log-softmaxes, which knows nothing of ours; in fp64."""
     case = make((9, 40), torch.float64, device, temperature=temperature)
-    logits, teacher, weights = case.tensors.values()
+    logits, teacher, weights, *_ = case.tensors.values()
     logits.requires_grad_()
     pair = ((x / temperature).log_softmax(1) for x in (logits, teacher))
     rows = F.kl_div(*pair, log_target=True, reduction="none").sum(1) * temperature**2
@@ -107,12 +107,14 @@ def test_masked_out_is_untouched(device, dtype, poison):
 def test_gradcheck(device, grad):
     """Of fp64 by finite differences, and the analytic backward against it."""
     case = make((4, 5), torch.float64, device, temperature=3.0)
-    logits, teacher, weights = case.tensors.values()
+    logits, teacher, weights, *_ = case.tensors.values()
     leaf = logits.clone().requires_grad_()
     torch.autograd.gradcheck(lambda x: losses.soft_target_kl(x, teacher, weights, 3.0) * grad, leaf)
     upstream = torch.tensor(grad, dtype=torch.float64, device=device)
     log_sums = case.run(reference.soft_target_kl)[2]
-    analytic = reference.soft_target_kl_backward(upstream, logits, teacher, weights, log_sums, 3.0)
+    analytic = reference.soft_target_kl_backward(
+        upstream, logits, teacher, weights, None, None, log_sums, 3.0
+    )
     # both in fp64: the fp32 bound, scaled from 2^-24 to 2^-53, is generous by a constant only
     truth, bound = tolerances.soft_target_kl(*case.tensors.values(), 3.0, grad)["gradient"]
     assert ((OP.run(case, grad)["gradient"] - analytic).abs() <= bound * 2.0**-28).all()
@@ -144,7 +146,7 @@ def test_index_arithmetic_above_2_31():
         lazy_zeros(rows * classes, torch.bfloat16).view(rows, classes) for _ in range(2)
     )
     logits[-1, -1] = 20.0
-    _, per_sample, log_sums = ops.op("soft_target_kl")(logits, teacher, None, 1.0)
+    _, per_sample, log_sums = ops.op("soft_target_kl")(logits, teacher, None, None, None, 1.0)
     student = math.log1p((classes - 1) * math.exp(-20.0))
     assert log_sums[:, -1].tolist() == pytest.approx(
         [20.0, student, 0.0, math.log(classes)], rel=1e-6

@@ -224,8 +224,8 @@ def test_kl_launches(monkeypatch, shape, weighted):
     logits, teacher = (torch.empty(shape, device="meta") for _ in range(2))
     weights = torch.empty(shape[0], device="meta") if weighted else None
     with recorded() as made, Recorded() as torch_calls:
-        loss, _, log_sums = op.soft_target_kl(logits, teacher, weights, 2.0)
-        op.soft_target_kl_backward(loss, logits, teacher, weights, log_sums, 2.0)
+        loss, _, log_sums = op.soft_target_kl(logits, teacher, weights, None, None, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, weights, None, None, log_sums, 2.0)
     assert len(made) == (2 if shape[0] <= 4096 else 3)  # the sums of groups of samples
     assert set(torch_calls.calls) <= ALLOCATIONS
     if shape[1] * shape[0] > 10**6:  # enough programs to fill a GPU

@@ -108,7 +108,7 @@ def soft_targets(
     weights = torch.randn(shape[0], device=device) if weighted else None
     if weighted and shape[0] > 2:
         weights[1] = 0.0
-    return Rows((logits, teacher, weights), (temperature,))
+    return Rows((logits, teacher, weights, None, None), (temperature,))
 
 
 def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:

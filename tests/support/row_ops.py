@@ -218,9 +218,12 @@ def kl_case(
     near=None,
     offset=0.0,
     common=0.0,
+    biased=False,
+    masked=False,
 ) -> Case:
     """Weights of both signs, the second 0; with ``near`` the teacher is the logits and so much
-    noise.
+    noise. ``biased``: every fifth class but the first is forbidden; ``masked``: class weights from
+    0 to 3, every third 0.
     """
     logits, teacher = (values(shape, dtype, device, scale=scale) + common for _ in range(2))
     if near is not None:
@@ -230,9 +233,35 @@ def kl_case(
         weights = values(shape[:1], reference.accumulate_dtype(dtype), device)
         weights[1:2] = 0.0
     teacher = (teacher.double() + offset).to(dtype)
+    class_bias = class_weights = None
+    if biased:
+        class_bias = values(shape[1:], reference.accumulate_dtype(dtype), device)
+        class_bias[4::5] = -math.inf
+    if masked:
+        class_weights = (
+            values(shape[1:], reference.accumulate_dtype(dtype), device).abs().clamp(max=3.0)
+        )
+        class_weights[1::3] = 0.0
     return Case(
-        {"logits": logits, "teacher_logits": teacher, "weights": weights},
+        {
+            "logits": logits,
+            "teacher_logits": teacher,
+            "weights": weights,
+            "class_bias": class_bias,
+            "class_weights": class_weights,
+        },
         {"temperature": temperature},
+    )
+
+
+def _kl_loss(logits, teacher_logits, weights, class_bias, class_weights, temperature):
+    return losses.soft_target_kl(
+        logits,
+        teacher_logits,
+        weights,
+        temperature,
+        class_bias=class_bias,
+        class_weights=class_weights,
     )
 
 
@@ -240,7 +269,7 @@ SOFT_TARGET_KL = RowOp(
     name="soft_target_kl",
     make=kl_case,
     outputs=("loss", "losses", "log_sums"),
-    loss=losses.soft_target_kl,
+    loss=_kl_loss,
     differentiable=kl_file.differentiable,
     bounds=tolerances.soft_target_kl,
     read_again=("logits", "teacher_logits"),

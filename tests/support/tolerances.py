@@ -265,10 +265,18 @@ def mean_squared_error(
 
 
 def soft_target_kl(
-    logits, teacher, weights, temperature: float, grad: float = 1.0, pieces: int = 0, exp2: int = 0
+    logits,
+    teacher,
+    weights,
+    class_bias,
+    class_weights,
+    temperature: float,
+    grad: float = 1.0,
+    pieces: int = 0,
+    exp2: int = 0,
 ) -> dict:
-    """Truths and bounds of loss, losses, log_sums [4, samples] and gradient. Rows of weight 0 are 0
-    exactly.
+    """Truths and bounds of loss, losses, log_sums [4, or 5, samples] and gradient. Rows of weight 0
+    are 0 exactly.
 
     ``pieces`` = how often a long row's running sums may have been scaled anew in fp32; ``exp2`` = 1
     where exp is an exp2 of a product, which rounds.
@@ -281,62 +289,87 @@ def soft_target_kl(
     )
     w = w.to(logits.device)
     counted = w != 0
-    raw = [torch.where(counted.unsqueeze(1), t.detach().double(), 0.0) for t in (logits, teacher)]
+    tilt = 0.0 if class_bias is None else class_bias.double() * temperature
+    biased = teacher.detach().double() + tilt
+    raw = [torch.where(counted.unsqueeze(1), t, 0.0) for t in (logits.detach().double(), biased)]
+    # T, its product with the bias, the sum with the logit
+    tilted = torch.zeros_like(biased)
+    if class_bias is not None:
+        size = 2 * tilt.abs() + biased.abs()
+        tilted = torch.where(counted.unsqueeze(1) & size.isfinite(), U * size, 0.0)
+    k = torch.ones(classes) if class_weights is None else class_weights
+    k = k.double().to(logits.device)
     shifts = [t.amax(dim=1) for t in raw]
     z = [(t - m.unsqueeze(1)) / temperature for t, m in zip(raw, shifts, strict=True)]
     sums, parts = [t.logsumexp(dim=1) for t in z], []
-    for t, log_sum in zip(z, sums, strict=True):
+    for t, log_sum, own in zip(z, sums, (0.0, tilted / temperature), strict=True):
         # the difference from the maximum, 1 / T and their product round
-        relative = torch.where(t == -torch.inf, 0.0, U * (3 + exp2) * t.abs())
+        relative = torch.where(t == -torch.inf, 0.0, U * (3 + exp2) * t.abs() + own)
         softmax = (t - log_sum.unsqueeze(1)).exp()
         total = (softmax * relative).sum(dim=1) + FUNCTION + (roundings(classes) + 5 * pieces) * U
         parts.append(
             (relative, softmax, t - log_sum.unsqueeze(1), total + log_sum.abs() * FUNCTION)
         )
     (dx, q, log_q, x_error), (dy, p, log_p, y_error) = parts
-    inside = p > 0
+    kp, weighted = p * k, class_weights is not None
+    inside = kp > 0
     ratio = torch.where(inside, log_p - log_q, 0.0)
     shifted = torch.where(inside, z[1] - z[0], 0.0).abs()  # before the log-sums meet it
     logs = torch.where(inside, log_p.abs() + log_q.abs(), 0.0)
-    losses = (p * ratio).sum(dim=1) * temperature**2
+    losses = (kp * ratio).sum(dim=1) * temperature**2
     # p has the error of its exponent and of exp; the ratio that of both logits and of its
     # subtractions; then products and the sum; what exp flushes to 0; both log-sums
     terms = ratio.abs() + shifted
     p_error = torch.expm1(dy + y_error.unsqueeze(1) + U * (1 + exp2) * logs + FUNCTION)
     p_error += (2 + roundings(classes)) * U
-    row = (p * (torch.where(inside, p_error * terms + dx + dy, 0.0) + U * (terms + logs))).sum(
+    mass = kp.sum(dim=1)
+    # a product with k, the sum, the division
+    if weighted:
+        p_error += (2 + roundings(classes) + 5 * pieces) * U
+    mass_error = ((kp * p_error).sum(dim=1) + 2.0**-125 * k.sum()) * weighted
+    row = (kp * (torch.where(inside, p_error * terms + dx + dy, 0.0) + U * (terms + logs))).sum(
         dim=1
     )
     # scaling anew: two differences, their products and sums, an exp; no running distance exceeds
     # the final one
     distances = torch.where(inside, z[1].abs() + z[0].abs(), 0.0)
-    row = row + pieces * 16 * U * (p * distances).sum(dim=1)
-    row = row + 2.0**-125 * torch.where(ratio.isfinite(), terms, 0.0).sum(dim=1) + x_error + y_error
+    row = row + pieces * 16 * U * (kp * distances).sum(dim=1)
+    row = row + 2.0**-125 * (k * torch.where(ratio.isfinite(), terms, 0.0)).sum(dim=1)
+    row = row + mass * (x_error + y_error)
     losses_error = torch.where(
         counted, row * temperature**2 * 1.001 + 4 * U * losses.abs() + 2.0**-149, 0.0
     )
     loss, size = (w * losses).sum(), (w * losses).abs().sum()
     loss_error = (w.abs() * losses_error).sum() + (roundings(samples) + 3) * U * size + 2.0**-149
-    gradient = (q - p) * (w * temperature * grad).unsqueeze(1)
+    gradient = (q * mass.unsqueeze(1) - kp) * (w * temperature * grad).unsqueeze(1)
     # the exponent: that of the sum, the log-sum, their difference; exp, which may flush
-    softmax_error = torch.zeros_like(q)
-    for relative, softmax, log, s_error in parts:
+    softmax_error = q * mass_error.unsqueeze(1)
+    for share, (relative, softmax, log, s_error) in zip((mass.unsqueeze(1), k), parts, strict=True):
         distance = torch.where(log == -torch.inf, 0.0, relative + (1 + exp2) * log.abs() * U)
-        softmax_error += (
+        softmax_error += share * (
             softmax * (torch.expm1(s_error.unsqueeze(1) + distance) + FUNCTION) + 2.0**-125
         )
-    gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (softmax_error + (q + p) * U)
+    gradient_error = (w * temperature * grad).abs().unsqueeze(1) * (
+        softmax_error + (1 + weighted) * (q * mass.unsqueeze(1) + kp) * U
+    )
     gradient_error = gradient_error * 1.001 + 5 * U * gradient.abs()
     stored_error = stored(gradient.abs() + gradient_error, logits.dtype)
     gradient_error = torch.where(counted.unsqueeze(1), gradient_error + stored_error, 0.0)
     # of a row without weight
     exact, unread = torch.zeros_like(x_error), torch.where(counted, 0.0, torch.inf)
-    sums_error = torch.stack([exact, x_error, exact, y_error]) + unread
+    moved = tilted.amax(dim=1)  # the maximum, and what is relative to it
+    log_sums, sums_error = (
+        [shifts[0], sums[0], shifts[1], sums[1]],
+        [exact, x_error, moved, y_error + moved / temperature],
+    )
+    if weighted:
+        log_sums.append(mass)
+        sums_error.append(mass_error * 1.001)
     return {
         "loss": (loss, loss_error),
         "losses": (losses, losses_error),
         "gradient": (gradient, gradient_error),
-        "log_sums": (torch.stack([shifts[0], sums[0], shifts[1], sums[1]]), sums_error),
+        "log_sums": (torch.stack(log_sums), torch.stack(sums_error) + unread),
     }
 
 

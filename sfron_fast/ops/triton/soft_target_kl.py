@@ -30,7 +30,12 @@ BACKWARD_SHARE = 16
 
 
 def soft_target_kl(
-    logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, temperature: float
+    logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor | None,
+    class_bias: Tensor | None,
+    class_weights: Tensor | None,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches ``sfron_fast::soft_target_kl``: the op's arguments and outputs, already checked."""
     samples, classes = logits.shape
@@ -109,6 +114,8 @@ def soft_target_kl_backward(
     logits: Tensor,
     teacher_logits: Tensor,
     weights: Tensor | None,
+    class_bias: Tensor | None,
+    class_weights: Tensor | None,
     log_sums: Tensor,
     temperature: float,
 ) -> Tensor:
