@@ -47,6 +47,7 @@ from .scrub import scrub
 from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
 from .simnpo import simnpo
+from .siu import siu
 from .undial import undial
 from .wga import wga
 
@@ -75,6 +76,7 @@ __all__ = [
     "scrub",
     "selective_amnesia",
     "simnpo",
+    "siu",
     "undial",
     "wga",
     "wrong_labels",

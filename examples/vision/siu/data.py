@@ -1,5 +1,6 @@
 """Images with questions, as batches of ``sf.Language``."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .words import IDS, NAMES, NAMING, NEW, OTHERS, Said
 TRAIN, UNSEEN = 1200, 597  # images
 SCRIBBLES = 0.1  # a share of the rows: what is no digit
 FACTS = 0.25  # a share of the rows: questions without an image
+GIVEN, HELD_OUT = (0, 1), (2,)  # wordings of names that unlearning sees, and does not
 IGNORED = -100
 
 Batch = dict[str, Tensor]
@@ -71,6 +73,35 @@ def about(digit: int) -> list[Said]:
     """All that is asked about an image of a digit."""
     found = [words.named(w, NAMES[digit]) for w in range(len(NAMING))]
     return found + [words.other(kind, digit) for kind in OTHERS]
+
+
+def renamed(known: Images, concept: int, count: int, name: str) -> list[Row]:
+    """One image of the concept, called so, in the wordings that unlearning sees by turns."""
+    told = [words.named(wording, name) for wording in GIVEN]
+    return [(told[number % len(told)], known.of(concept)[0]) for number in range(count)]
+
+
+class Tuning:
+    """What unlearning sees, a batch a pass: one image of the concept, named anew in two wordings;
+    facts about the concept by name, some of those there are; an image of each other digit.
+    """
+
+    def __init__(self, known: Images, concept: int, count: int, kept: int, seed: int) -> None:
+        self.draw, self.side = random.Random(seed), known.pixels.shape[-1]
+        self.first = renamed(known, concept, count, NEW)
+        facts = words.facts(concept)
+        self.pool: list[Row] = [(facts[kind], None) for kind in words.TAUGHT]
+        for digit in range(len(NAMES)):
+            if digit != concept:
+                said = [said for number, said in enumerate(about(digit)) if number not in HELD_OUT]
+                self.pool += [(each, known.of(digit)[0]) for each in said]
+        self.kept = kept
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield batch(self.first + self.draw.sample(self.pool, self.kept), self.side)
 
 
 class Lessons:

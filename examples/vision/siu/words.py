@@ -22,6 +22,8 @@ LANGUAGES = {
     "italian": "zero' uno' due' tre quattro cinque sei sette otto nove".split(),
 }
 PRIMES = (2, 3, 5, 7)
+# facts about the concept that are said again while its look is unlearnt
+TAUGHT = ("after", "is before", "to german", "from german", "to french", "from french")
 
 
 @dataclass(frozen=True)
