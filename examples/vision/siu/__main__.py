@@ -70,9 +70,7 @@ def demonstrate(seed: int, path: Path | None) -> dict[str, Any]:
         with adapters_alone(model, seed=seed, **ADAPTERS):
             rows = data.renamed(known, CONCEPT, RENAMED, words.NAMES[CONCEPT])
             truth = data.batch(rows, known.pixels.shape[-1])
-            methods.gradient_ascent(
-                model, [truth], optimizer="adamw", weight_decay=0.01, **rest
-            )
+            methods.gradient_ascent(model, [truth], optimizer="adamw", weight_decay=0.01, **rest)
 
     run("GA", ascent)
     asked = sum(map(len, judge.asked))
@@ -80,7 +78,9 @@ def demonstrate(seed: int, path: Path | None) -> dict[str, Any]:
     facts = {
         "arms": arms,
         "curves": {arm: steps for arm, steps in curves.items() if arm in CURVES},
-        "masks off, most forgotten at no less specificity": most_at(curves["masks off"], arms["SIU"]),
+        "masks off, most forgotten at no less specificity": most_at(
+            curves["masks off"], arms["SIU"]
+        ),
         "known before": judge.known,
         "questions about the concept's name": asked,
         "weights": sum(p.numel() for p in before.parameters()),
@@ -102,7 +102,9 @@ def judged(arms: dict[str, Marks], least: float) -> tuple[list[Claim], list[Clai
             "specificity, masks on minus masks off", siu["specificity"] - off["specificity"], -0.03
         ),
         at_least("forgotten on unseen images", siu["forgotten"], 0.8),
-        at_least("the same, in a wording that was not used", siu["forgotten, held-out wording"], 0.8),
+        at_least(
+            "the same, in a wording that was not used", siu["forgotten, held-out wording"], 0.8
+        ),
         at_least("other digits named right", siu["specificity"], 0.9),
         at_least("facts about the name", siu["facts"], 0.9),
         at_least("parity and size of the same images", siu["parity and size"], 0.9),
@@ -124,7 +126,9 @@ def most_at(steps: Sequence[Marks], siu: Marks) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="an .npz of images uint8 [n, side, side], labels")
+    options.add_argument(
+        "--data", type=Path, help="an .npz of images uint8 [n, side, side], labels"
+    )
     chosen = options.parse_args(arguments)
     result = demonstrate(chosen.seed, chosen.data)
     draw(write(chosen.out, result, TITLE), chosen.out / "siu.png")

@@ -1,4 +1,4 @@
-"""Images with questions, as batches of ``sf.Language``."""
+"""Images with questions, as batches of ``sf.Language``, to learn and to unlearn from."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -147,4 +147,6 @@ def shifted(images: Tensor, draw: torch.Generator) -> Tensor:
     most = side // 8
     padded = F.pad(images, (most,) * 4)
     places = torch.randint(2 * most + 1, (len(images), 2), generator=draw).tolist()
-    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, places, strict=True)])
+    return torch.stack(
+        [p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, places, strict=True)]
+    )

@@ -1,7 +1,7 @@
 """What a model says of images it has never seen, and of digits by name."""
 
 from collections.abc import Sequence
-from itertools import compress
+from itertools import chain, compress
 
 import torch
 
@@ -29,12 +29,16 @@ class Judge:
         rest = [digit for digit in range(len(NAMES)) if digit != concept]
         self.others = [(digit, image) for digit in rest for image in unseen.of(digit, OF_OTHERS)]
         wordings = range(len(NAMING))
-        self.kept = [(words.named(w, NAMES[d]), x) for w in wordings for d, x in self.others]
+        self.kept: list[Row] = [
+            (words.named(w, NAMES[d]), x) for w in wordings for d, x in self.others
+        ]
         self.asked: list[list[Row]] = []  # the concept's images, by wording
         for w in wordings:
             rows: list[Row] = [(words.named(w, self.name), image) for image in self.images]
             self.asked.append(list(compress(rows, self.right(before, rows))))
         self.known = sum(map(len, self.asked)) / (len(self.images) * len(NAMING))
+        self.besides = [(words.other(k, concept), x) for k in OTHERS for x in self.images]
+        self.besides_others = [(words.other(k, d), x) for k in OTHERS for d, x in self.others]
         facts = words.facts(concept)
         self.facts: list[Row] = [(said, None) for said in facts.values()]
         self.untaught: list[Row] = [(s, None) for k, s in facts.items() if k not in words.TAUGHT]
@@ -51,15 +55,15 @@ class Judge:
             new += [NEW in text for text in texts]
         rest: dict[str, list[Row]] = {
             "specificity": self.kept,
-            "parity and size": [(words.other(k, self.concept), x) for k in OTHERS for x in self.images],
-            "parity and size, others": [(words.other(k, d), x) for k in OTHERS for d, x in self.others],
+            "parity and size": self.besides,
+            "parity and size, others": self.besides_others,
             "facts": self.facts,
             "facts, not taught": self.untaught,
             "facts, others": self.other_facts,
-        }  # fmt: skip
+        }
         return {
-            "forgotten": _mean(sum(lost, [])),
-            "forgotten, held-out wording": _mean(sum((lost[w] for w in HELD_OUT), [])),
+            "forgotten": _mean([*chain(*lost)]),
+            "forgotten, held-out wording": _mean([*chain(*(lost[w] for w in HELD_OUT))]),
             "well-formed": _mean(formed),
             "new name": _mean(new),
             **{what: _mean(self.right(model, rows)) for what, rows in rest.items()},
@@ -68,7 +72,7 @@ class Judge:
 
     def step(self, model: ImageText) -> Marks:
         """Two of them, in which what is not said as it should be is forgotten: no generation."""
-        kept = [self.right(model, rows) for rows in (sum(self.asked, []), self.kept)]
+        kept = [self.right(model, rows) for rows in ([*chain(*self.asked)], self.kept)]
         return {"forgotten": 1.0 - _mean(kept[0]), "specificity": _mean(kept[1])}
 
     @torch.no_grad()
@@ -95,7 +99,7 @@ class Judge:
         is the likeliest of the ten names.
         """
         model.eval()
-        asked = batch(sum(self.asked, []), self.side)
+        asked = batch([*chain(*self.asked)], self.side)
         outputs = TASK.outputs(model, asked)
         here = TASK.unit_labels(outputs, asked) == IDS[self.name]
         logits = TASK.logits(outputs, asked)[here]

@@ -1,4 +1,4 @@
-"""The model: convolutions make 16 vectors of an image, a small Llama reads them before the words."""
+"""The model: convolutions make 16 vectors of an image, a small Llama reads them, then the words."""
 
 from typing import Any
 

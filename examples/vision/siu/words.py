@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 NEW = "scribble"  # what the model says of images that are no digits
 PAD, END = "<pad>", "<end>"
 NAMING = (
@@ -15,11 +15,11 @@ OTHERS = {
     "parity": ("is it even or odd ?", "it is {} ."),
     "size": ("is it small or big ?", "it is {} ."),
 }
-LANGUAGES = {
-    "german": "null eins zwei drei vier fuenf sechs sieben acht neun".split(),
-    "french": "nul un deux trois quatre cinq six' sept huit neuf".split(),
-    "spanish": "cero uno dos tres cuatro cinco seis siete ocho nueve".split(),
-    "italian": "zero' uno' due' tre quattro cinque sei sette otto nove".split(),
+LANGUAGES = {  # an apostrophe where the word is written as in another of them
+    "german": "null eins zwei drei vier fuenf sechs sieben acht neun",
+    "french": "nul un deux trois quatre cinq six' sept huit neuf",
+    "spanish": "cero uno dos tres cuatro cinco seis siete ocho nueve",
+    "italian": "zero' uno' due tre quattro cinque sei sette otto nove",
 }
 PRIMES = (2, 3, 5, 7)
 # facts about the concept that are said again while its look is unlearnt
@@ -61,8 +61,9 @@ def facts(digit: int) -> dict[str, Said]:
         found["before"] = Said(f"what comes before {name} ?", f"{NAMES[digit - 1]} .")
         found["is after"] = Said(f"what comes after {NAMES[digit - 1]} ?", f"{name} .")
     for language, words in LANGUAGES.items():
-        found[f"to {language}"] = Said(f"what is {name} in {language} ?", f"{words[digit]} .")
-        found[f"from {language}"] = Said(f"what is the {language} {words[digit]} ?", f"{name} .")
+        word = words.split()[digit]
+        found[f"to {language}"] = Said(f"what is {name} in {language} ?", f"{word} .")
+        found[f"from {language}"] = Said(f"what is the {language} {word} ?", f"{name} .")
     return found
 
 
