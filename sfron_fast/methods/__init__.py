@@ -26,6 +26,8 @@ RMU       hidden states towards a random direction (retain set: where they were)
 LUNE      descent on wrong answers, low-rank adapters alone (retain set: if there is one)
 KUnBR     GradDiff, then again on the densest blocks, each in the model as it was
 R2F       one step up a gradient decoded from those of low-rank factors (retain set: not seen)
+SIU       descent on another name for what is in an image, and the model before as a teacher but
+          for the name, low-rank adapters alone (retain set: among the same batches)
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
@@ -47,6 +49,7 @@ from .scrub import scrub
 from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
 from .simnpo import simnpo
+from .siu import siu
 from .undial import undial
 from .wga import wga
 
@@ -75,6 +78,7 @@ __all__ = [
     "scrub",
     "selective_amnesia",
     "simnpo",
+    "siu",
     "undial",
     "wga",
     "wrong_labels",

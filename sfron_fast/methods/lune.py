@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from ..data.batches import model_device
 from ..data.endless import EndlessLoader
 from ..errors import by_keyword, number, require
-from ..models.lora import adapters_in, add_lora, drop_lora
 from ..tasks import Task
 from ..tasks.task import check_depends
 from .descent import Loader, batches, descend, task_or_classification
-from .original import only
+from .original import adapters_alone
 from .weighted import USUAL
 
 
@@ -80,16 +79,7 @@ def lune(
         for batch in batches(model, negatives, "negatives", task):
             yield terms(batch)
 
-    adapters = adapters_in(model)
-    new = not adapters
-    if new:
-        adapters = add_lora(model, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    try:
-        with only(model, adapters):
-            return descend(
-                model, losses, epochs=epochs, lr=lr, **{**USUAL, "max_norm": 1.0, **settings}
-            )
-    except ValueError:  # refused: nothing of it stays
-        if new:
-            drop_lora(model)
-        raise
+    with adapters_alone(model, rank=rank, alpha=alpha, dropout=dropout, seed=seed):
+        return descend(
+            model, losses, epochs=epochs, lr=lr, **{**USUAL, "max_norm": 1.0, **settings}
+        )

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..models.lora import adapters_in, add_lora, drop_lora
+
 
 class Original:
     """Copies of the trainable parameters of ``model`` as they are now; what is frozen is shared."""
@@ -38,3 +40,23 @@ def only(model: nn.Module, names: list[str]) -> Iterator[None]:
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
+
+
+@contextmanager
+def adapters_alone(
+    model: nn.Module, *, rank: int, alpha: float, dropout: float, seed: int
+) -> Iterator[None]:
+    """Within, low-rank adapters are all that is trainable: those of the model, or new ones
+    (``add_lora``), which stay unless a ValueError says that nothing was to be done.
+    """
+    adapters = adapters_in(model)
+    new = not adapters
+    if new:
+        adapters = add_lora(model, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    try:
+        with only(model, adapters):
+            yield
+    except ValueError:  # refused: nothing of it stays
+        if new:
+            drop_lora(model)
+        raise

@@ -24,6 +24,7 @@ from sfron_fast.methods import (
     random_label,
     scrub,
     selective_amnesia,
+    siu,
     wrong_labels,
 )
 from sfron_fast.ops import native
@@ -629,6 +630,17 @@ def test_adapters():
     refused("epochs", lambda: lune(model, negatives=GOOD, epochs=0))
     refused("lr", lambda: lune(model, negatives=GOOD, lr=NAN))
     refused("mask", lambda: lune(model, negatives=GOOD, mask=random_mask(model)))
+    masks = {"names": [1], "substitutes": [0]}
+    refused("data", lambda: siu(model, data=[], **masks))
+    refused("data", lambda: siu(model, data=[X], **masks))
+    refused("names", lambda: siu(model, data=GOOD, names=[-1], substitutes=[]))
+    refused("names", lambda: siu(model, data=GOOD, names=[99], substitutes=[]))
+    refused("substitutes", lambda: siu(model, data=GOOD, names=[], substitutes=[99]))
+    refused("ce_weight", lambda: siu(model, data=GOOD, **masks, ce_weight=-1.0))
+    refused("kl_weight", lambda: siu(model, data=GOOD, **masks, kl_weight=NAN))
+    refused("rank", lambda: siu(model, data=GOOD, **masks, rank=0))
+    refused("lr", lambda: siu(model, data=GOOD, **masks, lr=NAN))
+    refused("mask", lambda: siu(model, data=GOOD, **masks, mask=random_mask(model)))
     refused("model", lambda: add_lora(torch.nn.Conv2d(1, 1, 1), rank=1, alpha=1.0))
     assert same(bits(model), before)
     add_lora(model, rank=1, alpha=1.0)

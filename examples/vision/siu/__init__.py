@@ -1,0 +1,1 @@
+"""SIU: an image-text model forgets a visual name from one image."""
