@@ -8,6 +8,7 @@ SalUn   hard, for F and R   wrong labels                     descent on the reta
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
 SA      -                   towards uniform predictions (*)  descent, penalty by a fixed Fisher
+AMUN    -                   adversarial examples, as said    descent, also on the forget set
 
 (*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
 
@@ -29,6 +30,9 @@ R2F       one step up a gradient decoded from those of low-rank factors (retain 
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
+from ..models.spectral import clip_spectral_norms, spectral_norms
+from .adversarial import Adversarial, adversarial_examples
+from .amun import amun
 from .bad_teacher import bad_teacher
 from .ceu import ceu
 from .finetune import finetune
@@ -51,11 +55,15 @@ from .undial import undial
 from .wga import wga
 
 __all__ = [
+    "Adversarial",
     "Decoder",
     "Recipe",
     "add_lora",
+    "adversarial_examples",
+    "amun",
     "bad_teacher",
     "ceu",
+    "clip_spectral_norms",
     "finetune",
     "fit_decoder",
     "grad_diff",
@@ -75,6 +83,7 @@ __all__ = [
     "scrub",
     "selective_amnesia",
     "simnpo",
+    "spectral_norms",
     "undial",
     "wga",
     "wrong_labels",
