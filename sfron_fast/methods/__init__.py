@@ -8,6 +8,7 @@ SalUn   hard, for F and R   wrong labels                     descent on the reta
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
 SA      -                   towards uniform predictions (*)  descent, penalty by a fixed Fisher
+AMUN    -                   adversarial examples, as said    descent, also on the forget set
 
 (*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
 
@@ -31,6 +32,9 @@ SIU       descent on another name for what is in an image, and the model before 
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
+from ..models.spectral import clip_spectral_norms, spectral_norms
+from .adversarial import Adversarial, adversarial_examples
+from .amun import amun
 from .bad_teacher import bad_teacher
 from .ceu import ceu
 from .finetune import finetune
@@ -54,11 +58,15 @@ from .undial import undial
 from .wga import wga
 
 __all__ = [
+    "Adversarial",
     "Decoder",
     "Recipe",
     "add_lora",
+    "adversarial_examples",
+    "amun",
     "bad_teacher",
     "ceu",
+    "clip_spectral_norms",
     "finetune",
     "fit_decoder",
     "grad_diff",
@@ -79,6 +87,7 @@ __all__ = [
     "selective_amnesia",
     "simnpo",
     "siu",
+    "spectral_norms",
     "undial",
     "wga",
     "wrong_labels",

@@ -22,7 +22,7 @@ ROOMS = {
     "distributed": {"errors", "data", "ops"},
     "functional": {"ops"},
     "heads": {"errors", "ops"},
-    "models": {"errors", "distributed"},
+    "models": {"errors", "data", "distributed"},
     "losses": {"errors", "ops"},
     "weights": {"errors", "ops"},
     "tasks": {"errors", "data", "ops", "heads", "losses", "weights"},
