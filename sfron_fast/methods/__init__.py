@@ -26,11 +26,15 @@ RMU       hidden states towards a random direction (retain set: where they were)
 LUNE      descent on wrong answers, low-rank adapters alone (retain set: if there is one)
 KUnBR     GradDiff, then again on the densest blocks, each in the model as it was
 R2F       one step up a gradient decoded from those of low-rank factors (retain set: not seen)
+
+For generators that draw identities from latents: SUGAR diverts each to a surrogate of its own,
+under the penalty of a Fisher of sampled outputs.
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
 from .bad_teacher import bad_teacher
 from .ceu import ceu
+from .elastic import sampled_fisher
 from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
@@ -47,17 +51,21 @@ from .scrub import scrub
 from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
 from .simnpo import simnpo
+from .sugar import sugar
+from .surrogate_latents import SurrogateLatents, fit_surrogates
 from .undial import undial
 from .wga import wga
 
 __all__ = [
     "Decoder",
     "Recipe",
+    "SurrogateLatents",
     "add_lora",
     "bad_teacher",
     "ceu",
     "finetune",
     "fit_decoder",
+    "fit_surrogates",
     "grad_diff",
     "gradient_ascent",
     "gradient_saliency",
@@ -71,10 +79,12 @@ __all__ = [
     "random_label",
     "rmu",
     "salun",
+    "sampled_fisher",
     "satimp",
     "scrub",
     "selective_amnesia",
     "simnpo",
+    "sugar",
     "undial",
     "wga",
     "wrong_labels",
