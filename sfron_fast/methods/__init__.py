@@ -29,6 +29,9 @@ KUnBR     GradDiff, then again on the densest blocks, each in the model as it wa
 R2F       one step up a gradient decoded from those of low-rank factors (retain set: not seen)
 SIU       descent on another name for what is in an image, and the model before as a teacher but
           for the name, low-rank adapters alone (retain set: among the same batches)
+
+For generators that draw identities from latents: SUGAR diverts each to a surrogate of its own,
+under the penalty of a Fisher of sampled outputs.
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
@@ -37,6 +40,7 @@ from .adversarial import Adversarial, adversarial_examples
 from .amun import amun
 from .bad_teacher import bad_teacher
 from .ceu import ceu
+from .elastic import sampled_fisher
 from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
@@ -54,6 +58,8 @@ from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
 from .simnpo import simnpo
 from .siu import siu
+from .sugar import sugar
+from .surrogate_latents import SurrogateLatents, fit_surrogates
 from .undial import undial
 from .wga import wga
 
@@ -61,6 +67,7 @@ __all__ = [
     "Adversarial",
     "Decoder",
     "Recipe",
+    "SurrogateLatents",
     "add_lora",
     "adversarial_examples",
     "amun",
@@ -69,6 +76,7 @@ __all__ = [
     "clip_spectral_norms",
     "finetune",
     "fit_decoder",
+    "fit_surrogates",
     "grad_diff",
     "gradient_ascent",
     "gradient_saliency",
@@ -82,12 +90,14 @@ __all__ = [
     "random_label",
     "rmu",
     "salun",
+    "sampled_fisher",
     "satimp",
     "scrub",
     "selective_amnesia",
     "simnpo",
     "siu",
     "spectral_norms",
+    "sugar",
     "undial",
     "wga",
     "wrong_labels",

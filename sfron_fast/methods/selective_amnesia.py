@@ -18,6 +18,7 @@ from ..losses import soft_target_kl
 from ..saliency.fisher import Estimator, estimate_fisher
 from ..tasks import Task
 from .descent import Loader, batches, descend, task_or_classification
+from .elastic import Elastic
 
 
 @by_keyword
@@ -53,7 +54,7 @@ def selective_amnesia(
     generative = task.has("replacement_losses")
     task.needs("replacement_losses" if generative else "logits")
     fisher = estimate_fisher(model, retain, task=task, estimator=estimator, draws=draws)
-    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    anchor = Elastic(model, fisher, penalty)
     endless, device = EndlessLoader(forget, "forget"), model_device(model)
 
     def surrogate(batch: Any) -> Tensor:
@@ -66,10 +67,6 @@ def selective_amnesia(
         for batch in batches(model, retain, "retain", task):
             kept = task.mean_loss(model, batch)
             gone = surrogate(endless.batch(task, device))
-            named = dict(model.named_parameters())
-            anchor = torch.stack(
-                [(fisher[n] * (named[n] - w).square()).sum() for n, w in start.items()]
-            ).sum()
-            yield kept + gone + 0.5 * penalty * anchor
+            yield kept + gone + anchor()
 
     return descend(model, losses, epochs=epochs, lr=lr, **settings)

@@ -142,6 +142,8 @@ def test_every_method_is_here():
     # those of language models: tests/frameworks/test_language_methods.py
     others |= {"ceu", "grad_diff", "idk_dpo", "npo", "rmu", "satimp", "simnpo", "undial", "wga"}
     others |= {"kunbr", "Decoder", "fit_decoder", "r2f"}  # test_kunbr.py, test_r2f.py there
+    # of generators: tests/methods/test_sugar.py
+    others |= {"sugar", "SurrogateLatents", "fit_surrogates", "sampled_fisher"}
     others |= {"lune", "add_lora", "lora_off", "merge_lora"}  # test_lune.py there
     others |= {"siu"}  # test_siu.py there
     assert set(METHODS) == set(methods.__all__) - others
