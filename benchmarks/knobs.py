@@ -1,8 +1,9 @@
-"""What each setting of a run does, one at a time: `python -m benchmarks.knobs`, a minute.
+"""What each setting of a run does, one at a time: `python -m benchmarks.knobs`, two minutes.
 
 The demo's digits with a tenth of the labels wrong (docs/choosing.md), one model of seed 7, which
 reports nothing else; every row is one run from it, with one setting changed. Accuracies in percent,
-of the wrong labels to be forgotten, of the retain set, and of held-out digits.
+of the wrong labels to be forgotten, of the retain set, and of held-out digits; selected: the share
+of the weights in the mask.
 """
 
 import copy
@@ -56,7 +57,10 @@ def main() -> None:
         make, settings = RECIPES[recipe]
         changed, extra = {**settings, name: value}, {}
         if recipe == "budgeted":
-            extra = {"holdout": looked_at["val"], "retain_budget": changed.pop("retain_budget", 0.05)}
+            extra = {
+                "holdout": looked_at["val"],
+                "retain_budget": changed.pop("retain_budget", 0.05),
+            }
         model = copy.deepcopy(original)
         torch.manual_seed(2000 + SEED)
         with warnings.catch_warnings():
@@ -69,10 +73,15 @@ def main() -> None:
                 **extra,
             )
         spent = "" if result.budget_spent is None else f"{result.budget_spent:.2f}"
-        return f"| {recipe} | {name} {value:g} | {cells(model)} | {spent} |"
+        selected, weights = (
+            sum(result.mask.counts().values()),
+            sum(map(result.mask.size, result.mask)),
+        )
+        share = f"{100 * selected / weights:.1f}"
+        return f"| {recipe} | {name} {value:g} | {cells(model)} | {share} | {spent} |"
 
-    lines = ["| recipe | setting | forget | retain | held out | budget spent |"]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: |", f"| | before | {cells(original)} | |"]
+    lines = ["| recipe | setting | forget | retain | held out | selected | budget spent |"]
+    lines += ["| --- | --- " + "| ---: " * 5 + "|", f"| | before | {cells(original)} | | |"]
     for recipe, name, values in CHANGED:
         lines += [row(recipe, name, value) for value in values]
         print(*lines[-len(values) :], sep="\n", flush=True)

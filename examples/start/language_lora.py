@@ -31,7 +31,9 @@ IGNORED = -100  # the label of what is not learnt: the question
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--people", type=int, default=72, help="a twelfth is forgotten, 144 at most")
+    parser.add_argument(
+        "--people", type=int, default=72, help="a twelfth is forgotten, 144 at most"
+    )
     parser.add_argument("--epochs", type=int, default=150, help="of the training before")
     parser.add_argument("--cycles", type=int, default=50, help="of unlearning")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
