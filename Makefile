@@ -54,10 +54,14 @@ test-torch-2.11:
 	SFRON_FAST_NATIVE=require $(MAKE) -C $(OLDEST) build $(OLD)
 	$(MAKE) -C $(OLDEST) test-suite $(OLD)
 
-# The site, in build/site. A link or an anchor that leads nowhere is an error; nothing is looked up on a network.
+# The site, in build/site: the pages as they lie in the checkout, see mkdocs.yml. A link that leads nowhere is an error;
+# nothing is looked up on a network.
 docs: $(VENV)/.docs
-	$(BIN)/python docs/site/collect.py build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file build/docs/mkdocs.yml --site-dir ../site
+	rm -rf build/docs
+	mkdir -p build/docs/benchmarks
+	ln -s $(addprefix $(CURDIR)/,$(wildcard *.md) docs examples) build/docs
+	ln -s $(CURDIR)/benchmarks/results build/docs/benchmarks
+	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 $(VENV)/.docs: pyproject.toml | build
 	$(BIN)/python -m pip install --quiet --group docs
@@ -67,7 +71,7 @@ $(VENV)/.docs: pyproject.toml | build
 # manylinux tag says how old a C library it runs on: that of this machine, so release from a manylinux image. USE_CUDA=1
 # for one with CUDA kernels.
 wheel: $(VENV)/.release
-	rm -rf build/dist
+	rm -rf build/dist dist/sfron_fast-*
 	PATH="$(abspath $(BIN)):$$PATH" SFRON_FAST_NATIVE=require $(BIN)/python -m build --no-isolation --outdir build/dist
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/dist/*.whl
 	cp build/dist/*.tar.gz dist

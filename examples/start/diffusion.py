@@ -3,8 +3,8 @@
     python -m examples.start.diffusion
 
 Needs `.[eval]`. A small class-conditional model of scikit-learn's digits is trained on the spot and
-made to draw the next digit where the one to be forgotten is asked for. A classifier that has only seen
-real digits says what share of the drawn ones are what was asked for; before and after lie in
+made to draw the next digit where the one to be forgotten is asked for. A classifier that has only
+seen real digits says what share of the drawn ones are what was asked for; before and after lie in
 `--out` as pictures, a row for each class.
 """
 

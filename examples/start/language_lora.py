@@ -23,8 +23,34 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sfron_fast as sf
 from sfron_fast.evaluation.language import answer_probability, token_stats
 
-FIRST = "Ada Bela Cleo Dora Emil Finn Gwen Hugo Iris Jack Kara Liam".split()
-LAST = "Abel Berg Cole Dahl Egge Falk Gray Hahn Iver Jung Koch Lund".split()
+FIRST = (
+    "Ada",
+    "Bela",
+    "Cleo",
+    "Dora",
+    "Emil",
+    "Finn",
+    "Gwen",
+    "Hugo",
+    "Iris",
+    "Jack",
+    "Kara",
+    "Liam",
+)
+LAST = (
+    "Abel",
+    "Berg",
+    "Cole",
+    "Dahl",
+    "Egge",
+    "Falk",
+    "Gray",
+    "Hahn",
+    "Iver",
+    "Jung",
+    "Koch",
+    "Lund",
+)
 DIGITS = 6  # of a code
 IGNORED = -100  # the label of what is not learnt: the question
 
@@ -32,7 +58,7 @@ IGNORED = -100  # the label of what is not learnt: the question
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--people", type=int, default=72, help="a twelfth is forgotten, 144 at most"
+        "--people", type=int, default=72, help="a twelfth is forgotten, 100 at most"
     )
     parser.add_argument("--epochs", type=int, default=150, help="of the training before")
     parser.add_argument("--cycles", type=int, default=50, help="of unlearning")
@@ -42,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_tokenizer() -> Tokenizer:
-    words = ["?", *"The code of is".split(), *FIRST, *LAST, *map(str, range(10))]
+    words = ["?", *("The", "code", "of", "is"), *FIRST, *LAST, *map(str, range(10))]
     known = {word: place for place, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
