@@ -14,7 +14,7 @@ OLDEST := build/torch-2.11
 # Triton 3.6 interprets with NumPy to 2.3 only
 OLD := TORCH=torch==2.11.0 TRITON="triton==3.6.0 numpy==2.3.5"
 
-.PHONY: build demo test test-suite test-long test-torch-2.11 lint bench guard kernels gpu clean
+.PHONY: build demo test test-suite test-long test-torch-2.11 lint docs wheel smoke bench guard kernels gpu clean
 
 build: $(VENV)/.built
 
@@ -53,6 +53,41 @@ test-torch-2.11:
 	tar --exclude=./build --exclude=./.venv --exclude=./.git --exclude='*.so' -cf - . | tar -xf - -C $(OLDEST)
 	SFRON_FAST_NATIVE=require $(MAKE) -C $(OLDEST) build $(OLD)
 	$(MAKE) -C $(OLDEST) test-suite $(OLD)
+
+# The site, in build/site: the pages as they lie in the checkout, see mkdocs.yml. A link that leads nowhere is an error;
+# nothing is looked up on a network.
+docs: $(VENV)/.docs
+	rm -rf build/docs
+	mkdir -p build/docs/benchmarks
+	ln -s $(addprefix $(CURDIR)/,$(wildcard *.md) docs examples) build/docs
+	ln -s $(CURDIR)/benchmarks/results build/docs/benchmarks
+	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(VENV)/.docs: pyproject.toml | build
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+# In dist/ the source distribution and, built from it, one wheel for every Python from 3.10 and every torch from 2.11. Its
+# manylinux tag says how old a C library it runs on: that of this machine, so release from a manylinux image. USE_CUDA=1
+# for one with CUDA kernels.
+wheel: $(VENV)/.release
+	rm -rf build/dist dist/sfron_fast-*
+	PATH="$(abspath $(BIN)):$$PATH" SFRON_FAST_NATIVE=require $(BIN)/python -m build --no-isolation --outdir build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/twine check --strict dist/*
+
+$(VENV)/.release: pyproject.toml | build
+	$(BIN)/python -m pip install --quiet --group release
+	touch $@
+
+# The wheel in dist/ in an environment of its own: make smoke PYTHON=python3.10 TORCH=torch==2.11.0
+smoke:
+	rm -rf build/smoke
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/python -m pip install --quiet $(TORCH) dist/*.whl
+	cd build/smoke && SFRON_FAST_NATIVE=require bin/python -W error::RuntimeWarning $(CURDIR)/tests/package/smoke.py
 
 bench: build $(VENV)/.peers
 	$(BIN)/python -m benchmarks.run $(if $(OUT),--out $(OUT)) $(BENCH)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import require
 from ..files import write_whole
+from .meanings import EXPLAINED, GUARANTEE, NO_REFERENCE, REFERENCE
 from .metrics import COMPARED, METRICS
 from .provenance import provenance
 
@@ -24,31 +25,6 @@ if TYPE_CHECKING:
 FIRST = ("Original", "Retrain")  # the rows every table starts with; gaps are to the second
 UNITS = {"RTE": "s"} | dict.fromkeys((*COMPARED, "MIA_m", "Avg.D"), "%")
 WIDTH = 120  # characters per line of the plain table
-REFERENCE = (
-    "Reference: models trained anew without the forget set (row Retrain). FA, RA, TA and MIA are"
-    " good when close to it, neither high nor low; the signed gap is in parentheses."
-)
-NO_REFERENCE = (
-    "Reference: none, so no number here says how close a model is to one that never saw the forget"
-    " set."
-)
-EXPLAINED = {
-    "MIA": (
-        "MIA: logistic regression with balanced classes on the prediction entropy, fitted to retain"
-        " against test samples without a held-out split; share of forget samples called members. A"
-        " weak attack: passing it does not bound what a stronger one finds."
-    ),
-    "MIA_m": "MIA_m: the same attack on the modified entropy, which knows the label.",
-    "D_KL_forget": (
-        "D_KL: mean KL divergence from the reference's to the model's prediction, in nats."
-    ),
-    "Avg.D": "Avg.D: mean absolute gap to the reference over FA, RA, TA and MIA.",
-    "RTE": (
-        "RTE: wall time as the caller measured it, to include Fisher estimation and exclude"
-        " validation."
-    ),
-}
-GUARANTEE = "Approximate unlearning is not a deletion guarantee."
 
 
 class Report:
@@ -150,7 +126,7 @@ class Report:
     def save(
         self, folder: str | os.PathLike[str], figures: Mapping[str, Figure] | None = None
     ) -> Path:
-        """Write report.md, report.json and <name>.png for each figure; return the folder, made if
+        """Write report.md, report.json and ``name``.png for each figure; return the folder, made if
         missing.
 
         A file appears whole or not at all. Raises ValueError for a figure name that is not a plain

@@ -53,8 +53,9 @@ class Recipe:
             wants in its place (``Denoising(instead=...)``), its plain mean.
         forget_updates_buffers: whether forget batches enter BatchNorm's running statistics. Buffers
             are never masked and never interpolated.
-        optimizer, momentum, betas, weight_decay, max_norm, clip_retain, moments, mask_semantics,
-            state_dtype, weight_bits, slow_device: see SFRonSGD, SFRonAdamW.
+        optimizer: "sgd" or "adamw"; its settings (momentum, betas, weight_decay, max_norm,
+            clip_retain, moments, mask_semantics, state_dtype, weight_bits, slow_device) are those
+            of SFRonSGD and SFRonAdamW.
 
     Raises:
         ValueError: a value out of range, by name.

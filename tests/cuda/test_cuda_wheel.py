@@ -1,6 +1,7 @@
 """A CUDA wheel is built where no GPU nor CUDA build of torch is, and its CPU kernels load there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,3 +64,17 @@ def test_builds_links_and_loads(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     alone = {**os.environ, "PYTHONPATH": str(site), "SFRON_FAST_NATIVE": "require"}
     subprocess.run([sys.executable, "-c", USE], env=alone, cwd=tmp_path, check=True)
+    assert asked_of_others(site / "sfron_fast" / "_C.abi3.so") == {"libtorch_cpu", "libc10"}
+
+
+def asked_of_others(library: Path) -> set[str]:
+    """The libraries of torch that it needs; none of CUDA, whose runtime is linked in."""
+    read = {"capture_output": True, "text": True, "check": True}
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", str(library)], **read).stdout
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    assert names
+    assert [name for name in names if re.match(r"_*(cuda|cu[A-Z]|nv)", name)] == []
+    needed = subprocess.run(["readelf", "-d", str(library)], **read).stdout
+    libraries = re.findall(r"NEEDED.*\[([\w+-]+)", needed)
+    assert not [name for name in libraries if "cuda" in name]
+    return {name for name in libraries if name.startswith(("libtorch", "libc10"))}

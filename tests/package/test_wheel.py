@@ -1,4 +1,6 @@
-"""The wheel, built as for a release, installed into an environment of its own and used there."""
+"""The wheel, built of the source distribution, installed into an environment of its own and used
+there.
+"""
 
 import os
 import shutil
@@ -10,32 +12,14 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-PARTS = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "csrc", "sfron_fast")
+PARTS = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md"),
+    *("CITATION.cff", "csrc", "sfron_fast"),
+)
 PLAIN = {
     k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SFRON_FAST_NATIVE", "USE_CUDA")
 }
-USE = """
-import sys, torch, sfron_fast as sf
-from pathlib import Path
-from torch.utils.data import DataLoader, TensorDataset
-from sfron_fast.ops import native
-
-assert Path(sf.__file__).is_relative_to(sys.prefix), sf.__file__
-assert (Path(sf.__file__).parent / "py.typed").exists()
-torch.manual_seed(0)
-x = torch.randn(64, 8)
-y = x[:, :3].argmax(1)
-nn = torch.nn
-model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-retain, forget = (DataLoader(TensorDataset(x[s], y[s]), 16) for s in (slice(16, 64), slice(0, 16)))
-paper = sf.Recipe.paper(cycles=2, forget_weight=50.0)
-for recipe in (paper, sf.Recipe.official(cycles=2, max_norm=50.0)):
-    result = sf.unlearn(model, forget=forget, retain=retain, recipe=recipe)
-result.mask.save("mask.safetensors")
-assert sf.SaliencyMask.load("mask.safetensors") == result.mask
-assert all(torch.isfinite(p).all() for p in model.parameters())
-print("native" if native.available() else "reference")
-"""
+SMOKE = Path(__file__).with_name("smoke.py")
 
 
 def run(*command, **settings):
@@ -45,7 +29,8 @@ def run(*command, **settings):
 
 
 def build(folder: Path, **settings: str) -> Path:
-    source = folder / "source"
+    """The wheel of the source distribution: what the latter leaves out is missed here."""
+    source, sdist = folder / "source", folder / "sdist"
     source.mkdir()
     for part in PARTS:
         path = ROOT / part
@@ -55,18 +40,11 @@ def build(folder: Path, **settings: str) -> Path:
             if path.is_dir()
             else shutil.copy(path, source)
         )
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        folder,
-        source,
-    )
-    run(*pip, env={**PLAIN, "USE_CUDA": "0", **settings})
+    make = f"from setuptools import build_meta; build_meta.build_sdist({str(sdist)!r})"
+    run(sys.executable, "-c", make, cwd=source, env=PLAIN)
+    (archive,) = sdist.glob("sfron_fast-*.tar.gz")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
+    run(*pip, "-w", folder, archive, env={**PLAIN, "USE_CUDA": "0", **settings})
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -107,16 +85,16 @@ def test_wheel_is_for_every_python_and_keeps_to_the_stable_abi(native_wheel):
 @pytest.mark.long
 def test_wheel_works_on_its_own(native_wheel, tmp_path):
     python = install(native_wheel, tmp_path / "venv")
-    done = run(python, "-W", "error::RuntimeWarning", "-c", USE, cwd=tmp_path, env=PLAIN)
-    assert done.stdout.strip() == "native"
+    done = run(python, "-W", "error::RuntimeWarning", SMOKE, cwd=tmp_path, env=PLAIN)
+    assert done.stdout.split()[0] == "native"
 
 
 @pytest.mark.checklist("I1", "I4", "I5")
 def test_without_a_compiler_it_still_installs_runs_and_explains(tmp_path):
     wheel = build(tmp_path, CXX="/nonexistent/c++", CC="/nonexistent/cc")
     python = install(wheel, tmp_path / "venv")
-    done = run(python, "-c", USE, cwd=tmp_path, env=PLAIN)
-    assert done.stdout.strip() == "reference"
+    done = run(python, SMOKE, cwd=tmp_path, env=PLAIN)
+    assert done.stdout.split()[0] == "reference"
     assert done.stderr.count("runs on its reference kernels") == 1
     explained = run(python, "-m", "sfron_fast", "env", cwd=tmp_path, env=PLAIN).stdout
     assert "installed without its compiled kernels" in explained
