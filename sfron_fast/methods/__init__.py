@@ -26,11 +26,18 @@ RMU       hidden states towards a random direction (retain set: where they were)
 LUNE      descent on wrong answers, low-rank adapters alone (retain set: if there is one)
 KUnBR     GradDiff, then again on the densest blocks, each in the model as it was
 R2F       one step up a gradient decoded from those of low-rank factors (retain set: not seen)
+
+For clients of federated learning:
+
+Ferrari    descent on how much a feature of the inputs moves the outputs, by one client
+Certified  a Newton step on what all clients keep, a bound on what is left, and noise (convex)
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
 from .bad_teacher import bad_teacher
+from .certified import Certificate, certified
 from .ceu import ceu
+from .ferrari import ferrari
 from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
@@ -51,11 +58,14 @@ from .undial import undial
 from .wga import wga
 
 __all__ = [
+    "Certificate",
     "Decoder",
     "Recipe",
     "add_lora",
     "bad_teacher",
+    "certified",
     "ceu",
+    "ferrari",
     "finetune",
     "fit_decoder",
     "grad_diff",

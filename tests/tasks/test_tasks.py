@@ -143,6 +143,8 @@ def test_every_method_is_here():
     others |= {"ceu", "grad_diff", "idk_dpo", "npo", "rmu", "satimp", "simnpo", "undial", "wga"}
     others |= {"kunbr", "Decoder", "fit_decoder", "r2f"}  # test_kunbr.py, test_r2f.py there
     others |= {"lune", "add_lora", "lora_off", "merge_lora"}  # test_lune.py there
+    # of federated learning: tests/methods/test_certified.py, test_ferrari.py
+    others |= {"Certificate", "certified", "ferrari"}
     assert set(METHODS) == set(methods.__all__) - others
 
 
