@@ -53,8 +53,8 @@ class Objective:
         with evaluating(model), recording(model):
             for batch in batches(model, loader, "remaining", task):
                 task.check(model, batch)
-                logits, pull = vjp(partial(self.logits, batch), self.at)
-                _, push = vjp(partial(_first, pull), torch.zeros_like(logits))
+                logits, pull, *_ = vjp(partial(self.logits, batch), self.at)
+                push = vjp(partial(_first, pull), torch.zeros_like(logits))[1]
                 self.parts.append((batch, logits.detach(), pull, push))
                 samples += len(logits)
         self.scale = weight / samples

@@ -101,7 +101,7 @@ def perturbations(
     """
     shape = tuple(inputs.shape[1:])
     require(feature.shape == shape, "feature", f"an input's shape {shape}", tuple(feature.shape))
-    like = {"device": inputs.device, "dtype": inputs.dtype}
+    like: dict[str, Any] = {"device": inputs.device, "dtype": inputs.dtype}
     ones = (1,) * len(shape)
     sigma = torch.empty(draws, len(inputs), *ones, **like).uniform_(*sigmas, generator=generator)
     noise = torch.randn(draws, *inputs.shape, generator=generator, **like)
