@@ -32,6 +32,11 @@ SIU       descent on another name for what is in an image, and the model before 
 
 For generators that draw identities from latents: SUGAR diverts each to a surrogate of its own,
 under the penalty of a Fisher of sampled outputs.
+
+For clients of federated learning:
+
+Ferrari    descent on how much a feature of the inputs moves the outputs, by one client
+Certified  a Newton step on what all clients keep, a bound on what is left, and noise (convex)
 """
 
 from ..models.lora import add_lora, lora_off, merge_lora
@@ -39,8 +44,10 @@ from ..models.spectral import clip_spectral_norms, spectral_norms
 from .adversarial import Adversarial, adversarial_examples
 from .amun import amun
 from .bad_teacher import bad_teacher
+from .certified import Certificate, certified
 from .ceu import ceu
 from .elastic import sampled_fisher
+from .ferrari import ferrari
 from .finetune import finetune
 from .grad_diff import grad_diff
 from .gradient_ascent import gradient_ascent
@@ -65,6 +72,7 @@ from .wga import wga
 
 __all__ = [
     "Adversarial",
+    "Certificate",
     "Decoder",
     "Recipe",
     "SurrogateLatents",
@@ -72,8 +80,10 @@ __all__ = [
     "adversarial_examples",
     "amun",
     "bad_teacher",
+    "certified",
     "ceu",
     "clip_spectral_norms",
+    "ferrari",
     "finetune",
     "fit_decoder",
     "fit_surrogates",

@@ -146,6 +146,8 @@ def test_every_method_is_here():
     others |= {"sugar", "SurrogateLatents", "fit_surrogates", "sampled_fisher"}
     others |= {"lune", "add_lora", "lora_off", "merge_lora"}  # test_lune.py there
     others |= {"siu"}  # test_siu.py there
+    # of federated learning: tests/methods/test_certified.py, test_ferrari.py
+    others |= {"Certificate", "certified", "ferrari"}
     assert set(METHODS) == set(methods.__all__) - others
 
 

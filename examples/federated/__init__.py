@@ -1,0 +1,1 @@
+"""Federated demonstrations: every client is a process."""
