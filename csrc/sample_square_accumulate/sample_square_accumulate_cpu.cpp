@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/factor_lines.h"
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
-#include "cpu/tiles.h"
 
 namespace sfron {
 namespace {
@@ -49,63 +49,6 @@ struct Room {                                      // of a thread
   alignas(64) float inputs[kPanel];                // [lines, width]
   alignas(64) float deltas[kLines * kSquareRows];  // [lines, rows]
   alignas(64) uint16_t halves[kPanel / kStep];
-};
-
-// Lanes that lie one after another, [first, first + length) of a line.
-struct Stretch {
-  int64_t first, length, offset;
-};
-
-// Reads lines of one factor as floats: lanes [begin, begin + n).
-class Lines {
- public:
-  Lines(const SampleFactor& factor, DType dtype, int64_t begin, int64_t n)
-      : factor_(factor), dtype_(dtype), offsets_(factor.lane_offsets + begin), n_(n) {
-    for (int64_t i = 0; i < n; ++i) {
-      if (i > 0 && offsets_[i] == offsets_[i - 1] + 1) {
-        ++stretches_.back().length;
-      } else {
-        stretches_.push_back({i, 1, offsets_[i]});
-      }
-    }
-    whole_ = static_cast<int64_t>(stretches_.size()) * 8 <= n;
-  }
-
-  int64_t size() const { return n_; }
-
-  // The line where it lies, of fp32 in one stretch; else null.
-  SFRON_HD const float* in_place(int64_t sample, int64_t position) const {
-    if (dtype_ != DType::kFloat32 || stretches_.size() != 1) return nullptr;
-    return static_cast<const float*>(factor_.data) + sample * factor_.stride +
-           factor_.position_offsets[position] + offsets_[0];
-  }
-
-  // Writes target [n].
-  SFRON_HD void read(int64_t sample, int64_t position, float* target, uint16_t* halves) const {
-    const int64_t start = sample * factor_.stride + factor_.position_offsets[position];
-    if (whole_) {
-      for (const Stretch& s : stretches_) {
-        const float* found =
-            load_tile(factor_.data, dtype_, start + s.offset, s.length, target + s.first);
-        if (dtype_ == DType::kFloat32) std::memcpy(target + s.first, found, s.length * 4);
-      }
-    } else if (dtype_ == DType::kFloat32) {
-      const float* source = static_cast<const float*>(factor_.data) + start;
-      for (int64_t i = 0; i < n_; ++i) target[i] = source[offsets_[i]];
-    } else {
-      const uint16_t* source = static_cast<const uint16_t*>(factor_.data) + start;
-      for (int64_t i = 0; i < n_; ++i) halves[i] = source[offsets_[i]];
-      load_tile(halves, dtype_, 0, n_, target);
-    }
-  }
-
- private:
-  SampleFactor factor_;
-  DType dtype_;
-  const int64_t* offsets_;  // [n]
-  int64_t n_;
-  bool whole_;  // in long stretches
-  std::vector<Stretch> stretches_;
 };
 
 // `count` lines from (sample, position) on: of that sample, or of as many samples of one position.
@@ -192,9 +135,8 @@ SFRON_HD void steps(const float* deltas, const float* inputs, int64_t count, boo
   for (int64_t i = 0; i < count; i += kStep) {
     const float* x = inputs + i * width;
     any_step<kFused, kPower, kPair>(deltas + i * kSquareRows,
-                                    {{x, x + width, x + 2 * width, x + 3 * width}},
-                                    first && i == 0, last && i + kStep >= count, width, sums,
-                                    accumulator, weight);
+                                    {{x, x + width, x + 2 * width, x + 3 * width}}, first && i == 0,
+                                    last && i + kStep >= count, width, sums, accumulator, weight);
   }
 }
 
