@@ -13,15 +13,18 @@ from torch import nn
 from ..data.batches import progress_bar
 from ..distributed.ranks import shared
 from ..distributed.shards import check_wrapper
-from ..errors import by_keyword, number, require
+from ..errors import by_keyword, noting, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
-from ..tasks import Classification, Language, Task
+from ..tasks import Classification, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
 from .budget import BUDGET
+from .defaults import default_recipe, default_task
 from .guard import Guard, Metric, StopWhen, check_metrics
-from .run import Run, UnlearnResult
+from .known import Known
+from .result import UnlearnResult
+from .run import Run
 from .sfron import Recipe
 
 __all__ = ["UnlearnResult", "unlearn"]
@@ -47,7 +50,7 @@ def unlearn(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     on_cycle: Callable[[int, nn.Module], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     group: Any = None,
 ) -> UnlearnResult:
     """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
@@ -127,13 +130,13 @@ def unlearn(
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
         number("retain_budget", retain_budget, 0.0, open_low=True)
-    if recipe is None and retain_budget is None and holdout is not None:
-        retain_budget = BUDGET
+    chosen = recipe is not None
     if recipe is None:
-        budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
-        recipe = Recipe.paper() if retain_budget is None else budgeted()
+        retain_budget = BUDGET if retain_budget is None else retain_budget
+        task = default_task(task, model, several)
+        recipe = default_recipe(task)
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    relative = retain_budget is not None or recipe.wants_reference(task)
+    relative = chosen and (retain_budget is not None or recipe.wants_reference(task))
     wanted = "held-out batches, for retain_budget or the recipe's ceiling"
     require(holdout is not None or not relative, "holdout", wanted, "None")
     require(
@@ -169,14 +172,20 @@ def unlearn(
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
-    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group)
-    progress = progress and run.ranks.rank == 0
-    with keeping_modes(model), recording(model), run.ranks.first_warns(), run.watch:
+    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group, chosen)
+    progress = progress if run.ranks.rank == 0 else False
+    said: list[str] = []
+    modes = keeping_modes(model), recording(model)
+    with modes[0], modes[1], run.ranks.first_warns(), noting(said), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
             limits = forget_floor, over_forgetting
             guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when)
+            known = Known(run)
+            if run.position == 0:
+                run.result.before = known.look()
+                known.check(run.result.before)
             run.open_folder()
         # one forget or retain step at a time; looks and checkpoints do not count as its time
         total = recipe.cycles * (1 + recipe.retain_steps)
@@ -200,14 +209,23 @@ def unlearn(
             ):
                 with run.watch.pause():
                     run.save()
-    task.end(model)
+        task.end(model)
+        with run.watch.pause():
+            _conclude(run, known, guard.floor)
     run.result.seconds = run.earlier_seconds + run.watch.seconds
-    run.result.skipped_steps = run.optimizer.skipped_steps
-    run.result.forgotten_steps = run.outcome.forgotten
-    if run.budget is not None:
-        with run.ranks.first_warns():
-            run.result.budget_spent = run.budget.settled(recipe.lr)
-    if not run.result.stopped_early:
-        with run.ranks.first_warns(), run.looking():
-            run.outcome.judge(run.result.history, guard.floor, retain_budget)
+    run.result.warnings = list(dict.fromkeys(said))
     return run.result
+
+
+def _conclude(run: Run, known: Known, floor: float | None) -> None:
+    """What the run did, for its result, and warnings of what it did not do."""
+    result, budget = run.result, run.budget
+    result.cycles = run.cycle
+    result.skipped_steps = run.optimizer.skipped_steps
+    result.forgotten_steps = run.outcome.forgotten
+    result.after = known.look()
+    if budget is not None:
+        result.budget_spent = budget.settled(run.recipe.lr)
+    if not result.stopped_early:
+        with run.looking():
+            run.outcome.judge(result, floor, run.share)
