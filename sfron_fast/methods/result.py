@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..saliency import words
 from ..saliency.mask import SaliencyMask
 
 SETS = ("forget", "retain", "holdout")
@@ -40,9 +41,7 @@ class UnlearnResult:
         parts = [self._change(name) for name in SETS if f"{name}_loss" in self.before]
         if self.budget_spent is not None:
             parts.append(f"{self.budget_spent:.0%} of the budget spent")
-        counts = self.mask.counts()
-        selected, size = sum(counts.values()), sum(map(self.mask.size, counts))
-        parts.append(f"mask {selected / max(1, size):.1%}")
+        parts.append(f"mask of {words.line(self.mask)}")
         parts.append(f"{self.cycles} cycles{' (stopped early)' if self.stopped_early else ''}")
         if self.forgotten_steps:
             parts.append(f"{self.forgotten_steps} forget steps past the ceiling")

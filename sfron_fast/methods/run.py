@@ -94,7 +94,7 @@ class Run:
             return EndlessLoader(loader, name)
         return SharedLoader(loader, name, self.ranks)
 
-    def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
+    def prepare(self, mask: SaliencyMask | None, progress: bool | None) -> None:
         """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
         saved, folder = None, self.folder
         if folder is not None:
@@ -148,7 +148,7 @@ class Run:
             yield
         self.ranks.reshard()
 
-    def _select(self, progress: bool) -> SaliencyMask:
+    def _select(self, progress: bool | None) -> SaliencyMask:
         """The recipe's mask: from both Fishers, or everything."""
         if self.recipe.threshold is None:
             named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]

@@ -19,6 +19,7 @@ from ..saliency.mask import SaliencyMask
 from ..tasks import Classification, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
+from .best import BEST, Best
 from .budget import BUDGET
 from .defaults import default_recipe, default_task
 from .guard import Guard, Metric, StopWhen, check_metrics
@@ -47,6 +48,7 @@ def unlearn(
     stop_when: StopWhen | None = None,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
+    best: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     on_cycle: Callable[[int, nn.Module], None] | None = None,
@@ -97,7 +99,7 @@ def unlearn(
             persistent workers at once.
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
-        progress: show tqdm bars, on the first rank.
+        progress: show tqdm bars, on the first rank; None = where stderr is a terminal.
         group: process group whose ranks share every batch: the result is that of one process on
             the global batches, within rounding (docs/many-gpus.md). None = all ranks
             (``torch.distributed.group.WORLD``) for a model of DistributedDataParallel or
@@ -168,7 +170,8 @@ def unlearn(
     )
     check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
-    if eval_every and (not metrics or over_forgetting == "stop"):
+    require(best is None or eval_every > 0, "eval_every", "an integer > 0, with best", eval_every)
+    if over_forgetting == "stop" or best is not None:
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
@@ -180,8 +183,10 @@ def unlearn(
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
+            keeps = best is not None or over_forgetting == "stop"
+            found = Best(run, _best_file(run, best)) if keeps else None
             limits = forget_floor, over_forgetting
-            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when)
+            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when, found)
             known = Known(run)
             if run.position == 0:
                 run.result.before = known.look()
@@ -205,7 +210,9 @@ def unlearn(
                         on_cycle(cycle, model)
                         run.ranks.reshard()
             if folder is not None and (
-                (position + 1) % checkpoint_every == 0 or position + 1 == total
+                (position + 1) % checkpoint_every == 0
+                or position + 1 == total
+                or run.result.stopped_early
             ):
                 with run.watch.pause():
                     run.save()
@@ -215,6 +222,13 @@ def unlearn(
     run.result.seconds = run.earlier_seconds + run.watch.seconds
     run.result.warnings = list(dict.fromkeys(said))
     return run.result
+
+
+def _best_file(run: Run, best: str | os.PathLike[str] | None) -> Path | None:
+    """Where the best state is kept: a run that can be resumed has its own on disk."""
+    if best is None and run.folder is not None and not run.ranks.sharded:
+        return run.folder.path / BEST
+    return None if best is None else Path(best)
 
 
 def _conclude(run: Run, known: Known, floor: float | None) -> None:
