@@ -20,7 +20,7 @@ from .losses import (
 from .methods import Recipe
 from .methods.budget import retain_budget
 from .methods.unlearn import UnlearnResult, unlearn
-from .optim import SFRonAdamW, SFRonSGD
+from .optim import SFRonAdamW, SFRonSGD, no_decay_groups
 from .optim.in_backward import step_in_backward
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
@@ -77,6 +77,7 @@ __all__ = [
     "linear_logp_stats",
     "linear_soft_target_kl",
     "loss_profile",
+    "no_decay_groups",
     "noise_overlap",
     "npo_weights",
     "reference_losses",

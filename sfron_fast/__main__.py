@@ -32,8 +32,10 @@ def environment() -> str:
         f"switches    {', '.join(set_here) or 'none set'}",
         f"native      {'loaded' if native.available() else 'absent: ' + str(native.reason())}",
     ]
-    if not native.available():
-        lines.append(f"            to get it: {native.REMEDY}")
+    if native.switched_off():
+        lines.append("            to get it: unset SFRON_FAST_NATIVE")
+    elif not native.available():
+        lines.append(f"            to get it: {native.remedy()}")
     absent = next(filter(None, map(triton.reason, triton.MODULES)), None)
     lines.append(f"triton      {'found' if absent is None else 'absent: ' + absent}")
     width = max(map(len, ops.SCHEMAS))

@@ -6,7 +6,8 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -85,8 +86,23 @@ def integer(argument: str, value: Any, low: int, high: int | None = None) -> int
     return whole
 
 
+_listening: list[list[str]] = []
+
+
+@contextmanager
+def noting(said: list[str]) -> Iterator[None]:
+    """Within, what ``warn`` says is added to ``said`` too, whatever the filters show of it."""
+    _listening.append(said)
+    try:
+        yield
+    finally:
+        _listening.pop()
+
+
 def warn(message: str) -> None:
     """A RuntimeWarning at the first frame outside this package and torch."""
+    for said in _listening:
+        said.append(message)
     level, frame = 1, sys._getframe()
     while (
         frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED

@@ -49,6 +49,7 @@ def adaptive_cross_entropy(
     ignore_index: int = -100,
     inplace: bool = False,
     group: Any = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """sum_i w_i l_i [] of per-sample cross-entropies, forward and backward fused.
 
@@ -68,11 +69,17 @@ def adaptive_cross_entropy(
             the weights are then normalised over the samples of all of them, by one division. The
             mean of the ranks' results is the loss. A rank may have fewer samples, or none: logits
             [0, ...].
+        label_smoothing: refused unless 0: smoothed losses of remembered samples are far from 0, and
+            all alike, so that the weights would no longer tell which are remembered.
 
     Raises:
         ValueError, RuntimeError: wrong shape, dtype, device, range, or (on the CPU) a label that is
             no class.
     """
+    if label_smoothing != 0.0:
+        wanted = "0, as smoothed losses do not tell which samples are remembered"
+        remedy = "smooth the retain loss alone: F.cross_entropy(..., label_smoothing=...)"
+        require(False, "label_smoothing", wanted, label_smoothing, remedy)
     if group is not None and logits.shape[0] == 0:
         return nothing_of(logits, group)
     loss, _, _, log_normaliser = _cross_entropy(

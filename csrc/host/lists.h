@@ -95,6 +95,9 @@ inline Arrays optional_arrays_like(const char* name, const TensorList& tensors, 
   return tensors.empty() ? Arrays() : arrays_like(name, tensors, like, allowed);
 }
 
+// as sfron_fast/ops/arguments.py says
+constexpr const char* kPacked = "packed bits in uint8, as functional.pack_bits makes them of bool";
+
 // The packed mask of each tensor, null = every weight is selected; an empty list = no masks.
 inline std::vector<const uint8_t*> mask_views(const TensorList& masks, const Views& like) {
   std::vector<const uint8_t*> bytes;
@@ -103,7 +106,7 @@ inline std::vector<const uint8_t*> mask_views(const TensorList& masks, const Vie
   if (is_flat(masks, like)) {
     const View view = flat_view("masks", masks, like, flat_size(like) / 8);
     if (view.code != codes().uint8)
-      fail({"masks", 0}, "packed bits in uint8", dtype_name(view.code));
+      fail({"masks", 0}, kPacked, dtype_name(view.code));
     const uint8_t* data = static_cast<const uint8_t*>(view.data);
     for (size_t i = 0; i < like.size(); data += (like[i++].numel + kUnit - 1) / kUnit * (kUnit / 8))
       bytes[i] = data;
@@ -116,7 +119,7 @@ inline std::vector<const uint8_t*> mask_views(const TensorList& masks, const Vie
     const Name where{"masks", static_cast<int64_t>(i)};
     const View view = any_view(where, masks[i]);
     const int64_t size = (like[i].numel + 7) / 8;
-    if (view.code != codes().uint8) fail(where, "packed bits in uint8", dtype_name(view.code));
+    if (view.code != codes().uint8) fail(where, kPacked, dtype_name(view.code));
     if (view.dim != 1 || (view.numel != 0 && view.numel != size)) {
       fail(where,
            std::to_string(size) + " bytes for " + std::to_string(like[i].numel) +

@@ -4,6 +4,7 @@ over data.
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -95,9 +96,11 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*positional, **named)
 
 
-def progress_bar(steps: Iterable[Any], sized: Any, title: str, show: bool) -> Iterable[Any]:
-    """``steps``, with a tqdm bar if ``show`` and tqdm is installed."""
-    if not show:
+def progress_bar(steps: Iterable[Any], sized: Any, title: str, show: bool | None) -> Iterable[Any]:
+    """``steps``, with a tqdm bar if ``show`` and tqdm is installed; None = where stderr, which it
+    is drawn on, is a terminal.
+    """
+    if not (sys.stderr.isatty() if show is None and sys.stderr is not None else show):
         return steps
     try:
         from tqdm.auto import tqdm

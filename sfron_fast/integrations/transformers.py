@@ -34,6 +34,8 @@ from ..ops.layout import local
 from ..optim.base import SFRonOptimizer
 from . import forget_metrics, forget_step, unwrap
 from .trainer_budget import RetainBudget, check_sized
+from .trainer_mask import trainer_mask
+from .trainer_optimizer import make_optimizer, optimizer_factory
 
 __all__ = [
     "ForgetCallback",
@@ -44,39 +46,8 @@ __all__ = [
     "label_logp",
     "make_optimizer",
     "optimizer_factory",
+    "trainer_mask",
 ]
-
-
-def optimizer_factory() -> Callable[..., SFRonOptimizer]:
-    """For ``Trainer(optimizer_cls_and_kwargs=(optimizer_factory, kwargs))``; kwargs are those of
-    ``make_optimizer``.
-    """
-    return make_optimizer
-
-
-def make_optimizer(
-    model: nn.Module, *, optimizer: type[SFRonOptimizer], weight_decay: float = 0.0, **settings: Any
-) -> SFRonOptimizer:
-    """``optimizer`` over the trainable parameters, named, without decay where the Trainer has none
-    (biases, norms).
-
-    Args:
-        optimizer: SFRonSGD or SFRonAdamW.
-        weight_decay: of the parameters that decay. The Trainer's own ``args.weight_decay`` and
-            ``args.learning_rate`` do not reach a factory.
-        settings: the optimizer's other arguments.
-    """
-    # it asks nothing of self
-    decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [(n, p) for n, p in named if (n in decaying) == decays],
-            "weight_decay": weight_decay * decays,
-        }
-        for decays in (True, False)
-    ]
-    return optimizer([g for g in groups if g["params"]], **settings)
 
 
 class ForgetCallback(TrainerCallback):

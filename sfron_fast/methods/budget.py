@@ -34,11 +34,11 @@ SLACK = 0.02  # of the budget: spending that falls by less in a cycle does not f
 OVERSPENT = 1.25
 
 
-def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Tensor:
+def mean_of(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Tensor:
     """The mean loss [] of all samples of ``batches``, those of all ranks, in eval mode.
 
     Raises:
-        ValueError: no sample, or a loss that is not finite.
+        ValueError: there is no sample.
     """
     model, device = ranks.model, ranks.device
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -52,7 +52,16 @@ def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Te
             if loss is not None and mine:
                 total += mine * loss
     require(count > 0, name, "at least one sample", "none")
-    mean = ranks.sum(total) / count
+    return ranks.sum(total) / count
+
+
+def mean_over(ranks: Ranks, batches: Iterable[Any], task: Task, name: str) -> Tensor:
+    """``mean_of``, if it is finite.
+
+    Raises:
+        ValueError: it is not, or there is no sample.
+    """
+    mean = mean_of(ranks, batches, task, name)
     finite = bool(mean.isfinite())
     require(finite, name, "samples with finite losses", f"a mean loss of {mean.item()}")
     return mean

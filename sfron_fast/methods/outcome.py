@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..distributed.shards import whole
 from ..errors import warn
+from .result import UnlearnResult
 from .step_losses import StepLosses
 
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
@@ -74,11 +75,10 @@ class Outcome:
         """Forget steps skipped because all of their samples were at the ceiling."""
         return int(_numbers(self.reached).sum())
 
-    def judge(
-        self, history: list[dict[str, float]], floor: float | None, budget: float | None
-    ) -> None:
+    def judge(self, result: UnlearnResult, floor: float | None, budget: float | None) -> None:
         """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits."""
-        found = self._nothing() or self._forgot_nothing(history, floor, budget)
+        found = self._nothing() or self._diverged(result.after)
+        found = found or self._forgot_nothing(result, floor, budget)
         if found:
             warn(found)
 
@@ -113,9 +113,19 @@ class Outcome:
             )
         return ""
 
+    def _diverged(self, after: dict[str, float]) -> str:
+        bad = [name for name in ("forget", "retain") if not math.isfinite(after[f"{name}_loss"])]
+        return (
+            f"the model is lost: its losses of the {' and '.join(bad)} set are not finite after the"
+            " run; lower forget_lr or forget_weight, or set max_norm"
+            if bad
+            else ""
+        )
+
     def _forgot_nothing(
-        self, history: list[dict[str, float]], floor: float | None, budget: float | None
+        self, result: UnlearnResult, floor: float | None, budget: float | None
     ) -> str:
+        history = result.history
         remedy = (
             "raise forget_weight or forget_lr (choose them on validation data), or lower"
             " retain_steps"
@@ -129,24 +139,29 @@ class Outcome:
             return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
         if self.forgotten:
             return ""  # the ceiling was reached, and losses need not rise further
-        what, first, last = self._losses()
+        what, first, last = self._losses(result)
         risen = last - first if self.recipe.objective == "ascent" else first - last
         if risen < (NATS if self.asked.task.in_nats else SHARE * abs(first)):
+            fell = risen < 0.0 and abs(last) < 0.9 * abs(first)
+            sign = " (it fell: look at the sign of the loss);" if fell else ";"
             return (
                 f"nothing was forgotten: the loss of the {what} was {first:.4g} at first and"
-                f" {last:.4g} at the end; {remedy}"
+                f" {last:.4g} at the end{sign} {remedy}"
             )
         return ""
 
-    def _losses(self) -> tuple[str, float, float]:
+    def _losses(self, result: UnlearnResult) -> tuple[str, float, float]:
         """Of the same samples at both ends of the run; NaN where there are none."""
         if self.first is not None:
             batch, here, before = self.first
             what = "first forget batch, with the same draws,"
             return what, before.item(), self.asked.typical(batch, here).item()
         losses, length = _numbers(self.losses), self.pass_length
-        if self.draws or not length or len(losses) < 2 * length:
+        if self.draws:
             return "", math.nan, math.nan
+        if not length or len(losses) < 2 * length:  # no sample was seen twice
+            key = "forget_loss"
+            return "forget set", result.before.get(key, math.nan), result.after[key]
         first, last = losses[:length].nanmean(), losses[-length:].nanmean()
         return "forget batches", first.item(), last.item()
 

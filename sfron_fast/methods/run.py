@@ -4,7 +4,6 @@ restored.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from ..data.endless import EndlessLoader
-from ..data.kept_out import keep_out
 from ..distributed.loader import SharedLoader
 from ..distributed.ranks import Ranks
 from ..distributed.shards import finite
@@ -25,30 +23,18 @@ from ..optim.validation import check_dtypes
 from ..saliency.fisher import estimate_mask
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
-from .budget import Budget, holdout_scale
+from .budget import Budget
+from .defaults import frozen_norms, keep_some, scales, set_profile
 from .gradients import gradients_reach
 from .looking import leaving_no_trace
 from .outcome import Outcome
+from .result import UnlearnResult
 from .run_folder import RunFolder, check_readable, save_whole
 from .run_shards import check_shared, save_shared
 from .run_state import restore, run_state
 from .sfron import Recipe
 from .step_losses import StepLosses
 from .stopwatch import Stopwatch
-
-
-@dataclass
-class UnlearnResult:
-    """What ``unlearn`` did. ``model`` is the model passed in, changed in place."""
-
-    model: nn.Module
-    mask: SaliencyMask
-    history: list[dict[str, float]] = field(default_factory=list)  # one entry per evaluation
-    seconds: float = 0.0  # Fisher and mask included, evaluations and checkpoints excluded
-    skipped_steps: int = 0
-    forgotten_steps: int = 0  # of them: forget steps whose samples had all reached the ceiling
-    budget_spent: float | None = None  # of retain_budget, 1 = all of it, at the end of the run
-    stopped_early: bool = False
 
 
 class Run:
@@ -65,7 +51,9 @@ class Run:
         holdout: Iterable[Any] | None = None,
         retain_budget: float | None = None,
         group: Any = None,
+        chosen: bool = True,
     ) -> None:
+        """``chosen``: the caller has given a recipe."""
         self.ranks = Ranks(model, group)
         self.model, self.recipe, self.task = model, recipe, task
         self.folder = None if folder is None else RunFolder(folder)
@@ -73,7 +61,7 @@ class Run:
         with self.ranks.together():
             task.begin(model, self.ranks.rank, self.ranks.size)
         self.losses = StepLosses(model, task, self.ranks, recipe)
-        self.holdout, self.share = holdout, retain_budget
+        self.holdout, self.share, self.chosen = holdout, retain_budget, chosen
         self.reference = recipe.reference_loss
         self.budget: Budget | None = None
         self.kept: list[Any] = []
@@ -82,13 +70,13 @@ class Run:
         self.position, self.earlier_seconds = 0, 0.0
         self.watch = Stopwatch()
         self.start = model_digest(model)
-        self.modes = training_modes(model)
+        self.modes = training_modes(model) if chosen else frozen_norms(training_modes(model))
         self.outcome = Outcome(self.losses)
 
     def _take(self, forget: Iterable[Any], retain: Iterable[Any]) -> None:
         """The loaders, and a look at the weights."""
         if self.share is not None:
-            retain, self.kept = keep_out(retain, "retain")
+            retain, self.kept = keep_some(retain, self.chosen or self.folder is not None)
         self.retain = self._endless(retain, "retain")
         self.forget = self._endless(forget, "forget")
         if self.folder is not None:
@@ -106,7 +94,7 @@ class Run:
             return EndlessLoader(loader, name)
         return SharedLoader(loader, name, self.ranks)
 
-    def prepare(self, mask: SaliencyMask | None, progress: bool) -> None:
+    def prepare(self, mask: SaliencyMask | None, progress: bool | None) -> None:
         """Mask (given, saved or estimated), optimizer, schedule; and the place to resume from."""
         saved, folder = None, self.folder
         if folder is not None:
@@ -126,7 +114,7 @@ class Run:
             )
         elif mask is None:
             mask = self._select(progress)
-        self.result = UnlearnResult(self.model, mask)
+        self.result = UnlearnResult(self.model, mask, recipe=self.recipe.name)
         self.optimizer = self.recipe.make_optimizer(self.model, mask)
         self.schedule = self.recipe.make_scheduler(self.optimizer)
         self._check_mask(mask)
@@ -138,14 +126,16 @@ class Run:
 
     def _measure(self, saved: dict[str, Any] | None) -> None:
         """The holdout loss before the first step, where a ceiling or a budget is relative to it."""
+        if not self.chosen:
+            with self.looking():
+                set_profile(self.task, self.ranks, self.kept)
         ceiling = self.recipe.wants_reference(self.task)
         if saved is not None:
             self.reference = saved.get("reference", self.reference)
         elif ceiling or self.share is not None:
-            assert self.holdout is not None
             with self.looking():
-                found = holdout_scale(self.ranks, self.holdout, self.task)
-            self.reference = found if ceiling else self.reference
+                found, end = scales(self)
+            self.reference = end if ceiling else self.reference
         if self.share is not None:
             scale = 1.0 if saved is not None else found
             with self.looking():
@@ -158,7 +148,7 @@ class Run:
             yield
         self.ranks.reshard()
 
-    def _select(self, progress: bool) -> SaliencyMask:
+    def _select(self, progress: bool | None) -> SaliencyMask:
         """The recipe's mask: from both Fishers, or everything."""
         if self.recipe.threshold is None:
             named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]

@@ -30,6 +30,7 @@ def run_state(run: Any) -> dict[str, Any]:
         "history": run.result.history,
         "outcome": run.outcome.state_dict(),
         "stopped_early": run.result.stopped_early,
+        "before": run.result.before,
         "seconds": run.earlier_seconds + run.watch.seconds,
     }
 
@@ -60,6 +61,7 @@ def restore(run: Any, saved: dict[str, Any]) -> None:
     run.position, run.earlier_seconds = saved["position"], saved["seconds"]
     run.result.history = saved["history"]
     run.result.stopped_early = saved["stopped_early"]
+    run.result.before = saved.get("before", {})
 
 
 def _restore_budget(run: Any, saved: dict[str, Any] | None) -> None:

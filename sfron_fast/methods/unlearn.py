@@ -13,15 +13,19 @@ from torch import nn
 from ..data.batches import progress_bar
 from ..distributed.ranks import shared
 from ..distributed.shards import check_wrapper
-from ..errors import by_keyword, number, require
+from ..errors import by_keyword, noting, number, require
 from ..models.modes import keeping_modes, recording
 from ..saliency.mask import SaliencyMask
-from ..tasks import Classification, Language, Task
+from ..tasks import Classification, Task
 from ..tasks.classification import SampleLoss
 from ..tasks.task import as_task
+from .best import BEST, Best
 from .budget import BUDGET
+from .defaults import default_recipe, default_task
 from .guard import Guard, Metric, StopWhen, check_metrics
-from .run import Run, UnlearnResult
+from .known import Known
+from .result import UnlearnResult
+from .run import Run
 from .sfron import Recipe
 
 __all__ = ["UnlearnResult", "unlearn"]
@@ -44,10 +48,11 @@ def unlearn(
     stop_when: StopWhen | None = None,
     forget_floor: float | None = None,
     over_forgetting: Literal["warn", "stop"] = "warn",
+    best: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     on_cycle: Callable[[int, nn.Module], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     group: Any = None,
 ) -> UnlearnResult:
     """Make ``model`` forget the samples of ``forget`` and keep what it knows of ``retain``.
@@ -94,7 +99,7 @@ def unlearn(
             persistent workers at once.
         checkpoint_every: steps (forget and retain) between checkpoints.
         on_cycle: called as ``on_cycle(cycle, model)`` after every cycle; its time does not count.
-        progress: show tqdm bars, on the first rank.
+        progress: show tqdm bars, on the first rank; None = where stderr is a terminal.
         group: process group whose ranks share every batch: the result is that of one process on
             the global batches, within rounding (docs/many-gpus.md). None = all ranks
             (``torch.distributed.group.WORLD``) for a model of DistributedDataParallel or
@@ -127,13 +132,13 @@ def unlearn(
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
         number("retain_budget", retain_budget, 0.0, open_low=True)
-    if recipe is None and retain_budget is None and holdout is not None:
-        retain_budget = BUDGET
+    chosen = recipe is not None
     if recipe is None:
-        budgeted = Recipe.language if isinstance(task, Language) else Recipe.budgeted
-        recipe = Recipe.paper() if retain_budget is None else budgeted()
+        retain_budget = BUDGET if retain_budget is None else retain_budget
+        task = default_task(task, model, several)
+        recipe = default_recipe(task)
     require(isinstance(recipe, Recipe), "recipe", "a Recipe", type(recipe).__name__)
-    relative = retain_budget is not None or recipe.wants_reference(task)
+    relative = chosen and (retain_budget is not None or recipe.wants_reference(task))
     wanted = "held-out batches, for retain_budget or the recipe's ceiling"
     require(holdout is not None or not relative, "holdout", wanted, "None")
     require(
@@ -165,18 +170,27 @@ def unlearn(
     )
     check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
-    if eval_every and (not metrics or over_forgetting == "stop"):
+    require(best is None or eval_every > 0, "eval_every", "an integer > 0, with best", eval_every)
+    if over_forgetting == "stop" or best is not None:
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
-    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group)
-    progress = progress and run.ranks.rank == 0
-    with keeping_modes(model), recording(model), run.ranks.first_warns(), run.watch:
+    run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group, chosen)
+    progress = progress if run.ranks.rank == 0 else False
+    said: list[str] = []
+    modes = keeping_modes(model), recording(model)
+    with modes[0], modes[1], run.ranks.first_warns(), noting(said), run.watch:
         # mask, optimizer, and the place to resume from; the guard measures the model as it is
         run.prepare(mask, progress)
         with run.watch.pause():
+            keeps = best is not None or over_forgetting == "stop"
+            found = Best(run, _best_file(run, best)) if keeps else None
             limits = forget_floor, over_forgetting
-            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when)
+            guard = Guard(run, holdout, eval_every, *limits, metrics or {}, stop_when, found)
+            known = Known(run)
+            if run.position == 0:
+                run.result.before = known.look()
+                known.check(run.result.before)
             run.open_folder()
         # one forget or retain step at a time; looks and checkpoints do not count as its time
         total = recipe.cycles * (1 + recipe.retain_steps)
@@ -196,18 +210,36 @@ def unlearn(
                         on_cycle(cycle, model)
                         run.ranks.reshard()
             if folder is not None and (
-                (position + 1) % checkpoint_every == 0 or position + 1 == total
+                (position + 1) % checkpoint_every == 0
+                or position + 1 == total
+                or run.result.stopped_early
             ):
                 with run.watch.pause():
                     run.save()
-    task.end(model)
+        task.end(model)
+        with run.watch.pause():
+            _conclude(run, known, guard.floor)
     run.result.seconds = run.earlier_seconds + run.watch.seconds
-    run.result.skipped_steps = run.optimizer.skipped_steps
-    run.result.forgotten_steps = run.outcome.forgotten
-    if run.budget is not None:
-        with run.ranks.first_warns():
-            run.result.budget_spent = run.budget.settled(recipe.lr)
-    if not run.result.stopped_early:
-        with run.ranks.first_warns(), run.looking():
-            run.outcome.judge(run.result.history, guard.floor, retain_budget)
+    run.result.warnings = list(dict.fromkeys(said))
     return run.result
+
+
+def _best_file(run: Run, best: str | os.PathLike[str] | None) -> Path | None:
+    """Where the best state is kept: a run that can be resumed has its own on disk."""
+    if best is None and run.folder is not None and not run.ranks.sharded:
+        return run.folder.path / BEST
+    return None if best is None else Path(best)
+
+
+def _conclude(run: Run, known: Known, floor: float | None) -> None:
+    """What the run did, for its result, and warnings of what it did not do."""
+    result, budget = run.result, run.budget
+    result.cycles = run.cycle
+    result.skipped_steps = run.optimizer.skipped_steps
+    result.forgotten_steps = run.outcome.forgotten
+    result.after = known.look()
+    if budget is not None:
+        result.budget_spent = budget.settled(run.recipe.lr)
+    if not result.stopped_early:
+        with run.looking():
+            run.outcome.judge(result, floor, run.share)

@@ -13,7 +13,7 @@ from .arguments import aligned, coded_moments, step_counts
 from .bits import dithered
 from .dtypes import wide
 from .interpolate import lerp
-from .lists import spread, spread_scalars
+from .lists import listed, spread, spread_scalars
 from .moment_codes import SIGNED, UNSIGNED, decode, encode
 from .step import (
     Weights,
@@ -245,22 +245,23 @@ def adamw_step_(
     ``corrections``: beside parameters of bf16 the rest of the weights, int8 or int16 of the same
     shape (``split_weights``); then slow weights have theirs.
     """
+    params, grads = listed("params", params), listed("grads", grads)
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
     lists = {
         "params": params,
         "grads": grads,
-        "exp_avgs": exp_avgs,
-        "exp_avg_sqs": exp_avg_sqs,
-        "max_exp_avg_sqs": max_exp_avg_sqs or [],
-        "scales": scales or [],
-        "steps": steps,
-        "corrections": corrections or [],
-        "slow_save": slow_save or [],
-        "slow_save_corrections": slow_save_corrections or [],
-        "slow_from": slow_from or [],
-        "slow_from_corrections": slow_from_corrections or [],
-        "masks": masks or [],
+        "exp_avgs": listed("exp_avgs", exp_avgs),
+        "exp_avg_sqs": listed("exp_avg_sqs", exp_avg_sqs),
+        "max_exp_avg_sqs": listed("max_exp_avg_sqs", max_exp_avg_sqs),
+        "scales": listed("scales", scales),
+        "steps": listed("steps", steps),
+        "corrections": listed("corrections", corrections),
+        "slow_save": listed("slow_save", slow_save),
+        "slow_save_corrections": listed("slow_save_corrections", slow_save_corrections),
+        "slow_from": listed("slow_from", slow_from),
+        "slow_from_corrections": listed("slow_from_corrections", slow_from_corrections),
+        "masks": listed("masks", masks),
     }
     calls.over_lists(
         "adamw_step_",

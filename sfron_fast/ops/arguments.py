@@ -16,6 +16,8 @@ from .moment_codes import has_codes, scales_shape
 from .split_weights import CORRECTIONS
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+# as csrc/host/lists.h says
+PACKED = "packed bits in uint8, as functional.pack_bits makes them of bool"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -189,12 +191,12 @@ def packed_masks(masks: Sequence[Tensor], like: Sequence[Tensor]) -> None:
         return
     if is_flat(masks, like):
         flat_list("masks", masks[0], like, flat_size(like) // 8)
-        require(masks[0].dtype == torch.uint8, "masks[0]", "packed bits in uint8", masks[0].dtype)
+        require(masks[0].dtype == torch.uint8, "masks[0]", PACKED, masks[0].dtype)
         return
     require(len(masks) == len(like), "masks", f"{len(like)} tensors", len(masks))
     for i, (mask, tensor) in enumerate(zip(masks, like, strict=True)):
         size = (tensor.numel() + 7) // 8
-        require(mask.dtype == torch.uint8, f"masks[{i}]", "packed bits in uint8", mask.dtype)
+        require(mask.dtype == torch.uint8, f"masks[{i}]", PACKED, mask.dtype)
         require(
             mask.dim() == 1 and mask.numel() in (0, size),
             f"masks[{i}]",

@@ -8,9 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import require
+
 
 def pack_bits(selected: Tensor) -> Tensor:
-    """bool of any shape, n elements -> uint8 [ceil(n / 8)], unused high bits zero."""
+    """A mask for the list functions: bool of any shape, n elements -> uint8 [ceil(n / 8)], element
+    i in bit i % 8 of byte i // 8, unused high bits zero.
+
+    Raises:
+        ValueError: it is no tensor of bool.
+    """
+    good = isinstance(selected, Tensor) and selected.dtype == torch.bool
+    found = selected.dtype if isinstance(selected, Tensor) else type(selected).__name__
+    require(good, "selected", "a tensor of bool", found, "compare it: mask != 0")
     flat = selected.reshape(-1)
     padded = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8, device=flat.device)
     padded[: flat.numel()] = flat

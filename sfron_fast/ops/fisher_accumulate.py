@@ -8,7 +8,7 @@ from ..errors import number, require
 from . import calls, registry
 from .arguments import flat_list, floats, numbers_of
 from .dtypes import accumulate_dtype
-from .lists import flat_size, is_flat, spread
+from .lists import flat_size, is_flat, listed, spread
 
 
 def formula(
@@ -61,6 +61,7 @@ def fisher_accumulate_(
 
     ``numbers``: fp64 [1] beside the tensors: weight in place of the number, as in ``interpolate_``.
     """
+    fisher, grads = listed("fisher", fisher), listed("grads", grads)
     if not fisher:
         return require(not grads, "grads", "0 tensors", len(grads))
     calls.over_lists(

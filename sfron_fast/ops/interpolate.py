@@ -8,7 +8,7 @@ from ..errors import number, require
 from . import calls, registry
 from .arguments import aligned, floats, numbers_of
 from .dtypes import wide
-from .lists import spread
+from .lists import listed, spread
 
 
 def formula(
@@ -53,6 +53,7 @@ def interpolate_(
     ``numbers``: fp64 [1] beside the tensors: slow_lr in place of the number, which a captured CUDA
     graph and torch.compile would keep as it was.
     """
+    slow, fast = listed("slow", slow), listed("fast", fast)
     if not slow:
         return require(not fast, "fast", "0 tensors", len(fast))
     calls.over_lists(

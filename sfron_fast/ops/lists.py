@@ -10,10 +10,26 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import require
 from . import native
 from .layout import Orders, unordered
 
 UNIT = 64
+
+
+def listed(name: str, tensors: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """The list of a call's argument; None = empty.
+
+    Raises:
+        ValueError: it is one tensor.
+    """
+    if tensors is None:
+        return []
+    if type(tensors) in (list, tuple):
+        return tensors
+    found = f"a tensor {tuple(tensors.shape)}" if hasattr(tensors, "shape") else ""
+    require(not found, name, "a list of tensors", found, "write it in brackets")
+    return tensors
 
 
 def flat_size(like: Sequence[Tensor]) -> int:

@@ -9,7 +9,7 @@ from . import calls, registry
 from .arguments import floats, packed_masks, scalar_tensors
 from .bits import selected_bits
 from .dtypes import accumulate_dtype, wide
-from .lists import spread_masks
+from .lists import listed, spread_masks
 
 
 def formula(grads: Sequence[Tensor], masks: Sequence[Tensor], grad_scale: Tensor | None) -> Tensor:
@@ -65,9 +65,10 @@ def masked_grad_norm(
     of a non-finite selected gradient. No host synchronisation. Source: docs/equations.md, 6
     (paper: clip of S * grad L^f).
     """
+    grads = listed("grads", grads)
     if not grads:
         return torch.zeros(())
     with torch.no_grad():
         return calls.over_lists(
-            "masked_grad_norm", {"grads": grads, "masks": masks or []}, grad_scale
+            "masked_grad_norm", {"grads": grads, "masks": listed("masks", masks)}, grad_scale
         )

@@ -6,11 +6,16 @@ ImportError if they do not load.
 """
 
 import importlib
+import importlib.metadata
+import json
 import os
 import warnings
 from itertools import chain
 from operator import is_
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 _reason: str | None = None  # why the native kernels are absent; None once they are loaded
 _module: Any = None
@@ -43,7 +48,7 @@ def load() -> None:
         )
         if wish:
             raise ImportError(
-                f"SFRON_FAST_NATIVE={wish} but {_reason}; rebuild with `{REMEDY}`"
+                f"SFRON_FAST_NATIVE={wish} but {_reason}; rebuild with `{remedy()}`"
             ) from error
 
 
@@ -58,7 +63,30 @@ def learn_keys(plain: Any, keys: int, negated: Any, negated_keys: int) -> None:
         _module.learn_keys(plain, keys, negated, negated_keys)
 
 
-REMEDY = "pip install --no-build-isolation --force-reinstall --no-deps sfron-fast"
+def remedy() -> str:
+    """The command that builds the kernels for the torch that is there: from the checkout this file
+    lies in, or from where the package was installed.
+    """
+    source, option = Path(__file__).resolve().parents[2], "-e "
+    if not (source / "setup.py").exists():
+        source, option = _installed_from(), ""
+    return f"pip install --no-build-isolation --force-reinstall --no-deps {option}{source}"
+
+
+def _installed_from() -> Any:
+    """The folder that pip has noted, or words that stand for it."""
+    try:
+        noted = importlib.metadata.distribution("sfron-fast").read_text("direct_url.json")
+        url = json.loads(noted or "{}").get("url", "")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        url = ""
+    there = Path(url2pathname(urlsplit(url).path)) if url.startswith("file://") else None
+    return there if there is not None and there.exists() else "PATH_TO_THE_SOURCE"
+
+
+def switched_off() -> bool:
+    """Whether the caller's own switch is why the kernels are absent."""
+    return os.environ.get("SFRON_FAST_NATIVE") == "0"
 
 
 def available() -> bool:
@@ -74,7 +102,7 @@ def reason() -> str | None:
 def warn_once() -> None:
     """Say, the first time a reference kernel stands in for a native one, that it does and why."""
     global _told
-    if not _told and _module is None and os.environ.get("SFRON_FAST_NATIVE") != "0":
+    if not _told and _module is None and not switched_off():
         _told = True
         warnings.warn(
             f"sfron_fast runs on its reference kernels (correct, slower): {_reason}. "

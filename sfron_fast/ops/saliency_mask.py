@@ -9,7 +9,7 @@ from ..errors import number, require
 from . import calls, registry
 from .arguments import aligned
 from .bits import pack_bits
-from .lists import spread
+from .lists import listed, spread
 
 FISHER_EPS = 1e-15  # the authors' epsilon in the saliency ratio
 
@@ -60,6 +60,7 @@ def saliency_mask(
     """1[F_forget + eps >= threshold (F_retain + eps)], packed uint8 per tensor, and the counts
     int64 [tensors].
     """
+    forget, retain = listed("forget", forget), listed("retain", retain)
     if not forget:
         require(not retain, "retain", "0 tensors", len(retain))
         return [], torch.zeros(0, dtype=torch.int64)

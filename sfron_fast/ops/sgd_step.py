@@ -10,7 +10,7 @@ from ..errors import number, require
 from . import calls, registry
 from .arguments import coded_moments, step_counts
 from .dtypes import wide
-from .lists import spread, spread_scalars
+from .lists import listed, spread, spread_scalars
 from .moment_codes import SIGNED, decode, encode
 from .step import (
     Weights,
@@ -208,20 +208,21 @@ def sgd_step_(
     Raises:
         ValueError, RuntimeError: a bad argument, by name, before anything is written.
     """
+    params, grads = listed("params", params), listed("grads", grads)
     if not params:
         return require(not grads, "grads", "0 tensors", len(grads))
     lists = {
         "params": params,
         "grads": grads,
-        "momentum_buffers": momentum_buffers or [],
-        "scales": scales or [],
-        "steps": steps or [],
-        "corrections": corrections or [],
-        "slow_save": slow_save or [],
-        "slow_save_corrections": slow_save_corrections or [],
-        "slow_from": slow_from or [],
-        "slow_from_corrections": slow_from_corrections or [],
-        "masks": masks or [],
+        "momentum_buffers": listed("momentum_buffers", momentum_buffers),
+        "scales": listed("scales", scales),
+        "steps": listed("steps", steps),
+        "corrections": listed("corrections", corrections),
+        "slow_save": listed("slow_save", slow_save),
+        "slow_save_corrections": listed("slow_save_corrections", slow_save_corrections),
+        "slow_from": listed("slow_from", slow_from),
+        "slow_from_corrections": listed("slow_from_corrections", slow_from_corrections),
+        "masks": listed("masks", masks),
     }
     calls.over_lists(
         "sgd_step_",

@@ -7,6 +7,7 @@ docs/equations.md; docs/optimizers.md has the knobs.
 """
 
 from .adamw import SFRonAdamW
+from .no_decay import no_decay_groups
 from .sgd import SFRonSGD
 
-__all__ = ["SFRonAdamW", "SFRonSGD"]
+__all__ = ["SFRonAdamW", "SFRonSGD", "no_decay_groups"]

@@ -29,7 +29,7 @@ def difference_mask(
     threshold: float,
     zero_over_zero: bool,
     draws: int,
-    progress: bool,
+    progress: bool | None,
     group: Any,
 ) -> SaliencyMask:
     """``estimate_mask(..., low_memory=True)``: bits where the difference is >= (threshold - 1)

@@ -18,6 +18,7 @@ from ..ops.layout import local
 from ..tasks import Task
 from ..tasks.classification import MeanLoss
 from ..tasks.task import as_task
+from .diagonal import Fisher
 from .difference import difference_mask
 from .gradients import Pass, batch_gradients, square_into
 from .mask import SaliencyMask
@@ -25,14 +26,6 @@ from .samples.one_pass import SamplePass, drawn, sums_like, trainable
 
 Estimator = Literal["batch", "sample", "batch_equal", "rank"]
 LossFn = Callable[[Any, Tensor], Tensor]
-
-
-class Fisher(dict[str, Tensor]):
-    """Parameter name -> fp32 tensor of its shape, with ``metadata`` on how it was made."""
-
-    def __init__(self, values: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
-        super().__init__(values)
-        self.metadata = metadata or {}
 
 
 def estimate_fisher(
@@ -45,7 +38,7 @@ def estimate_fisher(
     chunk_size: int = 32,
     draws: int = 1,
     start: Fisher | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     group: Any = None,
 ) -> Fisher:
     """Diagonal (empirical) Fisher of every trainable parameter over one pass of ``loader``, in eval
@@ -80,7 +73,7 @@ def estimate_fisher(
         start: an estimate over other samples, of the same weights and by the same estimator, to go
             on from: the result is that of both together, up to rounding. What is kept on the device
             is one fp32 tensor a parameter.
-        progress: show a tqdm bar.
+        progress: show a tqdm bar; None = where stderr is a terminal.
         group: process group (``torch.distributed.group.WORLD``) whose ranks share every batch: a
             batch is what all of them draw at the same time, some perhaps less or nothing. The
             gradient of its mean loss is squared after it is reduced, those of samples before, so
@@ -118,7 +111,7 @@ def estimate_mask(
     chunk_size: int = 32,
     draws: int = 1,
     low_memory: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     group: Any = None,
 ) -> SaliencyMask:
     """``SaliencyMask.from_fisher`` of both sets' ``estimate_fisher``.
@@ -163,7 +156,7 @@ def _estimate(
     chunk_size: int,
     draws: int,
     start: Fisher | None,
-    progress: bool,
+    progress: bool | None,
     group: Any,
 ) -> Fisher:
     """``estimate_fisher``, with errors about the loader called ``name``."""
@@ -172,7 +165,7 @@ def _estimate(
     require(known, "estimator", expected, repr(estimator))
     _check_counts(chunk_size, draws)
     ranks = Ranks(model, group)
-    model = ranks.model
+    model, progress = ranks.model, progress if progress or ranks.rank == 0 else False
     require(
         not (estimator == "rank" and ranks.sharded),
         "estimator",

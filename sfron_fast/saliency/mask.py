@@ -17,6 +17,7 @@ from ..distributed.shards import whole
 from ..errors import by_keyword, number, require
 from ..models.names import canonical_names, possible_names
 from ..ops import reference
+from . import words
 from .mask_file import load_mask, save_mask
 from .matching import check_matched, entries_of
 from .selection import (
@@ -262,15 +263,10 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     def summary(self) -> str:
         """Coverage and density per parameter as an aligned table, totals last."""
-        counts = self.counts()
-        width = max([len(n) for n in counts] + [5])
-        lines = [(n, self.size(n), count) for n, count in counts.items()]
-        lines.append(("total", sum(map(self.size, counts)), sum(counts.values())))
-        rows = [f"{'':{width}}  {'weights':>12}  {'selected':>12}  {'density':>8}"]
-        for name, size, count in lines:
-            share = 100 * count / max(size, 1)
-            rows.append(f"{name:{width}}  {size:12,}  {count:12,}  {share:7.2f}%")
-        return "\n".join(rows)
+        return words.table(self)
+
+    def __repr__(self) -> str:
+        return f"<SaliencyMask of {words.line(self)}>"
 
     # --- on disk ----------------------------------------------------------------------------------
 

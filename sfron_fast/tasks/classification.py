@@ -115,6 +115,10 @@ class Classification(Task):
         check_logits(outputs, batch[1], name)
         return outputs.argmax(1) == batch[1]
 
+    def tells_right(self, model: nn.Module) -> bool:
+        """Of outputs [samples, classes]; what a loss of your own is given may be anything."""
+        return self.loss_fn is None
+
     def _first_outputs(self, model: nn.Module, batch: Any) -> Any:
         with torch.no_grad():
             return self.outputs(model, each_tensor(batch, lambda t: t[:1]))

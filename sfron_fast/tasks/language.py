@@ -239,6 +239,10 @@ class Language(Task):
         labelled = outputs.labels != IGNORED
         return outputs.logits.argmax(-1)[labelled] == outputs.labels[labelled]
 
+    def tells_right(self, model: nn.Module) -> bool:
+        """Of logits that are there; a fused head would have to make them."""
+        return not is_fused(model)
+
     def _each(self, outputs: Tokens) -> Each:
         logits, labels = wide(outputs.logits).flatten(0, -2), outputs.labels
         losses = F.cross_entropy(logits, labels.flatten(), reduction="none", ignore_index=IGNORED)

@@ -166,6 +166,10 @@ class Task:
         """Which units the model gets right, bool [units]: for accuracies along a run."""
         raise self._lacks("correct")
 
+    def tells_right(self, model: nn.Module) -> bool:
+        """Whether ``correct`` may be asked along any run, as it costs no more than a loss does."""
+        return self.has("correct")
+
     def begin(self, model: nn.Module, rank: int, ranks: int) -> None:
         """A run of ``unlearn`` begins on ``model``, whose batches so many ranks share."""
 

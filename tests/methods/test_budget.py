@@ -153,7 +153,8 @@ def test_a_ceiling_without_a_reference_is_of_the_holdout_set():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"retain_budget": 0.1}, {"recipe": RECIPE.replace(ceiling=1)}]
+    "settings",
+    [{"recipe": RECIPE, "retain_budget": 0.1}, {"recipe": RECIPE.replace(ceiling=1)}],
 )
 def test_they_want_a_holdout_set(settings):
     with pytest.raises(ValueError, match=r"holdout: expected held-out batches.*found None"):

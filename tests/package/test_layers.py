@@ -60,6 +60,7 @@ ROOMS = {
         "losses",
         "ops",
         "evaluation",
+        "saliency",
         "optim",
         "methods",
         "tasks",
