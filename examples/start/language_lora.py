@@ -23,34 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sfron_fast as sf
 from sfron_fast.evaluation.language import answer_probability, token_stats
 
-FIRST = (
-    "Ada",
-    "Bela",
-    "Cleo",
-    "Dora",
-    "Emil",
-    "Finn",
-    "Gwen",
-    "Hugo",
-    "Iris",
-    "Jack",
-    "Kara",
-    "Liam",
-)
-LAST = (
-    "Abel",
-    "Berg",
-    "Cole",
-    "Dahl",
-    "Egge",
-    "Falk",
-    "Gray",
-    "Hahn",
-    "Iver",
-    "Jung",
-    "Koch",
-    "Lund",
-)
+FIRST = ("Ada", "Bela", "Cleo", "Dora", "Emil", "Finn", "Gwen", "Hugo", "Iris", "Jack")
+LAST = ("Abel", "Berg", "Cole", "Dahl", "Egge", "Falk", "Gray", "Hahn", "Iver", "Jung")
 DIGITS = 6  # of a code
 IGNORED = -100  # the label of what is not learnt: the question
 
@@ -58,7 +32,7 @@ IGNORED = -100  # the label of what is not learnt: the question
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--people", type=int, default=72, help="a twelfth is forgotten, 100 at most"
+        "--people", type=int, default=72, help="a twelfth is forgotten; 100 at most"
     )
     parser.add_argument("--epochs", type=int, default=150, help="of the training before")
     parser.add_argument("--cycles", type=int, default=50, help="of unlearning")
