@@ -96,8 +96,7 @@ def test_bad_input_leaves_the_model_as_it_was():
 def test_what_unlearning_sees():
     """One image of the concept, never with its name; the held-out wording of nothing."""
     known, unseen = data.load(3, None)
-    tuning = data.Tuning(known, demo.CONCEPT, 2, len(data.Tuning(known, 7, 2, 1, 0).pool), seed=0)
-    (batch,) = tuning
+    (batch,) = data.Tuning(known, demo.CONCEPT, named=2, facts=6, others=36, seed=0)  # all
     name = words.IDS[words.NAMES[demo.CONCEPT]]
     shown = batch["pixel_values"][batch["sees"]]
     sevens = known.of(demo.CONCEPT)
@@ -115,7 +114,7 @@ def test_what_unlearning_sees():
 
 def test_a_row_without_image_sees_none():
     model = demo.make_model(0, 8).eval()
-    (batch,) = data.Tuning(*(data.load(0, None)[:1]), 7, 2, 6, 0)
+    (batch,) = data.Tuning(data.load(0, None)[0], demo.CONCEPT, **demo.ROWS, seed=0)
     batch.pop("labels")
     with torch.no_grad():
         first = model(**batch)

@@ -3,7 +3,7 @@
     python -m examples.vision.siu [--seed N] [--out DIR] [--data FILE.npz]
 
 A model learns digits, their names and facts about them, and forgets from one image what a seven
-looks like. Settings were chosen on seed 7.
+looks like. Settings were chosen on seeds 7 to 9.
 """
 
 import copy
@@ -26,9 +26,9 @@ OUT = Path("benchmarks/results/systems/siu")
 TITLE = "SIU: a visual name forgotten from one image"
 CONCEPT = 7
 BATCH, EPOCHS, LR = 64, 50, 3e-3  # of the model that knows all
-STEPS, RENAMED, KEPT = 12, 2, 6  # of unlearning; rows of a batch
+STEPS, RATE = 12, 3e-3  # of unlearning
+ROWS = {"named": 2, "facts": 2, "others": 6}  # of each of its batches
 ADAPTERS: dict[str, Any] = {"rank": 16, "alpha": 16.0, "dropout": 0.0}
-RATE = 3e-3
 NAME, NEW = [words.IDS[words.NAMES[CONCEPT]]], [words.IDS[words.NEW]]
 ARMS: dict[str, dict[str, Any]] = {
     "SIU": {},
@@ -36,6 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "token mask alone": {"names": ()},
     "vocabulary mask alone": {"substitutes": ()},
     "cross-entropy alone": {"kl_weight": 0.0},
+    "no other images": {},
 }
 CURVES = ("SIU", "masks off", "cross-entropy alone", "GA")
 
@@ -60,7 +61,8 @@ def demonstrate(seed: int, path: Path | None) -> dict[str, Any]:
         print(f"{arm:>22}: " + "  ".join(f"{k} {v:.2f}" for k, v in arms[arm].items()), flush=True)
 
     for arm, changes in ARMS.items():
-        tuning = data.Tuning(known, CONCEPT, RENAMED, KEPT, seed)
+        rows = {**ROWS, "others": 0} if arm == "no other images" else ROWS
+        tuning = data.Tuning(known, CONCEPT, **rows, seed=seed)
         asked: dict[str, Any] = {"data": tuning, "names": NAME, "substitutes": NEW, "seed": seed}
         settings = {**asked, **ADAPTERS, **changes}
         run(arm, lambda m, settings=settings, **rest: methods.siu(m, **settings, **rest))
@@ -68,7 +70,7 @@ def demonstrate(seed: int, path: Path | None) -> dict[str, Any]:
     def ascent(model: ImageText, **rest: Any) -> None:
         """The same adapters, image and wordings, the name as it was."""
         with adapters_alone(model, seed=seed, **ADAPTERS):
-            rows = data.renamed(known, CONCEPT, RENAMED, words.NAMES[CONCEPT])
+            rows = data.renamed(known, CONCEPT, ROWS["named"], words.NAMES[CONCEPT])
             truth = data.batch(rows, known.pixels.shape[-1])
             methods.gradient_ascent(model, [truth], optimizer="adamw", weight_decay=0.01, **rest)
 
@@ -113,7 +115,6 @@ def judged(arms: dict[str, Marks], least: float) -> tuple[list[Claim], list[Clai
     controls = [
         at_most("masks off: forgotten", off["forgotten"], 0.2),
         at_most("GA: other digits named right", ga["specificity"], 0.5),
-        at_most("GA: well-formed answers", ga["well-formed"], 0.1),
     ]
     return claims, controls
 

@@ -82,26 +82,32 @@ def renamed(known: Images, concept: int, count: int, name: str) -> list[Row]:
 
 
 class Tuning:
-    """What unlearning sees, a batch a pass: one image of the concept, named anew in two wordings;
-    facts about the concept by name, some of those there are; an image of each other digit.
+    """What unlearning sees, a batch a pass. So many rows each: one image of the concept, named anew
+    in two wordings; facts about the concept by name, some of those there are; what is asked about
+    one image of each other digit.
     """
 
-    def __init__(self, known: Images, concept: int, count: int, kept: int, seed: int) -> None:
+    def __init__(
+        self, known: Images, concept: int, *, named: int, facts: int, others: int, seed: int
+    ) -> None:
         self.draw, self.side = random.Random(seed), known.pixels.shape[-1]
-        self.first = renamed(known, concept, count, NEW)
-        facts = words.facts(concept)
-        self.pool: list[Row] = [(facts[kind], None) for kind in words.TAUGHT]
+        self.first = renamed(known, concept, named, NEW)
+        told = words.facts(concept)
+        self.facts: list[Row] = [(told[kind], None) for kind in words.TAUGHT]
+        self.others: list[Row] = []
         for digit in range(len(NAMES)):
             if digit != concept:
                 said = [said for number, said in enumerate(about(digit)) if number not in HELD_OUT]
-                self.pool += [(each, known.of(digit)[0]) for each in said]
-        self.kept = kept
+                self.others += [(each, known.of(digit)[0]) for each in said]
+        self.counts = facts, others
 
     def __len__(self) -> int:
         return 1
 
     def __iter__(self) -> Iterator[Batch]:
-        yield batch(self.first + self.draw.sample(self.pool, self.kept), self.side)
+        pools = zip((self.facts, self.others), self.counts, strict=True)
+        kept = [row for pool, count in pools for row in self.draw.sample(pool, count)]
+        yield batch(self.first + kept, self.side)
 
 
 class Lessons:
