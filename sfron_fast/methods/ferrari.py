@@ -5,8 +5,8 @@ inputs matter less, on its own data, and gives the model back.
 
 f are the logits and d is normal noise on the feature's coordinates alone, its sigma drawn anew for
 each of ``draws`` perturbations. Both branches carry gradient, as the equation says. In the released
-code the perturbed one has none (``through_perturbed=False``), and s does not fall
-(examples/federated/ferrari shows it).
+code the perturbed one has none (``through_perturbed=False``): at no rate tried did that take a
+backdoor away and leave the model (examples/federated/ferrari).
 
 Departures: s is least where f is constant, and the class that a backdoor led to is the first to go.
 So ``retain_weight`` times the cross-entropy of clean data of the same client is added to it (no

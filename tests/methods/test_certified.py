@@ -13,8 +13,9 @@ from torch.func import functional_call, hessian
 from torch.nn.utils import parameters_to_vector
 
 from sfron_fast import methods
-from sfron_fast.methods.certified import add_noise, gaussian_sigma, newton
+from sfron_fast.methods.certified import newton
 from sfron_fast.methods.curvature import Objective, conjugate_gradients
+from sfron_fast.methods.gaussian_noise import add_noise, gaussian_sigma
 
 PIXELS, CLASSES, DECAY = 5, 3, 0.1
 
@@ -137,6 +138,15 @@ def test_the_step_is_newtons_and_the_bound_holds():
     assert (expected - optimum).norm() < 0.5 * (start - optimum).norm()
 
 
+def test_two_steps_are_one_and_another():
+    twice, both = linear(), linear()
+    settings = {"remaining": [PARTS[0]], "decay": DECAY}
+    (first, count), (bound, more) = newton(twice, **settings), newton(twice, **settings)
+    assert newton(both, **settings, steps=2) == (bound, count + more)
+    assert torch.equal(flat(twice), flat(both))
+    assert bound < 0.2 * first
+
+
 def hockey_stick(sigma, distance, epsilon):
     """The integral of max(p - e^epsilon q, 0) of the two normals, as a sum."""
     width = 12 * sigma + distance
@@ -220,6 +230,7 @@ def test_only_the_last_layer():
         ("delta", {"delta": 1.5}),
         ("tolerance", {"tolerance": -1.0}),
         ("residual", {"residual": 0.0}),
+        ("steps", {"steps": 0}),
         ("remaining", {"remaining": []}),
         ("targets", {"remaining": [(PARTS[0][0], PARTS[0][1] + CLASSES)]}),
         ("model", {"model": linear().requires_grad_(False)}),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from examples.systems.claims import Claim, at_most, record, write
-from sfron_fast.methods.certified import gaussian_sigma
+from sfron_fast.methods.gaussian_noise import gaussian_sigma
 
 from ..data import load, options, split
 from ..processes import connected, strangers
@@ -31,7 +31,7 @@ OUT = Path("benchmarks/results/systems/certified")
 TITLE = "Certified unlearning in decentralised federated learning"
 CLIENTS, EDGES = 10, 0.4  # chance of an edge in the random graph
 LEAST, MOST = 0.5, 1.5  # a client's samples, by their mean: the leaver has fewest
-NOISES = 20  # draws that an accuracy after noise is a mean of
+NOISES = 200  # draws that an accuracy after noise is a mean of
 RATIO, LOST, TIME = 0.05, 0.03, 0.05
 BY_LABEL = "ring, by label"
 CONTROLS = ("diagonal Fisher", "sample weights")
@@ -117,13 +117,15 @@ def compared(
     retrained, certificate = one["retrained"], one["certificate"]
     distance = {name: float((one[name] - retrained.weights).norm()) for name in ("step", *CONTROLS)}
     before = float((original.weights - retrained.weights).norm())
-    measured = gaussian_sigma(distance["step"], certificate.epsilon, certificate.delta)
+    asked = certificate.epsilon, certificate.delta
+    measured = gaussian_sigma(distance["step"], *asked)
+    of_two = gaussian_sigma(one["bound of two"], *asked)
 
-    def noisy(sigma: float) -> float:
+    def noisy(sigma: float, weights: Tensor = one["step"]) -> float:
         found = []
         for _ in range(NOISES):
-            noise = torch.randn(len(one["step"]), generator=generator, dtype=torch.float64)
-            found.append(accuracy(one["step"] + sigma * noise))
+            noise = torch.randn(len(weights), generator=generator, dtype=torch.float64)
+            found.append(accuracy(weights + sigma * noise))
         return sum(found) / NOISES
 
     def spent_on(name: str) -> float:
@@ -149,6 +151,11 @@ def compared(
         "accuracy step": accuracy(one["step"]),
         "accuracy certified": noisy(certificate.sigma),
         "accuracy measured": noisy(measured),
+        "two steps": {
+            "certified sigma": of_two,
+            "accuracy certified": noisy(of_two, one["two steps"]),
+            "time": spent_on("two steps") / spent,
+        },
         "seconds": seconds,
         "time": seconds / spent,
         "time to the same gradient": seconds / soon,

@@ -120,6 +120,13 @@ def corrections(
     newton(model, remaining=[data], tolerance=tolerance, residual=RESIDUAL, **equal)
     ended("step")
 
+    # what a smaller bound takes
+    with clock.charged("two steps"):
+        found["bound of two"], _ = newton(
+            model, remaining=[data], tolerance=tolerance, residual=RESIDUAL, steps=2, **equal
+        )
+    ended("two steps")
+
     # retraining as it might be done: the same steps from zero
     vector_to_parameters(torch.zeros_like(start), weights)
     bound, found["products from zero"] = float("inf"), 0
