@@ -7,6 +7,7 @@ import torch
 
 from ..errors import require
 from ..files import remove_leftovers
+from ..models.buffers import fit_buffers
 from .run_folder import save_whole
 from .run_shards import bare
 
@@ -64,6 +65,7 @@ class Best:
             state = self.state if self.path is None else self._read()["model"]
             assert state is not None
         model = bare(self.run)
+        fit_buffers(model, state, persistent=True)
         model.load_state_dict(state)
         return self.entry
 

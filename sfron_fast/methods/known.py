@@ -18,6 +18,7 @@ from ..data.batches import tensors_in
 from ..data.kept_out import some_of
 from ..errors import warn
 from ..evaluation import task_accuracy
+from ..models.buffers import keep_buffers, put_back
 from .budget import mean_of
 
 LOOKED = 128  # samples of each set, of all ranks
@@ -49,6 +50,7 @@ class Known:
     def look(self) -> dict[str, float]:
         """Losses and accuracies now (``UnlearnResult.before``)."""
         run, found = self.run, {}
+        kept = keep_buffers(run.model)
         accurate = run.task.tells_right(run.model)
         for name, batches in self.sets.items():
             with run.looking(), run.task.estimating(run.ranks.rank, run.ranks.size):
@@ -58,6 +60,7 @@ class Known:
                 with run.looking():
                     rest = name, run.task, run.ranks.group
                     found[f"{name}_accuracy"] = task_accuracy(run.model, batches, *rest)
+        put_back(kept)
         return found
 
     def check(self, before: dict[str, float]) -> None:

@@ -27,7 +27,7 @@ def by_heart():
     return model
 
 
-def run(retain=((X, Y),), forget=((X, Y),), model=None, recipe=None, **settings):
+def run(retain=((X + 1e-4, Y),), forget=((X, Y),), model=None, recipe=None, **settings):
     model = {None: build, "by heart": by_heart}[model]() if model in (None, "by heart") else model
     recipe = Recipe.paper(**GOOD | (recipe or {}))
     settings = {"mask": random_mask(build())} | settings
@@ -215,6 +215,7 @@ def test_a_caller_without_autograd(mode):
     """unlearn, the Fisher and the baselines record by themselves, on inputs made in there too."""
     expected, found = build(), build()
     run(
+        [(X, Y)],
         model=sf.methods.finetune(expected, [(X, Y)], epochs=1),
         mask=None,
         recipe={"forget_lr": 5.0},

@@ -75,6 +75,14 @@ def test_accuracies_are_there_beside_metrics_where_the_task_has_them():
     assert {"forget_accuracy", "weight"} <= set(result.history[0])
 
 
+def test_losses_are_there_where_the_task_has_no_accuracies():
+    held = [images(6, seed=4)]
+    _, result = run(eval_every=4, holdout=held, stop_when=lambda entry: entry["val_loss"] < 0)
+    assert not result.stopped_early
+    assert set(result.history[0]) == {"cycle", "skipped_steps", "forget_loss", "val_loss"}
+    assert result.history[0]["forget_loss"] != result.history[-1]["forget_loss"]
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -83,7 +91,8 @@ def test_accuracies_are_there_beside_metrics_where_the_task_has_them():
         ({"eval_every": 1, "metrics": {"cycle": first_weight}}, "metrics"),
         ({"eval_every": 1, "metrics": {"a": 1.0}}, "metrics"),
         ({"eval_every": 1, "metrics": {"a": first_weight}, "stop_when": 3}, "stop_when"),
-        ({"eval_every": 1}, "task"),
+        ({"best": "best.pt"}, "eval_every"),
+        ({"eval_every": 1, "best": "best.pt"}, "task"),
         (
             {
                 "eval_every": 1,
