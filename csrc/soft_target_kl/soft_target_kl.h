@@ -37,6 +37,16 @@ SFRON_HD float kl_backward_one(float logit, float teacher, float inverse_tempera
          exp_below_88((teacher - p.base) * inverse_temperature) * p.factor;
 }
 
+// The softmaxes of a row, with its weight; q also with the sum of k p.
+template <bool kWeighted>
+SFRON_HD void row_softmaxes(const KlRows& t, const float* sums, float row_weight, Softmax& q,
+                            Softmax& p) {  // sums: the row's first of log_sums [5, samples]
+  const int64_t n = t.samples;
+  const float mass = kWeighted ? sums[4 * n] : 1.0f;
+  q = weighted_softmax({sums[0], sums[n]}, kWeighted ? row_weight * mass : row_weight);
+  p = weighted_softmax({sums[2 * n], sums[3 * n]}, row_weight);
+}
+
 // Rows [begin, end) of losses [samples] and of log_sums [4, samples]: shift and log sum e^((x -
 // shift) / T) of the logits, then of the teacher, apart as their sum would lose digits; with class
 // weights a fifth, the sum of k p. All 0 where the weight is.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <tuple>
 
 #include "host/check.h"
@@ -15,17 +16,31 @@ const float* constants(const char* name, const MaybeTensor& given, const int64_t
   return static_cast<const float*>(view.data);
 }
 
-// Of the classes: the teacher's logits are over T, so this is beside them times T [classes].
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// Of x [n]; counted, as a loop that may fail would look at one number at a time.
+template <class Allowed>
+void check_each(const char* name, const float* x, int64_t n, const char* expected,
+                const Allowed& allowed) {
+  int32_t refused = 0;
+  for (int64_t i = 0; i < n; ++i) refused += !allowed(x[i]);
+  if (refused == 0) return;
+  const float* first = std::find_if_not(x, x + n, allowed);
+  fail({name}, expected, number_name(*first));
+}
+
+// Beside the teacher's logits, which are yet to be divided by T: T class_bias [classes].
 std::vector<float> checked_tilt(const float* bias, int64_t classes, double temperature) {
-  const float inf = std::numeric_limits<float>::infinity();
-  std::vector<float> tilt(bias == nullptr ? 0 : classes);
-  bool possible = bias == nullptr;
-  for (size_t i = 0; i < tilt.size(); ++i) {
-    if (!(bias[i] < inf)) fail({"class_bias"}, "numbers below inf", number_name(bias[i]));
-    possible |= bias[i] > -inf;
+  if (bias == nullptr) return {};
+  check_each("class_bias", bias, classes, "numbers below inf",
+             [](float each) { return each < kInf; });
+  std::vector<float> tilt(classes);
+  int32_t possible = 0;
+  for (int64_t i = 0; i < classes; ++i) {
+    possible += bias[i] > -kInf;
     tilt[i] = bias[i] * static_cast<float>(temperature);
   }
-  if (!possible) fail({"class_bias"}, "a class that is not forbidden", "only -inf");
+  if (possible == 0) fail({"class_bias"}, "a class that is not forbidden", "only -inf");
   return tilt;
 }
 
@@ -47,15 +62,15 @@ Checked checked(const Tensor& logits, const Tensor& teacher_logits, const MaybeT
   const float* w = constants("weights", weights, &samples);
   const float* bias = constants("class_bias", class_bias, &classes);
   const float* k = constants("class_weights", class_weights, &classes);
-  check_number("temperature", temperature, 0.0, std::numeric_limits<double>::infinity(), true);
+  check_number("temperature", temperature, 0.0, kInf, true);
   std::vector<float> tilt = checked_tilt(bias, classes, temperature);
-  for (int64_t i = 0; k != nullptr && i < classes; ++i) {
-    if (!(k[i] >= 0.0f && k[i] < std::numeric_limits<float>::infinity()))
-      fail({"class_weights"}, "finite numbers >= 0", number_name(k[i]));
+  if (k != nullptr) {
+    check_each("class_weights", k, classes, "finite numbers >= 0",
+               [](float each) { return each >= 0.0f && each < kInf; });
   }
-  const KlRows rows{x.data,  y.data,      w,       samples,
-                    classes, temperature, x.dtype, bias == nullptr ? nullptr : tilt.data(),
-                    k};
+  KlRows rows{x.data, y.data, w, samples, classes, temperature, x.dtype};
+  if (bias != nullptr) rows.tilt = tilt.data();
+  rows.class_weights = k;
   return {rows, std::move(tilt)};  // what moves keeps its memory
 }
 

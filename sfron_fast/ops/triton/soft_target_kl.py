@@ -12,11 +12,8 @@ from torch import Tensor
 from . import common, many_samples
 from . import samples as finishing
 from .soft_target_kl_gradient_kernels import _soft_target_kl_bwd_kernel
-from .soft_target_kl_kernels import (
-    _soft_target_kl_fwd_kernel,
-    _soft_target_kl_long_fwd_kernel,
-    _soft_target_kl_sum_kernel,
-)
+from .soft_target_kl_kernels import _soft_target_kl_fwd_kernel, _soft_target_kl_sum_kernel
+from .soft_target_kl_long_kernels import _soft_target_kl_long_fwd_kernel
 
 TILE = 4096  # logits of one program where whole rows fit, and as many of the teacher
 SHARE = 32  # of a thread, from each
