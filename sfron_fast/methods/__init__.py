@@ -8,8 +8,10 @@ SalUn   hard, for F and R   wrong labels                     descent on the reta
 BT      -                   an untrained teacher             the original as teacher
 SCRUB   -                   away from the original           descent, the original as teacher
 SA      -                   towards uniform predictions (*)  descent, penalty by a fixed Fisher
+TRW     -                   the original as teacher (+)      descent on the retain set
 
 (*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
+(+) without the class that goes, tilted towards the classes like it
 
 For language models (``task=Language()``), with descent on the retain set but where it says so:
 
@@ -47,6 +49,7 @@ from .scrub import scrub
 from .selective_amnesia import selective_amnesia
 from .sfron import Recipe
 from .simnpo import simnpo
+from .trw import class_means, trw
 from .undial import undial
 from .wga import wga
 
@@ -56,6 +59,7 @@ __all__ = [
     "add_lora",
     "bad_teacher",
     "ceu",
+    "class_means",
     "finetune",
     "fit_decoder",
     "grad_diff",
@@ -75,6 +79,7 @@ __all__ = [
     "scrub",
     "selective_amnesia",
     "simnpo",
+    "trw",
     "undial",
     "wga",
     "wrong_labels",
