@@ -5,6 +5,7 @@
 
 from .membership import entropy, mia_entropy, mia_modified_entropy, modified_entropy
 from .metrics import COMPARED, METRICS, evaluate, kl_divergence, per_sample_loss, score
+from .nearest_class import NearestClassAttack
 from .predictions import (
     Evaluated,
     Predictions,
@@ -19,6 +20,7 @@ __all__ = [
     "COMPARED",
     "METRICS",
     "Evaluated",
+    "NearestClassAttack",
     "Predictions",
     "accuracy",
     "collect",

@@ -1,5 +1,7 @@
 """Membership attacks: which samples of a set a model seems to have been trained on."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,11 @@ def mia_modified_entropy(
     return _membership(*(modified_entropy(p) for p in (retain, holdout, forget)))
 
 
-def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+def balanced_regression() -> Any:
+    """scikit-learn's logistic regression with balanced classes: what the attacks are made of.
+
+    ImportError without scikit-learn.
+    """
     try:
         from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
@@ -66,10 +72,14 @@ def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
             "the membership attacks need scikit-learn: pip install sfron-fast[eval]"
         ) from error
     # No multi_class: recent scikit-learn removed it. With tiny entropies the default tolerance is
-    # met at coefficients of zero, which calls everybody a non-member. Centring helps the solver and
-    # changes no optimum: the intercept is not penalised.
+    # met at coefficients of zero, which calls everybody a non-member.
+    return LogisticRegression(class_weight="balanced", solver="lbfgs", tol=1e-10, max_iter=1000)
+
+
+def _membership(retain: Tensor, test: Tensor, forget: Tensor) -> float:
+    # Centring helps the solver and changes no optimum: the intercept is not penalised.
     centre = (retain.mean() + test.mean()) / 2
-    attack = LogisticRegression(class_weight="balanced", solver="lbfgs", tol=1e-10, max_iter=1000)
+    attack = balanced_regression()
     member = torch.cat([torch.ones(len(retain)), torch.zeros(len(test))])
     attack.fit((torch.cat([retain, test]) - centre)[:, None].numpy(), member.numpy())
     return 100.0 * float(attack.predict((forget - centre)[:, None].numpy()).mean())

@@ -9,8 +9,10 @@ BT      -                   an untrained teacher             the original as tea
 SCRUB   -                   away from the original           descent, the original as teacher
 SA      -                   towards uniform predictions (*)  descent, penalty by a fixed Fisher
 AMUN    -                   adversarial examples, as said    descent, also on the forget set
+TRW     -                   the original as teacher (+)      descent on the retain set
 
 (*) or, of a diffusion model (``task=Denoising(instead=Surrogate())``), towards noise
+(+) without the class that goes, tilted towards the classes like it
 
 For language models (``task=Language()``), with descent on the retain set but where it says so:
 
@@ -67,6 +69,7 @@ from .simnpo import simnpo
 from .siu import siu
 from .sugar import sugar
 from .surrogate_latents import SurrogateLatents, fit_surrogates
+from .trw import class_means, trw
 from .undial import undial
 from .wga import wga
 
@@ -84,6 +87,7 @@ __all__ = [
     "ceu",
     "clip_spectral_norms",
     "ferrari",
+    "class_means",
     "finetune",
     "fit_decoder",
     "fit_surrogates",
@@ -108,6 +112,7 @@ __all__ = [
     "siu",
     "spectral_norms",
     "sugar",
+    "trw",
     "undial",
     "wga",
     "wrong_labels",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models import bits, build, data, loader, same
+from models import CLASSES, bits, build, data, loader, same
 from torch import nn
 
 import sfron_fast as sf
@@ -125,6 +125,9 @@ METHODS = {
     "scrub": lambda m, f, r, s: methods.scrub(m, forget=f, retain=r, **s),
     "bad_teacher": lambda m, f, r, s: methods.bad_teacher(m, forgotten(r), build(seed=5), **s),
     "selective_amnesia": lambda m, f, r, s: methods.selective_amnesia(m, forget=f, retain=r, **s),
+    "trw": lambda m, f, r, s: methods.trw(
+        m, forget=of_one_class(f), retain=r, forgotten=0, rows=torch.eye(CLASSES), **s
+    ),
 }
 
 
@@ -137,8 +140,15 @@ def forgotten(batches):
     return [{"x": x, "y": flag} if dicts else (x, flag) for x, flag in both]
 
 
+def of_one_class(batches):
+    """The same inputs, all of class 0."""
+    if isinstance(batches[0], dict):
+        return [{"x": batch["x"], "y": torch.zeros_like(batch["y"])} for batch in batches]
+    return [(x, torch.zeros_like(y)) for x, y in batches]
+
+
 def test_every_method_is_here():
-    others = {"Recipe", "gradient_saliency", "wrong_labels"}
+    others = {"Recipe", "class_means", "gradient_saliency", "wrong_labels"}
     # those of language models: tests/frameworks/test_language_methods.py
     others |= {"ceu", "grad_diff", "idk_dpo", "npo", "rmu", "satimp", "simnpo", "undial", "wga"}
     others |= {"kunbr", "Decoder", "fit_decoder", "r2f"}  # test_kunbr.py, test_r2f.py there
