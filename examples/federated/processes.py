@@ -29,8 +29,9 @@ def run(clients: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     The function stands at the top of a module other than ``__main__``. Rank and size are
     ``torch.distributed``'s. What one client raises ends all.
     """
-    # forked from a server that has imported torch already
-    multiprocessing.set_forkserver_preload(["torch", "sfron_fast", function.__module__])
+    # forked from a server that has imported what all would; optimizers and torch.func want dynamo
+    shared = ["torch._dynamo", "sfron_fast", function.__module__]
+    multiprocessing.set_forkserver_preload(shared)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _client, (clients, folder, function, args), clients, start_method="forkserver"
