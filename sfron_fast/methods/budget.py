@@ -144,10 +144,18 @@ class Budget:
         return self.ranks.sum(mine.sum())
 
     def follow(
-        self, optimizer: torch.optim.Optimizer, forget_lr: float, cycle: int, of: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        forget_lr: float,
+        cycle: int,
+        of: int,
+        idle: Tensor | None = None,
     ) -> Tensor:
         """After cycle ``cycle`` (from 1) of ``of``: look, and set both learning rates; returns what
         ``lr`` was multiplied by [].
+
+        ``idle``: bool [], there was nothing left to forget in this cycle: the rate does not rise
+        then, or the next sample that needs a step would get one that is far too long.
         """
         before = self.spent
         self.spent = (self.look() - self.before) / self.limit
@@ -155,7 +163,8 @@ class Budget:
         ahead = self.spent + AHEAD * rise.clamp_min(0.0)
         given = min(1.0, cycle / of / RAMP)
         left = (given - ahead).nan_to_num(nan=-1.0, neginf=-1.0) / WIDTH
-        self.rate *= (GAIN / of * left.clamp(-FALL, 1.0)).exp()
+        most = 1.0 if idle is None else torch.where(idle, 0.0, 1.0).to(left)
+        self.rate *= (GAIN / of * left.clamp_min(-FALL).clamp_max(most)).exp()
         opened = (0.5 + 0.5 * left).clamp(0.0, 1.0)
         costly = (opened == 0.0) & ~(rise < -SLACK)
         kept = torch.where(costly, math.exp(-RETREAT / of), 1.0)

@@ -259,7 +259,8 @@ class Run:
         if self.budget is not None:
             recipe = self.recipe
             forget_lr = recipe.lr if recipe.forget_lr is None else recipe.forget_lr
-            self.budget.follow(self.optimizer, forget_lr, self.cycle, recipe.cycles)
+            idle = self.outcome.reached[-1] if self.outcome.reached and not self.chosen else None
+            self.budget.follow(self.optimizer, forget_lr, self.cycle, recipe.cycles, idle)
 
     def open_folder(self) -> None:
         """Make the checkpoint folder, once it is known that what goes there can be read again."""
