@@ -22,7 +22,9 @@ def pairs(samples, seed, low=-1.0, high=1.0, dtype=torch.float64):
 def answers(model, data):
     """The data set under the model's own labels, so that all of it must be attacked."""
     with torch.no_grad():
-        return TensorDataset(data.tensors[0], copy.deepcopy(model).eval()(data.tensors[0]).argmax(1))
+        return TensorDataset(
+            data.tensors[0], copy.deepcopy(model).eval()(data.tensors[0]).argmax(1)
+        )
 
 
 def literal(model, x0, y, radius, steps, low, high):
