@@ -41,8 +41,9 @@ def sampled_fisher(
 ) -> Fisher:
     """The diagonal Fisher of a deterministic generator: of outputs drawn around what it gives.
 
-    With p(x | w) = N(G(w), 1), F = E over w and x of (d log p / d theta)^2, which is the mean over
-    latents of the sum over outputs of (d G / d theta)^2; no data is needed.
+    With p(x | w) = N(G(w), n), n being the elements of an output, F = E over w and x of
+    (d log p / d theta)^2. That is the mean over latents and elements of (d G / d theta)^2, in the
+    unit of a mean squared error whatever n is; no data is needed.
 
     Args:
         latents: [latents, ...] of a floating dtype.
@@ -68,10 +69,10 @@ class _Drawn(Task):
 
     def prepare(self, batch: Any, device: torch.device, name: str = "loader") -> Any:
         latents = super().prepare(batch, device, name)
-        return latents, torch.randn(len(latents), *self.shape, generator=self.draw).to(latents)
+        noise = torch.randn(len(latents), *self.shape, generator=self.draw).to(latents)
+        return latents, noise * self.shape.numel() ** 0.5
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """-log p, but for a constant."""
+        """What has the gradient of -log p at the output that was drawn, G + noise."""
         latents, noise = batch
-        outputs = model(latents)
-        return 0.5 * (outputs - (outputs.detach() + noise)).square().flatten(1).sum(1)
+        return -(noise * model(latents)).flatten(1).mean(1)

@@ -42,7 +42,7 @@ def sugar(
     features: Features | None = None,
     feature_weight: float = 0.1,
     neighbours: int = 2,
-    penalty: float = 10.0,
+    penalty: float = 640.0,
     fisher: Fisher | None = None,
     replay: float = 0.0,
     batch: int = 32,
@@ -61,7 +61,7 @@ def sugar(
         reach: the largest distance of a neighbour that goes along.
         features: as of ``fit_surrogates``; None = L is the squared error alone.
         neighbours: of each identity, drawn anew in each step.
-        penalty: of the elastic weights; 0 = without them.
+        penalty: of the elastic weights; 0 = without them, the default served a VAE of digits.
         fisher: instead of ``sampled_fisher`` of the model as it is now, over ``others``.
         replay: weight of the squared error against G_0 at others, as many as there are identities
             and neighbours in a step, drawn anew.
