@@ -171,7 +171,8 @@ def unlearn(
     check_metrics(metrics, stop_when, eval_every)
     folder = None if checkpoint is None else Path(checkpoint)
     require(best is None or eval_every > 0, "eval_every", "an integer > 0, with best", eval_every)
-    if over_forgetting == "stop" or best is not None:
+    guarded = eval_every > 0 and forget_floor is not None and not metrics
+    if guarded or over_forgetting == "stop" or best is not None:
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")

@@ -37,4 +37,4 @@ def whole_bits(packed: Tensor, like: Any) -> Tensor:
     split = DTensor.from_local(
         ours, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
     )
-    return reference.pack_bits(split.full_tensor()).to(packed.device)
+    return reference.pack_bits(split.full_tensor().to(torch.bool)).to(packed.device)

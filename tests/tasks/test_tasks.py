@@ -182,7 +182,8 @@ def noisy(task, **settings):
 
 def test_draws_go_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     weights, mask, drawn = noisy(Noise())
-    assert drawn == len(FORGET) + len(RETAIN) + RECIPE.cycles * (1 + RECIPE.retain_steps)
+    look, steps = len(FORGET) + len(RETAIN), RECIPE.cycles * (1 + RECIPE.retain_steps)
+    assert drawn == 3 * look + steps  # before, for the Fishers, and after
     assert not same(weights, noisy(Noise(seed=1))[0])
 
     save = run_module.save_whole
@@ -198,7 +199,7 @@ def test_draws_go_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     monkeypatch.undo()
     other = Noise(seed=7)  # the checkpoint's generator counts
     resumed, again, rest = noisy(other, checkpoint=tmp_path, checkpoint_every=1)
-    assert rest == RECIPE.cycles * (1 + RECIPE.retain_steps) - 4
+    assert rest == steps - 4 + look
     assert again == mask
     assert same(resumed, weights)
 
