@@ -130,8 +130,8 @@ def test_any_other_loss_is_measured_on_retain_samples():
     result = sf.unlearn(build(), **sets, task=Regression())
     assert result.after["forget_loss"] > 1.01 * result.before["forget_loss"]
     zero = {"forget": [(x[:6], y[:6])], "retain": batches((x[6:], y[6:]))}
+    settings = {"mask": random_mask(build()), "loss_fn": lambda o, t: 0.0 * o.sum(1)}
     with pytest.raises(ValueError, match=r"^holdout: expected batches of unseen samples.*found 0"):
-        settings = {"mask": random_mask(build()), "loss_fn": lambda o, t: 0.0 * o.sum(1)}
         sf.unlearn(build(), **zero, **settings)
 
 
