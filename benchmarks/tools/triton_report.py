@@ -275,6 +275,11 @@ def compiled(launch: Launch) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options)
 
 
+def of_classes(launch: Launch) -> int:
+    """How many numbers of each class a kernel reads beside the logits, in fp32."""
+    return sum(launch.constants.get(f"CLASS_{n}", False) for n in ("BIAS", "WEIGHTS"))
+
+
 def compiled_row(launch: Launch) -> dict[str, Any]:
     """One row of the table."""
     from triton import knobs
@@ -319,7 +324,6 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
     if launch.kernel in STREAMS:
         reads, moved = STREAMS[launch.kernel]
         size = getattr(torch, launch.dtype).itemsize
-        of_classes = [launch.constants.get(f"CLASS_{n}", False) for n in ("BIAS", "WEIGHTS")]
         row |= sass.speed(
             text,
             programs=launch.programs,
@@ -330,7 +334,7 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
             itemsize=size,
             read_tensors=reads,
             moved_tensors=moved + summed,
-            cached_tensors=sum(of_classes) * 4 / size,
+            cached_tensors=of_classes(launch) * 4 / size,
         )
     return row
 

@@ -73,7 +73,8 @@ def _soft_target_kl_bwd_kernel(
         x = tl.load(logits_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
         y = tl.load(teacher_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
         if CLASS_BIAS:
-            y += tl.load(bias_ptr + column, mask=edge_mask, other=0.0) * temperature
+            bias = tl.load(bias_ptr + column, mask=edge_mask, other=0.0)
+            y = tl.fma(bias, temperature, y)
         target = exp2((y - shift_y) * inverse) * scale_y
         if CLASS_WEIGHTS:
             target *= tl.load(class_weights_ptr + column, mask=edge_mask, other=0.0)
@@ -87,7 +88,7 @@ def _soft_target_kl_bwd_kernel(
     y = read(teacher_ptr + start + at, wanted, 0.0, DEPTH)
     gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
     if CLASS_BIAS:
-        y += of_classes(bias_ptr, class_column, wanted, DEPTH) * temperature
+        y = tl.fma(of_classes(bias_ptr, class_column, wanted, DEPTH), temperature, y)
     target = exp2((y - across(shift_y)) * inverse) * across(scale_y)
     if CLASS_WEIGHTS:
         target *= of_classes(class_weights_ptr, class_column, wanted, DEPTH)

@@ -144,7 +144,7 @@ def _soft_target_kl_fwd_kernel(
     x = read(logits_ptr + start + at, mask, float("-inf"), DEPTH)
     y = read(teacher_ptr + start + at, mask, float("-inf"), DEPTH)
     if CLASS_BIAS:
-        y += of_classes(bias_ptr, 0, mask, DEPTH) * temperature
+        y = tl.fma(of_classes(bias_ptr, 0, mask, DEPTH), temperature, y)
     most_x, most_y = finite(row_max(x)), finite(row_max(y))
     b = (x - across(most_x)) * inverse
     a = (y - across(most_y)) * inverse

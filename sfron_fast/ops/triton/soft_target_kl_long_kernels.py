@@ -78,7 +78,8 @@ def _soft_target_kl_long_fwd_kernel(
         first_y = tl.load(teacher_ptr + row * classes + edge, mask=edge_mask, other=float("-inf"))
         first_x, first_y = first_x.to(tl.float32), first_y.to(tl.float32)
         if CLASS_BIAS:
-            first_y += tl.load(bias_ptr + edge, mask=edge_mask, other=0.0) * temperature
+            first_bias = tl.load(bias_ptr + edge, mask=edge_mask, other=0.0)
+            first_y = tl.fma(first_bias, temperature, first_y)
         k = first_x
         if CLASS_WEIGHTS:
             k = tl.load(class_weights_ptr + edge, mask=edge_mask, other=0.0)
@@ -100,8 +101,8 @@ def _soft_target_kl_long_fwd_kernel(
         x = widen(tl.load(logits_ptr + first + column, mask=column < columns, other=float("-inf")))
         y = widen(tl.load(teacher_ptr + first + column, mask=column < columns, other=float("-inf")))
         if CLASS_BIAS:
-            tilt = tl.load(bias_ptr + head + column, mask=column < columns, other=0.0)
-            y += tilt * temperature
+            bias = tl.load(bias_ptr + head + column, mask=column < columns, other=0.0)
+            y = tl.fma(bias, temperature, y)
         new_x = finite(tl.maximum(most_x, tl.max(x, 0)))
         new_y = finite(tl.maximum(most_y, tl.max(y, 0)))
         if CLASS_WEIGHTS:
