@@ -103,11 +103,6 @@ def judged(arms: dict[str, Marks], least: float) -> tuple[list[Claim], list[Clai
         at_least(
             "specificity, masks on minus masks off", siu["specificity"] - off["specificity"], -0.03
         ),
-        at_least("forgotten on unseen images", siu["forgotten"], 0.8),
-        at_least(
-            "the same, in a wording that was not used", siu["forgotten, held-out wording"], 0.8
-        ),
-        at_least("other digits named right", siu["specificity"], 0.9),
         at_least("facts about the name", siu["facts"], 0.9),
         at_least("parity and size of the same images", siu["parity and size"], 0.9),
         at_least("well-formed answers", siu["well-formed"], 0.95),

@@ -10,6 +10,10 @@ COLOURS = {
     "cross-entropy alone": "#d9a441",
     "GA": "#8a9199",
 }
+CURVES = {
+    "forgotten": "forgotten, on unseen images",
+    "specificity": "specificity: other digits named right",
+}
 BARS = ("forgotten", "specificity", "parity and size", "facts", "well-formed")
 
 
@@ -24,13 +28,13 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
                                 width_ratios=(1, 1, 1.7))  # fmt: skip
     for arm, colour in COLOURS.items():
         curves = [result["facts"]["curves"][arm] for result in found]
-        for plot, mark in zip(axes, ("forgotten", "specificity"), strict=False):
+        for plot, (mark, label) in zip(axes, CURVES.items(), strict=False):
             seeds = [[step[mark] for step in curve] for curve in curves]
             mean = [sum(at) / len(at) for at in zip(*seeds, strict=True)]
             plot.plot(mean, color=colour, label=arm)
             for seed in seeds:
                 plot.plot(seed, ".", color=colour, markersize=3)
-            plot.set(xlabel="steps", ylabel=mark, ylim=(-0.03, 1.03))
+            plot.set(xlabel="steps", ylabel=label, ylim=(-0.03, 1.03))
     for place, (arm, colour) in enumerate(COLOURS.items()):
         marks = [result["facts"]["arms"][arm] for result in found]
         at = [number + 0.2 * (place - 1.5) for number in range(len(BARS))]
