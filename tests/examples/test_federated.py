@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import networkx
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -113,7 +114,6 @@ def test_a_drawn_graph_is_connected_without_the_leaver():
 
 
 def test_a_file_of_images_is_read_and_shrunk(tmp_path):
-    numpy = pytest.importorskip("numpy")
     images = numpy.full((3, 28, 28), 255, dtype=numpy.uint8)
     images[:, 1::2] = 0
     numpy.savez(tmp_path / "some.npz", images=images, labels=numpy.array([3, 1, 2], "uint8"))
