@@ -143,6 +143,9 @@ def test_every_method_is_here():
     others |= {"ceu", "grad_diff", "idk_dpo", "npo", "rmu", "satimp", "simnpo", "undial", "wga"}
     others |= {"kunbr", "Decoder", "fit_decoder", "r2f"}  # test_kunbr.py, test_r2f.py there
     others |= {"lune", "add_lora", "lora_off", "merge_lora"}  # test_lune.py there
+    # of pairs alone, and of models: tests/methods/test_amun.py and test_spectral.py
+    others |= {"amun", "Adversarial", "adversarial_examples"}
+    others |= {"spectral_norms", "clip_spectral_norms"}
     assert set(METHODS) == set(methods.__all__) - others
 
 

@@ -1,0 +1,1 @@
+"""Demonstrations of published systems on images."""
