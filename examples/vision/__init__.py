@@ -1,1 +1,2 @@
 """Published systems on images."""
+"""Demonstrations of published systems on images."""

@@ -146,15 +146,15 @@ def clip_spectral_norms(model: nn.Module, inputs: Any, *, bound: float) -> nn.Mo
 
 def _clip(layer: Affine, bound: float) -> bool:
     """Whether its norm is below, in the end."""
-    x = layer.start()
+    enough = ENOUGH * bound
+    norms, x = layer.settle(layer.start(), layer.weights(), SURE)
     for _ in range(ROUNDS):
-        norms, x = layer.settle(x, layer.weights(), SETTLING)
-        if norms[0] <= ENOUGH * bound:
-            # it may have settled early, or on what is no longer the largest
-            norms, x = layer.settle(layer.start(), layer.weights(), SURE)
-            if norms[0] <= ENOUGH * bound:
-                return True
+        if norms[0] <= enough:
+            return True
         layer.pull(x, norms, bound)
+        norms, x = layer.settle(x, layer.weights(), SETTLING)
+        if norms[0] <= enough:  # perhaps beside another that is the largest by now
+            norms, x = layer.settle(layer.start(), layer.weights(), SURE)
     return False
 
 

@@ -12,7 +12,9 @@ from op_table import OPS
 import sfron_fast as sf
 from sfron_fast import Fisher, Recipe, SaliencyMask, functional
 from sfron_fast.methods import (
+    Adversarial,
     add_lora,
+    amun,
     bad_teacher,
     finetune,
     fit_decoder,
@@ -648,6 +650,23 @@ def test_adapters():
     add_lora(model, rank=1, alpha=1.0)
     refused("model", lambda: add_lora(model, rank=1, alpha=1.0))
     assert same(bits(merge_lora(model)), before)  # B was 0
+
+
+def test_amun():
+    """More: tests/methods/test_amun.py."""
+    model = build("bn")
+    before = bits(model)
+    sets = {"forget": GOOD, "retain": GOOD, "bounds": None}
+    refused("forget", lambda: amun(model, **sets | {"forget": []}))
+    refused("forget", lambda: amun(model, **sets | {"forget": [X]}))
+    refused("retain", lambda: amun(model, **sets | {"retain": []}))
+    refused("retain", lambda: amun(model, **sets | {"retain": iter(GOOD)}))
+    refused("bounds", lambda: amun(model, **sets | {"bounds": (2.0, 1.0)}))
+    other = Adversarial(torch.zeros(2, 99), torch.zeros(2).long(), torch.zeros(2))
+    refused("adversarial", lambda: amun(model, **sets, adversarial=other))
+    refused("epochs", lambda: amun(model, **sets, epochs=0))
+    refused("lr", lambda: amun(model, **sets, lr=NAN))
+    assert same(bits(model), before)
 
 
 def test_methods_of_single_layers():

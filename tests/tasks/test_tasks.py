@@ -158,6 +158,9 @@ def test_every_method_is_here():
     others |= {"siu"}  # test_siu.py there
     # of federated learning: tests/methods/test_certified.py, test_ferrari.py
     others |= {"Certificate", "certified", "ferrari"}
+    # of pairs alone, and of models: tests/methods/test_amun.py and test_spectral.py
+    others |= {"amun", "Adversarial", "adversarial_examples"}
+    others |= {"spectral_norms", "clip_spectral_norms"}
     assert set(METHODS) == set(methods.__all__) - others
 
 

@@ -1,0 +1,1 @@
+"""AMUN: a random part of the training set is forgotten, by its nearest adversarial examples."""

@@ -1,0 +1,95 @@
+"""What is learnt and forgotten, by which model, and how far one model is from another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples.language.training import fit
+from sfron_fast.demo.digits import load_digits
+from sfron_fast.evaluation import accuracy, per_sample_loss, predict
+from sfron_fast.evaluation.language import auc
+
+CLASSES = 10
+MEASURES = ("unlearn", "retain", "test", "AUC")  # accuracies, and the membership attack
+
+Measured = Mapping[str, float]
+
+
+def load(path: Path | None) -> tuple[Tensor, Tensor]:
+    """Images [n, 1, height, width] in [0, 1] and labels: scikit-learn's digits, or an npz with
+    ``images`` uint8 [n, height, width] and ``labels``.
+    """
+    if path is None:
+        return load_digits()
+    with np.load(path) as found:
+        images, labels = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
+    return images.unsqueeze(1).float() / 255.0, labels.long()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One draw: what was trained on, in two parts, and all the rest to test on."""
+
+    forget: TensorDataset
+    retain: TensorDataset
+    train: TensorDataset
+    test: TensorDataset
+
+
+def split(images: Tensor, labels: Tensor, size: int, forgotten: int, seed: int) -> Split:
+    """``size`` to train on, of which the first ``forgotten`` go."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    places = (order[:forgotten], order[forgotten:size], order[:size], order[size:])
+    return Split(*(TensorDataset(images[at], labels[at]) for at in places))
+
+
+def shuffled(data: TensorDataset, batch: int) -> DataLoader:
+    """Training batches."""
+    return DataLoader(data, batch, shuffle=True)
+
+
+def trained(
+    make: Callable[[], nn.Module],
+    data: TensorDataset,
+    *,
+    seed: int,
+    epochs: int,
+    lr: float,
+    batch: int,
+) -> nn.Module:
+    """A new model that knows its training set by heart."""
+    torch.manual_seed(seed)
+    model = make()
+    fit(
+        model,
+        shuffled(data, batch),
+        epochs,
+        lr,
+        loss=lambda both: F.cross_entropy(model(both[0]), both[1]),
+    )
+    return model
+
+
+def measured(model: nn.Module, parts: Split) -> Measured:
+    """Accuracies in [0, 1], and how well a sample's loss tells forget from test samples."""
+    found = [predict(model, DataLoader(d, 1000)) for d in (parts.forget, parts.retain, parts.test)]
+    forget, _, test = found
+    values = [accuracy(p) / 100.0 for p in found]
+    values.append(auc(-per_sample_loss(forget), -per_sample_loss(test)))
+    return dict(zip(MEASURES, values, strict=True))
+
+
+def mean(found: Sequence[Measured]) -> Measured:
+    """Over repeats."""
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
+def gap(found: Measured, reference: Measured) -> float:
+    """Mean distance of the four measures."""
+    return sum(abs(found[name] - reference[name]) for name in MEASURES) / len(MEASURES)
