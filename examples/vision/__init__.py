@@ -1,2 +1,1 @@
 """Published systems on images."""
-"""Demonstrations of published systems on images."""

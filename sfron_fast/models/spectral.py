@@ -69,7 +69,7 @@ class Affine:
         return torch.linalg.qr(drawn.to(self.zero)).Q.T.reshape(-1, *self.zero.shape[1:])
 
     def settle(self, x: Tensor, weights: Weights, change: float) -> tuple[Tensor, Tensor]:
-        """The largest singular values [values], falling, and the inputs [values, ...] they belong to,
+        """The largest singular values [values], falling, and their inputs [values, ...],
         once the first of them moves by no more than this from one pass to the next.
         """
         last = 0.0

@@ -40,7 +40,8 @@ def test_other_images_are_read(tmp_path):
     assert x.shape == (60, 1, 9, 7)
     assert torch.equal(x[:, 0], torch.from_numpy(images) / 255.0)
     parts = fixture.split(x, y, 40, 4, seed=0)
-    assert [len(d) for d in (parts.forget, parts.retain, parts.train, parts.test)] == [4, 36, 40, 20]
+    sizes = [len(d) for d in (parts.forget, parts.retain, parts.train, parts.test)]
+    assert sizes == [4, 36, 40, 20]
     together = torch.cat([parts.forget.tensors[0], parts.retain.tensors[0], parts.test.tensors[0]])
     assert sorted(together.sum((1, 2, 3)).tolist()) == sorted(x.sum((1, 2, 3)).tolist())
 

@@ -1,4 +1,4 @@
-"""AMUN: adversarial examples against one sample at a time by plain autograd, and its fine-tuning."""
+"""AMUN: adversarial examples against one sample at a time by autograd, and its fine-tuning."""
 
 import copy
 

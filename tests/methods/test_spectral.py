@@ -88,7 +88,7 @@ def test_a_small_matrix_is_clipped_as_by_its_decomposition():
 
 
 def test_the_reshaped_kernel_is_something_else():
-    """The classic mistake: a blur passes what is constant on, of norm near the sum of its weights."""
+    """The classic mistake: a blur passes what is constant, of norm near the sum of its weights."""
     conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
     with torch.no_grad():
         conv.weight.fill_(1.0)

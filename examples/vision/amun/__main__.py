@@ -129,7 +129,9 @@ def judged(
         at_most("AMUN: gap, by the smaller of FT's and RL's", gaps["AMUN"] / others, 1.0),
     ]
     controls = [
-        Claim(f"{name}: membership AUC from Retrain's", away[name], f"> {NEAR:g}", away[name] > NEAR)
+        Claim(
+            f"{name}: membership AUC from Retrain's", away[name], f"> {NEAR:g}", away[name] > NEAR
+        )
         for name in ("before", "noise")
     ]
     controls.append(at_least("noise: gap, by AMUN's", gaps["noise"] / gaps["AMUN"], WORSE))
