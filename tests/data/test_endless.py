@@ -181,10 +181,10 @@ def test_persistent_workers_are_refused_with_checkpoints(tmp_path):
         ("retain", (persistent, [(x, y)])),
         ("forget", ([(x, y)], persistent)),
     ):
+        sets = {"forget": loaders[1], "retain": loaders[0], "recipe": sf.Recipe.paper()}
         with pytest.raises(
             ValueError, match=f"{name}: expected persistent_workers=False in a run with checkpoints"
         ):
-            sets = {"forget": loaders[1], "retain": loaders[0], "recipe": sf.Recipe.paper()}
             sf.unlearn(build(), **sets, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="persistent_workers=False"):
         EndlessLoader(persistent, "retain").state_dict()
