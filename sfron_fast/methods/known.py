@@ -100,7 +100,8 @@ def _drawn(loader: Any) -> tuple[Any, set[int]]:
     """The data set below all ``Subset``, and the numbers drawn from it; none where a sampler of
     another kind decides.
     """
-    batches, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
+    batches = getattr(loader, "batch_sampler", None)
+    dataset: Any = getattr(loader, "dataset", None)
     sampler = batches.sampler if type(batches) is BatchSampler else None
     if isinstance(sampler, SubsetRandomSampler):
         drawn = [int(i) for i in sampler.indices]

@@ -142,8 +142,9 @@ class Outcome:
         what, first, last = self._losses(result)
         risen = last - first if self.recipe.objective == "ascent" else first - last
         if risen < (NATS if self.asked.task.in_nats else SHARE * abs(first)):
-            fell = risen < 0.0 and abs(last) < 0.9 * abs(first)
-            sign = " (it fell: look at the sign of the loss);" if fell else ";"
+            own = self.asked.task.in_nats is False and self.recipe.objective == "ascent"
+            wrong = own and risen < -0.1 * abs(first)
+            sign = " (it fell: look at the sign of the loss);" if wrong else ";"
             return (
                 f"nothing was forgotten: the loss of the {what} was {first:.4g} at first and"
                 f" {last:.4g} at the end{sign} {remedy}"

@@ -67,9 +67,9 @@ def unlearn(
             without samples are skipped. On several ranks each loader gives its rank's part of every
             global batch, as with DistributedSampler; parts may differ in size or be empty.
         holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
-        recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()`` or ``.language()``, with
-            overrides. None = ``budgeted`` (with the language task ``language``) if there is a
-            budget or a holdout set, else ``paper``.
+        recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()``, ``.language()`` or a diffusion
+            model's, with overrides. None = one for the task, under a budget, that ends the
+            forgetting of a sample and leaves running statistics as they are (``defaults.py``).
         mask: a saliency mask made earlier; None = estimate both Fishers now.
         loss_fn: short for ``task=Classification(loss_fn)``: (output, targets) -> per-sample losses
             [samples]; None = cross-entropy of outputs [samples, classes].
@@ -78,9 +78,10 @@ def unlearn(
         retain_budget: what forgetting may cost: how far the mean loss of retain samples may rise,
             as a share of the holdout loss before the run. The learning rates follow what is spent,
             looking after every cycle at up to 64 retain samples that the run does not train on.
-            None = .05 where there is a holdout set and no recipe, else no budget.
+            None = .05 without a recipe, else no budget. Without a recipe it needs no holdout set:
+            its loss is then taken to be a fifth of a guess's, or that of the retain samples.
         eval_every: evaluate every so many cycles (0 = never): forget and validation accuracy, in
-            percent, of tasks that have one, and the metrics.
+            percent, of tasks that have one, else their losses; and the metrics.
         metrics: figures of your own by name, ``metric(model) -> number``, in eval mode and without
             gradients; they go into ``result.history``, and what they draw leaves no trace in the
             run. Several ranks each ask; let them agree.
@@ -88,9 +89,12 @@ def unlearn(
             after a cycle: the run ends there if it is true.
         forget_floor: forget accuracy in percent below which the model has forgotten too much, for
             example what a model that never saw the samples reaches; None = validation accuracy
-            before the run; 0 switches the guard off (right when a whole class goes). It acts at
-            evaluations, so it wants ``eval_every``.
-        over_forgetting: what the guard does: "warn" once, or "stop" the run.
+            before the run, or none where the data sets show that whole classes go; 0 switches the
+            guard off. It acts at evaluations, so it wants ``eval_every``.
+        over_forgetting: what the guard does: "warn" once, or "stop" the run, at the best state that
+            was evaluated: the one nearest to the floor, and not below if there is one.
+        best: file that this state is kept in along the run, ``{"entry", "model"}``, for
+            ``torch.load``; a run with a checkpoint has one of its own.
         checkpoint: folder to save to and to resume from if it holds a checkpoint of this run. A
             resumed run ends with the bits of one never stopped, on the same machine and number of
             ranks; on another number the loaders begin a new pass, with a warning. Give the model

@@ -11,7 +11,7 @@ from models import bits, data, same
 from torch import nn
 
 import sfron_fast as sf
-from sfron_fast.data.batches import each_tensor, move
+from sfron_fast.data.batches import each_tensor, move, progress_bar
 from sfron_fast.evaluation import predict
 
 Pair = namedtuple("Pair", "x scale")
@@ -124,3 +124,12 @@ def test_tokens_want_a_loss_of_their_own(words):
         with pytest.raises(ValueError, match="loss_fn: expected one of your own"):
             call()
     assert same(bits(model), before)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_shown_where_there_is_a_terminal(monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    steps = [1, 2]
+    assert (progress_bar(steps, steps, "Title", None) is steps) == (not terminal)
+    assert progress_bar(steps, steps, "Title", False) is steps
+    assert progress_bar(steps, steps, "Title", True) is not steps

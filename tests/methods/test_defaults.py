@@ -65,6 +65,33 @@ def test_a_classifier_forgets_wrong_labels_without_a_knob(holdout, seed):
     assert result.budget_spent is not None
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_second_deletion_leaves_the_first_deleted(seed):
+    first, second = (tuple(t[i::2] for t in WRONG) for i in range(2))
+    model = taught(WRONG, RETAIN)
+    torch.manual_seed(seed)
+    # what is asked for later is retained until then
+    both = tuple(torch.cat([a, b]) for a, b in zip(RETAIN, second, strict=True))
+    before = sf.unlearn(model, forget=batches(first), retain=batches(both))
+    kept = sf.unlearn(copy.deepcopy(model), forget=batches(second), retain=batches(RETAIN)).before
+    assert before.after["forget_accuracy"] < 20.0
+    assert kept["forget_accuracy"] > 60.0
+    after = sf.unlearn(model, forget=batches(second), retain=batches(RETAIN))
+    assert after.after["forget_accuracy"] < 20.0
+    assert after.after["retain_accuracy"] > 95.0
+    with torch.no_grad():
+        again = (model.eval()(first[0]).argmax(1) == first[1]).double().mean()
+    assert again < 0.2
+
+
+def test_what_has_been_deleted_is_known_as_such():
+    model = taught(WRONG, RETAIN)
+    sets = {"forget": batches(WRONG), "retain": batches(RETAIN), "holdout": batches(HOLDOUT)}
+    sf.unlearn(model, **sets)
+    with pytest.warns(RuntimeWarning, match="no better than the holdout set.*forgotten before"):
+        sf.unlearn(model, **sets)
+
+
 def test_statistics_of_norms_stay():
     """Of forget batches alone they would be others, and losses would say little."""
     model = taught(WRONG, RETAIN)

@@ -63,6 +63,8 @@ def names(heading):
         "retain_loader": retain,
         "holdout_loader": holdout,
         "kept_loader": holdout,
+        "next_forget_loader": loader(SAMPLES, 8, seed=4),
+        "remaining_loader": loader(SAMPLES, 8, seed=2),
         "forget_set": TensorDataset(*data(256, seed=1)),
         "retain_set": TensorDataset(*data(256, seed=2)),
         "retain_batches": cycle(retain),

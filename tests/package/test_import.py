@@ -1,6 +1,7 @@
 """What importing the package does, in fresh interpreters; and the paths that need one."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -223,3 +224,33 @@ def test_every_instruction_set_gives_the_same_bits():
     ]
     assert digests[0].count("torch.") == 3, outs
     assert len(set(digests)) == 1, outs
+
+
+def test_the_remedy_is_a_command_that_works_here(monkeypatch, tmp_path):
+    """The package is on no index: it is installed from where it came."""
+    command = "pip install --no-build-isolation --force-reinstall --no-deps"
+    assert native.remedy() == f"{command} -e {ROOT}"
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "a" / "b" / "native.py"))
+
+    class Noted:
+        text = json.dumps({"url": tmp_path.as_uri()})
+
+        def read_text(self, name):
+            assert name == "direct_url.json"
+            return self.text
+
+    noted = Noted()
+    monkeypatch.setattr(native.importlib.metadata, "distribution", lambda name: noted)
+    assert native.remedy() == f"{command} {tmp_path}"
+    for unknown in (None, "{}", "no json", json.dumps({"url": "https://example.org/a.whl"})):
+        noted.text = unknown
+        assert native.remedy() == f"{command} PATH_TO_THE_SOURCE"
+
+
+def test_a_switch_needs_no_remedy():
+    told = python(
+        "from sfron_fast.__main__ import environment as e; print(e())", SFRON_FAST_NATIVE="0"
+    )
+    assert "switched off by SFRON_FAST_NATIVE=0" in told
+    assert "unset SFRON_FAST_NATIVE" in told
+    assert "pip install" not in told.split("triton")[0]
