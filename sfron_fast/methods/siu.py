@@ -78,19 +78,19 @@ def siu(
     def loss(batch: Any, original: Original) -> Tensor:
         with original.weights(model):
             before = teach(model, batch, task)
-        outputs = task.outputs(model, batch)
-        logits, labels = task.logits(outputs, batch), task.unit_labels(outputs, batch)
-        classes = logits.shape[1]
+        classes = before.shape[1]
         for argument, tokens in (("names", masked), ("substitutes", said)):
             most = max(tokens, default=0)
             require(most < classes, argument, f"tokens below {classes}", most)
+        outputs = task.outputs(model, batch)
+        labels = task.unit_labels(outputs, batch)
         kept = ~torch.isin(labels, labels.new_tensor(said))
         mean = task.checked(task.losses_of(outputs, batch), batch).mean()
         kl = soft_target_kl(
-            logits,
+            task.logits(outputs, batch),
             before,
-            kept.to(logits) / task.samples(batch),
-            class_weights=logits.new_ones(classes).index_fill(0, labels.new_tensor(masked), 0.0),
+            kept.to(before) / task.samples(batch),
+            class_weights=before.new_ones(classes).index_fill(0, labels.new_tensor(masked), 0.0),
         )
         found = ce_weight * mean + kl_weight * kl
         check_depends(found, task)
