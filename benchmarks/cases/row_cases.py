@@ -72,6 +72,10 @@ def cases(kind: str, device: str, tiny: bool) -> list[Case]:
         *(mse_case(n, d, dtype, device, tiny) for n, d, dtype in squares),
         mse_case(*squares[0], device, tiny, relative=True),
         *(kl_case(n, v, dtype, device, tiny) for n, v, dtype in targets),
+        *(
+            kl_case(n, v, dtype, device, tiny, True)
+            for n, v, dtype in dict.fromkeys((targets[0], targets[-1]))
+        ),
     ]
 
 
@@ -217,8 +221,19 @@ def mse_case(
     return Case(title, made, 3 * size, 1.0)
 
 
-def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: bool) -> Case:
-    """Floor: logits and teacher read once, the gradient written once. Ours reads both twice."""
+def kl_case(
+    samples: int,
+    classes: int,
+    dtype: torch.dtype,
+    device: str,
+    tiny: bool,
+    of_classes: bool = False,
+) -> Case:
+    """Floor: logits and teacher read once, the gradient written once. Ours reads both twice.
+
+    ``of_classes``: a bias of the teacher that forbids every tenth class, and class weights of 0 and
+    1.
+    """
     size = samples * classes * dtype.itemsize
     heat = 4.0  # SCRUB's temperature
 
@@ -230,6 +245,17 @@ def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: b
         }
         made = [torch.randn(2, samples, classes, **on).unbind() for _ in range(copies(2 * size))]
         return [(logits.clone().requires_grad_(), teacher) for logits, teacher in made]
+
+    bias, weights = torch.zeros(classes, device=device), torch.ones(classes, device=device)
+    bias[1::10], weights[2::10] = -torch.inf, 0.0
+    given = {"class_bias": bias, "class_weights": weights} if of_classes else {}
+
+    def selected(logits: Tensor, teacher: Tensor) -> Tensor:
+        """0 times inf is 0."""
+        log_q = F.log_softmax(logits.float() / heat, 1)
+        p = F.softmax(teacher.float() / heat + bias, 1)
+        terms = torch.xlogy(p, p) - p * log_q
+        return (terms * weights).sum(1).mean() * heat**2
 
     def stock(logits: Tensor, teacher: Tensor) -> Tensor:
         pair = (F.log_softmax(x.float() / heat, 1) for x in (logits, teacher))
@@ -247,14 +273,25 @@ def kl_case(samples: int, classes: int, dtype: torch.dtype, device: str, tiny: b
         tolerance = 1e-4 if dtype == torch.float32 else 1e-2
         return rotating(name, differentiated(function), inputs(), tolerance)
 
+    others = (
+        [
+            partial(arm, "eager torch", selected),
+            lambda: arm("torch.compile", compiled(selected, tiny)),
+        ]
+        if of_classes
+        else [
+            partial(arm, "eager torch", stock),
+            partial(arm, "eager torch, probabilities", probabilities),
+            lambda: arm("torch.compile", compiled(stock, tiny)),
+        ]
+    )
     made = [
         partial(probes.probe, 3 * size, device),
-        partial(arm, "eager torch", stock),
-        partial(arm, "eager torch, probabilities", probabilities),
-        lambda: arm("torch.compile", compiled(stock, tiny)),
-        partial(arm, "sfron_fast", partial(sf.soft_target_kl, temperature=heat)),
+        *others,
+        partial(arm, "sfron_fast", partial(sf.soft_target_kl, temperature=heat, **given)),
     ]
-    return Case(f"soft-target KL {samples:,} x {classes:,} {short(dtype)}", made, 3 * size, 1.0)
+    title = f"soft-target KL {'of classes ' if of_classes else ''}{samples:,} x {classes:,}"
+    return Case(f"{title} {short(dtype)}", made, 3 * size, 1.0)
 
 
 def copies(size: int) -> int:

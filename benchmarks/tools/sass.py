@@ -121,13 +121,16 @@ def speed(
     itemsize: int,
     read_tensors: int,
     moved_tensors: int,
+    cached_tensors: float = 0.0,
 ) -> dict[str, float]:
-    """Of a kernel that streams over ``elements`` once, reading some tensors of all it moves."""
+    """Of a kernel that streams over ``elements`` once, reading some tensors of all it moves;
+    ``cached_tensors``: what it loads for each element beside them, again and again.
+    """
     code = path(read(text))
     share = elements / (programs * threads)  # of a thread
     counts, flight = {one.address: 1 for one in code}, loaded(code)
     for body in loops(code):
-        turn = loaded(body) / (itemsize * read_tensors)
+        turn = loaded(body) / (itemsize * (read_tensors + cached_tensors))
         if turn >= 1:
             flight = loaded(body)
             rare = leapt(body)
@@ -142,5 +145,7 @@ def speed(
         "issue_load": round(issue_load(instructions, itemsize * moved_tensors), 3),
         "mufu_load": round(special_load(special / share, itemsize * moved_tensors), 3),
         "blocks": blocks,
-        "bytes_in_flight": blocks * threads * flight,
+        "bytes_in_flight": round(
+            blocks * threads * flight * read_tensors / (read_tensors + cached_tensors)
+        ),
     }

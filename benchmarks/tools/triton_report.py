@@ -179,16 +179,21 @@ def mse_launches(samples: int, elements: int, dtype: torch.dtype, purpose: str) 
     return named(launches, f"{samples} {purpose}", dtype, prediction.numel())
 
 
-def kl_launches(samples: int, classes: int, dtype: torch.dtype) -> list[Launch]:
+def kl_launches(
+    samples: int, classes: int, dtype: torch.dtype, of_classes: bool = False
+) -> list[Launch]:
+    """``of_classes``: with a bias and a weight for each class."""
     from sfron_fast.ops.triton import soft_target_kl as op
 
     logits, teacher = (
         torch.empty((samples, classes), dtype=dtype, device="meta") for _ in range(2)
     )
+    given = [None, *[torch.empty(classes, device="meta") if of_classes else None] * 2]
     with recorded() as launches:
-        loss, _, log_sums = op.soft_target_kl(logits, teacher, None, None, None, 2.0)
-        op.soft_target_kl_backward(loss, logits, teacher, None, None, None, log_sums, 2.0)
-    return named(launches, f"V={classes}", dtype, logits.numel())
+        loss, _, log_sums = op.soft_target_kl(logits, teacher, *given, 2.0)
+        op.soft_target_kl_backward(loss, logits, teacher, *given, log_sums, 2.0)
+    purpose = f"V={classes}" + (", of classes" if of_classes else "")
+    return named(launches, purpose, dtype, logits.numel())
 
 
 def linear_launches(
@@ -243,7 +248,9 @@ def all_launches() -> list[Launch]:
             launches += cross_entropy_launches(8192 if classes >= 32000 else 256, 1, classes, dtype)
         launches += cross_entropy_launches(8, 1024, 128256, dtype)
         for classes in CLASSES:
-            launches += kl_launches(8192 if classes <= 1000 else 1024, classes, dtype)
+            for of_classes in (False, True):
+                samples = 8192 if classes <= 1000 else 1024
+                launches += kl_launches(samples, classes, dtype, of_classes)
         for (samples, elements), purpose in SAMPLES.items():
             launches += mse_launches(samples, elements, dtype, purpose)
         for positions, outputs, features in LAYERS:
@@ -266,6 +273,11 @@ def compiled(launch: Launch) -> Any:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, constexprs=launch.constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options)
+
+
+def of_classes(launch: Launch) -> int:
+    """How many numbers of each class a kernel reads beside the logits, in fp32."""
+    return sum(launch.constants.get(f"CLASS_{n}", False) for n in ("BIAS", "WEIGHTS"))
 
 
 def compiled_row(launch: Launch) -> dict[str, Any]:
@@ -311,6 +323,7 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
     }
     if launch.kernel in STREAMS:
         reads, moved = STREAMS[launch.kernel]
+        size = getattr(torch, launch.dtype).itemsize
         row |= sass.speed(
             text,
             programs=launch.programs,
@@ -318,9 +331,10 @@ def compiled_row(launch: Launch) -> dict[str, Any]:
             registers=used["REG"],
             shared=made.metadata.shared,
             elements=launch.elements,
-            itemsize=getattr(torch, launch.dtype).itemsize,
+            itemsize=size,
             read_tensors=reads,
             moved_tensors=moved + summed,
+            cached_tensors=of_classes(launch) * 4 / size,
         )
     return row
 
@@ -340,7 +354,7 @@ def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
         if row[w]
     ]
     size = getattr(torch, row["dtype"]).itemsize
-    wide = launch.constants.get("ALIGN", 1) * size >= 16 or launch.constants.get("PEEL")
+    wide = max(launch.constants.get(name, 1) * size for name in ("ALIGN", "PEEL")) >= 16
     if wide and not row["ld128"]:
         found.append(f"{row['kernel']} ({row['for']}, {row['dtype']}): no 16-byte loads")
     return found

@@ -175,7 +175,9 @@ def linear_soft_target_kl(
 
     KL to a reference model on the retain set; with ``label_shift`` UNDIAL (Dong et al. 2024), whose
     teacher is the model itself with the label's logit lowered (their loss is this one plus the
-    teacher's entropy, which has no gradient).
+    teacher's entropy, which has no gradient). A ``class_bias`` as ``soft_target_kl`` takes it is
+    part of ``teacher_bias`` (divided by the logit_scale; not under a softcap), -inf too. Weights of
+    classes it does not take: that needs all logits, and ``soft_target_kl``.
 
     Args:
         hidden, weight, bias, softcap, logit_scale, ignore_index: as ``linear_logp``; scale and cap

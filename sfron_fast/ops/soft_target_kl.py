@@ -43,11 +43,10 @@ def formula(
     log_q, log_p = (x - s.unsqueeze(1) for x, s in zip(relative, sums, strict=True))
     p = log_p.exp()
     log_sums = [shifts[0], sums[0], shifts[1], sums[1]]
-    some = counted & (p != 0)
     if class_weights is not None:
-        p, some = p * class_weights, some & (class_weights != 0)
+        p = p * class_weights
         log_sums.append(torch.where(counted, p, 0.0).sum(dim=1))
-    losses = torch.where(some, p * (log_p - log_q), 0.0).sum(dim=1) * temperature**2
+    losses = torch.where(counted & (p != 0), p * (log_p - log_q), 0.0).sum(dim=1) * temperature**2
     return (weights * losses).sum(), losses, torch.stack(log_sums)
 
 
@@ -172,17 +171,10 @@ GRADIENT_SCHEMA = (
 )
 
 
-def fake(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    weights: Tensor | None,
-    class_bias: Tensor | None,
-    class_weights: Tensor | None,
-    temperature: float,
-) -> tuple[Tensor, ...]:
+def fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Empty outputs, for torch.compile."""
     loss, losses, *_ = sample_outputs(logits)
-    return loss, losses, losses.new_empty((_log_sums(class_weights), logits.shape[0]))
+    return loss, losses, losses.new_empty((_log_sums(rest[3]), logits.shape[0]))
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -223,9 +215,7 @@ def differentiable_gradient(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     return gradient_of(formula(logits, *constants)[0], logits, grad)
 
 
-def _constant(name: str, tensor: Any, dtype: torch.dtype) -> Tensor | None:
-    if tensor is None:
-        return None
+def _constant(name: str, tensor: Any, dtype: torch.dtype) -> Tensor:
     require(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
     return tensor.detach().to(dtype).contiguous()
 
@@ -287,11 +277,19 @@ def soft_target_kl(
         "run the teacher under torch.no_grad()",
     )
     number("temperature", temperature, 0.0, open_low=True)
-    given = {"weights": weights, "class_bias": class_bias, "class_weights": class_weights}
     dtype = accumulate_dtype(logits.dtype)
-    constants = [_constant(name, tensor, dtype) for name, tensor in given.items()]
-    if class_bias is None and class_weights is None:
-        op = kernel("soft_target_kl", differentiable, logits)
-    else:  # the kernels do not know them yet
-        op = differentiable
-    return op(in_memory(logits), in_memory(teacher_logits), *constants, float(temperature))[0]
+    if weights is not None:
+        weights = _constant("weights", weights, dtype)
+    if class_bias is not None:
+        class_bias = _constant("class_bias", class_bias, dtype)
+    if class_weights is not None:
+        class_weights = _constant("class_weights", class_weights, dtype)
+    op = kernel("soft_target_kl", differentiable, logits)
+    return op(
+        in_memory(logits),
+        in_memory(teacher_logits),
+        weights,
+        class_bias,
+        class_weights,
+        float(temperature),
+    )[0]

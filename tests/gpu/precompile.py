@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,10 @@ def launch(call: Call) -> None:
             loss, _, weights, _ = launcher("adaptive_mse")(x, x, given, 0.5, 1e-6, mean, 3.0)
             launcher("adaptive_mse_backward")(loss, x, x, weights, mean)
     else:
-        for given in (meta(shape[0]), None):
-            loss, _, sums = launcher("soft_target_kl")(x, x, given, None, None, 2.0)
-            launcher("soft_target_kl_backward")(loss, x, x, given, None, None, sums, 2.0)
+        each = meta(shape[1])
+        for given in product((meta(shape[0]), None), (each, None), (each, None)):
+            loss, _, sums = launcher("soft_target_kl")(x, x, *given, 2.0)
+            launcher("soft_target_kl_backward")(loss, x, x, *given, sums, 2.0)
 
 
 class NoDriver:

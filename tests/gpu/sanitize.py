@@ -191,8 +191,11 @@ def row_ops(dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
         generator = torch.Generator().manual_seed(shape[1])
         made = [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
         weights = torch.tensor([1.0, 0.0, *[-0.5] * (shape[0] - 2)], device=device)
-        for given in (weights, None):
-            loss = sf.soft_target_kl(made[0].requires_grad_(), made[1], given, 2.0)
+        bias, k = (torch.rand(shape[1], generator=generator).to(device) for _ in range(2))
+        bias[1:2], k[:1] = -torch.inf, 0.0
+        of_classes = {"class_bias": bias, "class_weights": k}
+        for given, more in ((weights, {}), (None, {}), (weights, of_classes)):
+            loss = sf.soft_target_kl(made[0].requires_grad_(), made[1], given, 2.0, **more)
             left["soft_target_kl"] += [loss.detach(), *torch.autograd.grad(loss, made[0])]
     for samples, positions, *lanes in LAYERS:
         generator = torch.Generator().manual_seed(positions)

@@ -128,10 +128,11 @@ def test_mse_matches_truth(shape, mean, dtype):
 
 
 @each_dtype
+@pytest.mark.parametrize("given", rc.OF_CLASSES)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("shape", [*rc.CLASSES, *TARGETS], ids=str)
-def test_soft_targets_match_truth(shape, weighted, dtype):
-    case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted)
+def test_soft_targets_match_truth(shape, weighted, given, dtype):
+    case = rc.soft_targets(shape, dtype, "cuda", weighted=weighted, **rc.OF_CLASSES[given])
     rc.judge_soft_targets(
         case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0
     )
@@ -150,7 +151,7 @@ def test_soft_targets_numbers(scale, offset, temperature, classes):
 @pytest.mark.parametrize("classes", [170, 9001])
 def test_soft_targets_that_forbid_classes(classes):
     case = rc.soft_targets((4, classes), torch.float32, "cuda")
-    logits, teacher, _ = case.tensors
+    logits, teacher, *_ = case.tensors
     teacher[:, 3 : classes - 70] = -math.inf
     logits[2:, 40 : classes - 80] = -math.inf
     rc.judge_soft_targets(case, *run_kl(case), pieces=7 if classes > 4096 else 0)
@@ -236,7 +237,7 @@ def test_opcheck():
     tensors = dict(zip(("prediction", "target", "reference"), case.tensors, strict=True))
     tensors["prediction"].requires_grad_()
     assert_opcheck("adaptive_mse", Case(tensors, names))
-    case = rc.soft_targets((4, 10), torch.float32, "cuda")
+    case = rc.soft_targets((4, 10), torch.float32, "cuda", biased=True, masked=True)
     names = ("logits", "teacher_logits", "weights", "class_bias", "class_weights")
     tensors = dict(zip(names, case.tensors, strict=True))
     assert_opcheck("soft_target_kl", Case(tensors, {"temperature": 2.0}))

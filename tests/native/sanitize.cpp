@@ -362,12 +362,18 @@ void soft_targets() {
   const int64_t classes = kSizes[1 + pick(12)], rows = pick(4);
   const Buffer x(rows * classes, random_dtype()), y(rows * classes, x.dtype);
   Buffer gradient = x, expected = x;
-  std::vector<float> weights(rows), losses(rows), sums(4 * rows);
+  const bool weighted = pick(2), is_tilted = pick(2), of_classes = pick(2);
+  std::vector<float> weights(rows), losses(rows), sums((of_classes ? 5 : 4) * rows);
+  std::vector<float> tilt(classes), k(classes, 1.0f);
   for (float& weight : weights) weight = pick(4) == 0 ? 0.0f : random_float();
+  for (int64_t c = 1; is_tilted && c < classes; ++c)
+    tilt[c] = pick(4) == 0 ? -INFINITY : random_float();
+  for (float& each : k) each = !of_classes ? 1.0f : pick(4) == 0 ? 0.0f : 1.0f + random_float();
   const double temperature = 1.0 + pick(4);
-  const bool weighted = pick(2);
-  const KlRows t{x.data,      y.data, weighted ? weights.data() : nullptr, rows, classes,
-                 temperature, x.dtype};
+  KlRows t{x.data,      y.data, weighted ? weights.data() : nullptr, rows, classes,
+           temperature, x.dtype};
+  if (is_tilted) t.tilt = tilt.data();
+  if (of_classes) t.class_weights = k.data();
   in_pieces(rows,
             [&](int64_t b, int64_t e) { soft_target_kl_cpu(t, b, e, losses.data(), sums.data()); });
   in_pieces(rows, [&](int64_t b, int64_t e) {
@@ -376,18 +382,23 @@ void soft_targets() {
   const float inverse = static_cast<float>(1.0 / temperature);
   for (int64_t r = 0; r < rows; ++r) {
     const bool counted = !weighted || weights[r] != 0.0f;
-    double sum = 0.0, teacher = 0.0, cross = 0.0;
+    double sum = 0.0, teacher = 0.0, cross = 0.0, mass = 0.0;
     const LogSum q{sums[r], sums[rows + r]}, p{sums[2 * rows + r], sums[3 * rows + r]};
-    for (int64_t i = r * classes; i < (r + 1) * classes; ++i) {
-      const double a = y.get(i) / temperature, b = x.get(i) / temperature;
-      sum += std::exp(b), teacher += std::exp(a), cross += std::exp(a) * (a - b);
-      const Softmax weighted_q = weighted_softmax(q, weights[r]),
-                    weighted_p = weighted_softmax(p, weights[r]);
-      const float g = kl_backward_one(x.get(i), y.get(i), inverse, weighted_q, weighted_p);
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t i = r * classes + c;
+      const float tilted = y.get(i) + tilt[c], share = of_classes ? sums[4 * rows + r] : 1.0f;
+      const double a = tilted / temperature, b = x.get(i) / temperature, power = std::exp(a);
+      sum += std::exp(b), teacher += power, mass += k[c] * power;
+      if (power != 0.0) cross += k[c] * power * (a - b);
+      const Softmax weighted_q = weighted_softmax(q, weights[r] * share);
+      Softmax weighted_p = weighted_softmax(p, weights[r]);
+      weighted_p.factor *= k[c];
+      const float g = kl_backward_one(x.get(i), tilted, inverse, weighted_q, weighted_p);
       expected.set(i, counted ? g : 0.0f);
     }
+    mass /= teacher;
     const double loss =
-        (cross / teacher - std::log(teacher) + std::log(sum)) * temperature * temperature;
+        (cross / teacher + mass * (std::log(sum) - std::log(teacher))) * temperature * temperature;
     const double error = 4e-6 * temperature * temperature;
     expect(std::fabs(losses[r] - (counted ? loss : 0.0)) < error, "soft_target_kl", "loss", r);
     const double lse = q.shift / temperature + q.log_sum,
@@ -395,6 +406,8 @@ void soft_targets() {
     expect(std::fabs(lse - (counted ? std::log(sum) : 0.0)) < 4e-6, "soft_target_kl", "log-sum", r);
     expect(std::fabs(teacher_lse - (counted ? std::log(teacher) : 0.0)) < 4e-6, "soft_target_kl",
            "teacher", r);
+    expect(!of_classes || std::fabs(sums[4 * rows + r] - (counted ? mass : 0.0)) < 4e-6,
+           "soft_target_kl", "mass", r);
   }
   expect(gradient.same(expected), "soft_target_kl", "gradient", classes);
 }

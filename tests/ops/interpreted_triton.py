@@ -323,7 +323,7 @@ def test_layout_does_not_matter(layout):
     for case, run in (
         (rc.cross_entropy((3, 2, 65), torch.bfloat16), run_cross_entropy),
         (rc.squared_error((3, 65), torch.bfloat16), run_mse),
-        (rc.soft_targets((3, 65), torch.bfloat16), run_kl),
+        (rc.soft_targets((3, 65), torch.bfloat16, biased=True, masked=True), run_kl),
     ):
         outputs, gradient = run(case)
         laid = rc.Rows(tuple(None if t is None else layout(t) for t in case.tensors), case.numbers)
@@ -518,10 +518,42 @@ def test_soft_targets_numbers(request, scale, offset, temperature, long):
     rc.judge_soft_targets(case, *run_kl(case), pieces=6 if long else 0)
 
 
+of_classes = pytest.mark.parametrize("given", ["biased", "masked", "both"])
+
+
 @narrow
+@of_classes
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 10), (5, 64), (2, 65), (3, 5000)], ids=str)
+def test_soft_targets_of_classes(shape, weighted, given, dtype):
+    case = rc.soft_targets(shape, dtype, weighted=weighted, **rc.OF_CLASSES[given])
+    rc.judge_soft_targets(
+        case, *run_kl(case), pieces=2 + shape[1] // 2048 if shape[1] > 4096 else 0
+    )
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_soft_targets_without_mass(request, long):
+    """Loss and gradient exactly 0, also where the student has an infinite logit."""
+    if long:
+        request.getfixturevalue("small_tiles")
+    case = rc.soft_targets((4, 170), torch.float32, masked=True)
+    logits, teacher, _, _, k = case.tensors
+    teacher[:, 7] = -math.inf
+    logits[0, 3] = -math.inf
+    k.zero_()
+    k[7] = 2.0
+    outputs, gradient = run_kl(case)
+    assert not outputs[1].any()
+    assert not outputs[2][4].any()
+    assert not gradient.any()
+
+
+@narrow
+@pytest.mark.parametrize("given", rc.OF_CLASSES)
 @pytest.mark.parametrize("shape", [(13, 10), (3, 33), (5, 257), only_long((40, 70))], ids=str)
-def test_soft_targets_beyond_one_tile(small_tiles, shape, dtype):
-    case = rc.soft_targets(shape, dtype)
+def test_soft_targets_beyond_one_tile(small_tiles, shape, given, dtype):
+    case = rc.soft_targets(shape, dtype, **rc.OF_CLASSES[given])
     rc.judge_soft_targets(case, *run_kl(case), pieces=2 + shape[1] // 16)
 
 
@@ -533,7 +565,7 @@ def test_soft_targets_that_forbid_classes(request, long):
     if long:
         request.getfixturevalue("small_tiles")
     case = rc.soft_targets((4, 170), torch.float32)
-    logits, teacher, _ = case.tensors
+    logits, teacher, *_ = case.tensors
     teacher[:, 3:100] = -math.inf
     logits[2:, 40:90] = -math.inf
     rc.judge_soft_targets(case, *run_kl(case), pieces=14 if long else 0)
@@ -566,7 +598,7 @@ def test_soft_targets_of_the_teacher_itself(request, long):
         request.getfixturevalue("small_tiles")
     case = rc.soft_targets((4, 70), torch.float32, temperature=3.0)
     outputs, gradient = run_kl(
-        rc.Rows((case.tensors[0], case.tensors[0].clone(), None), case.numbers)
+        rc.Rows((case.tensors[0], case.tensors[0].clone(), None, None, None), case.numbers)
     )
     assert not outputs[1].any()
     assert not gradient.any()
@@ -587,7 +619,7 @@ def test_empty():
     assert gradient.shape == (3, 0, 5)
     none = torch.empty(0, 5)
     assert mse.adaptive_mse(none, none, None, 0.5, 1e-6, True, math.inf)[0] == 0
-    outputs, gradient = run_kl(rc.Rows((torch.empty(0, 5), torch.empty(0, 5), None), (2.0,)))
+    outputs, gradient = run_kl(rc.soft_targets((0, 5), torch.float32))
     assert outputs[0] == 0
     assert gradient.shape == (0, 5)
 

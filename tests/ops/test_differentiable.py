@@ -20,6 +20,7 @@ X, OTHER, DIRECTION = (
 )
 LABELS = torch.tensor([0, 3, -100, 1, 2])  # one sample without a label
 ROWS = torch.tensor([1.0, -2.0, 0.0, 0.5, 1.5])
+BIAS, WEIGHTS = torch.tensor([[0.5, -torch.inf, 1.0, -1.0], [1.0, 2.0, 0.0, 0.5]])  # of the classes
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -48,6 +49,13 @@ def soft_targets(x):
     return (ROWS * F.kl_div(*pair, log_target=True, reduction="none").sum(1) * 4).sum()
 
 
+def soft_targets_of_classes(x):
+    log_q, log_p = (x / 2).log_softmax(1), (other(x) / 2 + BIAS).log_softmax(1)
+    p = log_p.exp()
+    terms = WEIGHTS * p * (log_p.where(p > 0, 0) - log_q)
+    return (ROWS * terms.sum(1) * 4).sum()
+
+
 def other(x):
     """The constant as the dtype has it, in the dtype."""
     return OTHER.to(OURS_DTYPE[0]).to(x.dtype)
@@ -58,6 +66,10 @@ LOSSES = {
     "cross_entropy": (lambda x: sf.adaptive_cross_entropy(x, LABELS), cross_entropy),
     "squared_error": (lambda x: sf.adaptive_mse(x, other(x)), squared_error),
     "soft_targets": (lambda x: sf.soft_target_kl(x, other(x), ROWS, 2.0), soft_targets),
+    "soft_targets_of_classes": (
+        lambda x: sf.soft_target_kl(x, other(x), ROWS, 2.0, class_bias=BIAS, class_weights=WEIGHTS),
+        soft_targets_of_classes,
+    ),
 }
 OVER = {
     "inplace": (lambda x: sf.adaptive_cross_entropy(x * 1, LABELS, inplace=True), cross_entropy),

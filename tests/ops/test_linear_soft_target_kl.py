@@ -154,6 +154,21 @@ def test_forbidden_classes():
     assert run(given)["loss"].isinf()
 
 
+def test_a_bias_of_classes_is_the_teachers():
+    """What ``soft_target_kl`` takes as class_bias, part of its head."""
+    given = arguments(labels=None)
+    given["row_weights"][[0, 4]] = 0.0
+    student, teacher = (
+        F.linear(*(given[prefix + name] for name in ("hidden", "weight", "bias")))
+        for prefix in ("", "teacher_")
+    )
+    bias = torch.randn(CLASSES)
+    bias[50:90] = -torch.inf
+    given["teacher_bias"] += bias
+    wanted = sf.soft_target_kl(student, teacher, given["row_weights"], class_bias=bias)
+    torch.testing.assert_close(run(given)["loss"], wanted)
+
+
 def test_gradients_again():
     given = arguments(torch.float64, softcap=2.0, label_shift=1.0)
     given = {k: v[:5].nan_to_num() if k.endswith("hidden") else v for k, v in given.items()}

@@ -7,7 +7,10 @@ import math
 import pytest
 import tolerances
 import torch
-from cases import DTYPES
+from cases import DTYPES, NATIVE_DTYPES
+from row_ops import CLASSES as SIZES
+from row_ops import SOFT_TARGET_KL as OP
+from row_ops import kl_case
 
 import sfron_fast as sf
 from sfron_fast.ops import reference
@@ -128,6 +131,35 @@ def test_every_dtype_and_layout_within_the_bounds(name, temperature, dtype):
         for output, value in found.items():
             truth, bound = bounds[output]
             assert ((value.double() - truth).abs() <= bound).all(), output
+
+
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [*SIZES, 10])
+def test_every_size(device, classes, dtype):
+    """Of rows that are narrow or take several blocks, of the first of which all classes may be
+    forbidden.
+    """
+    for given in ({"biased": True}, {"masked": True}, {"biased": True, "masked": True}):
+        case = kl_case((35, classes) if classes < 100 else (3, classes), dtype, device, **given)
+        OP.assert_right(case)
+        if "biased" in given and classes > 2048:
+            case.tensors["class_bias"][:2048] = -INF
+            OP.assert_right(case)
+
+
+@pytest.mark.parametrize("classes", [5, 70, 3000])
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES, ids=str)
+def test_without_mass_a_row_is_zero(device, classes, dtype):
+    """Exactly, also where the student has an infinite logit."""
+    case = kl_case((4, classes), dtype, device, masked=True)
+    case.tensors["class_weights"][:] = 0.0
+    case.tensors["class_weights"][1] = 2.0
+    case.tensors["teacher_logits"][:, 1] = -INF
+    case.tensors["logits"][0, 2] = -INF
+    got = OP.run(case)
+    assert not got["losses"].any()
+    assert not got["log_sums"][4].any()
+    assert not got["gradient"].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -98,17 +98,39 @@ def squared_error(
 
 
 def soft_targets(
-    shape, dtype, device="cpu", *, temperature=2.0, scale=3.0, weighted=True, offset=0.0
+    shape,
+    dtype,
+    device="cpu",
+    *,
+    temperature=2.0,
+    scale=3.0,
+    weighted=True,
+    offset=0.0,
+    biased=False,
+    masked=False,
 ) -> Rows:
     """Random logits and teacher, weights of both signs; of three or more samples the second has
-    none.
+    none. ``biased``: every fifth class but the first is forbidden; ``masked``: every third has no
+    weight.
     """
     drawn = (torch.randn(shape, dtype=torch.float64) * scale + c for c in (0.0, offset))
     logits, teacher = (t.to(dtype).to(device) for t in drawn)
     weights = torch.randn(shape[0], device=device) if weighted else None
     if weighted and shape[0] > 2:
         weights[1] = 0.0
-    return Rows((logits, teacher, weights, None, None), (temperature,))
+    bias, k = (torch.randn(shape[1]) for _ in range(2))
+    bias[4::5], k[1::3] = -math.inf, 0.0
+    bias, k = (t.to(device) if on else None for t, on in ((bias, biased), (k.abs(), masked)))
+    return Rows((logits, teacher, weights, bias, k), (temperature,))
+
+
+# what a call may be given beside the row weights
+OF_CLASSES = {
+    "plain": {},
+    "biased": {"biased": True},
+    "masked": {"masked": True},
+    "both": {"biased": True, "masked": True},
+}
 
 
 def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:

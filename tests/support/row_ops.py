@@ -254,6 +254,15 @@ def kl_case(
     )
 
 
+def last_is(value):
+    def change(numbers):
+        numbers = numbers.clone()
+        numbers[-1] = value
+        return numbers
+
+    return change
+
+
 def _kl_loss(logits, teacher_logits, weights, class_bias, class_weights, temperature):
     return losses.soft_target_kl(
         logits,
@@ -292,14 +301,34 @@ SOFT_TARGET_KL = RowOp(
         "almost the teacher, far out": {"near": 1e-2, "common": 1e4},
         "nearly uniform": {"temperature": 100.0},
         "small temperature": {"temperature": 0.01, "common": 100.0},
+        "tilted": {"biased": True, "temperature": 2.0},
+        "tilted, ten classes": {"biased": True, "shape": (70, 10)},
+        "tilted vocabulary": {"biased": True, "shape": (3, 32003), "temperature": 0.7},
+        "masked": {"masked": True, "temperature": 2.0},
+        "masked, ten classes": {"masked": True, "shape": (70, 10)},
+        "masked vocabulary": {"masked": True, "shape": (3, 32003), "temperature": 0.7},
+        "both": {"biased": True, "masked": True, "temperature": 2.0},
+        "both, image classes": {
+            "biased": True,
+            "masked": True,
+            "shape": (64, 1000),
+            "temperature": 4.0,
+        },
+        "both, very confident": {
+            "biased": True,
+            "masked": True,
+            "scale": 1000.0,
+            "shape": (7, 3000),
+        },
+        "both, teacher shifted": {"biased": True, "masked": True, "offset": 60.0},
     },
-    thorough=("equal weights", "warm"),
+    thorough=("equal weights", "warm", "both"),
     sizes={
         "odd": [(3, classes) for classes in CLASSES],
         "many": [(70_001, 3)],
         "empty": [(0, 3)],
     },
-    opcheck_shapes=((4, 7), (4, 70), (0, 7), (0, 5)),
+    opcheck_shapes=((4, 7), (4, 70), (5, 9), (0, 7), (0, 5)),
     compile_shape=(8, 12),
     shape_for_threads=(133, 4001),
     wrong=[
@@ -318,6 +347,21 @@ SOFT_TARGET_KL = RowOp(
         ("weights-2d", put("weights", lambda t: t.unsqueeze(1)), "weights"),
         ("weights-dtype", put("weights", lambda t: t.double()), "weights"),
         ("weights-meta", put("weights", lambda t: t.to("meta")), "weights"),
+        *(
+            (f"{name}-{how}", put(name, change), name)
+            for name, values_refused in (
+                ("class_bias", (math.inf, math.nan)),
+                ("class_weights", (-1e-3, math.inf, math.nan)),
+            )
+            for how, change in (
+                ("shape", lambda t: t[:-1]),
+                ("2d", lambda t: t.unsqueeze(1)),
+                ("dtype", lambda t: t.double()),
+                ("meta", lambda t: t.to("meta")),
+                *((str(value), last_is(value)) for value in values_refused),
+            )
+        ),
+        ("class_bias-all", put("class_bias", lambda t: t - math.inf), "class_bias"),
         *bad_numbers(temperature=(0.0, -1.0, math.inf)),
     ],
 )

@@ -12,11 +12,8 @@ from torch import Tensor
 from . import common, many_samples
 from . import samples as finishing
 from .soft_target_kl_gradient_kernels import _soft_target_kl_bwd_kernel
-from .soft_target_kl_kernels import (
-    _soft_target_kl_fwd_kernel,
-    _soft_target_kl_long_fwd_kernel,
-    _soft_target_kl_sum_kernel,
-)
+from .soft_target_kl_kernels import _soft_target_kl_fwd_kernel, _soft_target_kl_sum_kernel
+from .soft_target_kl_long_kernels import _soft_target_kl_long_fwd_kernel
 
 TILE = 4096  # logits of one program where whole rows fit, and as many of the teacher
 SHARE = 32  # of a thread, from each
@@ -42,17 +39,22 @@ def soft_target_kl(
     logits, teacher_logits = logits.contiguous(), teacher_logits.contiguous()
     loss, losses, log_sums = (
         torch.empty(shape, dtype=torch.float32, device=logits.device)
-        for shape in ((), (samples,), (4, samples))
+        for shape in ((), (samples,), (4 if class_weights is None else 5, samples))
     )
     if samples == 0:
         return loss.zero_(), losses, log_sums
-    weighted, weights = weights is not None, losses if weights is None else weights.contiguous()
+    constants, given = _constants(losses, weights, class_bias, class_weights)
     align, counter = common.alignment(classes), common.arrival_counter(logits)
+    # the type of which a thread of a long row reads 16 bytes at a time: that of the logits, or,
+    # beside numbers of classes, theirs: with other classes in its hands each would be exchanged
+    wide = logits.dtype
+    if classes > MAX_TILE_CLASSES and (given["CLASS_BIAS"] or given["CLASS_WEIGHTS"]):
+        align, wide = min(align, 4), torch.float32
     few = samples <= finishing.ONE_PROGRAM_SAMPLES
     tensors = (
         logits,
         teacher_logits,
-        weights,
+        *constants,
         losses,
         log_sums,
         loss,
@@ -60,8 +62,8 @@ def soft_target_kl(
         samples,
         classes // align,
     )
-    numbers = (1.0 / samples, common.LOG2_E.value / temperature, temperature**2)
-    kinds = {"ALIGN": align, "WEIGHTED": weighted, "FINISH": few}
+    numbers = (1.0 / samples, common.LOG2_E.value / temperature, temperature, temperature**2)
+    kinds = {"ALIGN": align, "FINISH": few, **given}
     with common.on_device(logits):
         if classes <= MAX_TILE_CLASSES:
             depth, rows, lanes = common.tile_shape(samples, classes, logits.dtype, TILE, SHARE)
@@ -83,18 +85,18 @@ def soft_target_kl(
                 samples,
                 *numbers,
                 **kinds,
-                PEEL=common.peel(classes, logits.dtype),
+                PEEL=common.peel(classes, wide),
                 DEPTH=DEPTH,
-                LANES=lanes_of(logits.dtype),
+                LANES=lanes_of(wide),
                 num_warps=LONG_WARPS,
-                maxnreg=LONG_REGISTERS[logits.element_size()],
+                maxnreg=LONG_REGISTERS[wide.itemsize],
                 **common.STRICT,
             )
         if not few:
             groups = triton.cdiv(samples, many_samples.GROUP)
             _soft_target_kl_sum_kernel[(groups,)](
                 losses,
-                weights,
+                constants[0],
                 losses.new_empty(groups, dtype=torch.float64),
                 loss,
                 counter,
@@ -102,7 +104,7 @@ def soft_target_kl(
                 many_samples.GROUP,
                 groups,
                 numbers[0],
-                WEIGHTED=weighted,
+                WEIGHTED=given["WEIGHTED"],
                 num_warps=4,
                 **common.STRICT,
             )
@@ -131,7 +133,7 @@ def soft_target_kl_backward(
     gradient = torch.empty_like(logits)
     if samples == 0:
         return gradient
-    weighted, weights = weights is not None, log_sums if weights is None else weights.contiguous()
+    constants, given = _constants(log_sums, weights, class_bias, class_weights)
     depth, rows, lanes = common.tile_shape(
         samples, min(classes, BACKWARD_BLOCK), logits.dtype, BACKWARD_BLOCK, BACKWARD_SHARE
     )
@@ -142,7 +144,7 @@ def soft_target_kl_backward(
             grad,
             logits,
             teacher_logits,
-            weights,
+            *constants,
             log_sums,
             gradient,
             samples,
@@ -156,11 +158,20 @@ def soft_target_kl_backward(
             DEPTH=depth,
             ROWS=rows,
             LANES=lanes,
-            WEIGHTED=weighted,
+            **given,
             num_warps=8,
             **common.STRICT,
         )
     return gradient
+
+
+def _constants(
+    other: Tensor, weights: Tensor | None, class_bias: Tensor | None, class_weights: Tensor | None
+) -> tuple[list[Tensor], dict[str, bool]]:
+    """What is given, and what says so to a kernel; ``other`` stands for the rest."""
+    named = {"WEIGHTED": weights, "CLASS_BIAS": class_bias, "CLASS_WEIGHTS": class_weights}
+    tensors = [other if t is None else t.contiguous() for t in named.values()]
+    return tensors, {name: t is not None for name, t in named.items()}
 
 
 def lanes_of(dtype: torch.dtype) -> int:

@@ -17,7 +17,7 @@ from .common import (
     tile,
     write,
 )
-from .soft_target_kl_kernels import weights_of
+from .soft_target_kl_kernels import of_classes, weights_of
 
 UNSPECIALISED = ("samples", "class_groups", "chunks")
 
@@ -28,7 +28,9 @@ def _soft_target_kl_bwd_kernel(
     logits_ptr,  # [samples, classes]
     teacher_ptr,  # [samples, classes]
     weights_ptr,  # fp32 [samples], only with WEIGHTED
-    log_sums_ptr,  # fp32 [4, samples]
+    bias_ptr,  # fp32 [classes], only with CLASS_BIAS
+    class_weights_ptr,  # fp32 [classes], only with CLASS_WEIGHTS
+    log_sums_ptr,  # fp32 [4, samples], [5, samples] with CLASS_WEIGHTS
     gradient_ptr,  # [samples, classes]
     samples,
     class_groups,
@@ -43,6 +45,8 @@ def _soft_target_kl_bwd_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    CLASS_BIAS: tl.constexpr,
+    CLASS_WEIGHTS: tl.constexpr,
 ):
     """Gradient of a tile; rows of weight 0 are written 0 and not read."""
     classes = class_groups * ALIGN
@@ -59,19 +63,34 @@ def _soft_target_kl_bwd_kernel(
     shift_y = tl.load(log_sums_ptr + 2 * samples + row, mask=counted, other=0.0)
     scale_x = exp(-tl.load(log_sums_ptr + samples + row, mask=counted, other=0.0)) * scale
     scale_y = exp(-tl.load(log_sums_ptr + 3 * samples + row, mask=counted, other=0.0)) * scale
+    if CLASS_WEIGHTS:
+        scale_x *= tl.load(log_sums_ptr + 4 * samples + row, mask=counted, other=0.0)
+    class_column = first_column
     if PEEL:
         head, columns = interior(first_row, classes, PEEL)
-        edge, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
-        edge, edge_mask = first_row * classes + edge, edge_mask & (chunk == 0)
+        column, edge_mask = edges(tl.arange(0, 2 * PEEL), head, columns, classes, PEEL)
+        edge, edge_mask = first_row * classes + column, edge_mask & (chunk == 0)
         x = tl.load(logits_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
         y = tl.load(teacher_ptr + edge, mask=edge_mask & counted, other=0.0).to(tl.float32)
-        gradient = exp2((x - shift_x) * inverse) * scale_x - exp2((y - shift_y) * inverse) * scale_y
+        if CLASS_BIAS:
+            bias = tl.load(bias_ptr + column, mask=edge_mask, other=0.0)
+            y = tl.fma(bias, temperature, y)
+        target = exp2((y - shift_y) * inverse) * scale_y
+        if CLASS_WEIGHTS:
+            target *= tl.load(class_weights_ptr + column, mask=edge_mask, other=0.0)
+        gradient = exp2((x - shift_x) * inverse) * scale_x - target
         tl.store(gradient_ptr + edge, tl.where(counted, gradient, 0.0).to(kind), mask=edge_mask)
         start = aligned_start(first_row, classes, PEEL) + first_column
         mask = columns_of(DEPTH, ROWS, LANES) < columns - first_column
+        class_column += head
     wanted = mask & lines(counted, DEPTH)
     x = read(logits_ptr + start + at, wanted, 0.0, DEPTH)
     y = read(teacher_ptr + start + at, wanted, 0.0, DEPTH)
     gradient = exp2((x - across(shift_x)) * inverse) * across(scale_x)
-    gradient -= exp2((y - across(shift_y)) * inverse) * across(scale_y)
+    if CLASS_BIAS:
+        y = tl.fma(of_classes(bias_ptr, class_column, wanted, DEPTH), temperature, y)
+    target = exp2((y - across(shift_y)) * inverse) * across(scale_y)
+    if CLASS_WEIGHTS:
+        target *= of_classes(class_weights_ptr, class_column, wanted, DEPTH)
+    gradient -= target
     write(gradient_ptr + start + at, tl.where(across(counted), gradient, 0.0), mask)
