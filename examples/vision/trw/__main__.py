@@ -23,11 +23,11 @@ from torch import nn
 from examples.diffusion.digits import CHOSEN, TESTED
 from examples.systems.claims import Claim, at_least, at_most, parser, record, write
 from sfron_fast.evaluation.nearest_class import NearestClassAttack
-from sfron_fast.methods.trw import class_means
+from sfron_fast.methods.trw import class_means, class_tilt
 
 from .figure import draw as draw_figure
 from .fixture import Data, accuracy_of, draw, load, mean_output, said, trained, variation
-from .forgetting import Forgetting
+from .forgetting import MEANS, Forgetting
 
 OUT = Path("benchmarks/results/systems/trw")
 TITLE = "TRW: what a model that never saw the class would say, on "
@@ -91,6 +91,7 @@ def forgotten(
     return {
         "floor": sum(pairs) / len(pairs),
         "nearest": attack.nearest,
+        "tilted to": int(class_tilt(means, label, **MEANS).argmax()),
         "shares": shares,
         "models": models,
     }
