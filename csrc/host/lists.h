@@ -105,8 +105,7 @@ inline std::vector<const uint8_t*> mask_views(const TensorList& masks, const Vie
   bytes.resize(like.size());
   if (is_flat(masks, like)) {
     const View view = flat_view("masks", masks, like, flat_size(like) / 8);
-    if (view.code != codes().uint8)
-      fail({"masks", 0}, kPacked, dtype_name(view.code));
+    if (view.code != codes().uint8) fail({"masks", 0}, kPacked, dtype_name(view.code));
     const uint8_t* data = static_cast<const uint8_t*>(view.data);
     for (size_t i = 0; i < like.size(); data += (like[i++].numel + kUnit - 1) / kUnit * (kUnit / 8))
       bytes[i] = data;
