@@ -132,7 +132,7 @@ def _check(inputs: Any, low: float | None, high: float | None) -> None:
     floats = isinstance(inputs, Tensor) and inputs.is_floating_point()
     found: object = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
     require(floats, "forget", "inputs of one floating tensor", found)
-    if low is not None:
+    if low is not None and high is not None:
         least, largest = float(inputs.min()), float(inputs.max())
         inside = least >= low and largest <= high
         remedy = "give the bounds of your inputs, or None"

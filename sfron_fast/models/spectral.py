@@ -52,7 +52,8 @@ class Affine:
 
     def weights(self) -> Weights:
         """What M is made of, besides running statistics."""
-        return [layer.weight.detach() for layer in self.layers if layer.weight is not None]
+        weights: list[Any] = [layer.weight for layer in self.layers]
+        return [weight.detach() for weight in weights if weight is not None]
 
     def linear(self, x: Tensor, weights: Weights) -> Tensor:
         """M x [vectors, ...] under these weights: what it says of x, less what it says of 0."""
@@ -74,7 +75,8 @@ class Affine:
         """
         last = 0.0
         for left in reversed(range(PASSES)):
-            y, back = vjp(lambda at: self.linear(at, weights), x)
+            pulled: Any = vjp(lambda at: self.linear(at, weights), x)
+            y, back = pulled
             turn, norms, _ = torch.linalg.svd(y.flatten(1), full_matrices=False)
             largest = float(norms[0])
             if abs(largest - last) <= change * largest or not left:
@@ -86,7 +88,8 @@ class Affine:
     def pull(self, x: Tensor, norms: Tensor, bound: float) -> None:
         """One gradient step of the weights towards what the map says of shorter inputs."""
         weights = self.weights()
-        said, back = vjp(lambda own: self.linear(x, own), weights)
+        pulled: Any = vjp(lambda own: self.linear(x, own), weights)
+        said, back = pulled
         short = (bound / norms).clamp(max=1.0).view(-1, *[1] * (said.dim() - 1))
         (grads,) = back(said - short * said)
         # what a step of rate 1 changes, to first order: M is linear in each of two weights at most
@@ -172,7 +175,7 @@ def _layers(model: nn.Module, inputs: Any) -> dict[str, Affine]:
     def watch(name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
             x = args[0]
-            before, same, version = said.get(id(x), ("", None, 0))
+            before, same, version = said.get(id(x), ("", x.new_empty(0), 0))
             if _is_batch_norm(module):
                 running = module.running_mean is not None
                 expected = "BatchNorm with running statistics"
