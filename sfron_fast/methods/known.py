@@ -31,18 +31,18 @@ class Known:
     def __init__(self, run: Any) -> None:
         self.run, self.sets = run, {}
         with run.looking(), run.ranks.together():
-            self.sets["forget"] = self._some(run.forget.loader)
-            self.sets["retain"] = run.kept or self._some(run.retain.loader)
+            self.sets["forget"] = self._some(run.forget.loader, "forget")
+            self.sets["retain"] = run.kept or self._some(run.retain.loader, "retain")
             if run.holdout is not None and not isinstance(run.holdout, Iterator):
-                self.sets["holdout"] = self._some(run.holdout)
+                self.sets["holdout"] = self._some(run.holdout, "holdout")
 
-    def _some(self, loader: Iterable[Any]) -> list[Any]:
+    def _some(self, loader: Iterable[Any], name: str) -> list[Any]:
         """This rank's part of the samples, in batches as they are drawn."""
         some: list[Any] = []
-        left = -(-LOOKED // self.run.ranks.size)
+        task, left = self.run.task, -(-LOOKED // self.run.ranks.size)
         for batch in some_of(loader, LOOKED):
             some.append(batch)
-            left -= self.run.task.samples(batch)
+            left -= task.samples(task.prepare(batch, self.run.device, name))
             if left <= 0:
                 break
         return some

@@ -1,5 +1,6 @@
 """unlearn() on several ranks: the run of one process on the same global batches."""
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -23,7 +24,9 @@ import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
 from sfron_fast.distributed.loader import SharedLoader
 from sfron_fast.distributed.ranks import Ranks, check_offload
+from sfron_fast.methods.defaults import default_recipe
 
+unlearning = importlib.import_module("sfron_fast.methods.unlearn")  # the name is a function's
 CLASSES = 5
 CUT = 3  # samples of a batch that are rank 0's; rank 1 has the others, perhaps none
 
@@ -157,6 +160,24 @@ def same_runs():
                 assert expected.forgotten_steps > 0
             if name == "budget":
                 assert found.budget_spent == pytest.approx(expected.budget_spent, rel=1e-3)
+
+
+def without_a_recipe():
+    """The same budget, end and figures on every number of ranks; also without a holdout set."""
+    few = default_recipe(sf.Classification()).replace(cycles=4)
+    sets = {name: SETS[name] for name in ("forget", "retain")}
+    with mock.patch.object(unlearning, "default_recipe", lambda task: few):
+        for given in (sets, SETS):
+            alone = net(normed=True)
+            expected = run(alone, given, recipe=None)
+            for wrap in (ddp, fsdp):
+                model = wrap(net(normed=True))
+                found = run(model, mine_of(given), recipe=None)
+                close(weights(model), weights(alone))
+                assert found.budget_spent == pytest.approx(expected.budget_spent, rel=1e-3)
+                for name, value in expected.after.items():
+                    assert found.after[name] == pytest.approx(value, rel=1e-3), name
+                assert found.before == pytest.approx(expected.before, rel=1e-3)
 
 
 def zero(model):
@@ -348,6 +369,7 @@ def everything(folder):
     language()
     refused_wrappers()
     same_runs()
+    without_a_recipe()
     wrong_on_one_rank()
     stopped_and_resumed(folder)
     went_on_from_one(f"{folder}/alone")

@@ -19,13 +19,15 @@ from sfron_fast.integrations import forget_metrics, forget_step
 from sfron_fast.integrations.transformers import ForgetCallback
 
 PAGE = "docs/frameworks.md"
-BLOCKS = {block.heading: block for block in pages.blocks(PAGE)}
+BLOCKS = {}
+for found in pages.blocks(PAGE):
+    BLOCKS.setdefault(found.heading, []).append(found)
 
 
-def run(heading, **names):
+def run(heading, number=0, **names):
     given = {"sf": sf, "F": F, "torch": torch, "forget_step": forget_step, **names}
     given["forget_metrics"] = forget_metrics
-    return pages.run(BLOCKS[heading], given)
+    return pages.run(BLOCKS[heading][number], given)
 
 
 def test_every_block_is_run_here():
@@ -36,8 +38,11 @@ def test_every_block_is_run_here():
         "Accelerate",
         "Lightning",
         "PEFT",
+        "timm",
     ]
-    assert len(pages.blocks(PAGE)) == len(BLOCKS)
+    assert [heading for heading, found in BLOCKS.items() if len(found) > 1] == [
+        "Hugging Face Trainer"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:sfron_fast")
@@ -78,8 +83,11 @@ def test_hugging_face_trainer(tmp_path):
     names = ("retain_set", "forget_set", "kept_set", "holdout_set")
     sets = {name: sequences(8, seed=seed) for seed, name in enumerate(names, 1)}
     given = {"model": model, "args": args, "Trainer": Trainer, "mask": half(model), **sets}
-    trainer = run("Hugging Face Trainer", **given)["trainer"]
+    names = run("Hugging Face Trainer", **given)
+    trainer = names["trainer"]
     assert not same(bits(model), start)
+    mask = names["settings"]["saliency"]
+    assert run("Hugging Face Trainer", 1, **names)["settings"]["saliency"] != mask
     trainer.pop_callback(ForgetCallback)
     run("A budget for a Trainer", trainer=trainer, **sets)
 
@@ -163,3 +171,9 @@ def test_peft():
     )
     assert all("lora_" in name for name in given["opt"].param_groups[0]["param_names"])
     assert len(given["mask"]) == 4
+
+
+def test_timm():
+    model = build("bn")
+    opt = run("timm", model=model, mask=random_mask(model))["opt"]
+    assert [group["weight_decay"] for group in opt.param_groups] == [0.05, 0.0]

@@ -186,7 +186,7 @@ def noisy(task, **settings):
 def test_draws_go_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     weights, mask, drawn = noisy(Noise())
     look, steps = len(FORGET) + len(RETAIN), RECIPE.cycles * (1 + RECIPE.retain_steps)
-    assert drawn == 3 * look + steps  # before, for the Fishers, and after
+    assert drawn == 4 * look + steps  # counted and looked at before, the Fishers, after
     assert not same(weights, noisy(Noise(seed=1))[0])
 
     save = run_module.save_whole
@@ -202,7 +202,7 @@ def test_draws_go_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     monkeypatch.undo()
     other = Noise(seed=7)  # the checkpoint's generator counts
     resumed, again, rest = noisy(other, checkpoint=tmp_path, checkpoint_every=1)
-    assert rest == steps - 4 + look
+    assert rest == steps - 4 + 2 * look
     assert again == mask
     assert same(resumed, weights)
 
@@ -439,6 +439,7 @@ def test_what_is_no_task_is_refused():
         r"per-sample losses \[": lambda: sf.unlearn(model, task=Summed(), **sets),
         r"a task with correct\(\)": lambda: sf.unlearn(
             model, task=Lacking(), eval_every=1, forget_floor=50.0, **sets
+            model, task=Lacking(), eval_every=1, holdout=RETAIN, over_forgetting="stop", **sets
         ),
     }
     for expected, call in calls.items():
