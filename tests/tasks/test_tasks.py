@@ -438,16 +438,14 @@ def test_what_is_no_task_is_refused():
         ),
         r"per-sample losses \[": lambda: sf.unlearn(model, task=Summed(), **sets),
         r"a task with correct\(\)": lambda: sf.unlearn(
-            model, task=Lacking(), eval_every=1, forget_floor=50.0, **sets
             model, task=Lacking(), eval_every=1, holdout=RETAIN, over_forgetting="stop", **sets
         ),
     }
     for expected, call in calls.items():
         with pytest.raises(ValueError, match=f"task: expected {expected}.*found"):
             call()
-    known = {"mask": everything(model), "recipe": sf.Recipe.paper()}
     with pytest.raises(ValueError, match="forget: expected batches with a tensor in them, found"):
-        sf.unlearn(model, forget=["text"], retain=RETAIN, task=Dicts(), **known)
+        sf.unlearn(model, forget=["text"], retain=RETAIN, task=Dicts(), mask=everything(model))
     assert same(bits(model), before)
 
 
