@@ -215,8 +215,9 @@ def differentiable_gradient(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     return gradient_of(formula(logits, *constants)[0], logits, grad)
 
 
-def _constant(name: str, tensor: Any, dtype: torch.dtype) -> Tensor:
+def _constant(name: str, tensor: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     require(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
+    require(tensor.device == device, name, f"device {device}", tensor.device)
     return tensor.detach().to(dtype).contiguous()
 
 
@@ -277,13 +278,13 @@ def soft_target_kl(
         "run the teacher under torch.no_grad()",
     )
     number("temperature", temperature, 0.0, open_low=True)
-    dtype = accumulate_dtype(logits.dtype)
+    at = accumulate_dtype(logits.dtype), logits.device
     if weights is not None:
-        weights = _constant("weights", weights, dtype)
+        weights = _constant("weights", weights, *at)
     if class_bias is not None:
-        class_bias = _constant("class_bias", class_bias, dtype)
+        class_bias = _constant("class_bias", class_bias, *at)
     if class_weights is not None:
-        class_weights = _constant("class_weights", class_weights, dtype)
+        class_weights = _constant("class_weights", class_weights, *at)
     op = kernel("soft_target_kl", differentiable, logits)
     return op(
         in_memory(logits),

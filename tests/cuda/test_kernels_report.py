@@ -86,7 +86,9 @@ def test_too_many_instructions_and_too_few_bytes_in_flight_fail(tmp_path):
     assert "slow_kernel" in kernels_table.markdown([row])
 
 
-def test_a_slow_triton_launch_is_judged_if_it_fills_the_card(monkeypatch):
+def test_a_slow_triton_launch_is_judged_if_it_fills_the_card_without_numbers_of_classes(
+    monkeypatch,
+):
     monkeypatch.setattr(kernels_table.triton_report, "complaints", lambda launch, found: [])
     name = next(iter(kernels_table.triton_report.STREAMS))
     found = {
@@ -99,11 +101,12 @@ def test_a_slow_triton_launch_is_judged_if_it_fills_the_card(monkeypatch):
         "mufu_load": 0.1,
         "bytes_in_flight": 29_999,
     }
-    rows = [
-        kernels_table.triton_row(SimpleNamespace(kernel=name, elements=n, dtype="float32"), found)
-        for n in (1_000, 10_000_000)
+    launches = [
+        SimpleNamespace(kernel=name, elements=n, dtype="float32", constants=constants)
+        for n, constants in ((1_000, {}), (10_000_000, {}), (10_000_000, {"CLASS_BIAS": True}))
     ]
-    assert [kernels_table.judge([row]) for row in rows] == [0, 1]
+    rows = [kernels_table.triton_row(launch, found) for launch in launches]
+    assert [kernels_table.judge([row]) for row in rows] == [0, 1, 0]
     assert rows[1]["misses"] == ["issue load 0.81, above 0.8", "30.0 KB in flight, below 30"]
     assert sass.slow(0.8, 30_000) == []
 

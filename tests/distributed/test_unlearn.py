@@ -166,7 +166,7 @@ def without_a_recipe():
     """The same budget, end and figures on every number of ranks; also without a holdout set."""
     few = default_recipe(sf.Classification()).replace(cycles=4)
     sets = {name: SETS[name] for name in ("forget", "retain")}
-    with mock.patch.object(unlearning, "default_recipe", lambda task: few):
+    with mock.patch.object(unlearning, "default_recipe", return_value=few):
         for given in (sets, SETS):
             alone = net(normed=True)
             expected = run(alone, given, recipe=None)

@@ -66,7 +66,7 @@ def test_tradeoff_names_the_original_only_where_all_paths_start():
 def test_tradeoff_labels_do_not_cover_each_other():
     near = {f"method {i}": [(99.0, 99.0), (90.0 + 0.02 * i, 98.0)] for i in range(5)}
     figure = figures.tradeoff({**near, "far": [(99.0, 99.0), (50.0, 60.0)]}, (90.0, 98.0))
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text()]  # no lines
     assert len(boxes) == 8
     assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
