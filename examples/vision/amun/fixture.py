@@ -1,8 +1,10 @@
 """What is learnt and forgotten, by which model, and how far one model is from another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +56,20 @@ def shuffled(data: TensorDataset, batch: int) -> DataLoader:
     return DataLoader(data, batch, shuffle=True)
 
 
+class Passes:
+    """Batches, with something done before each pass."""
+
+    def __init__(self, batches: DataLoader, act: Callable[[], Any]) -> None:
+        self.batches, self.act = batches, act
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.act()
+        return iter(self.batches)
+
+
 def trained(
     make: Callable[[], nn.Module],
     data: TensorDataset,
@@ -62,17 +78,21 @@ def trained(
     epochs: int,
     lr: float,
     batch: int,
+    keep: Callable[[nn.Module], Any] = lambda model: None,
 ) -> nn.Module:
-    """A new model that knows its training set by heart."""
+    """A new model that knows its training set; ``keep`` is called before each pass and at the end,
+    as a bound on the weights is.
+    """
     torch.manual_seed(seed)
     model = make()
     fit(
         model,
-        shuffled(data, batch),
+        Passes(shuffled(data, batch), partial(keep, model)),
         epochs,
         lr,
         loss=lambda both: F.cross_entropy(model(both[0]), both[1]),
     )
+    keep(model)
     return model
 
 
