@@ -169,12 +169,20 @@ class Run:
         )
 
     def _check_mask(self, mask: SaliencyMask) -> None:
-        """One that selects nothing is found before anything moves."""
-        names = mask.coverage(self.model.named_parameters())["matched"]
-        selects = any(bool(mask[name].any()) for name in names)
-        found = f"none of {sum(map(mask.size, mask))}"
+        """One that selects nothing is found before anything moves; one that leaves nothing out,
+        where the recipe's threshold was to leave some, is told of.
+        """
+        unused = set(mask.coverage(self.model.named_parameters())["unused"])
+        counts = {n: count for n, count in mask.counts().items() if n not in unused}
+        selected, size = sum(counts.values()), sum(map(mask.size, counts))
         remedy = "lower the recipe's threshold, or give another mask"
-        require(selects, "mask", "at least one selected weight", found, remedy)
+        found = f"none of {sum(map(mask.size, mask))}"
+        require(selected > 0, "mask", "at least one selected weight", found, remedy)
+        if self.chosen and mask.metadata.get("threshold") and selected == size:
+            warn(
+                f"the mask selects all {size} weights, so it protects none: raise the recipe's"
+                f" threshold ({mask.metadata['threshold']:g})"
+            )
 
     def _check_sizes(self, mask: SaliencyMask) -> None:
         """Sets in the wrong order look like this."""

@@ -175,6 +175,15 @@ def test_a_mask_that_selects_nothing_is_refused(estimated):
     assert same(bits(model), bits(build()))
 
 
+def test_a_mask_that_leaves_nothing_out_is_told_of():
+    recipe = {"threshold": 1e-9, "zero_over_zero": True}
+    with pytest.warns(RuntimeWarning, match=r"the mask selects all 114 weights.*threshold \(1e-09"):
+        run(mask=None, recipe=recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(mask=None, recipe={"threshold": None, "forget_lr": 5.0})  # nobody asked for one
+
+
 def test_sets_in_the_wrong_order():
     loaders = [DataLoader(TensorDataset(*data(n)), 4) for n in (8, 16)]
     with pytest.warns(RuntimeWarning, match="16 samples in forget, 8 in retain; are they swapped"):
