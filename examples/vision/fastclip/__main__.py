@@ -24,7 +24,6 @@ from sfron_fast import methods
 
 from ..amun.fixture import (
     CLASSES,
-    Measured,
     Split,
     gap,
     load,
