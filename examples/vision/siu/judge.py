@@ -36,6 +36,8 @@ class Judge:
         for w in wordings:
             rows: list[Row] = [(words.named(w, self.name), image) for image in self.images]
             self.asked.append(list(compress(rows, self.right(before, rows))))
+        if not all(self.asked):
+            raise ValueError(f"before: expected a model that names a {self.name}, found none named")
         self.known = sum(map(len, self.asked)) / (len(self.images) * len(NAMING))
         self.besides = [(words.other(k, concept), x) for k in OTHERS for x in self.images]
         self.besides_others = [(words.other(k, d), x) for k in OTHERS for d, x in self.others]
