@@ -77,8 +77,8 @@ def _nearest(
     labels: Tensor,
     radius: float,
     steps: int,
-    low: float | None,
-    high: float | None,
+    low: float,
+    high: float,
 ) -> Adversarial:
     """Of one batch. Whoever resists is moved; who does not has left the batch."""
     examples, answers = inputs.clone(), labels.clone()
@@ -104,7 +104,7 @@ def _nearest(
         with torch.no_grad():
             moved = x + ball * STEP * F.normalize(grads.flatten(1)).view_as(x) - start
             x = start + moved.renorm(2, 0, ball)
-            x = x if low is None else x.clamp(low, high)
+            x = x.clamp(low, high)
     within = f"a wrong answer within {ball:g} of every sample"
     found, remedy = f"none for {len(left)} of {len(labels)}", "give wider bounds, or more steps"
     require(not len(left), "model", within, found, remedy)
@@ -121,20 +121,19 @@ def _towards_others(logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(logits, x, others.scatter(1, at, -1.0))[0]
 
 
-def _limits(bounds: tuple[float, float] | None) -> tuple[float | None, float | None]:
+def _limits(bounds: tuple[float, float] | None) -> tuple[float, float]:
     if bounds is None:
-        return None, None
+        return -torch.inf, torch.inf
     pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2 and bounds[0] < bounds[1]
     require(pair, "bounds", "None or (least, largest)", repr(bounds))
     return bounds[0], bounds[1]
 
 
-def _check(inputs: Any, low: float | None, high: float | None) -> None:
+def _check(inputs: Any, low: float, high: float) -> None:
     floats = isinstance(inputs, Tensor) and inputs.is_floating_point()
     found: object = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
     require(floats, "forget", "inputs of one floating tensor", found)
-    if low is not None and high is not None:
-        least, largest = float(inputs.min()), float(inputs.max())
-        inside = least >= low and largest <= high
-        remedy = "give the bounds of your inputs, or None"
-        require(inside, "bounds", f"inputs in [{low}, {high}]", f"{least:g} to {largest:g}", remedy)
+    least, largest = float(inputs.min()), float(inputs.max())  # NaN fails both
+    remedy = "give the bounds of your inputs, or None"
+    inside = least >= low and largest <= high
+    require(inside, "bounds", f"inputs in [{low}, {high}]", f"{least:g} to {largest:g}", remedy)

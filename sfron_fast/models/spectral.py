@@ -37,7 +37,7 @@ from .modes import evaluating, recording
 VECTORS = 8  # iterated together, as the top of a spectrum is often flat
 # relative change of the norm in a pass, to stop at: for a result, for a look, in a round
 SETTLED, SURE, SETTLING = 1e-6, 1e-4, 1e-3
-PASSES, ROUNDS = 1000, 1000
+PASSES, ROUNDS = 1000, 200
 ENOUGH = 1.02  # of the bound: what is above by less is left, as it is approached ever more slowly
 
 Weights = list[Tensor]
@@ -77,6 +77,8 @@ class Affine:
         for left in reversed(range(PASSES)):
             pulled: Any = vjp(lambda at: self.linear(at, weights), x)
             y, back = pulled
+            known = bool(y.isfinite().all())
+            require(known, "model", "finite weights and statistics", "NaN or inf")
             turn, norms, _ = torch.linalg.svd(y.flatten(1), full_matrices=False)
             largest = float(norms[0])
             if abs(largest - last) <= change * largest or not left:
@@ -116,7 +118,7 @@ def spectral_norms(model: nn.Module, inputs: Any) -> dict[str, float]:
             running statistics, which is no affine map.
     """
     found = {}
-    with _frozen(model):
+    with _looking(model):
         for name, layer in _layers(model, inputs).items():
             norms, _ = layer.settle(layer.start(), layer.weights(), SETTLED)
             found[name] = float(norms[0])
@@ -140,7 +142,7 @@ def clip_spectral_norms(model: nn.Module, inputs: Any, *, bound: float) -> nn.Mo
         RuntimeWarning: a norm is still above.
     """
     number("bound", bound, 0.0, open_low=True)
-    with _frozen(model):
+    with _looking(model):
         above = [n for n, layer in _layers(model, inputs).items() if not _clip(layer, bound)]
     if above:
         warn(f"spectral norms still above {bound:g} in {', '.join(above)}; clip once more")
@@ -151,18 +153,18 @@ def _clip(layer: Affine, bound: float) -> bool:
     """Whether its norm is below, in the end."""
     enough = ENOUGH * bound
     norms, x = layer.settle(layer.start(), layer.weights(), SURE)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if layer.weights() else 0):
         if norms[0] <= enough:
             return True
         layer.pull(x, norms, bound)
         norms, x = layer.settle(x, layer.weights(), SETTLING)
         if norms[0] <= enough:  # perhaps beside another that is the largest by now
             norms, x = layer.settle(layer.start(), layer.weights(), SURE)
-    return False
+    return bool(norms[0] <= enough)
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _looking(model: nn.Module) -> Iterator[None]:
     with recording(model), torch.no_grad(), evaluating(model):
         yield
 
@@ -170,26 +172,23 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _layers(model: nn.Module, inputs: Any) -> dict[str, Affine]:
     """By name, from one pass of the model, in the order in which they are called."""
     found: dict[str, Affine] = {}
-    said: dict[int, tuple[str, Tensor, int]] = {}  # outputs as they were, by their identity
+    said: dict[int, tuple[str, Any, int]] = {}  # by identity, outputs and how often written to
 
     def watch(name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
             x = args[0]
-            before, same, version = said.get(id(x), ("", x.new_empty(0), 0))
-            if _is_batch_norm(module):
-                running = module.running_mean is not None
-                expected = "BatchNorm with running statistics"
-                require(running, "model", expected, f"{name!r} without", "it is no affine map")
-                if same is x and x._version == version and found[before].layers[1:] == ():
-                    found[before] = Affine((*found[before].layers, module), found[before].zero)
-                    return
-            if name not in found:
-                flat = is_linear(module) and x.dim() > 2  # every token by itself
-                zero = torch.zeros_like(x[:1] if not flat else x.flatten(0, -2)[:1])
-                fits = zero.dtype in (torch.float32, torch.float64)
-                require(fits, "model", "layers on fp32 or fp64", f"{name!r} on {zero.dtype}")
-                found[name] = Affine((module,), zero)
-                said[id(output)] = name, output, output._version
+            _check(name, module, x)
+            before, last, version = said.get(id(x), ("", None, 0))
+            # not what an activation has been written over
+            follows = last is x and x._version == version and len(found[before].layers) == 1
+            if _is_batch_norm(module) and follows:
+                found[before] = Affine((*found[before].layers, module), found[before].zero)
+            elif name not in found:
+                tokens = is_linear(module) and x.dim() > 2  # each by itself
+                one = x.flatten(0, -2)[:1] if tokens else x[:1]
+                found[name] = Affine((module,), torch.zeros_like(one))
+                if not tokens:
+                    said[id(output)] = name, output, output._version
 
         return hook
 
@@ -201,6 +200,17 @@ def _layers(model: nn.Module, inputs: Any) -> dict[str, Affine]:
     kinds = "a linear layer, a convolution or a BatchNorm"
     require(bool(found), "model", kinds, f"none called in {type(model).__name__}")
     return found
+
+
+def _check(name: str, module: Any, x: Tensor) -> None:
+    """Refuse a layer that is no affine map, or whose weight could not be set."""
+    running = not _is_batch_norm(module) or module.running_mean is not None
+    require(running, "model", "BatchNorm with running statistics", f"{name!r} without")
+    wide = x.dtype in (torch.float32, torch.float64)
+    require(wide, "model", "layers on fp32 or fp64", f"{name!r} on {x.dtype}", "use .float()")
+    plain = module.weight is None or isinstance(module.weight, nn.Parameter)
+    remedy = "remove the parametrization, then clip"
+    require(plain, "model", "weights that are parameters", f"{name!r}, made of others", remedy)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -164,6 +164,14 @@ def test_inputs_by_keyword_and_without_autograd():
     assert 0.49 <= exact <= 0.511
 
 
+def test_a_lost_model_is_refused():
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^model: expected finite weights .*found NaN"):
+        clip_spectral_norms(model, torch.ones(1, 4), bound=1.0)
+
+
 @pytest.mark.parametrize(
     ("argument", "model", "settings"),
     [
@@ -172,6 +180,7 @@ def test_inputs_by_keyword_and_without_autograd():
         ("model", nn.ReLU(), {}),
         ("model", nn.Linear(4, 4).bfloat16(), {}),
         ("model", nn.BatchNorm1d(4, track_running_stats=False), {}),
+        ("model", nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), {}),
     ],
 )
 def test_bad_input_is_named_and_nothing_moves(argument, model, settings):
@@ -186,6 +195,10 @@ def test_bad_input_is_named_and_nothing_moves(argument, model, settings):
 def test_what_could_not_be_done_is_said(monkeypatch):
     from sfron_fast.models import spectral
 
+    bare = nn.BatchNorm1d(3, affine=False)  # nothing there to clip
+    assert spectral_norms(bare, torch.zeros(2, 3))[""] == pytest.approx(1.0, rel=1e-4)
+    with pytest.warns(RuntimeWarning, match=r"still above 0.5"):
+        clip_spectral_norms(bare, torch.zeros(2, 3), bound=0.5)
     monkeypatch.setattr(spectral, "ROUNDS", 1)
     torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
