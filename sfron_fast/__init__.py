@@ -17,11 +17,11 @@ from .losses import (
     adaptive_weights,
     soft_target_kl,
 )
-from .methods import Recipe
-from .methods.budget import retain_budget
-from .methods.unlearn import UnlearnResult, unlearn
 from .optim import SFRonAdamW, SFRonSGD, no_decay_groups
 from .optim.in_backward import step_in_backward
+from .runs.budget import retain_budget
+from .runs.recipe import Recipe
+from .runs.unlearn import UnlearnResult, unlearn
 from .saliency.fisher import Fisher, estimate_fisher, estimate_mask
 from .saliency.mask import SaliencyMask
 from .saliency.overlap import noise_overlap

@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.cases.models import ResNet18
 from sfron_fast import Recipe, SaliencyMask, unlearn
 from sfron_fast import methods as published
-from sfron_fast.methods.stopwatch import Stopwatch
+from sfron_fast.runs.stopwatch import Stopwatch
 
 from .data import CLASSES, Batches, Split
 from .settings import Scale

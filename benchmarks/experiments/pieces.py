@@ -23,7 +23,7 @@ from sfron_fast.evaluation import (
     score,
 )
 from sfron_fast.files import write_whole
-from sfron_fast.methods.run_folder import save_whole
+from sfron_fast.runs.folder import save_whole
 
 from . import data, methods
 from .settings import SCALES

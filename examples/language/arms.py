@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import sfron_fast as sf
 from sfron_fast import methods as field
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import holdout_scale
 from sfron_fast.methods.weighted import ascent, forget_and_retain, references, sums
+from sfron_fast.runs.budget import holdout_scale
 
 from .authors import Benchmark
 from .comes_back import hidden

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import sfron_fast as sf
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import mean_over
+from sfron_fast.runs.budget import mean_over
 
 from . import judge
 from .arms import ARMS, Setting

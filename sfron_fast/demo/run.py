@@ -23,9 +23,10 @@ from torch import nn
 from ..data.batches import progress_bar
 from ..evaluation import Evaluated, accuracy, collect, per_sample_loss, predict, score
 from ..evaluation.report import Report
-from ..methods import Recipe, finetune, gradient_ascent
-from ..methods.stopwatch import Stopwatch
-from ..methods.unlearn import unlearn
+from ..methods import finetune, gradient_ascent
+from ..runs.recipe import Recipe
+from ..runs.stopwatch import Stopwatch
+from ..runs.unlearn import unlearn
 from ..saliency.mask import SaliencyMask
 from .digits import FORGOTTEN_CLASS, SETTINGS, Split, make_split, ordered, shuffled, train
 

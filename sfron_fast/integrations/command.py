@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
-from ..methods.budget import BUDGET
+from ..runs.budget import BUDGET
 from . import model_card
 from .measures import aligned, measure, table
 from .processes import Processes, started

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import by_keyword, require, warn
-from ..methods import Recipe
-from ..methods.unlearn import UnlearnResult, unlearn
+from ..runs.recipe import Recipe
+from ..runs.unlearn import UnlearnResult, unlearn
 from ..tasks import Denoising
 from ..version import __version__
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from .. import methods
 from ..errors import require
 from ..files import write_whole
-from ..methods.run_folder import CHECKPOINT, MASK
-from ..methods.unlearn import unlearn
+from ..runs.folder import CHECKPOINT, MASK
+from ..runs.recipe import Recipe
+from ..runs.unlearn import unlearn
 from ..tasks import Language
 from . import model_card, pretrained
 from .measures import measure
@@ -187,7 +187,7 @@ def _forget(
         forget=loaders["forget"],
         retain=loaders["retain"],
         holdout=loaders.get("holdout"),
-        recipe=methods.Recipe.language(**overrides),
+        recipe=Recipe.language(**overrides),
         task=Language(),
         retain_budget=settings.budget,
         checkpoint=folder,

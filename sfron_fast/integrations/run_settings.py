@@ -8,7 +8,8 @@ import torch
 
 from .. import methods
 from ..errors import integer, number, require
-from ..methods.budget import BUDGET
+from ..runs.budget import BUDGET
+from ..runs.recipe import Recipe
 
 BASELINES = {
     "grad_diff": methods.grad_diff,
@@ -66,7 +67,7 @@ class Settings:
         whole = self.weight_bits is None or (self.dtype == "bfloat16" and self.lora is None)
         found = f"dtype {self.dtype}, lora {self.lora}"
         require(whole, "weight_bits", "dtype bfloat16 with it, and no lora", found)
-        methods.Recipe.language(**self.dtypes())
+        Recipe.language(**self.dtypes())
         if self.lr is not None:
             number("lr", self.lr, 0.0, open_low=True)
         if self.budget is not None:

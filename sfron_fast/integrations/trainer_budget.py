@@ -1,4 +1,4 @@
-"""A budget for the forget steps of a Hugging Face Trainer (``methods/budget.py``)."""
+"""A budget for the forget steps of a Hugging Face Trainer (``runs/budget.py``)."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import number, require
-from ..methods.budget import BUDGET, Budget, retain_budget
 from ..optim.base import SFRonOptimizer
+from ..runs.budget import BUDGET, Budget, retain_budget
 from ..tasks import Language, Task
 from ..tasks.task import as_task
 from . import unwrap

@@ -29,9 +29,9 @@ from ..heads.fused import (
     label_logp,
 )
 from ..losses import adaptive_cross_entropy_parts
-from ..methods.gradients import gradients_reach
 from ..ops.layout import local
 from ..optim.base import SFRonOptimizer
+from ..runs.gradients import gradients_reach
 from . import forget_metrics, forget_step, unwrap
 from .trainer_budget import RetainBudget, check_sized
 from .trainer_mask import trainer_mask

@@ -64,7 +64,6 @@ from .salun import gradient_saliency, salun
 from .satimp import satimp
 from .scrub import scrub
 from .selective_amnesia import selective_amnesia
-from .sfron import Recipe
 from .simnpo import simnpo
 from .siu import siu
 from .sugar import sugar
@@ -77,7 +76,6 @@ __all__ = [
     "Adversarial",
     "Certificate",
     "Decoder",
-    "Recipe",
     "SurrogateLatents",
     "add_lora",
     "adversarial_examples",

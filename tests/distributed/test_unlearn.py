@@ -24,9 +24,9 @@ import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
 from sfron_fast.distributed.loader import SharedLoader
 from sfron_fast.distributed.ranks import Ranks, check_offload
-from sfron_fast.methods.defaults import default_recipe
+from sfron_fast.runs.defaults import default_recipe
 
-unlearning = importlib.import_module("sfron_fast.methods.unlearn")  # the name is a function's
+unlearning = importlib.import_module("sfron_fast.runs.unlearn")  # the name is a function's
 CLASSES = 5
 CUT = 3  # samples of a batch that are rank 0's; rank 1 has the others, perhaps none
 

@@ -51,7 +51,7 @@ def test_the_optimizers_tests_pass_without_kernels():
         "optim/test_optim_overflow.py",
         "dropin/test_dropin_contract.py",
         "dropin/test_dropin_state.py",
-        "methods/test_unlearning.py",
+        "runs/test_unlearning.py",
         "ops/test_losses.py",
     ]
     said = python(

@@ -13,7 +13,7 @@ from paths import ROOT
 from torch import nn
 
 from sfron_fast import evaluation as ev
-from sfron_fast.methods.stopwatch import Stopwatch
+from sfron_fast.runs.stopwatch import Stopwatch
 
 
 def network():

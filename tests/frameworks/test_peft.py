@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, estimate_fisher
 from sfron_fast.integrations.transformers import ForgetCallback, optimizer_factory
-from sfron_fast.methods.gradients import gradients_reach
+from sfron_fast.runs.gradients import gradients_reach
 
 
 def lora(**more):

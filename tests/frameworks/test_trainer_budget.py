@@ -11,7 +11,7 @@ from transformers import Trainer
 
 import sfron_fast as sf
 from sfron_fast.integrations.transformers import ForgetCallback, RetainBudget
-from sfron_fast.methods.budget import RETREAT
+from sfron_fast.runs.budget import RETREAT
 
 RETAIN, FORGET, KEPT, HOLDOUT = (sequences(8, seed=seed) for seed in (3, 4, 5, 6))
 LOGGED = {"logging_strategy": "steps", "logging_steps": 1}

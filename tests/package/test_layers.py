@@ -41,7 +41,6 @@ ROOMS = {
     "optim": {"errors", "distributed", "models", "ops", "functional", "saliency"},
     "methods": {
         "errors",
-        "files",
         "data",
         "distributed",
         "models",
@@ -49,6 +48,19 @@ ROOMS = {
         "evaluation",
         "saliency",
         "optim",
+        "tasks",
+        "weights",
+    },
+    "runs": {
+        "errors",
+        "files",
+        "data",
+        "distributed",
+        "models",
+        "evaluation",
+        "saliency",
+        "optim",
+        "losses",
         "tasks",
         "weights",
     },
@@ -63,9 +75,10 @@ ROOMS = {
         "saliency",
         "optim",
         "methods",
+        "runs",
         "tasks",
     },
-    "demo": {"data", "evaluation", "saliency", "methods"},
+    "demo": {"data", "evaluation", "saliency", "methods", "runs"},
     "__init__": {
         "version",
         "data",
@@ -75,6 +88,7 @@ ROOMS = {
         "saliency",
         "optim",
         "methods",
+        "runs",
         "tasks",
         "weights",
     },
@@ -146,7 +160,7 @@ def test_a_planted_import_is_found():
     for line in (
         "from ..optim.base import SFRonOptimizer",
         "from .. import saliency",
-        "import sfron_fast.methods.run",
+        "import sfron_fast.runs.run",
         "def f():\n    from sfron_fast.losses import adaptive_mse",
     ):
         assert trespasses(path, ast.parse(line)), line

@@ -20,8 +20,7 @@ from torch import nn
 
 import sfron_fast as sf
 from sfron_fast.data.endless import EndlessLoader, random_state, set_random_state
-from sfron_fast.methods import run_folder
-from sfron_fast.methods.run_folder import save_whole
+from sfron_fast.runs.folder import save_whole
 
 STEPS = 60
 SAVES = 40
@@ -71,17 +70,16 @@ def loop(kind, folder=None, told=lambda: None):
 
 def unlearn(name, folder=None, told=lambda: None):
     """A run of ``unlearn`` that saves after every step."""
-    save = run_folder.save_whole
 
     def save_and_tell(state, path):
-        save(state, path)
+        save_whole(state, path)
         told()
 
-    sf.methods.run.save_whole = save_and_tell
+    sf.runs.run.save_whole = save_and_tell
     try:
         return {"model": run_recipe(RECIPES[name], "noisy", folder).model.state_dict()}
     finally:
-        sf.methods.run.save_whole = save
+        sf.runs.run.save_whole = save_whole
 
 
 def content(i):

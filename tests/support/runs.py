@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 import sfron_fast as sf
 from sfron_fast import Recipe
-from sfron_fast.methods import run_folder
+from sfron_fast.runs.folder import save_whole
 
 CYCLES, INNER = 3, 2
 TOTAL = CYCLES * (1 + INNER)
@@ -91,14 +91,14 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
             checkpoint_every=1,
             **settings,
         )
-    patch, save = pytest.MonkeyPatch(), run_folder.save_whole
+    patch = pytest.MonkeyPatch()
 
     def save_and_die(state, path):
-        save(state, path)
+        save_whole(state, path)
         if state["position"] == stop:
             raise Stop
 
-    patch.setattr(sf.methods.run, "save_whole", save_and_die)
+    patch.setattr(sf.runs.run, "save_whole", save_and_die)
     try:
         with pytest.raises(Stop):
             sf.unlearn(

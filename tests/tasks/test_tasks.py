@@ -8,7 +8,7 @@ from torch import nn
 
 import sfron_fast as sf
 from sfron_fast import methods, tasks
-from sfron_fast.methods import run as run_module
+from sfron_fast.runs import run as run_module
 
 FORGET = [{"x": data(8, seed=1)[0], "y": data(8, seed=1)[1]}]
 RETAIN = [{"x": x, "y": y} for x, y in loader(16, 4, seed=2)]

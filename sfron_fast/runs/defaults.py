@@ -23,7 +23,7 @@ from ..evaluation.diffusion import loss_profile
 from ..models.modes import Modes, evaluating
 from ..tasks import Denoising, Language, Task, Unconditional
 from .budget import holdout_scale, mean_over
-from .sfron import Recipe
+from .recipe import Recipe
 
 UNSEEN = 0.2  # of the loss of a guess: that of unseen samples, where there are none
 _NORMS = nn.modules.batchnorm._NormBase  # those with running statistics

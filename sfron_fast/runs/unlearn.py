@@ -24,9 +24,9 @@ from .budget import BUDGET
 from .defaults import default_recipe, default_task
 from .guard import Guard, Metric, StopWhen, check_metrics
 from .known import Known
+from .recipe import Recipe
 from .result import UnlearnResult
 from .run import Run
-from .sfron import Recipe
 
 __all__ = ["UnlearnResult", "unlearn"]
 

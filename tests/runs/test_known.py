@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorData
 
 import sfron_fast as sf
 from sfron_fast import Recipe
-from sfron_fast.methods.known import LOOKED, digests, shared_samples
+from sfron_fast.runs.known import LOOKED, digests, shared_samples
 
 RECIPE = Recipe.paper(cycles=4, retain_steps=1, forget_lr=0.5)
 FORGET, RETAIN, HOLDOUT = data(8, seed=1), data(24, seed=2), data(12, seed=3)

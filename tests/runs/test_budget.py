@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sfron_fast as sf
 from sfron_fast.data.kept_out import keep_out
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import AHEAD, GAIN, RAMP, RETREAT, WIDTH, Budget
+from sfron_fast.runs.budget import AHEAD, GAIN, RAMP, RETREAT, WIDTH, Budget
 
 FORGET, RETAIN, HOLDOUT = [data(8, seed=1)], list(loader(24, 4, seed=2)), [data(12, seed=3)]
 RECIPE = sf.Recipe.budgeted(cycles=6, lr=1e-2, forget_lr=1e-2)

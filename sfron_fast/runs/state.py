@@ -6,8 +6,8 @@ from typing import Any
 from ..data.endless import random_state, set_random_state
 from ..errors import require
 from ..models.buffers import fit_buffers, set_unsaved_buffers, unsaved_buffers
-from .run_folder import FORMAT
-from .run_shards import bare, gathered
+from .folder import FORMAT
+from .shards import bare, gathered
 
 
 def run_state(run: Any) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def test_how_numbers_are_held_is_the_optimizers_setting():
 
 
 def test_weights_that_cannot_be_held_so_are_refused_before_the_fishers(monkeypatch):
-    from sfron_fast.methods import run
+    from sfron_fast.runs import run
 
     monkeypatch.setattr(run, "estimate_mask", lambda *args, **settings: pytest.fail("too late"))
     forget, retain = batches(torch.float32)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import sfron_fast as sf
 from sfron_fast.distributed.ranks import Ranks
-from sfron_fast.methods.budget import Budget
-from sfron_fast.methods.defaults import UNSEEN, default_recipe, default_task, frozen_norms, guess
+from sfron_fast.runs.budget import Budget
+from sfron_fast.runs.defaults import UNSEEN, default_recipe, default_task, frozen_norms, guess
 
 
 def blobs(count, seed, wrong=False, classes=CLASSES):
@@ -202,7 +202,7 @@ def test_a_recipe_has_no_budget_unless_it_is_asked_for():
 
 def test_a_default_run_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     short = default_recipe(sf.Classification()).replace(cycles=6)
-    monkeypatch.setattr("sfron_fast.methods.unlearn.default_recipe", lambda task: short)
+    monkeypatch.setattr("sfron_fast.runs.unlearn.default_recipe", lambda task: short)
     sets = {"forget": [WRONG], "retain": [tuple(t[i::8] for t in RETAIN) for i in range(8)]}
 
     def kill(cycle, _):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import sfron_fast as sf
 from sfron_fast.data.labels import labels_of, share_no_label
-from sfron_fast.methods.best import better
+from sfron_fast.runs.best import better
 
 STOPS = {"eval_every": 1, "forget_floor": 60.0, "over_forgetting": "stop"}
 

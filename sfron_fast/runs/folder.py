@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import require
 from ..files import remove_leftovers, write_whole
 from ..saliency.mask import SaliencyMask
-from .sfron import Recipe
+from .recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"
 MASK = "mask.safetensors"

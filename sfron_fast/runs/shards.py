@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..distributed.shards import placed
 from ..errors import require, warn
-from .run_folder import SHARED_FORMAT, check_readable, save_whole
+from .folder import SHARED_FORMAT, check_readable, save_whole
 
 OWN = ("retain", "forget", "random", "task")  # of a rank; all else is the same on each
 STEP = "step-"

@@ -242,7 +242,7 @@ def test_dying_while_writing_leaves_the_previous_checkpoint(module, tmp_path, mo
 def test_checkpoint_every_counts_steps(tmp_path, monkeypatch):
     positions = []
     monkeypatch.setattr(
-        sf.methods.run, "save_whole", lambda state, path: positions.append(state["position"])
+        sf.runs.run, "save_whole", lambda state, path: positions.append(state["position"])
     )
     retain, forget = loaders("own")
     sf.unlearn(

@@ -8,8 +8,8 @@ import torch
 from ..errors import require
 from ..files import remove_leftovers
 from ..models.buffers import fit_buffers
-from .run_folder import save_whole
-from .run_shards import bare
+from .folder import save_whole
+from .shards import bare
 
 BEST = "best.pt"  # in a run's folder
 

@@ -25,14 +25,14 @@ from ..saliency.mask import SaliencyMask
 from ..tasks import Task
 from .budget import Budget
 from .defaults import frozen_norms, keep_some, scales, set_profile
+from .folder import RunFolder, check_readable, save_whole
 from .gradients import gradients_reach
 from .looking import leaving_no_trace
 from .outcome import Outcome
+from .recipe import Recipe
 from .result import UnlearnResult
-from .run_folder import RunFolder, check_readable, save_whole
-from .run_shards import check_shared, save_shared
-from .run_state import restore, run_state
-from .sfron import Recipe
+from .shards import check_shared, save_shared
+from .state import restore, run_state
 from .step_losses import StepLosses
 from .stopwatch import Stopwatch
 
