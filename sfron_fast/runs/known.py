@@ -22,6 +22,7 @@ from ..models.buffers import keep_buffers, put_back
 from .budget import mean_of
 
 LOOKED = 128  # samples of each set, of all ranks
+SIGMAS = 3.0  # of chance, between two accuracies of so many samples
 UNKNOWN = 1.25  # times the holdout loss: a forget set that is known no better
 
 
@@ -30,6 +31,7 @@ class Known:
 
     def __init__(self, run: Any) -> None:
         self.run, self.sets = run, {}
+        self.looked: dict[str, int] = {}  # samples, of all ranks
         with run.looking(), run.ranks.together():
             self.sets["forget"] = self._some(run.forget.loader, "forget")
             self.sets["retain"] = run.kept or self._some(run.retain.loader, "retain")
@@ -39,13 +41,36 @@ class Known:
     def _some(self, loader: Iterable[Any], name: str) -> list[Any]:
         """This rank's part of the samples, in batches as they are drawn."""
         some: list[Any] = []
-        task, left = self.run.task, -(-LOOKED // self.run.ranks.size)
+        task, ranks, found = self.run.task, self.run.ranks.size, 0
         for batch in some_of(loader, LOOKED):
             some.append(batch)
-            left -= task.samples(task.prepare(batch, self.run.device, name))
-            if left <= 0:
+            found += task.samples(task.prepare(batch, self.run.device, name))
+            if ranks * found >= LOOKED:
                 break
+        self.looked[name] = ranks * found
         return some
+
+    def still(self, before: dict[str, float], after: dict[str, float]) -> str:
+        """What a run has left of the forget set, where it is more than it should be.
+
+        Beside a holdout set: what chance does not explain. Without one nobody knows what a model
+        that never saw the forget set would say of it; half of what was known is then told, unless
+        the caller has chosen the recipe.
+        """
+        known, unseen = after.get("forget_accuracy"), after.get("holdout_accuracy")
+        if known is None:
+            return ""
+        if unseen is not None:
+            pairs = [(known, self.looked["forget"]), (unseen, self.looked["holdout"])]
+            chance = sum(p * (100.0 - p) / count for p, count in pairs) ** 0.5
+            beside = f"{known:.1f} % of it are right, and {unseen:.1f} % of the holdout set"
+            return beside if known - unseen > SIGMAS * max(chance, 1.0) else ""
+        if self.run.chosen or known <= 0.5 * before["forget_accuracy"]:
+            return ""
+        return (
+            f"{known:.1f} % of it are right; whether a model that never saw it would know less,"
+            " only a holdout set tells (holdout=)"
+        )
 
     def look(self) -> dict[str, float]:
         """Losses and accuracies now (``UnlearnResult.before``)."""

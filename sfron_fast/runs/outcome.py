@@ -75,10 +75,23 @@ class Outcome:
         """Forget steps skipped because all of their samples were at the ceiling."""
         return int(_numbers(self.reached).sum())
 
-    def judge(self, result: UnlearnResult, floor: float | None, budget: float | None) -> None:
-        """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits."""
+    def judge(
+        self, result: UnlearnResult, floor: float | None, budget: float | None, still: str
+    ) -> None:
+        """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits.
+        ``still``: what is left of the forget set, if it is too much.
+        """
+        remedy = (
+            "raise forget_weight or forget_lr (choose them on validation data), or lower"
+            " retain_steps"
+        )
+        if budget is not None:
+            remedy = f"raise retain_budget ({budget:g}), or take more cycles"
         found = self._nothing() or self._diverged(result.after)
-        found = found or self._forgot_nothing(result, floor, budget)
+        if not found:
+            nothing = self._forgot_nothing(result, floor)
+            part = f"the forget set was forgotten in part: {still}" if still else ""
+            found = f"{nothing or part}; {remedy}" if nothing or part else ""
         if found:
             warn(found)
 
@@ -122,21 +135,13 @@ class Outcome:
             else ""
         )
 
-    def _forgot_nothing(
-        self, result: UnlearnResult, floor: float | None, budget: float | None
-    ) -> str:
+    def _forgot_nothing(self, result: UnlearnResult, floor: float | None) -> str:
         history = result.history
-        remedy = (
-            "raise forget_weight or forget_lr (choose them on validation data), or lower"
-            " retain_steps"
-        )
-        if budget is not None:
-            remedy = f"raise retain_budget ({budget:g}), or take more cycles"
         first = history[0].get("forget_accuracy", 0.0) if len(history) > 1 else 0.0
         if first > (floor or 0.0):  # it could fall
             last = history[-1]["forget_accuracy"]
             fell = f"the forget accuracy was {first:.1f} % before and {last:.1f} % after"
-            return "" if last < first else f"nothing was forgotten: {fell}; {remedy}"
+            return "" if last < first else f"nothing was forgotten: {fell}"
         if self.forgotten:
             return ""  # the ceiling was reached, and losses need not rise further
         what, first, last = self._losses(result)
@@ -144,10 +149,10 @@ class Outcome:
         if risen < (NATS if self.asked.task.in_nats else SHARE * abs(first)):
             own = self.asked.task.in_nats is False and self.recipe.objective == "ascent"
             wrong = own and risen < -0.1 * abs(first)
-            sign = " (it fell: look at the sign of the loss);" if wrong else ";"
+            sign = " (it fell: look at the sign of the loss)" if wrong else ""
             return (
                 f"nothing was forgotten: the loss of the {what} was {first:.4g} at first and"
-                f" {last:.4g} at the end{sign} {remedy}"
+                f" {last:.4g} at the end{sign}"
             )
         return ""
 

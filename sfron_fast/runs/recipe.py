@@ -18,7 +18,7 @@ from ..saliency.fisher import Estimator
 from ..saliency.mask import SaliencyMask
 from ..tasks import Task
 from .diffusion_settings import ASCENT, OFFICIAL_DDPM, OFFICIAL_SD, REPLACE
-from .recipe_checks import DECAYS, Decay, Objective, check_recipe
+from .recipe_checks import DECAYS, CeilingOf, Decay, Objective, check_recipe
 
 Part = Literal["saliency", "adaptive", "fast_slow"]
 
@@ -42,6 +42,9 @@ class Recipe:
         ceiling: a forget sample whose loss has reached ``ceiling`` times ``reference_loss`` has
             forgotten enough and weighs 0; a forget step whose samples all have is skipped. None =
             no end.
+        ceiling_of: "sample", or "token" of a language model (``Language``): a token that has
+            reached the ceiling counts for no more, and the others of its sequence go on. Without
+            it ascent drives on the tokens that are lost already, whose gradients are largest.
         reference_loss: mean loss of samples the model has never seen (a holdout set), by the model
             before the run; with a ceiling. None = ``unlearn`` measures it on its ``holdout``.
         threshold: gamma; None = every weight is salient, and no Fisher is estimated.
@@ -73,6 +76,7 @@ class Recipe:
     temperature: float = 0.5
     loss_floor: float = LOSS_FLOOR
     ceiling: float | None = None
+    ceiling_of: CeilingOf = "sample"
     reference_loss: float | None = None
     threshold: float | None = 1.0
     zero_over_zero: bool = False

@@ -10,6 +10,7 @@ from ..saliency.fisher import Estimator
 
 Decay = Literal["linear", "cosine", "constant"]
 Objective = Literal["ascent", "replace"]
+CeilingOf = Literal["sample", "token"]
 DECAYS = {
     "linear": lambda x: 1.0 - x,
     "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
@@ -30,6 +31,8 @@ def check_recipe(recipe: Any) -> None:
             number(name, getattr(recipe, name), 0.0, open_low=name != "forget_lr")
     alone = recipe.ceiling is None and recipe.reference_loss is not None
     require(not alone, "ceiling", "a number, with reference_loss", recipe.ceiling)
+    alone = recipe.ceiling is None and recipe.ceiling_of != "sample"
+    require(not alone, "ceiling", f"a number, with ceiling_of {recipe.ceiling_of!r}", "None")
     plain = recipe.objective == "ascent" or recipe.ceiling is None
     require(plain, "ceiling", "None, with objective 'replace'", recipe.ceiling)
     once = recipe.draws == 1 or recipe.estimator == "sample"
@@ -43,6 +46,7 @@ def check_recipe(recipe: Any) -> None:
     choices = {
         "forget_decay": tuple(DECAYS),
         "objective": get_args(Objective),
+        "ceiling_of": get_args(CeilingOf),
         "lr_decay": ("cosine", "constant"),
         "optimizer": ("sgd", "adamw"),
         "estimator": get_args(Estimator),

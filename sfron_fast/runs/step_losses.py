@@ -23,7 +23,7 @@ class ForgetLoss(NamedTuple):
 
     loss: Tensor  # [], to ascend
     mean: Tensor  # [], of the samples' losses
-    reached: Tensor | None  # bool [], all samples are at the ceiling; None without one
+    reached: Tensor | None  # bool [], all (tokens) are at the ceiling; None without one
 
 
 class StepLosses:
@@ -50,6 +50,8 @@ class StepLosses:
             elif recipe.ceiling is None or usual is None:
                 loss, each = task.adaptive_loss(*weighing)
                 left = None
+            elif recipe.ceiling_of == "token":
+                loss, each, left = task.token_ceiling_loss(*weighing, recipe.ceiling, usual)
             else:
                 limit = recipe.ceiling, usual
                 loss, each = task.ceiling_loss(*weighing, *limit)

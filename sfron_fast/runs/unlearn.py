@@ -117,7 +117,8 @@ def unlearn(
 
     Warns:
         RuntimeWarning: the run did nothing, or forgot nothing (steps all skipped, no gradient, no
-            weight changed, forget accuracy or loss where it was), it spent more than its budget,
+            weight changed, forget accuracy or loss where it was), or only a part (the forget set is
+            right more often than the holdout set, beyond chance), it spent more than its budget,
             the sets look swapped, or their batches differ in size under an estimator that depends
             on it.
     """
@@ -180,6 +181,8 @@ def unlearn(
         task.needs("correct")
     if recipe.objective == "replace":
         task.needs("replacement_losses")
+    if recipe.ceiling_of == "token":
+        task.needs("token_ceiling_loss")
     run = Run(model, forget, retain, recipe, task, folder, holdout, retain_budget, group, chosen)
     progress = progress if run.ranks.rank == 0 else False
     said: list[str] = []
@@ -247,4 +250,5 @@ def _conclude(run: Run, known: Known, floor: float | None) -> None:
         result.budget_spent = budget.settled(run.recipe.lr)
     if not result.stopped_early:
         with run.looking():
-            run.outcome.judge(result, floor, run.share)
+            still = known.still(result.before, result.after)
+            run.outcome.judge(result, floor, run.share, still)

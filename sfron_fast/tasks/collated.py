@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from .task import Units
 
 IGNORED = -100
 
@@ -49,3 +50,21 @@ def rows_of(each: Each) -> Tensor:
         return each.sample
     rows = torch.arange(len(each.counted), device=each.counted.device)
     return rows.unsqueeze(1).expand_as(each.counted)
+
+
+def sums(each: Each, samples: int) -> tuple[Tensor, Tensor]:
+    """Each sequence's summed loss, and how many tokens it is of: [samples]."""
+    losses, counted, sample = each
+    if sample is None:
+        return losses.sum(1), counted.sum(1)
+    place = sample.flatten()
+    lengths = place.new_zeros(samples).index_add(0, place, counted.flatten().long())
+    return losses.new_zeros(samples).index_add(0, place, losses.flatten()), lengths
+
+
+def units_of(each: Each, samples: int) -> Units:
+    """The labelled tokens, sample after sample."""
+    sample = rows_of(each)[each.counted]
+    order = sample.argsort(stable=True)
+    lengths = torch.bincount(sample, minlength=samples)
+    return Units(each.losses[each.counted][order], sample[order], lengths)

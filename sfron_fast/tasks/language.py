@@ -15,7 +15,7 @@ from ..heads.fused import is_fused, through
 from ..losses import adaptive_cross_entropy_parts, adaptive_weights
 from ..ops.dtypes import wide
 from ..weights import with_ceiling
-from .collated import IGNORED, Each, assistant_labels, packed, rows_of
+from .collated import IGNORED, Each, assistant_labels, packed, rows_of, sums, units_of
 from .outputs import inner, logits_of
 from .task import Task, Units
 
@@ -167,13 +167,11 @@ class Language(Task):
         without a labelled token weighs nothing.
         """
         if self._fuses(model):
-            found = self._by_head(model, batch, temperature=temperature, floor=floor)
-            return found.loss, found.losses
+            return self._by_head(model, batch, temperature=temperature, floor=floor)[:2]
         tokens = self.outputs(model, batch)
         if self._served(tokens):
-            logits, labels, _ = tokens
-            return adaptive_cross_entropy_parts(logits, labels, temperature, floor=floor)[:2]
-        values, weights = self._weighted(tokens, batch, temperature, floor)
+            return adaptive_cross_entropy_parts(*tokens[:2], temperature, floor=floor)[:2]
+        values, weights = self._weighted(self._each(tokens), batch, temperature, floor)
         return (weights * values).sum(), values
 
     def ceiling_loss(
@@ -192,11 +190,30 @@ class Language(Task):
                 raw = losses.double().clamp_min(floor).pow(-temperature)
                 return with_ceiling(raw, losses, ceiling, reference), raw
 
-            found = self._by_head(model, batch, weigh=weigh)
-            return found.loss, found.losses
-        tokens = self.outputs(model, batch)
-        values, weights = self._weighted(tokens, batch, temperature, floor)
+            return self._by_head(model, batch, weigh=weigh)[:2]
+        values, weights = self._weighted(self._losses(model, batch), batch, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
+
+    def token_ceiling_loss(
+        self,
+        model: nn.Module,
+        batch: Any,
+        temperature: float,
+        floor: float,
+        ceiling: float,
+        reference: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``ceiling_loss``, of each token: one that has reached it counts for no more, and the
+        others of its sequence go on. Also whether any is left. Not for sums (ValueError).
+        """
+        means, wanted = self.reduction == "mean", "Language('mean'), with a ceiling of tokens"
+        require(means, self.argument, wanted, f"Language({self.reduction!r})")
+        each, limit = self._losses(model, batch), ceiling * reference
+        values, weights = self._weighted(each, batch, temperature, floor)
+        reached = each.losses >= limit  # not of NaN
+        capped = each._replace(losses=each.losses.masked_fill(reached, limit))
+        left = (each.counted & ~reached).any()
+        return (weights * self._reduced(capped, batch)[0]).sum(), values, left
 
     def counted(self, model: nn.Module, batch: Any) -> Tensor:
         """The sequences that have a labelled token."""
@@ -209,18 +226,11 @@ class Language(Task):
 
     def units(self, outputs: Tokens, batch: Any) -> Units:
         """The labelled tokens, sample after sample."""
-        return self._units(self._each(outputs), batch)
+        return units_of(self._each(outputs), self.samples(batch))
 
     def units_by(self, model: nn.Module, batch: Any) -> Units:
         """The same from the batch; a fused head makes no logits."""
-        return self._units(self._losses(model, batch), batch)
-
-    def _units(self, each: Each, batch: Any) -> Units:
-        losses, counted = each.losses, each.counted
-        sample = rows_of(each)[counted]
-        order = sample.argsort(stable=True)
-        lengths = torch.bincount(sample, minlength=self.samples(batch))
-        return Units(losses[counted][order], sample[order], lengths)
+        return units_of(self._losses(model, batch), self.samples(batch))
 
     def logits(self, outputs: Tokens, batch: Any) -> Tensor:
         """The logits of the labelled tokens [units, classes], row after row."""
@@ -269,20 +279,14 @@ class Language(Task):
 
     def _reduced(self, each: Each, batch: Any) -> tuple[Tensor, Tensor]:
         """Each sequence's loss, and how many tokens it is of: [samples]."""
-        losses, counted, sample = each
-        if sample is None:
-            sums, lengths = losses.sum(1), counted.sum(1)
-        else:
-            place, samples = sample.flatten(), self.samples(batch)
-            sums = losses.new_zeros(samples).index_add(0, place, losses.flatten())
-            lengths = place.new_zeros(samples).index_add(0, place, counted.flatten().long())
-        return sums if self.reduction == "sum" else sums / lengths.clamp_min(1), lengths
+        total, lengths = sums(each, self.samples(batch))
+        return total if self.reduction == "sum" else total / lengths.clamp_min(1), lengths
 
     def _weighted(
-        self, outputs: Tokens, batch: Any, temperature: float, floor: float
+        self, each: Each, batch: Any, temperature: float, floor: float
     ) -> tuple[Tensor, Tensor]:
         """Losses and adaptive weights [samples]; 0 of a sequence without a labelled token."""
-        values, lengths = self._reduced(self._each(outputs), batch)
+        values, lengths = self._reduced(each, batch)
         some = lengths > 0
         weights = torch.zeros_like(values)
         if bool(some.any()):

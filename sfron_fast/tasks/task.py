@@ -124,6 +124,20 @@ class Task:
         weights = adaptive_weights(values, temperature, floor)
         return (with_ceiling(weights, values, ceiling, reference) * values).sum(), values
 
+    def token_ceiling_loss(
+        self,
+        model: nn.Module,
+        batch: Any,
+        temperature: float,
+        floor: float,
+        ceiling: float,
+        reference: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``ceiling_loss``, of each token of a sequence, which then counts for no more; also
+        whether any token is below it, bool [].
+        """
+        raise self._lacks("token_ceiling_loss")
+
     def usual(self, batch: Any) -> Tensor | None:
         """The loss that samples of what each was drawn with usually have [samples]: losses are then
         weighted, and the ceiling taken, relative to it. None = of all the same.

@@ -180,6 +180,43 @@ def test_adaptive_and_ceiling_losses_are_their_formulas():
     torch.testing.assert_close(task.mean_loss(model, batch), each.mean())
 
 
+@pytest.mark.parametrize("form", [padded, packed])
+def test_a_ceiling_of_tokens_ends_each_token_by_itself(form):
+    """Tokens at the ceiling give no gradient, those below the one they had."""
+    model, task = built(llama).double(), Language()
+    batch = task.prepare(form(*sequences(9, 5, 7)), CPU)
+    units = task.units_by(model, batch)
+    limit = float(units.losses.detach().median())
+    weights = sf.adaptive_weights(task.losses(model, batch).detach(), 0.7)
+    share = (weights / units.lengths)[units.sample]
+    below = units.losses < limit
+    assert 0 < below.sum() < len(below)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad((share * units.losses)[below].sum(), parameters)
+    loss, values, left = task.token_ceiling_loss(model, batch, 0.7, 1e-6, 0.5, 2.0 * limit)
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), expected)
+    torch.testing.assert_close(values, task.losses(model, batch))
+    assert bool(left)
+    loss, _, left = task.token_ceiling_loss(model, batch, 0.7, 1e-6, 1e-6, 1.0)
+    assert not bool(left)
+    assert not any(g.any() for g in torch.autograd.grad(loss, parameters))
+
+
+def test_a_ceiling_of_tokens_wants_means_and_a_task_of_tokens():
+    model = built(llama)
+    batch = {"input_ids": sequences(6)[0][0][None], "labels": sequences(6)[1][0][None]}
+    recipe = sf.Recipe.language(ceiling_of="token", cycles=1, threshold=None)
+    given = {"forget": [batch], "retain": [batch], "holdout": [batch], "recipe": recipe}
+    with pytest.raises(ValueError, match=r"task: expected Language\('mean'\).*found Language"):
+        sf.unlearn(model, **given, task=Language("sum"))
+    with pytest.raises(ValueError, match=r"loss_fn: .*token_ceiling_loss.*found Classification"):
+        sf.unlearn(model, **given)
+    with pytest.raises(ValueError, match="ceiling: expected a number, with ceiling_of 'token'"):
+        sf.Recipe.paper(ceiling_of="token")
+    with pytest.raises(ValueError, match="ceiling_of: expected 'sample' or 'token'"):
+        sf.Recipe.paper(ceiling=1.0, ceiling_of="word")
+
+
 def test_chats_are_labelled_where_the_assistant_speaks():
     tokens, labels = sequences(9, 9)
     ids, wanted = torch.stack(tokens), torch.stack(labels)
@@ -243,6 +280,7 @@ def test_a_fused_head_changes_nothing_but_the_logits(form, monkeypatch):
         "mean": lambda m: task.mean_loss(m, batch),
         "adaptive": lambda m: task.adaptive_loss(m, batch, 0.7, 1e-6)[0],
         "ceiling": lambda m: task.ceiling_loss(m, batch, 0.7, 1e-6, 1.0, limit)[0],
+        "of tokens": lambda m: task.token_ceiling_loss(m, batch, 0.7, 1e-6, 1.0, limit)[0],
         "units": lambda m: task.units_by(m, batch).losses.square().sum(),
     }
     for name, call in calls.items():

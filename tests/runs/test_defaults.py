@@ -225,7 +225,7 @@ def test_a_default_run_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
 def test_each_task_has_its_recipe():
     names = {
         sf.Classification(): "SFR-on (default)",
-        sf.Language(): "SFR-on (language)",
+        sf.Language(): "SFR-on (default)",
         sf.Denoising(KEPT): "SFR-on (diffusion, ascent)",
         sf.Denoising(KEPT, instead=sf.Relabel(1)): "SFR-on (diffusion)",
         Regression(): "SFR-on (default)",

@@ -1,6 +1,7 @@
 """What a run says of itself: losses and accuracies before and after, and the sets it was given."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorData
 
 import sfron_fast as sf
 from sfron_fast import Recipe
-from sfron_fast.runs.known import LOOKED, digests, shared_samples
+from sfron_fast.runs.known import LOOKED, Known, digests, shared_samples
 
 RECIPE = Recipe.paper(cycles=4, retain_steps=1, forget_lr=0.5)
 FORGET, RETAIN, HOLDOUT = data(8, seed=1), data(24, seed=2), data(12, seed=3)
@@ -68,6 +69,43 @@ def test_of_a_large_set_some_are_looked_at_the_same_both_times():
     chosen = torch.linspace(0, len(many) - 1, LOOKED).round().long()
     expected = measured(build(), forget=tuple(t[chosen] for t in many.tensors))
     assert result.before["forget_loss"] == expected["forget_loss"]
+
+
+def test_a_forget_set_that_is_still_known_is_told():
+    """Beside a holdout set, beyond chance; half of it without one, where nobody chose a recipe."""
+    begun = {"forget_accuracy": 100.0}
+    known = Known.__new__(Known)
+    known.run, known.looked = SimpleNamespace(chosen=False), {"forget": 100, "holdout": 100}
+
+    def still(forget, holdout=None, before=begun):
+        after = {"forget_accuracy": forget}
+        after |= {} if holdout is None else {"holdout_accuracy": holdout}
+        return known.still(before, after)
+
+    assert "70.0 % of it are right, and 30.0 % of the holdout set" in still(70.0, 30.0)
+    assert not still(40.0, 30.0)  # 10 points are 1.5 of chance
+    assert still(100.0, 90.0)
+    assert not still(100.0, 98.0)
+    assert "only a holdout set tells" in still(51.0)
+    assert not still(50.0)
+    known.run.chosen = True
+    assert not still(51.0)
+    assert still(70.0, 30.0)
+    assert known.still({"forget_loss": 1.0}, {"forget_loss": 2.0}) == ""
+
+
+def test_a_run_that_forgets_in_part_says_so():
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(model(FORGET[0]), FORGET[1]).backward()
+        optimizer.step()
+    unseen = data(64, seed=9)
+    little = RECIPE.replace(forget_lr=0.3, lr=0.0, threshold=None)
+    with pytest.warns(RuntimeWarning, match="forgotten in part: 100.0 % of it are right, and"):
+        result = sf.unlearn(model, **SETS, holdout=[unseen], recipe=little)
+    assert any("forgotten in part" in said for said in result.warnings)
 
 
 class Regression(sf.Task):
