@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sfron_fast as sf
-from examples.systems.claims import Claim, at_most, parser, record, write
+from examples.systems.claims import Claim, at_most, record, write
+from examples.systems.images import options
 from sfron_fast import methods
 
 from .figure import draw
@@ -240,9 +241,7 @@ def strangers(setting: Setting) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="npz with images uint8 [images, height, width]")
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
     draw(found, chosen.out / "sugar.png")
 
