@@ -54,6 +54,11 @@ class Setting:
         self.judge = train_identity(vae, images, 2000 + seed)
         draw = torch.Generator().manual_seed(seed)
         self.others = torch.randn(OTHERS, LATENT, generator=draw)
+        self.shared: dict[str, Any] = {
+            "others": self.others,
+            "features": self.features,
+            "seed": seed,
+        }
         with torch.no_grad():
             known, retain = vae.posterior(images)[0], vae.posterior(held_out)[0]
             self.identities = known[torch.randperm(len(known), generator=draw)]
@@ -66,15 +71,8 @@ class Setting:
 
     def surrogates(self, model: nn.Module, identities: Tensor) -> methods.SurrogateLatents:
         """Learnt for these identities."""
-        return methods.fit_surrogates(
-            model,
-            identities=identities,
-            others=self.others,
-            distance=DISTANCE,
-            features=self.features,
-            seed=self.seed,
-            **SURROGATE,
-        )
+        settings = {**self.shared, "distance": DISTANCE, **SURROGATE}
+        return methods.fit_surrogates(model, identities=identities, **settings)
 
     def through_the_mean(self, distance: float = DISTANCE) -> methods.SurrogateLatents:
         """The control."""
@@ -90,15 +88,8 @@ class Setting:
         self, model: nn.Module, identities: Tensor, surrogates: Any, **settings: Any
     ) -> nn.Module:
         """In place."""
-        return methods.sugar(
-            model,
-            identities=identities,
-            others=self.others,
-            surrogates=surrogates,
-            features=self.features,
-            seed=self.seed,
-            **{"penalty": PENALTY, **UNLEARN, **settings},
-        )
+        given = {**self.shared, "penalty": PENALTY, **UNLEARN, **settings}
+        return methods.sugar(model, identities=identities, surrogates=surrogates, **given)
 
     @torch.no_grad()
     def measured(self, model: nn.Module, count: int) -> dict[str, float]:
