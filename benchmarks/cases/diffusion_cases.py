@@ -22,7 +22,7 @@ from sfron_fast.evaluation.diffusion import LossProfile
 from ..harness import Arm, Case
 from .arms import change
 from .loops import FLOOR, TEMPERATURE, Authors, Ours, Phases, Published, Stock
-from .row_cases import weighted
+from .row_arms import weighted
 
 DRAWS = 8
 CAP = 3.0  # times the usual loss, met by some samples
