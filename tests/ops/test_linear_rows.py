@@ -123,10 +123,10 @@ def test_interpreted():
 
 def test_compiles_without_spills():
     pytest.importorskip("triton")
-    from benchmarks.tools import triton_report
+    from benchmarks.tools import triton_launches, triton_report
 
-    launches = triton_report.linear_launches(8192, 16_384, torch.bfloat16, None)
-    launches += triton_report.linear_launches(8192, 16_384, torch.float32, 30.0)
+    launches = triton_launches.linear_launches(8192, 16_384, torch.bfloat16, None)
+    launches += triton_launches.linear_launches(8192, 16_384, torch.float32, 30.0)
     assert {launch.kernel for launch in launches} == {
         "_log_sums_kernel",
         "_gradient_kernel",
