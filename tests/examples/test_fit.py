@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.language.training import fit
+from examples.systems.training import fit
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])  # 0.1 of ten is one step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.language.training import fit
+from examples.systems.training import fit
 from sfron_fast.evaluation import accuracy, per_sample_loss, predict
 from sfron_fast.evaluation.language import auc
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.language.training import fit
 from examples.systems.claims import Claim, at_least, at_most, record, write
 from examples.systems.images import options
+from examples.systems.training import fit
 from sfron_fast import methods
 from sfron_fast.methods.original import adapters_alone
 

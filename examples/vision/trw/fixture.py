@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.language.training import fit
+from examples.systems.training import fit
 from sfron_fast.evaluation import Predictions, predict
 
 CLASSES, WIDTH, BATCH, LR = 10, 256, 64, 3e-3
