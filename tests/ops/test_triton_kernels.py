@@ -5,7 +5,6 @@ Nothing here runs on a GPU; tests/gpu/test_triton_ops.py does, where there is on
 """
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import only_long
+from interpreting import passes_interpreted
 from judging import assert_same_lists, named
-from paths import ROOT, TESTS
+from paths import ROOT
 from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,32 +36,9 @@ ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 @pytest.mark.checklist("B8")
 @pytest.mark.parametrize("group", [*INTERPRETED, only_long("long")])
 def test_interpreted(group):
-    """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach
-    other tests.
-    """
     pytest.importorskip("triton")
     select = ["-m", "long"] if group == "long" else ["-k", group]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-q",
-        *select,
-    ]
-    done = subprocess.run(
-        [*command, str(TESTS / "ops/interpreted_triton.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout or "[100%]" in done.stdout
+    passes_interpreted("ops/interpreted_triton.py", *select)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", only_long("float32")])
