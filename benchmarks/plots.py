@@ -187,7 +187,7 @@ def stacks(cycles: dict[str, dict[str, dict[str, float]]], rows: Rows) -> Any:
     grid = figure.subplots(len(cycles), 1, squeeze=False)[:, 0]
     for axes, (cycle, arms) in zip(grid, cycles.items(), strict=True):
         order = [phase for phase in COLOURS if any(phase in found for found in arms.values())]
-        totals = {arm: whole(rows, cycle, arm) for arm in arms}
+        totals = {arm: whole(rows, cycle, arm)["p50_ms"] for arm in arms}
         for at, (arm, found) in enumerate(arms.items()):
             left, apart = 0.0, sum(found.values())
             for phase in order:

@@ -112,7 +112,7 @@ def _cycles(rows: select.Rows) -> list[str]:
     ]
     for cycle, arms in select.phases(rows).items():
         for arm, found in arms.items():
-            whole = next(r for r in rows if r["case"].startswith(f"{cycle} (") and r["arm"] == arm)
+            whole = select.whole(rows, cycle, arm)
             rest = sum(ms for phase, ms in found.items() if phase not in select.MODEL)
             share = 100 * rest / sum(found.values())
             spread = f"{whole['p20_ms']:.1f} to {whole['p80_ms']:.1f}"

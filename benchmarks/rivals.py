@@ -151,7 +151,7 @@ def our_arms() -> dict[str, Unlearn]:
         return ours(model, problem, recipe=problem.recipe, **more)
 
     name = "sfron_fast"
-    return {f"{name}": ours, f"{name}, holdout": held_out, f"{name}, task's recipe": by_recipe}
+    return {name: ours, f"{name}, holdout": held_out, f"{name}, task's recipe": by_recipe}
 
 
 STRATEGIES = ("gradient_ascent", "negative_gradient", "scrub", "saliency_unlearning", "npo")

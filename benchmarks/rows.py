@@ -98,12 +98,9 @@ def phases(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def whole(rows: Rows, cycle: str, arm: str) -> float:
-    """Median ms of a cycle that was not timed phase by phase."""
-    found: float = next(
-        r["p50_ms"] for r in rows if r["case"].startswith(f"{cycle} (") and r["arm"] == arm
-    )
-    return found
+def whole(rows: Rows, cycle: str, arm: str) -> dict[str, Any]:
+    """The row of a cycle that was not timed phase by phase."""
+    return next(r for r in rows if r["case"].startswith(f"{cycle} (") and r["arm"] == arm)
 
 
 def memory(rows: Rows) -> dict[str, dict[str, float]]:

@@ -21,8 +21,8 @@ from sfron_fast.evaluation.diffusion import LossProfile
 
 from ..harness import Arm, Case
 from .arms import change
-from .loops import FLOOR, TEMPERATURE, Authors, Ours, Phases, Published, Stock
-from .row_cases import weighted
+from .loops import Authors, Ours, Phases, Published, Stock
+from .row_arms import FLOOR, TEMPERATURE, weighted
 
 DRAWS = 8
 CAP = 3.0  # times the usual loss, met by some samples

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import sfron_fast as sf
 
 from ..harness import Arm, Case
-from .row_cases import BF16, FP32, compiled, short
+from .row_arms import BF16, FP32, compiled, short
 
 # (rows, features, classes, dtype, frozen head)
 GPU = [(8192, 4096, 131_072, BF16, False), (8192, 4096, 131_072, BF16, True)]

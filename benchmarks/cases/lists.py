@@ -134,28 +134,16 @@ def sd14_unet(width: int = 320, context: int = 768) -> list[Shape]:
     return _unet(width, (1, 2, 4, 4), 4 * width, transformer, {0, 1, 2}, 4)
 
 
-def llama(
-    hidden: int, layers: int, between: int, values: int, vocabulary: int, tied: bool
-) -> list[Shape]:
-    """A decoder of the Llama family; ``values``: width of keys and values."""
+def llama(hidden: int, layers: int, between: int, values: int, vocabulary: int) -> list[Shape]:
+    """A decoder of the Llama family, its head tied; ``values``: width of keys and values."""
     layer = [(hidden, hidden), (values, hidden), (values, hidden), (hidden, hidden)]
     layer += [(between, hidden), (between, hidden), (hidden, between), (hidden,), (hidden,)]
-    return [
-        (vocabulary, hidden),
-        *layer * layers,
-        (hidden,),
-        *([] if tied else [(vocabulary, hidden)]),
-    ]
+    return [(vocabulary, hidden), *layer * layers, (hidden,)]
 
 
 def llama_1b() -> list[Shape]:
     """Llama-3.2-1B: 1,235,814,400 weights in 146 tensors."""
-    return llama(2048, 16, 8192, 512, 128_256, tied=True)
-
-
-def llama_8b() -> list[Shape]:
-    """Llama-3.1-8B: 8,030,261,248 weights in 291 tensors."""
-    return llama(4096, 32, 14_336, 1024, 128_256, tied=False)
+    return llama(2048, 16, 8192, 512, 128_256)
 
 
 def small_tensors(count: int = 4000, elements: int = 64) -> list[Shape]:

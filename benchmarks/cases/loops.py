@@ -16,9 +16,10 @@ from sfron_fast import functional
 from sfron_fast.ops import reference
 
 from .arms import MAX_NORM
+from .row_arms import FLOOR, TEMPERATURE, weighted
 from .saliency_cases import stock_mask
 
-SLOW_LR, TEMPERATURE, FLOOR = 0.5, 0.5, 1e-6
+SLOW_LR = 0.5
 SETTINGS = {
     "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
     "adamw": {"lr": 1e-4, "weight_decay": 0.01},
@@ -107,8 +108,7 @@ class Stock:
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
         losses = losses.view(labels.shape).flatten(1).mean(1) if labels.dim() > 1 else losses
-        raw = losses.detach().clamp_min(FLOOR).pow(-TEMPERATURE)
-        return (raw / raw.sum() * losses).sum()
+        return weighted(losses)
 
     def forget(self, phase: Phases) -> None:
         grads = [p.grad for p in self.params]

@@ -1,6 +1,5 @@
 """The row cases: adaptive losses, forward and backward, against eager, compiled and Liger's."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,12 +13,19 @@ import sfron_fast as sf
 from ..harness import Arm, Case
 from ..timer import rotating
 from . import probes
+from .row_arms import (
+    BF16,
+    FLOOR,
+    FP32,
+    TEMPERATURE,
+    as_result,
+    compiled,
+    copies,
+    differentiated,
+    short,
+    weighted,
+)
 
-TEMPERATURE, FLOOR = 0.5, 1e-6
-ROTATED = 1 << 27  # bytes of inputs that one arm goes through
-
-
-BF16, FP32 = torch.bfloat16, torch.float32
 # on a GPU: (samples, classes), or (samples, elements), and dtype
 ENTROPIES = [
     (8192, 32_000, BF16),
@@ -34,21 +40,6 @@ ENTROPIES = [
 ]
 SQUARES = [(256, 3 * 32 * 32, FP32), (64, 4 * 32 * 32, FP32), (4, 3 * 512 * 512, BF16)]
 TARGETS = [(8192, 10, FP32), (8192, 1000, FP32), (1024, 32_000, FP32), (8192, 32_000, BF16)]
-
-
-class _Result(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, handle: Tensor, buffer: Tensor) -> Tensor:
-        return buffer.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
-
-
-def as_result(buffer: Tensor) -> Tensor:
-    """``buffer`` as an operation's result, which may be written over, without the operation."""
-    return _Result.apply(torch.zeros((), device=buffer.device, requires_grad=True), buffer)
 
 
 def cases(kind: str, device: str, tiny: bool) -> list[Case]:
@@ -292,36 +283,3 @@ def kl_case(
     ]
     title = f"soft-target KL {'of classes ' if of_classes else ''}{samples:,} x {classes:,}"
     return Case(f"{title} {short(dtype)}", made, 3 * size, 1.0)
-
-
-def copies(size: int) -> int:
-    return max(1, min(64, ROTATED // max(size, 1)))
-
-
-def weighted(losses: Tensor, cap: float = math.inf) -> Tensor:
-    """Equations 4 and 5 of docs/equations.md in plain torch."""
-    known = losses.detach()
-    raw = known.clamp_min(FLOOR).pow(-TEMPERATURE)
-    weights = raw / raw.sum()
-    if cap != math.inf:
-        weights = weights.masked_fill(known >= cap, 0.0)
-    return (weights * losses).sum()
-
-
-def compiled(function: Callable[..., Tensor], tiny: bool) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False, backend="aot_eager" if tiny else "inductor")
-
-
-def differentiated(
-    function: Callable[..., Tensor],
-) -> Callable[[tuple[Tensor, Tensor]], list[Tensor]]:
-    def step(pair: tuple[Tensor, Tensor]) -> list[Tensor]:
-        pair[0].grad = None
-        function(*pair).backward()
-        return [pair[0].grad]
-
-    return step
-
-
-def short(dtype: torch.dtype) -> str:
-    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

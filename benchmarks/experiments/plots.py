@@ -3,38 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfron_fast.evaluation.figures import GRID, INK, SOFT, _colours, _figure
+from sfron_fast.evaluation.figures import GRID, INK, _bars, _figure
 
 
 def bars(values: Mapping[str, tuple[float, float]], label: str) -> Any:
     """{method: (mean, standard deviation)} as bars from the top, best first."""
     ordered = dict(sorted(values.items(), key=lambda item: item[1][0]))
-    figure, axes = _figure(7.2, 0.9 + 0.36 * len(ordered))
-    colours = _colours(ordered)
-    means, errors = [m for m, _ in ordered.values()], [s for _, s in ordered.values()]
-    style = {"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3}
-    axes.barh(
-        range(len(ordered)),
-        means,
-        height=0.66,
-        color=[colours[m] for m in ordered],
-        xerr=errors,
-        error_kw=style,
-    )
-    for row, (mean, std) in enumerate(ordered.values()):
-        axes.annotate(
-            f"{mean:.2f}",
-            (mean + std, row),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-        )
-    axes.set_yticks(range(len(ordered)), list(ordered))
-    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    figure, axes = _bars(ordered, lambda method: f"{ordered[method][0]:.2f}", 0.36)
     axes.set_xlim(0, 1.15 * max(m + s for m, s in ordered.values()) or 1.0)
     axes.set_xlabel(label)
-    axes.tick_params(axis="y", length=0)
     return figure
 
 

@@ -167,16 +167,12 @@ def _figures(table: Found, setting: str) -> dict[str, Any]:
     losses = {m: one[m]["losses"] for m in shown if m in one and one[m]["losses"]}
     if losses:
         made[f"losses_{setting}"] = figures.loss_histograms(losses)
-    for metric, unit, draw in (
-        ("Avg.D", "points", plots.bars),
-        ("D_KL_forget", "nats", plots.bars),
-    ):
+    for metric, unit in (("Avg.D", "points"), ("D_KL_forget", "nats")):
         values = _spread(table, metric)
         values.pop("Retrain", None)
         if values:
-            made[f"{metric.replace('.', '').lower()}_{setting}"] = draw(
-                values, f"{metric} ({unit})"
-            )
+            name = f"{metric.replace('.', '').lower()}_{setting}"
+            made[name] = plots.bars(values, f"{metric} ({unit})")
     times = {m: v for m, v in _spread(table, "RTE").items() if m != "Original"}
     made[f"time_{setting}"] = figures.time_per_method(times)
     return made

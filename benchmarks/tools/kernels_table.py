@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .. import harness
-from . import kernels_report, sass, triton_report
+from . import kernels_report, sass, triton_launches, triton_report
 
 RESULT = Path(__file__).parents[1] / "results/kernels.md"
 # bytes of a launch that is judged: four times what must be in flight on the whole card
@@ -89,12 +89,12 @@ def cuda_row(kernel: kernels_report.Kernel) -> Row:
 
 def triton_rows(workers: int) -> list[Row]:
     """The same of the Triton kernels."""
-    launches = triton_report.all_launches()
+    launches = triton_launches.all_launches()
     found = triton_report.analysis(launches, workers)
     return [triton_row(launch, row) for launch, row in zip(launches, found, strict=True)]
 
 
-def triton_row(launch: triton_report.Launch, found: Row) -> Row:
+def triton_row(launch: triton_launches.Launch, found: Row) -> Row:
     complaints = [
         complaint.partition("): ")[2] for complaint in triton_report.complaints(launch, found)
     ]

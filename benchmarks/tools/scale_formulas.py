@@ -75,7 +75,7 @@ def llamas() -> list[Model]:
         ("405B", 16_384, 126, 53_248, 1024),
         ("1T", 24_576, 132, 86_016, 1024),
     ):
-        embedding, *layer, norm = llama(hidden, 1, between, values, 128_256, tied=True)
+        embedding, *layer, norm = llama(hidden, 1, between, values, 128_256)
         rest = [embedding, norm, *([] if name == "1B" else [embedding])]
         found.append(Model(name, layer, layers, rest, hidden, 128_256))
     return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sfron_fast as sf
+from examples.systems.masks import at_random
 from sfron_fast import methods
 from sfron_fast.evaluation.diffusion import recognised, sample
 
@@ -100,13 +101,7 @@ class Setting:
 
     def random_mask(self) -> sf.SaliencyMask:
         """As many weights of each parameter as SFR-on selects."""
-        draw = torch.Generator().manual_seed(self.seed)
-        mask, masks = self.mask(), {}
-        for name, count in mask.counts().items():
-            flat = torch.zeros(mask.size(name), dtype=torch.bool)
-            flat[torch.randperm(len(flat), generator=draw)[:count]] = True
-            masks[name] = flat.view(mask.shapes[name])
-        return sf.SaliencyMask.from_bool(masks)
+        return at_random(self.mask(), self.seed)
 
     def gradient_mask(self) -> sf.SaliencyMask:
         """SalUn's."""

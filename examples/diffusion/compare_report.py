@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from examples.systems.markdown import table
+
 from .compare import RESULTS, STOPS, tried
 from .compare_arms import ARMS, ATTACKED, CONTROLS, METHODS, PARTS
 from .compare_figures import pictured, trade
@@ -40,11 +42,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where compare.py wrote")
     parser.add_argument("--out", type=Path, default=Path("build/diffusion"), help="its --out")
     return parser.parse_args(arguments)
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def figures(pairs: Sequence[Found], arms: Sequence[str]) -> str:

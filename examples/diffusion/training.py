@@ -9,6 +9,7 @@ from torch import nn
 
 import sfron_fast as sf
 from benchmarks.harness import provenance
+from examples.systems import markdown
 
 
 def fit(
@@ -34,7 +35,7 @@ def fit(
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     """Markdown; numbers have one decimal."""
     cells = [[f"{c:.1f}" if isinstance(c, float) else str(c) for c in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
+    return markdown.table(head, cells)
 
 
 def write(path: Path, name: str, text: str, notes: Sequence[str]) -> None:

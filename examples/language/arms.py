@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import sfron_fast as sf
+from examples.systems.masks import at_random
 from sfron_fast import methods as field
 from sfron_fast.distributed.ranks import Ranks
 from sfron_fast.methods.weighted import ascent, forget_and_retain, references, sums
@@ -88,13 +89,7 @@ Arm = Callable[[LlamaForCausalLM, Setting], Facts]
 
 def random_mask(setting: Setting) -> sf.SaliencyMask:
     """As many weights of each parameter as SFR-on selects, drawn at random."""
-    draw = torch.Generator().manual_seed(setting.seed)
-    mask, masks = setting.mask(), {}
-    for name, count in mask.counts().items():
-        flat = torch.zeros(mask.size(name), dtype=torch.bool)
-        flat[torch.randperm(len(flat), generator=draw)[:count]] = True
-        masks[name] = flat.view(mask.shapes[name])
-    return sf.SaliencyMask.from_bool(masks)
+    return at_random(setting.mask(), setting.seed)
 
 
 def sfron(

@@ -8,11 +8,9 @@ of four-bit integers. It looks as if it had forgotten, and remembers as soon as 
 audit that does not find it finds nothing.
 """
 
-import argparse
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -24,6 +22,7 @@ from sfron_fast.evaluation.quantisation import quantised, to_integers
 from sfron_fast.evaluation.relearning import relearned
 
 from .authors import QA, Benchmark
+from .judge import parse
 from .tokens import examples, loader
 from .train import load
 
@@ -32,14 +31,6 @@ STEPS, LR = 10, 3e-4  # of relearning
 BITS = (8, 4)
 HIDDEN_BITS, HIDDEN_STEPS, HIDDEN_LR = 4, 30, 5e-4  # at most so many steps
 WITHIN = 0.49  # of a step: less than half, as weights are rounded in fp32
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="where train.py left its models")
-    parser.add_argument("--pair", type=int, default=0)
-    parser.add_argument("--model", type=Path, help="folder of another model; none = the pair's own")
-    return parser.parse_args(arguments)
 
 
 def probability(
@@ -107,7 +98,7 @@ def _keep(matrix: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor) ->
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Rows by name of the model."""
-    options = parse(arguments)
+    options = parse(__doc__, arguments)
     disable_progress_bar()  # of files that are read in no time
     pair = load(options.out, options.pair)
     if options.model is not None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sfron_fast as sf
+from examples.systems.training import fit
 from sfron_fast.evaluation.relearning import relearned
-
-from .training import fit
 
 NAMES, RELATIONS, WORDINGS, VALUES, PARTS, SYLLABLES = 32, 4, 4, 24, 3, 40
 WRONG = 3  # other values of the relation, to choose the answer among

@@ -37,8 +37,9 @@ class Measured:
     ratios: Tensor  # the truth ratios of the forget set
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Which models are looked at."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="where train.py left its models")
     parser.add_argument("--pair", type=int, default=0)
     parser.add_argument("--model", type=Path, help="folder of another model; none = the pair's own")
@@ -153,7 +154,7 @@ def show(title: str, row: Mapping[str, float]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Rows by name of the model."""
-    options = parse(arguments)
+    options = parse(__doc__, arguments)
     disable_progress_bar()  # of files that are read in no time
     pair = load(options.out, options.pair)
     retrained = measure(pair.models["retrain"], pair.tokenizer, pair.data)

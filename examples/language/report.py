@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.systems.markdown import table
+
 from . import gates
 from .arms import BUDGETS, CHOICES
 from .compare import RESULTS
@@ -43,11 +45,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where compare.py wrote")
     parser.add_argument("--pairs", nargs="+", type=int, default=[1, 2], help="which are reported")
     return parser.parse_args(arguments)
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def number(value: Any, digits: int) -> str:

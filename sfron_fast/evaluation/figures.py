@@ -4,7 +4,7 @@ state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -237,32 +237,40 @@ def time_per_method(times: Mapping[str, tuple[float, float]]) -> Figure:
     require(bool(times), "times", "at least one method", "none")
     for method, (mean, std) in times.items():
         require(mean > 0 and std >= 0, f"times[{method!r}]", "mean > 0 and std >= 0", (mean, std))
-    figure, axes = _figure(7.2, 0.9 + 0.42 * len(times))
-    colours = _colours(times)
-    means = [mean for mean, _ in times.values()]
-    errors = [std for _, std in times.values()]
-    style = {"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3}
-    axes.barh(
-        range(len(times)),
-        means,
-        height=0.66,
-        color=[colours[m] for m in times],
-        xerr=errors,
-        error_kw=style,
-    )
-    for row, (method, (mean, std)) in enumerate(times.items()):
-        text = f"{_short(mean)} s"
-        if "Retrain" in times and method not in ("Retrain", "Original"):
-            text += f"   {_short(times['Retrain'][0] / mean)}× as fast as Retrain"  # noqa: RUF001
-        axes.annotate(
-            text, (mean + std, row), (6, 0), textcoords="offset points", va="center", color=INK
-        )
-    axes.set_yticks(range(len(times)), list(times))
-    axes.set_ylim(len(times) - 0.4, -0.6)
+
+    def text(method: str) -> str:
+        said = f"{_short(times[method][0])} s"
+        if "Retrain" not in times or method in ("Retrain", "Original"):
+            return said
+        ratio = _short(times["Retrain"][0] / times[method][0])
+        return f"{said}   {ratio}× as fast as Retrain"  # noqa: RUF001
+
+    figure, axes = _bars(times, text, 0.42)
     axes.set_xlim(0, 1.2 * max(m + s for m, s in times.values()))
     axes.set_xlabel("wall time (s)")
-    axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _bars(
+    rows: Mapping[str, tuple[float, float]], text: Callable[[str], str], each: float
+) -> tuple[Figure, Axes]:
+    """Bars of {method: (mean, standard deviation)} from the top, ``each`` inches apart."""
+    (figure, axes), colours = _figure(7.2, 0.9 + each * len(rows)), _colours(rows)
+    axes.barh(
+        range(len(rows)),
+        [mean for mean, _ in rows.values()],
+        height=0.66,
+        color=[colours[method] for method in rows],
+        xerr=[std for _, std in rows.values()],
+        error_kw={"ecolor": SOFT, "elinewidth": 1.2, "capsize": 3},
+    )
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": INK}
+    for row, (method, (mean, std)) in enumerate(rows.items()):
+        axes.annotate(text(method), (mean + std, row), (6, 0), **style)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""The model as it was, without a second model: the weights that move, kept and lent."""
+"""The model as it was, without a second model: what moves of it, kept and lent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +9,29 @@ from ..models.lora import adapters_in, add_lora, drop_lora
 
 
 class Original:
-    """Copies of the trainable parameters of ``model`` as they are now; what is frozen is shared."""
+    """Copies of the trainable parameters of ``model`` as they are now, and of its buffers, as
+    passes in train mode move BatchNorm's; frozen parameters are shared.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.kept = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self.buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
 
     @contextmanager
     def weights(self, model: nn.Module) -> Iterator[None]:
-        """Within, the model has its old weights: for passes without gradients."""
-        named = dict(model.named_parameters())
-        moved = {name: named[name].data for name in self.kept}
+        """Within, the model has its old weights and buffers: for passes in eval mode, without
+        gradients.
+        """
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        old = {**self.kept, **self.buffers}
+        moved = {name: named[name].data for name in old}
         try:
-            for name, weight in self.kept.items():
-                named[name].data = weight
+            for name, tensor in old.items():
+                named[name].data = tensor
             yield
         finally:
-            for name, weight in moved.items():
-                named[name].data = weight
+            for name, tensor in moved.items():
+                named[name].data = tensor
 
 
 @contextmanager

@@ -13,7 +13,6 @@ COUNTS = {  # tensors, weights, tensors of at most 1,024 elements
     "dit_xl2": (291, 674_834_720, 1),
     "sd14_unet": (686, 859_520_964, 212),
     "llama_1b": (146, 1_235_814_400, 0),
-    "llama_8b": (291, 8_030_261_248, 0),
 }
 
 

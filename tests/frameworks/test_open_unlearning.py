@@ -10,9 +10,9 @@ import torch
 import yaml
 from models import bits
 from paths import ROOT
-from tiny import gpt, sequences
+from tiny import arguments, gpt, sequences
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 FOLDER = ROOT / "examples" / "language" / "open_unlearning"
 
@@ -63,13 +63,8 @@ def test_it_trains_as_their_trainers_do(registry, tmp_path):
     trainer_class, model = registry[config["handler"]], gpt(torch.float32)
     known = inspect.signature(trainer_class.__init__).parameters
     assert set(config["method_args"]) == set(known) - {"self", "args", "kwargs"}
-    args = TrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+    args = arguments(
+        tmp_path,
         logging_steps=1,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,

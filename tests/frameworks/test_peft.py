@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from models import bits
 from peft import LoraConfig, get_peft_model
-from tiny import gpt, half, sequences
+from tiny import arguments, gpt, half, sequences
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from sfron_fast import SaliencyMask, SFRonAdamW, SFRonSGD, estimate_fisher
 from sfron_fast.integrations.transformers import ForgetCallback, optimizer_factory
@@ -56,16 +56,7 @@ def test_mask_over_the_adapters(tmp_path):
     assert len(mask) == len(trainable(model)) == 4
     assert all("lora_" in name for name in mask)
     assert all(0.05 < share < 0.95 for share in mask.density().values())
-    args = TrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        max_steps=2,
-        per_device_train_batch_size=4,
-        dataloader_pin_memory=False,
-    )
+    args = arguments(tmp_path, max_steps=2, per_device_train_batch_size=4)
     factory = (
         optimizer_factory,
         {"optimizer": SFRonSGD, "lr": 0.1, "saliency": mask, "max_norm": 1.0},
@@ -180,19 +171,14 @@ def test_adapters_forget_under_checkpointing(reentrant, tmp_path):
     model = get_peft_model(
         gpt(torch.float32), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     )
-    args = TrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+    args = arguments(
+        tmp_path,
         max_steps=2,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         bf16=True,
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        dataloader_pin_memory=False,
     )
     factory = (optimizer_factory, {"optimizer": SFRonAdamW, "lr": 0.1, "saliency": half(model)})
     trainer = Trainer(model, args, train_dataset=sequences(8, 4), optimizer_cls_and_kwargs=factory)

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from models import bits, build, loader, random_mask, same
 from peft import LoraConfig, get_peft_model
 from pytorch_lightning.utilities import CombinedLoader
-from tiny import gpt, half, letters, sequences
-from transformers import Trainer, TrainingArguments
+from tiny import arguments, gpt, half, letters, sequences
+from transformers import Trainer
 
 import sfron_fast as sf
 from sfron_fast.integrations import forget_metrics, forget_step
@@ -70,15 +70,7 @@ def test_language_models(monkeypatch, capsys, tmp_path):
 @pytest.mark.checklist("G3")
 def test_hugging_face_trainer(tmp_path):
     model = gpt(torch.float32)
-    args = TrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        max_steps=2,
-        dataloader_pin_memory=False,
-    )
+    args = arguments(tmp_path, max_steps=2)
     start = bits(model)
     names = ("retain_set", "forget_set", "kept_set", "holdout_set")
     sets = {name: sequences(8, seed=seed) for seed, name in enumerate(names, 1)}

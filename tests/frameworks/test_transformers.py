@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from models import bits, same
@@ -15,7 +16,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     Trainer,
-    TrainingArguments,
 )
 
 from sfron_fast import SFRonAdamW, SFRonSGD, adaptive_cross_entropy, estimate_fisher
@@ -29,23 +29,9 @@ from sfron_fast.integrations.transformers import (
 
 
 def arguments(folder, **more):
-    return TrainingArguments(
-        **{
-            "output_dir": str(folder),
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "logging_strategy": "no",
-            "dataloader_pin_memory": False,
-            "per_device_train_batch_size": 2,
-            "max_steps": 4,
-            "learning_rate": 0.01,
-            "weight_decay": 0.1,
-            "adam_epsilon": 1e-3,
-            **more,
-        }
-    )
+    usual = {"logging_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 4}
+    adamw = {"learning_rate": 0.01, "weight_decay": 0.1, "adam_epsilon": 1e-3}
+    return tiny.arguments(folder, **{**usual, **adamw, **more})
 
 
 # this eps, because the gradients of some biases are rounding errors around 0

@@ -56,3 +56,11 @@ def half(model, seed=2):
     return SaliencyMask.from_bool(
         {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in trainable}
     )
+
+
+def arguments(folder, **more):
+    """Of a Trainer that runs on the CPU, says nothing and saves nothing."""
+    from transformers import TrainingArguments
+
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return TrainingArguments(str(folder), **{**quiet, "dataloader_pin_memory": False, **more})

@@ -3,16 +3,13 @@ a GPU, interpreted and compiled for sm_90; and their use by the ops over heads.
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from head_cases import error, full_logits, head_case, small_tiles
+from interpreting import passes_interpreted
 from judging import assert_within
 from linear_row_ops import GRADIENT, LOG_SUMS, gradient_bounds, sums_bounds
-from paths import ROOT, TESTS
 
 import sfron_fast as sf
 from sfron_fast.ops import linear_logp, linear_one_pass, linear_rows, linear_tiles, registry
@@ -108,25 +105,15 @@ def test_infinities(columns):
 
 def test_interpreted():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
-    done = subprocess.run(
-        [*command, str(TESTS / "ops/interpreted_linear_rows.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout or "[100%]" in done.stdout
+    passes_interpreted("ops/interpreted_linear_rows.py")
 
 
 def test_compiles_without_spills():
     pytest.importorskip("triton")
-    from benchmarks.tools import triton_report
+    from benchmarks.tools import triton_launches, triton_report
 
-    launches = triton_report.linear_launches(8192, 16_384, torch.bfloat16, None)
-    launches += triton_report.linear_launches(8192, 16_384, torch.float32, 30.0)
+    launches = triton_launches.linear_launches(8192, 16_384, torch.bfloat16, None)
+    launches += triton_launches.linear_launches(8192, 16_384, torch.float32, 30.0)
     assert {launch.kernel for launch in launches} == {
         "_log_sums_kernel",
         "_gradient_kernel",

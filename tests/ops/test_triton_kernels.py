@@ -5,7 +5,6 @@ Nothing here runs on a GPU; tests/gpu/test_triton_ops.py does, where there is on
 """
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import only_long
+from interpreting import passes_interpreted
 from judging import assert_same_lists, named
-from paths import ROOT, TESTS
+from paths import ROOT
 from row_cases import cross_entropy, squared_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,32 +36,9 @@ ALLOCATIONS = {"empty.memory_format", "empty_like.default", "new_empty.default"}
 @pytest.mark.checklist("B8")
 @pytest.mark.parametrize("group", [*INTERPRETED, only_long("long")])
 def test_interpreted(group):
-    """In a process of its own: TRITON_INTERPRET counts when Triton is imported, and must not reach
-    other tests.
-    """
     pytest.importorskip("triton")
     select = ["-m", "long"] if group == "long" else ["-k", group]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-q",
-        *select,
-    ]
-    done = subprocess.run(
-        [*command, str(TESTS / "ops/interpreted_triton.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout or "[100%]" in done.stdout
+    passes_interpreted("ops/interpreted_triton.py", *select)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", only_long("float32")])
@@ -70,20 +47,20 @@ def test_compiles_without_spills(dtype):
     are aligned.
     """
     pytest.importorskip("triton")
-    from benchmarks.tools import triton_report
+    from benchmarks.tools import triton_launches, triton_report
 
     picked = getattr(torch, dtype)
-    launches = triton_report.cross_entropy_launches(8192, 1, 152064, picked)
-    launches += triton_report.cross_entropy_launches(4, 40, 32000, picked)
-    launches += triton_report.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
+    launches = triton_launches.cross_entropy_launches(8192, 1, 152064, picked)
+    launches += triton_launches.cross_entropy_launches(4, 40, 32000, picked)
+    launches += triton_launches.mse_launches(4, 3 * 512 * 512, picked, "3x512x512")
     for of_classes in (False, True):
-        launches += triton_report.kl_launches(1024, 32000, picked, of_classes)
-    for positions, outputs, features in triton_report.LAYERS:
-        launches += triton_report.sample_launches(64, positions, outputs, features, picked)
+        launches += triton_launches.kl_launches(1024, 32000, picked, of_classes)
+    for positions, outputs, features in triton_launches.LAYERS:
+        launches += triton_launches.sample_launches(64, positions, outputs, features, picked)
     if dtype == "bfloat16":  # rows that are not aligned
-        launches += triton_report.cross_entropy_launches(1024, 1, 50257, picked)
+        launches += triton_launches.cross_entropy_launches(1024, 1, 50257, picked)
         for of_classes in (False, True):
-            launches += triton_report.kl_launches(1024, 50257, picked, of_classes)
+            launches += triton_launches.kl_launches(1024, 50257, picked, of_classes)
     launches = list({launch.key(): launch for launch in launches}.values())
     rows = triton_report.analysis(launches)
     for launch, row in zip(launches, rows, strict=True):
@@ -105,15 +82,15 @@ def test_the_last_program_reads_what_others_wrote():
     """Of every kernel that counts arrivals, in PTX: each store to global memory, a barrier, the
     counter's acquire and release, and only then a load past L1."""
     pytest.importorskip("triton")
-    from benchmarks.tools import triton_report
+    from benchmarks.tools import triton_launches, triton_report
 
-    launches = triton_report.cross_entropy_launches(256, 1, 1000, torch.float32)
-    launches += triton_report.cross_entropy_launches(256, 1, 9000, torch.float32)
-    launches += triton_report.cross_entropy_launches(9000, 2, 10, torch.float32)
-    launches += triton_report.cross_entropy_launches(4, 40, 10, torch.float32)
-    launches += triton_report.mse_launches(4, 3 * 512 * 512, torch.float32, "")
+    launches = triton_launches.cross_entropy_launches(256, 1, 1000, torch.float32)
+    launches += triton_launches.cross_entropy_launches(256, 1, 9000, torch.float32)
+    launches += triton_launches.cross_entropy_launches(9000, 2, 10, torch.float32)
+    launches += triton_launches.cross_entropy_launches(4, 40, 10, torch.float32)
+    launches += triton_launches.mse_launches(4, 3 * 512 * 512, torch.float32, "")
     for shape in ((256, 1000), (256, 9000), (9000, 10)):
-        launches += triton_report.kl_launches(*shape, torch.float32)
+        launches += triton_launches.kl_launches(*shape, torch.float32)
     checked = set()
     for launch in {launch.key(): launch for launch in launches}.values():
         if "counter_ptr" not in launch.signature or launch.constants.get("FINISH") is False:
@@ -163,7 +140,7 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
     outputs.
     """
     pytest.importorskip("triton")
-    from benchmarks.tools.triton_report import recorded
+    from benchmarks.tools.triton_launches import recorded
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
     from sfron_fast.ops.triton import common
 
@@ -196,7 +173,7 @@ def test_cross_entropy_launches(monkeypatch, classes, tokens, launches):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5_000_000), (256, 3072), (100_000, 10)], ids=str)
 def test_mse_launches(monkeypatch, shape, relative):
     pytest.importorskip("triton")
-    from benchmarks.tools.triton_report import recorded
+    from benchmarks.tools.triton_launches import recorded
     from sfron_fast.ops.triton import adaptive_mse as op
     from sfron_fast.ops.triton import common
 
@@ -221,7 +198,7 @@ def test_mse_launches(monkeypatch, shape, relative):
 @pytest.mark.parametrize("shape", [(1, 1), (8192, 10), (8192, 1000), (1024, 32000)], ids=str)
 def test_kl_launches(monkeypatch, shape, weighted, of_classes):
     pytest.importorskip("triton")
-    from benchmarks.tools.triton_report import recorded
+    from benchmarks.tools.triton_launches import recorded
     from sfron_fast.ops.triton import common
     from sfron_fast.ops.triton import soft_target_kl as op
 
@@ -242,7 +219,7 @@ def test_kl_launches(monkeypatch, shape, weighted, of_classes):
 def test_sample_square_launches(positions):
     """One launch and nothing else where samples are matrices in memory; else copies."""
     pytest.importorskip("triton")
-    from benchmarks.tools.triton_report import recorded
+    from benchmarks.tools.triton_launches import recorded
     from sfron_fast.ops.triton import sample_square_accumulate as op
 
     deltas = torch.empty((64, *positions, 768), device="meta")
@@ -264,7 +241,7 @@ def test_sample_square_launches(positions):
 def test_numbers_are_run_time_scalars():
     """A new temperature, floor or batch size must not compile anything."""
     pytest.importorskip("triton")
-    from benchmarks.tools.triton_report import recorded
+    from benchmarks.tools.triton_launches import recorded
     from sfron_fast.ops.triton import adaptive_cross_entropy as op
 
     kinds = set()

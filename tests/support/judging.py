@@ -101,20 +101,6 @@ def assert_neighbours_untouched(case: Case) -> None:
         assert buffer[[0, -1]].tolist() == [7, 7], name
 
 
-def assert_layout_does_not_matter(
-    name: str, case: Case, layout: Callable[[Tensor], Tensor], kernel
-) -> None:
-    """The same bits from tensors that lie otherwise in memory; masks are flat bytes and stay as
-    they are.
-    """
-    expected = case.clone()
-    wanted = flat_outputs(expected.run(kernel))
-    laid = case.map(lambda t: t if t.dtype == torch.uint8 else layout(t))
-    got = flat_outputs(laid.run(kernel))
-    assert_same_case(laid, expected)
-    assert_same_lists(named(got), named(wanted))
-
-
 def assert_noncontiguous_is_right_or_refused(name: str, case: Case) -> None:
     """The op itself, called past ``functional``: it may refuse strides but not misread them."""
     expected = case.clone()

@@ -148,9 +148,7 @@ def near(actual: Tensor, truth: Tensor, bound: Tensor, what: str) -> None:
         )
 
 
-def weight_bounds(
-    losses, loss_error, counted, temperature, floor, may_be_empty
-) -> dict[str, Tensor]:
+def weight_bounds(losses, loss_error, counted, temperature, floor) -> dict[str, Tensor]:
     """``tolerances.weighted``, where the power is exp2 of an exponent split into a whole part and a
     rest.
 
@@ -220,7 +218,7 @@ def judge_cross_entropy(
     token_error = log_sum_error + (own_distance + row_losses.abs()) * tol.U
     tokens = counted.sum(dim=1).clamp_min(1)
     loss_error = torch.where(counted, token_error, 0.0).sum(dim=1) / tokens + truth[1] * tol.U
-    bounds = weight_bounds(truth[1], loss_error, counted.any(dim=1), temperature, floor, True)
+    bounds = weight_bounds(truth[1], loss_error, counted.any(dim=1), temperature, floor)
     undivided = 1.0
     if summed:
         undivided = truth[3].exp()
@@ -262,7 +260,7 @@ def judge_squared_error(case: Rows, outputs, gradient: Tensor) -> None:
     loss_error = truth[1] * tol.squared_errors(elements) + 2.0**-149
     own, own_error, usual = tol.relative(truth[1], loss_error, usual)
     every = torch.ones(samples, dtype=torch.bool)
-    bounds = weight_bounds(own, own_error, every, temperature, floor, False)
+    bounds = weight_bounds(own, own_error, every, temperature, floor)
     bounds = tol.capped(bounds, own, own_error, floor, cap, usual)
     near(outputs[0], truth[0], bounds["loss_error"], "loss")
     near(outputs[3], truth[3], bounds["log_normaliser_error"], "log_normaliser")

@@ -81,16 +81,9 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     torch.manual_seed(11)
     np.random.seed(12)
     random.seed(13)
+    settings = {"recipe": recipe, "checkpoint": folder, "checkpoint_every": 1, **settings}
     if stop is None:
-        return sf.unlearn(
-            model,
-            retain=retain,
-            forget=forget,
-            recipe=recipe,
-            checkpoint=folder,
-            checkpoint_every=1,
-            **settings,
-        )
+        return sf.unlearn(model, retain=retain, forget=forget, **settings)
     patch = pytest.MonkeyPatch()
 
     def save_and_die(state, path):
@@ -101,15 +94,7 @@ def run(recipe, kind, folder=None, stop=None, model="dropout", **settings):
     patch.setattr(sf.runs.run, "save_whole", save_and_die)
     try:
         with pytest.raises(Stop):
-            sf.unlearn(
-                model,
-                retain=retain,
-                forget=forget,
-                recipe=recipe,
-                checkpoint=folder,
-                checkpoint_every=1,
-                **settings,
-            )
+            sf.unlearn(model, retain=retain, forget=forget, **settings)
     finally:
         patch.undo()
     return None

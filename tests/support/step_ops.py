@@ -161,6 +161,18 @@ SHARED_FLAT = (
     "slow_from_corrections",
     "masks",
 )
+SHARED_SETTINGS = {
+    "plain": {},
+    "clipped": {"norm": 20.0, "max_norm": 0.7},
+    "clip not reached": {"norm": 0.3, "max_norm": 0.7},
+    "slow in": {"slow_from": True, "slow_lr": 0.3},
+    "slow in, far end": {"slow_from": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
+    "numbers": {"numbers": [0.02, 0.1, 0.3], "slow_from": True, "lr": 9.0}
+    | {"masked": True, "freeze_masked": True},
+    "24 bits, norm is nan": {"weight_bits": 24, "norm": math.nan}
+    | {"slow_from": True, "slow_lr": 0.3},
+    "32 bits": {"weight_bits": 32, "slow_save": True, "weight_decay": 0.1},
+}
 FLAT_SETTINGS = {
     "weight_bits": 24,
     "masked": True,
@@ -224,7 +236,7 @@ def counts(shapes, step, device):
 
 
 SGD_SETTINGS = {
-    "plain": {},
+    **SHARED_SETTINGS,
     "momentum": {"momentum": 0.9},
     "momentum, first": {"momentum": 0.9, "first": True, "dampening": 0.5},
     "nesterov": {"momentum": 0.9, "nesterov": True},
@@ -237,14 +249,10 @@ SGD_SETTINGS = {
     "frozen without momentum": {"masked": True, "weight_decay": 0.1, "freeze_masked": True},
     "frozen, first": {"masked": True, "momentum": 0.9, "freeze_masked": True, "first": True},
     "frozen without mask": {"momentum": 0.9, "freeze_masked": True},
-    "clipped": {"norm": 20.0, "max_norm": 0.7},
-    "clip not reached": {"norm": 0.3, "max_norm": 0.7},
     "norm without limit": {"norm": 3e38},
     "unscaled": {"grad_scale": 3.0, "momentum": 0.9},
     "no overflow": {"found_inf": 0.0},
     "slow out": {"slow_save": True, "momentum": 0.9},
-    "slow in": {"slow_from": True, "slow_lr": 0.3},
-    "slow in, far end": {"slow_from": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
     "slow out and in": {"slow_save": True, "slow_from": True, "slow_lr": 0.5},
     "everything": {
         "masked": True,
@@ -263,13 +271,6 @@ SGD_SETTINGS = {
         "lr": 0.03,
         "step": 3,
     },
-    "numbers": {
-        "numbers": [0.02, 0.1, 0.3],
-        "slow_from": True,
-        "masked": True,
-        "freeze_masked": True,
-        "lr": 9.0,
-    },
     "norm is inf": {"norm": math.inf, "max_norm": 1.0, "momentum": 0.9, "slow_save": True},
     "norm is nan, slow in": {"norm": math.nan, "momentum": 0.9, "slow_from": True, "slow_lr": 0.3},
     "overflow, first": {"found_inf": 1.0, "momentum": 0.9, "first": True},
@@ -278,13 +279,6 @@ SGD_SETTINGS = {
     "codes, frozen, first": {"codes": True, "masked": True, "freeze_masked": True}
     | {"momentum": 0.9, "nesterov": True, "first": True},
     "codes, overflow, first": {"codes": True, "found_inf": 1.0, "momentum": 0.9, "first": True},
-    "32 bits": {"weight_bits": 32, "slow_save": True, "weight_decay": 0.1},
-    "24 bits, norm is nan": {
-        "weight_bits": 24,
-        "norm": math.nan,
-        "slow_from": True,
-        "slow_lr": 0.3,
-    },
 }
 
 
@@ -365,7 +359,7 @@ def adamw_case(
 
 
 ADAMW_SETTINGS = {
-    "plain": {},
+    **SHARED_SETTINGS,
     "first step": {"step": 0},
     "late step": {"step": 2**24 - 2},
     "amsgrad": {"amsgrad": True},
@@ -380,12 +374,8 @@ ADAMW_SETTINGS = {
     "frozen": {"masked": True, "weight_decay": 0.1, "amsgrad": True, "freeze_masked": True},
     "frozen, L2": {"masked": True, "weight_decay": 0.1, "decoupled": False, "freeze_masked": True},
     "frozen without mask": {"freeze_masked": True},
-    "clipped": {"norm": 20.0, "max_norm": 0.7},
-    "clip not reached": {"norm": 0.3, "max_norm": 0.7},
     "unscaled": {"grad_scale": 3.0, "found_inf": 0.0},
     "slow out": {"slow_save": True},
-    "slow in": {"slow_from": True, "slow_lr": 0.3},
-    "slow in, far end": {"slow_from": True, "slow_lr": 0.7, "masked": True, "freeze_masked": True},
     "everything": {
         "masked": True,
         "amsgrad": True,
@@ -402,13 +392,6 @@ ADAMW_SETTINGS = {
         "lr": 0.03,
         "eps": 1e-3,
     },
-    "numbers": {
-        "numbers": [0.02, 0.1, 0.3],
-        "slow_from": True,
-        "masked": True,
-        "freeze_masked": True,
-        "lr": 9.0,
-    },
     "norm is inf": {"norm": math.inf, "max_norm": 1.0, "slow_save": True, "amsgrad": True},
     "norm is nan, slow in": {"norm": math.nan, "slow_from": True, "slow_lr": 0.3},
     "overflow": {"found_inf": 1.0},
@@ -419,13 +402,6 @@ ADAMW_SETTINGS = {
     | {"weight_decay": 0.1, "decoupled": False},
     "codes, overflow": {"codes": True, "found_inf": 1.0, "slow_save": True},
     "24 bits, amsgrad": {"weight_bits": 24, "amsgrad": True, "masked": True, "freeze_masked": True},
-    "24 bits, norm is nan": {
-        "weight_bits": 24,
-        "norm": math.nan,
-        "slow_from": True,
-        "slow_lr": 0.3,
-    },
-    "32 bits": {"weight_bits": 32, "slow_save": True, "weight_decay": 0.1},
 }
 
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from examples.systems.claims import Claim, at_most, record, write
+from examples.systems.images import options
 from sfron_fast.methods.gaussian_noise import gaussian_sigma
 
-from ..data import load, options, split
+from ..data import load, split
 from ..processes import connected, strangers
 from ..processes import run as run_clients
 from .clients import DECAY, LEAVER, REQUESTS, Data, Setting, client, remaining
@@ -203,9 +204,9 @@ def judged(facts: dict[str, Any]) -> tuple[list[Claim], list[Claim]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, OUT).parse_args(arguments)
-    found = write(given.out, run(given.seed, given.data), TITLE)
-    draw(found, given.out / "certified.png")
+    chosen = options(__doc__, OUT).parse_args(arguments)
+    found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
+    draw(found, chosen.out / "certified.png")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.images import options
 
-from ..data import load, options, split
+from ..data import load, split
 from ..processes import run as run_clients
 from .clients import ATTACKER, TARGET, Data, Federation, client, stamped
 from .figure import draw
@@ -89,9 +90,9 @@ def judged(facts: dict[str, Any]) -> tuple[list[Claim], list[Claim]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, OUT).parse_args(arguments)
-    found = write(given.out, run(given.seed, given.data), TITLE)
-    draw(found, given.out / "ferrari.png")
+    chosen = options(__doc__, OUT).parse_args(arguments)
+    found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
+    draw(found, chosen.out / "ferrari.png")
 
 
 if __name__ == "__main__":

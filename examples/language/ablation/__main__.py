@@ -9,6 +9,7 @@ step. 16 sums are taken away, and asked for again. Settings were chosen on seed 
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def demonstrate(
         "recall of sums never told": {"told derivations": guessed, "told none": guessed_too},
         "chance": {"rate": rate, "alpha": ALPHA, "least above it": wanted, "of": count},
         "scores": {
-            model: {name: row.as_facts() for name, row in rows.items()}
+            model: {name: asdict(row) for name, row in rows.items()}
             for model, rows in models.items()
         },
         "settings": {"ablation": ABLATION, "steps": ABLATION_STEPS, "relearning": RELEARN},

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import comb
 
 from transformers import LlamaForCausalLM
@@ -35,9 +35,6 @@ class Score:
     relearnt_never: float  # the same of pairs that were never told
     kept: float  # statements besides the closure
     kept_derivations: float  # of pairs that are no targets
-
-    def as_facts(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def probes(world: World, pair: Pair, seed: int) -> list[Statement]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sfron_fast as sf
+from examples.systems.training import fit
 
 from ..tokens import Collator
-from ..training import fit
 from .arithmetic import END, WORDS, P, Statement
 
 WIDTH, LAYERS, HEADS, INNER, LONGEST = 128, 3, 4, 384, 48

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import sfron_fast as sf
 from examples.systems.claims import at_least, at_most, parser, record, write
+from examples.systems.training import fit
 from sfron_fast import methods
 from sfron_fast.evaluation import language as field
 from sfron_fast.evaluation.relearning import relearned
@@ -24,7 +25,6 @@ from sfron_fast.evaluation.relearning import relearned
 from ..authors import QA
 from ..model import make_model
 from ..tokens import examples, loader, train_tokenizer
-from ..training import fit
 from . import fixture
 from .figure import draw
 from .fixture import HELD_OUT, TRAINED, Fixture, Row, asked

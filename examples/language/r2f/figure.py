@@ -4,31 +4,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from examples.systems.figures import INK, bars, save
 
 COLOURS = {
     "decoded": "#c1440e",
     "pseudo-inverse": "#3b6ea5",
-    "true gradient": "#222222",
+    "true gradient": INK,
     "random": "#8a9199",
 }
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Bars are means of the seeds with a dot a seed; lines are single seeds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     cosines = [seed["facts"]["cosines"] for seed in found]
     models = list(cosines[0])
     for number, key in enumerate(("decoder", "pseudo-inverse")):
-        places = [i + 0.38 * (number - 0.5) for i in range(len(models))]
         values = [[each[model][key] for each in cosines] for model in models]
         colour = COLOURS["decoded" if key == "decoder" else key]
-        left.bar(places, [sum(v) / len(v) for v in values], 0.36, color=colour, label=key)
-        for place, several in zip(places, values, strict=True):
-            left.plot([place] * len(several), several, "o", color="#222222", markersize=3)
+        bars(left, values, 0.36, 0.38 * (number - 0.5), colour=colour, label=key)
     left.set_xticks(range(len(models)), models)
     left.set_ylabel("cosine with the true gradient")
     left.legend(frameon=False, fontsize=8)
@@ -48,7 +45,4 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     right.set(xlabel="forget accuracy after one step", ylabel="retain loss")
     right.set_yscale("log")
     right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)

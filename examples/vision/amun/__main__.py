@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, TensorDataset
 
-from examples.systems.claims import Claim, at_least, at_most, parser, record, write
+from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.images import load, options
 from sfron_fast import methods
 from sfron_fast.methods import Adversarial
 
 from .figure import draw
-from .fixture import CLASSES, Measured, Split, gap, load, mean, measured, shuffled, split, trained
+from .fixture import CLASSES, Measured, Split, gap, mean, measured, shuffled, split, trained
 
 OUT = Path("benchmarks/results/systems/amun")
 TITLE = "AMUN: forgetting by nearest adversarial examples"
@@ -139,9 +140,7 @@ def judged(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="npz of images and labels; none = the digits")
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
     draw(found, chosen.out / "gaps.png")
 

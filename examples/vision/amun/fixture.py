@@ -3,17 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.language.training import fit
-from sfron_fast.demo.digits import load_digits
+from examples.systems.training import fit
 from sfron_fast.evaluation import accuracy, per_sample_loss, predict
 from sfron_fast.evaluation.language import auc
 
@@ -21,17 +18,6 @@ CLASSES = 10
 MEASURES = ("unlearn", "retain", "test", "AUC")  # accuracies, and the membership attack
 
 Measured = Mapping[str, float]
-
-
-def load(path: Path | None) -> tuple[Tensor, Tensor]:
-    """Images [n, 1, height, width] in [0, 1] and labels: scikit-learn's digits, or an npz with
-    ``images`` uint8 [n, height, width] and ``labels``.
-    """
-    if path is None:
-        return load_digits()
-    with np.load(path) as found:
-        images, labels = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
-    return images.unsqueeze(1).float() / 255.0, labels.long()
 
 
 @dataclass(frozen=True)

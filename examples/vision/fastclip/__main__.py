@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.systems.claims import Claim, at_least, at_most, parser, record, write
+from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.images import load, options
 from sfron_fast import methods
 
 from ..amun.fixture import (
     CLASSES,
     Split,
     gap,
-    load,
     mean,
     measured,
     shuffled,
@@ -152,9 +152,7 @@ def judged(norms: Compared, arms: dict[str, Any]) -> tuple[list[Claim], list[Cla
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="npz of images and labels; none = the digits")
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
     draw(found, chosen.out / "fastclip.png")
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.language.training import fit
-from examples.systems.claims import Claim, at_least, at_most, parser, record, write
+from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.images import options
+from examples.systems.training import fit
 from sfron_fast import methods
 from sfron_fast.methods.original import adapters_alone
 
@@ -121,11 +122,7 @@ def most_at(steps: Sequence[Marks], siu: Marks) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parser(__doc__, OUT)
-    options.add_argument(
-        "--data", type=Path, help="an .npz of images uint8 [n, side, side], labels"
-    )
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     result = demonstrate(chosen.seed, chosen.data)
     draw(write(chosen.out, result, TITLE), chosen.out / "siu.png")
     return result

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfron_fast.demo.digits import load_digits
+from examples.systems.images import load as load_images
 
 from . import words
 from .words import IDS, NAMES, NAMING, NEW, OTHERS, Said
@@ -37,16 +36,9 @@ class Images:
         return self.pixels[self.digits == digit][:most]
 
 
-def load(seed: int, data: Path | None) -> tuple[Images, Images]:
-    """To train on, and unseen: of scikit-learn's digits, or of an .npz with ``images`` uint8
-    [n, side, side] and ``labels`` [n].
-    """
-    if data is None:
-        pixels, digits = load_digits()
-    else:
-        found = np.load(data)
-        pixels = torch.tensor(found["images"]).unsqueeze(1) / 255.0
-        digits = torch.tensor(found["labels"]).long()
+def load(seed: int, path: Path | None) -> tuple[Images, Images]:
+    """To train on, and unseen; ``path``: as for ``load_images``."""
+    pixels, digits = load_images(path)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     parts = order[:TRAIN], order[TRAIN:][:UNSEEN]
     known, unseen = (Images(pixels[part], digits[part]) for part in parts)

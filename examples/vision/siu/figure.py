@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.systems.figures import bars, save
+
 COLOURS = {
     "SIU": "#c1440e",
     "masks off": "#2b6777",
@@ -19,13 +21,10 @@ BARS = ("forgotten", "specificity", "parity and size", "facts", "well-formed")
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Lines and bars are means of the seeds; dots are seeds."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained",
-                                width_ratios=(1, 1, 1.7))  # fmt: skip
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.7))
     for arm, colour in COLOURS.items():
         curves = [result["facts"]["curves"][arm] for result in found]
         for plot, (mark, label) in zip(axes, CURVES.items(), strict=False):
@@ -37,16 +36,10 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
             plot.set(xlabel="steps", ylabel=label, ylim=(-0.03, 1.03))
     for place, (arm, colour) in enumerate(COLOURS.items()):
         marks = [result["facts"]["arms"][arm] for result in found]
-        at = [number + 0.2 * (place - 1.5) for number in range(len(BARS))]
         values = [[mark[bar] for mark in marks] for bar in BARS]
-        axes[2].bar(at, [sum(v) / len(v) for v in values], 0.18, color=colour)
-        for x, seeds in zip(at, values, strict=True):
-            axes[2].plot([x] * len(seeds), seeds, ".", color="#222222", markersize=3)
+        bars(axes[2], values, 0.18, 0.2 * (place - 1.5), colour=colour, dot=1.5)
     axes[2].set_xticks(range(len(BARS)), [bar.replace(" and ", "\nand ") for bar in BARS])
     axes[2].set(ylabel="share of the questions, last step", ylim=(0, 1.05))
-    for plot in axes:
-        plot.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4,
                   fontsize=8, frameon=False)  # fmt: skip
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)

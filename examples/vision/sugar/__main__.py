@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sfron_fast as sf
-from examples.systems.claims import Claim, at_most, parser, record, write
+from examples.systems.claims import Claim, at_most, record, write
+from examples.systems.images import options
 from sfron_fast import methods
 
 from .figure import draw
@@ -53,6 +54,11 @@ class Setting:
         self.judge = train_identity(vae, images, 2000 + seed)
         draw = torch.Generator().manual_seed(seed)
         self.others = torch.randn(OTHERS, LATENT, generator=draw)
+        self.shared: dict[str, Any] = {
+            "others": self.others,
+            "features": self.features,
+            "seed": seed,
+        }
         with torch.no_grad():
             known, retain = vae.posterior(images)[0], vae.posterior(held_out)[0]
             self.identities = known[torch.randperm(len(known), generator=draw)]
@@ -65,15 +71,8 @@ class Setting:
 
     def surrogates(self, model: nn.Module, identities: Tensor) -> methods.SurrogateLatents:
         """Learnt for these identities."""
-        return methods.fit_surrogates(
-            model,
-            identities=identities,
-            others=self.others,
-            distance=DISTANCE,
-            features=self.features,
-            seed=self.seed,
-            **SURROGATE,
-        )
+        settings = {**self.shared, "distance": DISTANCE, **SURROGATE}
+        return methods.fit_surrogates(model, identities=identities, **settings)
 
     def through_the_mean(self, distance: float = DISTANCE) -> methods.SurrogateLatents:
         """The control."""
@@ -89,15 +88,8 @@ class Setting:
         self, model: nn.Module, identities: Tensor, surrogates: Any, **settings: Any
     ) -> nn.Module:
         """In place."""
-        return methods.sugar(
-            model,
-            identities=identities,
-            others=self.others,
-            surrogates=surrogates,
-            features=self.features,
-            seed=self.seed,
-            **{"penalty": PENALTY, **UNLEARN, **settings},
-        )
+        given = {**self.shared, "penalty": PENALTY, **UNLEARN, **settings}
+        return methods.sugar(model, identities=identities, surrogates=surrogates, **given)
 
     @torch.no_grad()
     def measured(self, model: nn.Module, count: int) -> dict[str, float]:
@@ -240,9 +232,7 @@ def strangers(setting: Setting) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="npz with images uint8 [images, height, width]")
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     found = write(chosen.out, run(chosen.seed, chosen.data), TITLE)
     draw(found, chosen.out / "sugar.png")
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from examples.systems.figures import save
 
 COLOURS = {
     "SUGAR": "#c1440e",
@@ -23,7 +22,7 @@ COLOURS = {
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Dots and lines are seeds; the images are the first seed's."""
-    figure = plt.figure(figsize=(9.5, 6.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 6.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(2.2, 1.0))
     left = figure.add_subplot(grid[0, 0])
     right = figure.add_subplot(grid[0, 1], sharey=left)
@@ -46,8 +45,6 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.set(yscale="log", ylabel="retain error")
     left.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
     left.minorticks_off()
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     shown = found[0]["facts"]["pictures"]
     for column, kind in enumerate(("forgotten", "retained")):
@@ -60,8 +57,7 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(kind)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def images(text: str, count: int = 10) -> np.ndarray:

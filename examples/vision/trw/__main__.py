@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from examples.diffusion.digits import CHOSEN, TESTED
-from examples.systems.claims import Claim, at_least, at_most, parser, record, write
+from examples.systems.claims import Claim, at_least, at_most, record, write
+from examples.systems.images import load, options
 from sfron_fast.evaluation.nearest_class import NearestClassAttack
 from sfron_fast.methods.trw import class_means, class_tilt
 
 from .figure import draw as draw_figure
-from .fixture import Data, accuracy_of, draw, load, mean_output, said, trained, variation
+from .fixture import Data, accuracy_of, draw, mean_output, said, trained, variation
 from .forgetting import MEANS, Forgetting
 
 OUT = Path("benchmarks/results/systems/trw")
@@ -131,9 +132,7 @@ def judged(facts: dict[str, Any]) -> tuple[list[Claim], list[Claim]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, OUT)
-    options.add_argument("--data", type=Path, help="an npz with images and labels; none = digits")
-    chosen = options.parse_args(arguments)
+    chosen = options(__doc__, OUT).parse_args(arguments)
     kind, name = ("npz", chosen.data.stem) if chosen.data else ("digits", "digits")
     images = draw(*load(chosen.data), TRAIN[kind], chosen.seed)
     folder = chosen.out / name

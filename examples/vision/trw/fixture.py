@@ -1,31 +1,17 @@
 """What is learnt, by which model, and what it says of a class."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.language.training import fit
-from sfron_fast.demo.digits import load_digits
+from examples.systems.training import fit
 from sfron_fast.evaluation import Predictions, predict
 
 CLASSES, WIDTH, BATCH, LR = 10, 256, 64, 3e-3
 HELD_OUT = 2000  # images to test on, at most
-
-
-def load(path: Path | None) -> tuple[Tensor, Tensor]:
-    """Images [n, 1, height, width] in [0, 1] and labels: scikit-learn's digits, or an npz with
-    ``images`` uint8 [n, height, width] and ``labels``.
-    """
-    if path is None:
-        return load_digits()
-    with np.load(path) as found:
-        images, labels = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
-    return images.unsqueeze(1).float() / 255.0, labels.long()
 
 
 @dataclass(frozen=True, eq=False)

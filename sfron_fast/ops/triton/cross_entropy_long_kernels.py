@@ -35,7 +35,8 @@ def _adaptive_cross_entropy_long_fwd_kernel(
     LANES: tl.constexpr,  # >= 2 PEEL
     ONE_TOKEN: tl.constexpr,
     FINISH: tl.constexpr,
-    # as above; the second reading comes from the caches if few enough rows are under way
+    # write gradient_scale * raw weight * (softmax - onehot) over the logits; the second reading
+    # comes from the caches if few enough rows are under way
     GRADIENT: tl.constexpr,
 ):
     """One row, in pieces [DEPTH, LANES], with a running maximum and sum in each lane.

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import exp
-from .linear_rows import over_blocks, over_rows, shifted
+from .linear_rows import over_blocks, over_rows, rescaling, shifted, through_cap
 
 
 @triton.jit
@@ -48,11 +48,10 @@ def _kl_sums_kernel(
         terms = tl.where(t_power == 0.0, 0.0, t_power * (t - x))
         moved = t_sums * ((shifted(t_most) - t_shift) - (shifted(most) - shift))
         moved = tl.where(t_sums == 0.0, 0.0, moved)
-        # -inf - (-inf) is NaN
-        t_rescaled = tl.where(t_most == t_now, 1.0, exp(t_most - t_now))
+        t_rescaled = rescaling(t_most, t_now)
         cross = (cross + moved) * t_rescaled + tl.sum(terms, 0)
         t_sums = t_sums * t_rescaled + tl.sum(t_power, 0)
-        sums = sums * tl.where(most == now, 1.0, exp(most - now)) + tl.sum(power, 0)
+        sums = sums * rescaling(most, now) + tl.sum(power, 0)
         most, t_most = now, t_now
     tl.store(maximum_ptr + row, most)
     tl.store(sums_ptr + row, sums)
@@ -84,10 +83,7 @@ def _kl_gradient_kernel(
     t = tl.load(teacher_ptr + at, mask=inside, other=0.0)
     q = exp((x - tl.load(shift_ptr + row)) - tl.load(log_sum_ptr + row))
     p = exp((t - tl.load(teacher_shift_ptr + row)) - tl.load(teacher_log_sum_ptr + row))
-    value = q - p
-    if CAPPED:
-        tanh = x * inverse_cap
-        value *= (1.0 - tanh) * (1.0 + tanh)
+    value = through_cap(q - p, x, inverse_cap, CAPPED)
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 

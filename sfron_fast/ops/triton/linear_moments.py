@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import exp
-from .linear_rows import over_rows, shifted
+from .linear_rows import over_rows, rescaling, shifted
 
 
 @triton.jit(do_not_specialize=("start",))
@@ -48,7 +48,7 @@ def _moments_kernel(
         # 0 times -inf is NaN
         x = tl.where(power == 0.0, 0.0, x)
         moved = tl.where(others == 0.0, 0.0, shifted(most) - shift)
-        rescaled = tl.where(most == now, 1.0, exp(most - now))
+        rescaled = rescaling(most, now)
         second += moved * (2.0 * first + moved * others)
         first += moved * others
         others = others * rescaled + tl.sum(power, 0)

@@ -23,6 +23,21 @@ def shifted(maximum):
     return tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
 
 
+@triton.jit
+def rescaling(most, now):
+    """What sums so far are multiplied by, when the maximum grows to ``now``."""
+    return tl.where(most == now, 1.0, exp(most - now))  # -inf - (-inf) is NaN
+
+
+@triton.jit
+def through_cap(value, x, inverse_cap, CAPPED: tl.constexpr):
+    """Of the gradient ``value`` of capped logits ``x``, what reaches the logits before."""
+    if CAPPED:
+        tanh = x * inverse_cap
+        value *= (1.0 - tanh) * (1.0 + tanh)
+    return value
+
+
 @triton.jit(do_not_specialize=("start",))
 def _log_sums_kernel(
     values_ptr,  # fp32 [rows, columns]
@@ -46,8 +61,7 @@ def _log_sums_kernel(
         now = tl.maximum(most, tl.max(x, 0))
         power = exp(x - shifted(now))
         power = tl.where(inside & (column != label), power, 0.0)
-        # -inf - (-inf) is NaN
-        others = others * tl.where(most == now, 1.0, exp(most - now)) + tl.sum(power, 0)
+        others = others * rescaling(most, now) + tl.sum(power, 0)
         most = now
     tl.store(maximum_ptr + row, most)
     tl.store(others_ptr + row, others)
@@ -79,10 +93,7 @@ def _gradient_kernel(
     x = tl.load(values_ptr + row * columns + column, mask=inside, other=0.0)
     value = exp(x - tl.load(shift_ptr + row)) * tl.load(factor_ptr + row)
     value = tl.where(column == label, tl.load(label_ptr + row), value)
-    if CAPPED:
-        tanh = x * inverse_cap
-        value *= (1.0 - tanh) * (1.0 + tanh)
-    out = value.to(out_ptr.dtype.element_ty)
+    out = through_cap(value, x, inverse_cap, CAPPED).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * columns + column, out, mask=inside)
 
 

@@ -26,7 +26,9 @@ def fit(
     moving = [p for p in model.parameters() if p.requires_grad]
     steps = epochs * len(batches)
     optimizer = torch.optim.AdamW(moving, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=rise)
+    # OneCycleLR divides by the length of the rise less one step: a rise of one step is none
+    start = 0.0 if rise * steps == 1.0 else rise
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=start)
     model.train()
     for _ in range(epochs):
         for batch in batches:
