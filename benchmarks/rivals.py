@@ -193,6 +193,7 @@ def row(problem: Problem, arm: Unlearn, seed: int) -> tuple[nn.Module, float]:
 def table(task: str, arms: dict[str, Unlearn], seeds: Iterable[int]) -> list[str]:
     """Markdown of one task."""
     found: dict[str, list[Tensor]] = {}
+    failed: dict[str, str] = {}
     for seed in seeds:
         problem = TASKS[task](seed)
         began = time.perf_counter()
@@ -205,7 +206,7 @@ def table(task: str, arms: dict[str, Unlearn], seeds: Iterable[int]) -> list[str
             try:
                 model, seconds = row(problem, arm, seed)
             except Exception as error:
-                print(f"{task}: {name}: failed: {type(error).__name__}: {error}", flush=True)
+                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
                 continue
             judged = torch.tensor(problem.judge(model))
             away = float((judged - target).abs().mean())
@@ -219,6 +220,7 @@ def table(task: str, arms: dict[str, Unlearn], seeds: Iterable[int]) -> list[str
             statistics.fmean(column) for column in zip(*(r.tolist() for r in rows), strict=True)
         ]
         lines.append(f"| {name} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+    lines += [f"| {name} | fails: {error} | | | | |" for name, error in failed.items()]
     return [*lines, ""]
 
 
