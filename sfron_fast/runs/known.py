@@ -1,6 +1,7 @@
 """What the model knows of each set before a run and after it, and what that says of the sets."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,8 +55,8 @@ class Known:
         """What a run has left of the forget set, where it is more than it should be.
 
         Beside a holdout set: what chance does not explain. Without one nobody knows what a model
-        that never saw the forget set would say of it; half of what was known is then told, unless
-        the caller has chosen the recipe.
+        that never saw the forget set would say of it; half of what was known is then told, where
+        losses did not reach the ceiling of the default recipe.
         """
         known, unseen = after.get("forget_accuracy"), after.get("holdout_accuracy")
         if known is None:
@@ -65,7 +66,11 @@ class Known:
             chance = sum(p * (100.0 - p) / count for p, count in pairs) ** 0.5
             beside = f"{known:.1f} % of it are right, and {unseen:.1f} % of the holdout set"
             return beside if known - unseen > SIGMAS * max(chance, 1.0) else ""
-        if self.run.chosen or known <= 0.5 * before["forget_accuracy"]:
+        run, end = self.run, math.inf
+        if run.recipe.ceiling is not None and run.reference is not None:
+            end = run.recipe.ceiling * run.reference
+        few = known <= 0.5 * before["forget_accuracy"] or after["forget_loss"] >= end
+        if run.chosen or few:
             return ""
         return (
             f"{known:.1f} % of it are right; whether a model that never saw it would know less,"

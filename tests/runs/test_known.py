@@ -72,15 +72,18 @@ def test_of_a_large_set_some_are_looked_at_the_same_both_times():
 
 
 def test_a_forget_set_that_is_still_known_is_told():
-    """Beside a holdout set, beyond chance; half of it without one, where nobody chose a recipe."""
+    """Beside a holdout set, beyond chance; half of it without one, by the default recipe alone,
+    below its ceiling.
+    """
     begun = {"forget_accuracy": 100.0}
     known = Known.__new__(Known)
-    known.run, known.looked = SimpleNamespace(chosen=False), {"forget": 100, "holdout": 100}
+    known.looked = {"forget": 100, "holdout": 100}
+    known.run = SimpleNamespace(chosen=False, recipe=Recipe.paper(ceiling=0.5), reference=4.0)
 
-    def still(forget, holdout=None, before=begun):
-        after = {"forget_accuracy": forget}
+    def still(forget, holdout=None, loss=1.9):
+        after = {"forget_accuracy": forget, "forget_loss": loss}
         after |= {} if holdout is None else {"holdout_accuracy": holdout}
-        return known.still(before, after)
+        return known.still(begun, after)
 
     assert "70.0 % of it are right, and 30.0 % of the holdout set" in still(70.0, 30.0)
     assert not still(40.0, 30.0)  # 10 points are 1.5 of chance
@@ -88,6 +91,7 @@ def test_a_forget_set_that_is_still_known_is_told():
     assert not still(100.0, 98.0)
     assert "only a holdout set tells" in still(51.0)
     assert not still(50.0)
+    assert not still(51.0, loss=2.0)
     known.run.chosen = True
     assert not still(51.0)
     assert still(70.0, 30.0)
