@@ -89,13 +89,16 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for kind in ("claims", "controls"):
         for number, row in enumerate(found[0][kind]):
-            cells = [kind[:-1] + ": " + row["text"], row["limit"]]
-            for result in found:
-                said = result[kind][number]
-                cells.append(f"{said['found']:.3g}" if said["met"] else f"**{said['found']:.3g}**")
-            lines.append("| " + " | ".join(cells) + " |")
+            cells = [shown(result[kind][number]) for result in found]
+            said = [kind[:-1] + ": " + row["text"], row["limit"], *cells]
+            lines.append("| " + " | ".join(said) + " |")
     lines.append("| verdict | | " + " | ".join(result["verdict"] for result in found) + " |")
     return "\n".join(lines) + "\n"
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """What was found; a miss is in bold."""
+    return f"{row['found']:.3g}" if row["met"] else f"**{row['found']:.3g}**"
 
 
 def write(folder: Path, result: Mapping[str, Any], title: str) -> list[dict[str, Any]]:
