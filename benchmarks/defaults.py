@@ -5,7 +5,7 @@
 Digits of scikit-learn with wrong labels, a class, and random samples to forget; facts that a small
 language model knows by heart; a class of a DDPM of the digits; and, with ``--cifar PATH`` (any form
 of CIFAR-10 that ``benchmarks.experiments`` reads), a folder of 1,500 of its images. What
-``unlearn`` does where nobody says was chosen on seed 7 of these, and on MNIST.
+``unlearn`` does where nobody says was chosen on seeds 7 to 9 of these, and on MNIST.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def page(found: dict[Any, list[Any]], seeds: list[int]) -> str:
         "",
         "- " + ", ".join(f"{k} {origin[k]}" for k in ("device", "torch", "commit", "date")),
     ]
-    lines += ["- `python -m benchmarks.defaults`; settings were chosen on seed 7 and on MNIST."]
+    lines += ["- `python -m benchmarks.defaults`; settings were chosen on seeds 7 to 9 and on MNIST."]
     return "\n".join(lines) + "\n"
 
 
