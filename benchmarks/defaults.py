@@ -111,7 +111,8 @@ def page(found: dict[Any, list[Any]], seeds: list[int]) -> str:
         "",
         "- " + ", ".join(f"{k} {origin[k]}" for k in ("device", "torch", "commit", "date")),
     ]
-    lines += ["- `python -m benchmarks.defaults`; settings were chosen on seeds 7 to 9 and on MNIST."]
+    how = "settings were chosen on seeds 7 to 9 and on MNIST"
+    lines += [f"- `python -m benchmarks.defaults`; {how}."]
     return "\n".join(lines) + "\n"
 
 
