@@ -31,9 +31,9 @@ Lists = dict[str, Sequence[Tensor]]
 
 
 class Call(NamedTuple):
-    """What an op was called with."""
+    """What an op was called with, in a table."""
 
-    op: Any  # the overload that takes a table; None if the lists did not go as one
+    op: Any  # the overload that takes one
     lists: Lists
     rest: tuple[Any, ...]
     scalars: dict[str, Any]
@@ -45,7 +45,7 @@ _noted = threading.local()
 
 @contextmanager
 def recorded(made: list[Call]) -> Iterator[None]:
-    """Note in ``made`` what this thread calls meanwhile."""
+    """Note in ``made`` what this thread calls meanwhile with lists that go as a table."""
     _noted.made = made
     try:
         yield
@@ -86,10 +86,9 @@ def over_lists(
     else:
         result = op.table(table, *rest, **scalars)
         tables.spare.append(table)
-    made = None if torch.compiler.is_compiling() else getattr(_noted, "made", None)
-    if made is not None:
-        by_table = op.table if table is not None and lists is given else None
-        made.append(Call(by_table, lists, rest, scalars, result))
+        made = getattr(_noted, "made", None)
+        if made is not None and lists is given:
+            made.append(Call(op.table, lists, rest, scalars, result))
     _bump_versions(given, lists, changed)
     return result
 
@@ -122,7 +121,7 @@ def _bump_versions(given: Lists, lists: Lists, changed: tuple[str, ...]) -> None
 def _refuse_leaves(lists: Lists) -> None:
     for name, tensors in lists.items():
         for i, tensor in enumerate(tensors):
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf:
+            if getattr(tensor, "requires_grad", False) and tensor.is_leaf:
                 raise RuntimeError(
                     f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that"
                     " requires grad; an in-place update of it cannot be differentiated"
