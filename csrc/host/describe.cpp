@@ -13,15 +13,24 @@ namespace {
 // How the lists can be served (sfron_fast/ops/native.py has the same numbers).
 enum Served : int { kByHandles = 0, kByTable = 1, kByCopies = 2 };
 
-// A tensor's lines: of its Python object, and, as far as the row of an earlier step tells where they
-// were, its own. A wrong hint does no harm.
-void prefetch_tensor(PyObject* object, const TableRow& then) {
+void prefetch_tensor(uintptr_t at) {  // not a pointer: what it was once may be gone
 #if defined(__GNUC__)
-  __builtin_prefetch(object);
-  // not a pointer: what it was once may be gone
-  const uintptr_t at = reinterpret_cast<uintptr_t>(then.sizes);
   for (int line = 0; line < 3; ++line)
-    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line - 64));
+    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line));
+#endif
+}
+
+// What `look` needs of items to come: of one its Python object, of a nearer one the tensor, which
+// torch points to behind the object's head. A wrong hint does no harm.
+void prefetch_items(const Torch& torch, PyObject* list, Py_ssize_t i, Py_ssize_t size) {
+#if defined(__GNUC__)
+  constexpr Py_ssize_t soon = kSoon;
+  if (i + 2 * soon < size) __builtin_prefetch(PyList_GetItem(list, i + 2 * soon));
+  PyObject* object = i + soon < size ? PyList_GetItem(list, i + soon) : nullptr;
+  uintptr_t at;
+  if (object == nullptr || !torch.holds(object)) return;
+  std::memcpy(&at, object + 1, sizeof at);
+  prefetch_tensor(at);
 #endif
 }
 
@@ -60,8 +69,7 @@ int64_t describe_list(const Torch& torch, PyObject* list, Rows& rows) {
   const int32_t float64 = codes().float64;
   for (int64_t i = 0; i < count; ++i) {
     if (!known) {
-      if (i + static_cast<int64_t>(kSoon) < count)
-        prefetch_tensor(PyList_GetItem(list, i + kSoon), row[i + kSoon]);
+      prefetch_items(torch, list, i, count);
       if (!look(torch, PyList_GetItem(list, i), row + i)) return -1;
     }
     rows.plain = rows.plain && row[i].contiguous && row[i].code != float64;
@@ -107,8 +115,8 @@ bool alike(const TableRow& param, const TableRow& grad, const TableRow& then) {
 // What `tensor.grad` calls.
 PyObject* gradient_of(const Torch& torch, PyObject* tensor) {
   static PyObject* const member = PyObject_GetAttrString(torch.tensor, "grad");
-  static const auto get = reinterpret_cast<descrgetfunc>(
-      PyType_GetSlot(Py_TYPE(member), Py_tp_descr_get));
+  static const auto get =
+      reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(member), Py_tp_descr_get));
   return get(member, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
 }
 
@@ -140,10 +148,10 @@ PyObject* gather(PyObject*, PyObject* args) {
       targets[2] == nullptr ? nullptr : static_cast<TableRow*>(tables[2].data);
   PyObject* grads = PyList_New(size);
   for (Py_ssize_t i = 0; grads != nullptr && i < size; ++i) {
-    if (i + static_cast<Py_ssize_t>(kSoon) < size) {
-      prefetch_tensor(PyList_GetItem(params, i + kSoon), of_param[i + kSoon]);
-      prefetch_tensor(nullptr, of_grad[i + kSoon]);
-    }
+    prefetch_items(torch, params, i, size);
+    // where the gradient was in an earlier step
+    if (i + static_cast<Py_ssize_t>(kSoon) < size)
+      prefetch_tensor(reinterpret_cast<uintptr_t>(of_grad[i + kSoon].sizes) - 64);
     // null: a mode that saw the look-up before this has shortened the list
     PyObject* param = PyList_GetItem(params, i);
     const bool known = param != nullptr &&

@@ -109,8 +109,7 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
 }
 
 bool look(const Torch& torch, PyObject* object, TableRow* row) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != torch.parameter && type != torch.tensor) return false;
+  if (!torch.holds(object)) return false;
   DlTensor t;
   if (torch.exchange->look(object, &t) != 0) {
     PyErr_Clear();

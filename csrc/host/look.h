@@ -33,6 +33,12 @@ struct DlExchange {
 struct Torch {
   PyObject *tensor = nullptr, *parameter = nullptr;  // the types
   const DlExchange* exchange = nullptr;
+
+  // Whether an object is of the types themselves.
+  bool holds(PyObject* object) const {
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    return type == parameter || type == tensor;
+  }
 };
 
 // Looked up once. Without an exchange table of a version known here nothing is ever described: the
