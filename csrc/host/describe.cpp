@@ -13,25 +13,21 @@ namespace {
 // How the lists can be served (sfron_fast/ops/native.py has the same numbers).
 enum Served : int { kByHandles = 0, kByTable = 1, kByCopies = 2 };
 
-void prefetch_tensor(uintptr_t at) {  // not a pointer: what it was once may be gone
-#if defined(__GNUC__)
-  for (int line = 0; line < 3; ++line)
-    __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * line));
-#endif
-}
-
-// What `look` needs of items to come: of one its Python object, of a nearer one the tensor, which
-// torch points to behind the object's head. A wrong hint does no harm.
+// What `look` needs of items to come: of one its Python object, of a nearer one the tensor, of the
+// next but one what that points to (storage, gradient, version). A wrong hint does no harm.
 void prefetch_items(const Torch& torch, PyObject* list, Py_ssize_t i, Py_ssize_t size) {
-#if defined(__GNUC__)
   constexpr Py_ssize_t soon = kSoon;
-  if (i + 2 * soon < size) __builtin_prefetch(PyList_GetItem(list, i + 2 * soon));
-  PyObject* object = i + soon < size ? PyList_GetItem(list, i + soon) : nullptr;
-  uintptr_t at;
-  if (object == nullptr || !torch.holds(object)) return;
-  std::memcpy(&at, object + 1, sizeof at);
-  prefetch_tensor(at);
-#endif
+  const auto words = [&](Py_ssize_t at) {
+    PyObject* object = at < size ? PyList_GetItem(list, at) : nullptr;
+    return object != nullptr && torch.holds(object) ? words_of(object) : nullptr;
+  };
+  if (i + 2 * soon < size)
+    prefetch_at(reinterpret_cast<uintptr_t>(PyList_GetItem(list, i + 2 * soon)), 1);
+  if (const uintptr_t* tensor = words(i + soon))
+    prefetch_at(reinterpret_cast<uintptr_t>(tensor), 3);
+  if (const uintptr_t* tensor = words(i + soon / 2)) {
+    for (int word = 2; word < 6; ++word) prefetch_at(tensor[word], 1);
+  }
 }
 
 // Where the rows of lists go, one list after another.
@@ -122,8 +118,8 @@ PyObject* gradient_of(const Torch& torch, PyObject* tensor) {
 
 }  // namespace
 
-// In one pass, as each tensor is several cache lines far apart: its row, its gradient, and that
-// one's row. Of a step that is like the one before also the parameters that it had, and their rows.
+// The gradients, and the rows of both. Of a step that is like the one before also the parameters
+// that it had, and their rows.
 PyObject* gather(PyObject*, PyObject* args) {
   PyObject *params, *targets[3], *before = nullptr;
   targets[2] = nullptr;
@@ -147,11 +143,12 @@ PyObject* gather(PyObject*, PyObject* args) {
   const TableRow* const then =
       targets[2] == nullptr ? nullptr : static_cast<TableRow*>(tables[2].data);
   PyObject* grads = PyList_New(size);
-  for (Py_ssize_t i = 0; grads != nullptr && i < size; ++i) {
+  bool usable = grads != nullptr;
+  for (Py_ssize_t i = 0; usable && i < size; ++i) {
     prefetch_items(torch, params, i, size);
     // where the gradient was in an earlier step
     if (i + static_cast<Py_ssize_t>(kSoon) < size)
-      prefetch_tensor(reinterpret_cast<uintptr_t>(of_grad[i + kSoon].sizes) - 64);
+      prefetch_at(reinterpret_cast<uintptr_t>(of_grad[i + kSoon].sizes) - 64, 3);
     // null: a mode that saw the look-up before this has shortened the list
     PyObject* param = PyList_GetItem(params, i);
     const bool known = param != nullptr &&
@@ -159,15 +156,17 @@ PyObject* gather(PyObject*, PyObject* args) {
                        look(torch, param, of_param + i);
     PyObject* grad = known ? gradient_of(torch, param) : nullptr;
     if (grad != nullptr) PyList_SetItem(grads, i, grad);
-    const bool usable = grad != nullptr && look(torch, grad, of_grad + i);
-    if (usable && of_param[i].contiguous && of_grad[i].contiguous &&
-        (then == nullptr || alike(of_param[i], of_grad[i], then[i])))
-      continue;
-    Py_DECREF(grads);
-    if (PyErr_Occurred() != nullptr) return nullptr;
-    Py_RETURN_NONE;
+    usable = grad != nullptr && of_param[i].contiguous;
   }
-  return grads;
+  for (Py_ssize_t i = 0; usable && i < size; ++i) {
+    prefetch_items(torch, grads, i, size);
+    usable = look(torch, PyList_GetItem(grads, i), of_grad + i) && of_grad[i].contiguous &&
+             (then == nullptr || alike(of_param[i], of_grad[i], then[i]));
+  }
+  if (usable) return grads;
+  Py_XDECREF(grads);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  Py_RETURN_NONE;
 }
 
 // Of a tensor that `look` knows, on the CPU; any other stays as it is.
