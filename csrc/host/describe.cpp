@@ -19,7 +19,7 @@ void prefetch_items(const Torch& torch, PyObject* list, Py_ssize_t i, Py_ssize_t
   constexpr Py_ssize_t soon = kSoon;
   const auto words = [&](Py_ssize_t at) {
     PyObject* object = at < size ? PyList_GetItem(list, at) : nullptr;
-    return object != nullptr && torch.holds(object) ? words_of(object) : nullptr;
+    return torch.holds(object) ? words_of(object) : nullptr;
   };
   if (i + 2 * soon < size)
     prefetch_at(reinterpret_cast<uintptr_t>(PyList_GetItem(list, i + 2 * soon)), 1);
@@ -163,7 +163,7 @@ PyObject* gather(PyObject*, PyObject* args) {
     usable = look(torch, PyList_GetItem(grads, i), of_grad + i) && of_grad[i].contiguous &&
              (then == nullptr || alike(of_param[i], of_grad[i], then[i]));
   }
-  if (usable) return grads;
+  if (usable && PyErr_Occurred() == nullptr) return grads;
   Py_XDECREF(grads);
   if (PyErr_Occurred() != nullptr) return nullptr;
   Py_RETURN_NONE;

@@ -42,8 +42,9 @@ struct Torch {
   PyObject *tensor = nullptr, *parameter = nullptr;  // the types
   const DlExchange* exchange = nullptr;
 
-  // Whether an object is of the types themselves.
+  // Whether there is an object, of the types themselves.
   bool holds(PyObject* object) const {
+    if (object == nullptr) return false;
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     return type == parameter || type == tensor;
   }
