@@ -11,8 +11,8 @@ namespace {
 
 PyMethodDef functions[] = {
     {"describe", describe, METH_VARARGS, "describe(table, lists) -> int"},
-    {"gather", gather, METH_VARARGS, "gather(params, table, table) -> list | None"},
-    {"alike", alike, METH_VARARGS, "alike(table, table, table) -> bool"},
+    {"gather", gather, METH_VARARGS,
+     "gather(params, table, table, params=, table=) -> list | None"},
     {"ask_huge_pages", ask_huge_pages, METH_VARARGS, "ask_huge_pages(tensor, bytes)"},
     {"learn_keys", learn_keys, METH_VARARGS, "learn_keys(plain, keys, negated, keys) -> bool"},
     {"same", same, METH_VARARGS, "same(list, list) -> bool"},

@@ -15,6 +15,17 @@ namespace {
 template <class S>
 using Maxima = std::conditional_t<std::is_same_v<S, Direct<DitheredCell>>, Direct<BFloat16Cell>, S>;
 
+constexpr int64_t kFar = 1 << 17;  // elements; moments and all of fewer may stay in a cache
+
+bool fetches_ahead(const AdamwTensor& t) {
+  return kFetchAhead || (kFetchManyAhead && t.numel > kFar);
+}
+
+template <class... Streams>
+SFRON_HD void prefetch_all(int64_t i, const Streams&... streams) {
+  (prefetch_lines(streams.address() + i + kAhead), ...);
+}
+
 template <bool kAmsgrad, bool kSlowFrom>
 struct AdamwKernel {
   // P, S: how parameters and moments are seen.
@@ -36,6 +47,7 @@ struct AdamwKernel {
     const WeightCorrections& c = t.corrections;
     const float scale = t.scale, eps = t.eps;
     const int64_t step = static_cast<int64_t>(*t.step);
+    const bool ahead = fetches_ahead(t);
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = std::min(kTile, end - at);
       const Dither dither(at, step);
@@ -53,9 +65,9 @@ struct AdamwKernel {
       each_lane(
           n, mask,
           [=](int64_t i) {
-            prefetch(i, param.address(), grad.address(), m.address(), v.address());
-            if (kAmsgrad) prefetch(i, w.address());
-            if (kSlowFrom) prefetch(i, slow.address());
+            if (ahead) prefetch_all(i, param, grad, m, v);
+            if (ahead && kAmsgrad) prefetch_all(i, w);
+            if (ahead && kSlowFrom) prefetch_all(i, slow);
             slow_save.block(i);
           },
           [=](int64_t i, bool of_mask) {
@@ -97,6 +109,7 @@ struct CodedAdamwKernel {
     const WeightCorrections& c = t.corrections;
     const float scale = t.scale, eps = t.eps;
     const int64_t step = static_cast<int64_t>(*t.step);
+    const bool ahead = fetches_ahead(t);
     Groups groups({t.scales, t.row, 2}, begin);
     for (int64_t at = begin, n = 0; at < end; at += n) {
       n = groups.next();
@@ -110,10 +123,10 @@ struct CodedAdamwKernel {
       const Codes<true> m(t.exp_avg, groups.scale(0), at, n, scratch[3]);      // [n]
       const Codes<false> v(t.exp_avg_sq, groups.scale(1), at, n, scratch[4]);  // [n]
       float *lanes = scratch[5], *divisors = scratch[6];                       // [n]
-      if (kFetchAhead || slow_save.copies()) {
+      if (ahead || slow_save.copies()) {
         for (int64_t i = 0; i < n; i += kLanes) {
-          prefetch(i, param.address(), grad.address(), m.address(), v.address());
-          if (kSlowFrom) prefetch(i, slow.address());
+          if (ahead) prefetch_all(i, param, grad, m, v);
+          if (ahead && kSlowFrom) prefetch_all(i, slow);
           slow_save.block(i);
         }
       }

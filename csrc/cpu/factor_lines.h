@@ -42,6 +42,27 @@ class Lines {
     return static_cast<const float*>(data_) + sample * stride_ + positions_[position] + offsets_[0];
   }
 
+  // Whether these positions lie side by side, in fp32, and lanes do not.
+  SFRON_HD bool across(int64_t position, int64_t count) const {
+    bool all = !whole_ && dtype_ == DType::kFloat32;
+    for (int64_t i = 1; all && i < count; ++i)
+      all = positions_[position + i] == positions_[position] + i;
+    return all;
+  }
+
+  // Writes kCount such lines of target [kCount, width]: lane by lane, so that each line of the
+  // cache is met once.
+  template <int64_t kCount>
+  SFRON_HD void read_across(int64_t sample, int64_t position, float* target, int64_t width) const {
+    const float* source =
+        static_cast<const float*>(data_) + sample * stride_ + positions_[position];
+    for (int64_t lane = 0; lane < n_; ++lane) {
+      float found[kCount];
+      std::memcpy(found, source + offsets_[lane], sizeof found);
+      for (int64_t i = 0; i < kCount; ++i) target[i * width + lane] = found[i];
+    }
+  }
+
   // Writes target [n].
   SFRON_HD void read(int64_t sample, int64_t position, float* target, uint16_t* halves) const {
     const int64_t start = sample * stride_ + positions_[position];

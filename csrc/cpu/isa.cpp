@@ -52,10 +52,13 @@ Isa choose() {
   throw std::runtime_error("SFRON_FAST_ISA: expected baseline, avx2 or avx512, found " + name);
 }
 
-bool fetch_ahead() {
+bool fetch_ahead([[maybe_unused]] bool many) {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();  // this may run before the library's own constructors
-  return !__builtin_cpu_is("amd");
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __get_cpuid(1, &a, &b, &c, &d);
+  const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+  return !__builtin_cpu_is("amd") || (many && family >= 0x1a);  // from Zen 5 on
 #else
   return true;
 #endif
@@ -63,7 +66,8 @@ bool fetch_ahead() {
 
 }  // namespace
 
-const bool kFetchAhead = fetch_ahead();
+const bool kFetchAhead = fetch_ahead(false);
+const bool kFetchManyAhead = fetch_ahead(true);
 
 Isa streaming_isa() {
   static const Isa level = wish().empty() && !kFetchAhead ? std::min(isa(), Isa::kAvx2) : isa();

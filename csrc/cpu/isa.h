@@ -22,6 +22,10 @@ Isa streaming_isa();
 // the norm. No result depends on it.
 extern const bool kFetchAhead;
 
+// The same for a loop over four streams or more of a tensor that no cache holds: with one thread a
+// Zen 5 gains a tenth from it; with two, when memory is busy, nothing.
+extern const bool kFetchManyAhead;
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define SFRON_AVX2_TARGET "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"
 #define SFRON_AVX512_TARGET SFRON_AVX2_TARGET ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"

@@ -28,10 +28,14 @@ struct FisherKernel {
 
 void fisher_accumulate_cpu(const std::vector<FisherTensor>& tensors, const Runs& runs,
                            int64_t begin, int64_t end, float weight) {
-  runs.walk(begin, end, [&](int64_t i, int64_t first, int64_t last) {
+  const auto add = [&](int64_t i, int64_t first, int64_t last) {
     with_elements(tensors[i].dtype, [&](auto elements) {
       run_streaming(FisherKernel{}, elements, tensors[i], first, last, weight);
     });
+  };
+  runs.walk(begin, end, add, [&](size_t i) {
+    prefetch_start(tensors[i].fisher);
+    prefetch_start(tensors[i].grad);
   });
 }
 

@@ -41,6 +41,15 @@ struct KeyPlace {
   uint64_t negative = 0;  // the bit
 } key_place;
 
+// Bytes from a tensor to its sizes; 0 = not known.
+uintptr_t sizes_begin = 0;
+
+uintptr_t word_of(PyObject* object) {  // the first behind its head
+  uintptr_t word;
+  std::memcpy(&word, object + 1, sizeof word);
+  return word;
+}
+
 int64_t gap_of(const DlTensor& t) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.strides) -
                               reinterpret_cast<uintptr_t>(t.sizes));
@@ -85,7 +94,7 @@ const Torch& torch_types() {
 }
 
 // (plain, its keys, negated, its keys): two tensors of one dimension and the words that hold their
-// keys.
+// keys. Also learns whether an object's first word is a pointer to its tensor.
 PyObject* learn_keys(PyObject*, PyObject* args) {
   PyObject* objects[2];
   unsigned long long keys[2];
@@ -98,6 +107,10 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
     PyErr_Clear();
     Py_RETURN_FALSE;
   }
+  const auto begin = [&](int i) {
+    return reinterpret_cast<uintptr_t>(t[i].sizes) - word_of(objects[i]);
+  };
+  if (begin(0) == begin(1) && begin(0) >= 48 && begin(0) < 256) sizes_begin = begin(0);
   for (int64_t words = 1; words < 16 && keys[0] != keys[1] && gap_of(t[0]) == gap_of(t[1]);
        ++words) {
     if (word_behind(t[0], words) != keys[0]) continue;
@@ -108,9 +121,12 @@ PyObject* learn_keys(PyObject*, PyObject* args) {
   Py_RETURN_FALSE;
 }
 
+const uintptr_t* words_of(PyObject* object) {
+  return sizes_begin == 0 ? nullptr : reinterpret_cast<const uintptr_t*>(word_of(object));
+}
+
 bool look(const Torch& torch, PyObject* object, TableRow* row) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != torch.parameter && type != torch.tensor) return false;
+  if (!torch.holds(object)) return false;
   DlTensor t;
   if (torch.exchange->look(object, &t) != 0) {
     PyErr_Clear();

@@ -30,14 +30,33 @@ struct DlExchange {
   void* current_stream;
 };
 
+// Lines of the cache that will be needed soon. An address that is none does no harm.
+inline void prefetch_at([[maybe_unused]] uintptr_t address, [[maybe_unused]] int lines) {
+#if defined(__GNUC__)
+  for (int line = 0; line < lines; ++line)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + 64 * line));
+#endif
+}
+
 struct Torch {
   PyObject *tensor = nullptr, *parameter = nullptr;  // the types
   const DlExchange* exchange = nullptr;
+
+  // Whether there is an object, of the types themselves.
+  bool holds(PyObject* object) const {
+    if (object == nullptr) return false;
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    return type == parameter || type == tensor;
+  }
 };
 
 // Looked up once. Without an exchange table of a version known here nothing is ever described: the
 // ops take handles.
 const Torch& torch_types();
+
+// The tensor that an object of the types `torch.holds` keeps a pointer to, as words, of which the
+// first six may be read; null where it is not known how.
+const uintptr_t* words_of(PyObject* object);
 
 // False for what the plain path should not meet: subclasses, transforms, other devices or dtypes,
 // memory without values.

@@ -6,7 +6,6 @@ namespace sfron {
 
 PyObject* describe(PyObject* module, PyObject* args);
 PyObject* gather(PyObject* module, PyObject* args);
-PyObject* alike(PyObject* module, PyObject* args);
 PyObject* ask_huge_pages(PyObject* module, PyObject* args);
 PyObject* learn_keys(PyObject* module, PyObject* args);
 PyObject* same(PyObject* module, PyObject* args);

@@ -1,7 +1,27 @@
 // Whether long lists still hold the same objects.
+#include <cstring>
+
+#include "cpu/runs.h"
+#include "host/look.h"
 #include "host/module.h"
 
 namespace sfron {
+namespace {
+
+// Of a dict to come its object, of a nearer one what that points to: its keys are the word behind
+// head, size and version; elsewhere it is a wrong hint.
+void prefetch_dicts(PyObject* dicts, Py_ssize_t i, Py_ssize_t size) {
+  constexpr Py_ssize_t soon = kSoon;
+  if (i + 2 * soon < size)
+    prefetch_at(reinterpret_cast<uintptr_t>(PyList_GetItem(dicts, i + 2 * soon)), 1);
+  PyObject* dict = i + soon < size ? PyList_GetItem(dicts, i + soon) : nullptr;
+  if (dict == nullptr || !PyDict_Check(dict)) return;
+  uintptr_t words[3];
+  std::memcpy(words, dict + 1, sizeof words);
+  prefetch_at(words[2], 2);
+}
+
+}  // namespace
 
 PyObject* same(PyObject*, PyObject* args) {
   PyObject *a, *b;
@@ -21,6 +41,7 @@ PyObject* same_values(PyObject*, PyObject* args) {
   const Py_ssize_t size = PyList_Size(dicts), total = PyList_Size(values);
   Py_ssize_t seen = 0;
   for (Py_ssize_t i = 0; i < size; ++i) {
+    prefetch_dicts(dicts, i, size);
     PyObject *dict = PyList_GetItem(dicts, i), *value;
     if (!PyDict_Check(dict)) Py_RETURN_FALSE;
     for (Py_ssize_t at = 0; PyDict_Next(dict, &at, nullptr, &value);) {

@@ -60,12 +60,16 @@ struct Piece {
 // inputs [count, width] and deltas [count, kSquareRows], zero beyond count up to a whole step.
 SFRON_HD void pack(const Piece& piece, const Lines& deltas, const Lines& inputs, int64_t width,
                    Room& room) {
-  for (int64_t i = 0; i < piece.count; ++i) {
-    const int64_t sample = piece.sample + (piece.over_samples ? i : 0);
-    const int64_t position = piece.position + (piece.over_samples ? 0 : i);
-    inputs.read(sample, position, room.inputs + i * width, room.halves);
-    deltas.read(sample, position, room.deltas + i * kSquareRows, room.halves);
-  }
+  const auto read = [&](const Lines& lines, float* target, int64_t width) {
+    if (!piece.over_samples && piece.count == kLines && lines.across(piece.position, kLines))
+      return lines.read_across<kLines>(piece.sample, piece.position, target, width);
+    for (int64_t i = 0; i < piece.count; ++i) {
+      lines.read(piece.sample + (piece.over_samples ? i : 0),
+                 piece.position + (piece.over_samples ? 0 : i), target + i * width, room.halves);
+    }
+  };
+  read(inputs, room.inputs, width);
+  read(deltas, room.deltas, kSquareRows);
   for (int64_t i = piece.count; i % kStep != 0; ++i) {
     std::memset(room.inputs + i * width, 0, width * 4);
     std::memset(room.deltas + i * kSquareRows, 0, kSquareRows * 4);

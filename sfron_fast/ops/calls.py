@@ -31,26 +31,27 @@ Lists = dict[str, Sequence[Tensor]]
 
 
 class Call(NamedTuple):
-    """What an op was called with."""
+    """What an op was called with, in a table."""
 
-    op: Any  # the overload that takes a table; None if the lists did not go as one
+    op: Any  # the overload that takes one
     lists: Lists
     rest: tuple[Any, ...]
     scalars: dict[str, Any]
     result: Any
 
 
-_noted = threading.local()
+_noted: dict[int, list[Call]] = {}  # by thread
 
 
 @contextmanager
 def recorded(made: list[Call]) -> Iterator[None]:
-    """Note in ``made`` what this thread calls meanwhile."""
-    _noted.made = made
+    """Note in ``made`` what this thread calls meanwhile with lists that go as a table."""
+    thread = threading.get_ident()
+    _noted[thread] = made
     try:
         yield
     finally:
-        _noted.made = None
+        _noted.pop(thread, None)
 
 
 def over_lists(
@@ -69,14 +70,17 @@ def over_lists(
         result = over_lists(name, lists, *rest, changed=changed, **scalars)
         counter.copy_(copy)
         return result
-    rest = tuple(in_memory(value) if type(value) is Tensor else value for value in rest)
+    for value in rest:
+        if type(value) is Tensor:
+            rest = tuple(in_memory(v) if type(v) is Tensor else v for v in rest)
+            break
     if type(scalars.get("numbers")) is Tensor:
         scalars["numbers"] = in_memory(scalars["numbers"])
     op = registry.described(name)
     # first: it brings the tensors into the cache faster than Python does
     table = tables.table_of(lists.values())
     if torch.is_grad_enabled():
-        _refuse_leaves({key: lists[key] for key in op.written})
+        _refuse_leaves(lists, op.written)
     given = lists
     if table is None and any(is_sharded(t) for tensors in lists.values() for t in tensors):
         lists = {key: [local(t) for t in tensors] for key, tensors in lists.items()}
@@ -86,11 +90,13 @@ def over_lists(
     else:
         result = op.table(table, *rest, **scalars)
         tables.spare.append(table)
-    made = None if torch.compiler.is_compiling() else getattr(_noted, "made", None)
-    if made is not None:
-        by_table = op.table if table is not None and lists is given else None
-        made.append(Call(by_table, lists, rest, scalars, result))
-    _bump_versions(given, lists, changed)
+        if _noted and lists is given:
+            made = _noted.get(threading.get_ident(), [])
+            made.append(Call(op.table, lists, rest, scalars, result))
+    for key in changed:  # autograd is told what a kernel wrote behind its back
+        torch.autograd.graph.increment_version(lists[key])
+        if lists is not given:  # a DTensor counts its versions itself
+            torch.autograd.graph.increment_version(given[key])
     return result
 
 
@@ -111,18 +117,10 @@ def _over_copies(name: str, lists: Lists, rest: tuple[Any, ...], scalars: dict[s
     return result
 
 
-def _bump_versions(given: Lists, lists: Lists, changed: tuple[str, ...]) -> None:
-    """Tell autograd what a kernel wrote behind its back; a DTensor counts its versions itself."""
-    for key in changed:
-        torch.autograd.graph.increment_version(lists[key])
-        if lists is not given:
-            torch.autograd.graph.increment_version(given[key])
-
-
-def _refuse_leaves(lists: Lists) -> None:
-    for name, tensors in lists.items():
-        for i, tensor in enumerate(tensors):
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.is_leaf:
+def _refuse_leaves(lists: Lists, written: tuple[str, ...]) -> None:
+    for name in written:
+        for i, tensor in enumerate(lists[name]):
+            if getattr(tensor, "requires_grad", False) and tensor.is_leaf:
                 raise RuntimeError(
                     f"{name}[{i}]: expected a call under torch.no_grad(), found a leaf that"
                     " requires grad; an in-place update of it cannot be differentiated"

@@ -117,7 +117,7 @@ def warn_once() -> None:
 ROW_WORDS = 6  # int64 of a tensor's row in a table (csrc/host/table.h)
 
 
-def table_words(lists: tuple[list[Any], ...]) -> int:
+def table_words(lists: tuple[Any, ...]) -> int:
     """Length of the int64 table that ``describe`` fills."""
     return len(lists) + ROW_WORDS * sum(map(len, lists))
 
@@ -125,47 +125,39 @@ def table_words(lists: tuple[list[Any], ...]) -> int:
 class Tabled(list[Any]):
     """Tensors and the table of them, made before; good until other code may run."""
 
-    table: Any  # int64 [ROW_WORDS * len]
+    def __init__(self, tensors: list[Any], table: Any) -> None:
+        super().__init__(tensors)
+        self.table = table  # int64 [ROW_WORDS * len]
 
 
 # how lists can be served: not by a table, by one, or by one of contiguous copies (fp64: not at all)
 BY_HANDLES, BY_TABLE, BY_COPIES = range(3)
 
 
-def describe(table: Any, lists: tuple[list[Any], ...]) -> int:
+def describe(table: Any, lists: tuple[Any, ...]) -> int:
     """Write pointer, shape, dtype and device of every tensor into ``table``, int64
     [table_words(lists)] on the CPU.
+
+    In place of a list may be its table, also one that lies in ``table`` where it belongs, or a
+    tuple of such parts.
 
     BY_HANDLES if one of them is not a plain tensor or parameter on a device with native kernels:
     then call the op itself. BY_COPIES if one is not contiguous, or fp64, which no native kernel
     takes.
     """
-    if _module is None:
-        return BY_HANDLES
-    return _module.describe(table, tuple(t.table if type(t) is Tabled else t for t in lists))
+    return BY_HANDLES if _module is None else _module.describe(table, lists)
 
 
-def gather(params: list[Any], tables: tuple[Any, ...]) -> tuple[Tabled, Tabled] | None:
-    """Parameters and their gradients, each with its table, in one pass.
+def gather(params: list[Any], tables: tuple[Any, ...], *before: Any) -> list[Any] | None:
+    """The parameters' gradients; both are written to their tables in one pass.
 
     ``tables`` are two int64 [ROW_WORDS * len] on the CPU; what they hold of an earlier call is a
     prefetching hint. None if a gradient is missing, or if one of them all is not contiguous or not
-    what a table can hold.
+    what a table can hold. ``before``, the parameters of an earlier step and their table: also None
+    unless they are the same, of the sizes, dtypes and devices that they had, and the gradients
+    have shape, dtype and device of theirs.
     """
-    grads = None if _module is None else _module.gather(params, *tables)
-    if grads is None:
-        return None
-    found = Tabled(params), Tabled(grads)
-    for tensors, table in zip(found, tables, strict=True):
-        tensors.table = table
-    return found
-
-
-def alike(params: Any, grads: Any, kinds: Any) -> bool:
-    """Whether gradients have shape, dtype and device of their parameters, both as ``gather`` gives
-    them, and these the size, dtype and device that they had when ``kinds`` was their table.
-    """
-    return _module is not None and _module.alike(params.table, grads.table, kinds)
+    return None if _module is None else _module.gather(params, *tables, *before)
 
 
 def ask_huge_pages(tensor: Any) -> None:

@@ -2,7 +2,7 @@
 (csrc/host/table.h says why).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,27 +10,33 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from . import native
+from .native import Tabled
 
 spare: list[
     Tensor
 ] = []  # tables that no call uses: to make one takes as long as a step on a few small tensors
 
 
-def table_of(lists: Iterable[Sequence[Tensor]]) -> Tensor | None:
+def table_of(lists: Collection[Sequence[Tensor]]) -> Tensor | None:
     """The lists as one table, a tenth of the time that handles take; it goes to ``spare`` when the
     op has read it.
 
     None where the dispatcher must see the tensors (under torch.compile, modes, transforms, for
     subclasses), and where native kernels want others: contiguous, and not fp64.
     """
-    if _watched():
+    if watched():
         return None
-    whole = tuple(tensors if isinstance(tensors, list) else list(tensors) for tensors in lists)
-    words = native.table_words(whole)
-    table = spare.pop() if spare else None
-    if table is None or table.shape[0] < words:
+    whole = tuple(
+        [t.table if type(t) is Tabled else t if type(t) is list else list(t) for t in lists]
+    )
+    table = spare.pop() if spare else torch.empty(0, dtype=torch.int64, device="cpu")
+    try:
+        served = native.describe(table, whole)
+    except ValueError:  # it is too short
+        words = native.table_words(tuple(lists))
         table = torch.empty(words, dtype=torch.int64, device="cpu")
-    if native.describe(table, whole) == native.BY_TABLE:
+        served = native.describe(table, whole)
+    if served == native.BY_TABLE:
         return table
     spare.append(table)
     return None
@@ -45,19 +51,20 @@ def gather(
     The bool says whether they were. The lists are then good until other code may run, which could
     resize a tensor. ``tables[index]`` is kept for the next step.
     """
-    if not _watched():
+    if not watched():
         table, words = tables.get(index), native.ROW_WORDS * len(params)
         if table is None or table.shape[1] != words:
             table = tables[index] = torch.zeros((2, words), dtype=torch.int64, device="cpu")
-        found = native.gather(params, table.unbind())
-        if found is not None:
-            return *found, True
+        rows = table.unbind()
+        grads = native.gather(params, rows)
+        if grads is not None:
+            return Tabled(params, rows[0]), Tabled(grads, rows[1]), True
     return params, [p.grad for p in params], False
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether torch.compile, a mode or a transform looks at every call, and at what it is called
     with.
     """
-    modes = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    modes = torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return modes or peek_interpreter_stack() is not None

@@ -58,12 +58,15 @@ class GroupMask(NamedTuple):
         flat = flatten_masks(masks, params) if masks and plain(params) else None
         return cls(saliency, version, list(params), orders, masks, flat)
 
-    def serves(self, saliency: SaliencyMask | None, params: list[Tensor], orders: Orders) -> bool:
-        """Whether it is still good.
+    def current(self, saliency: SaliencyMask | None) -> bool:
+        """Whether it is of this mask, as it is now.
 
         What torch.compile has compiled sees another mask, but no edit of this one.
         """
-        if self.saliency is not saliency or not same(self.params, params) or self.orders != orders:
-            return False
         edited = not torch.compiler.is_compiling() and self.version != self.saliency.version
-        return not edited and self.masks[0].device == params[0].device
+        return self.saliency is saliency and not edited
+
+    def serves(self, saliency: SaliencyMask | None, params: list[Tensor], orders: Orders) -> bool:
+        """Whether it is still good."""
+        good = self.current(saliency) and same(self.params, params) and self.orders == orders
+        return good and self.masks[0].device == params[0].device

@@ -22,14 +22,13 @@ from .state import StatefulOptimizer
 
 FIXED = {float, int, bool, str, type(None), torch.dtype}  # what cannot be changed where it is
 RATES = ("lr", "forget_lr")
-PARAMS, GRADS, ALL = 0, 1, -1
 
 
 class Part(NamedTuple):
-    """One op; in place of a batch's lists (batch, or ``ALL``; which of them)."""
+    """One op, and its arguments but for what is new in every step."""
 
     op: Any
-    lists: list[Any]
+    lists: tuple[Any, ...]  # of the tables of parameters and gradients, and of other tensors
     table: Tensor
     rest: list[Any]  # arguments that are no lists, behind the norm
     scalars: dict[str, Any]
@@ -73,40 +72,27 @@ class Replay:
         self.kinds = [batch.params.table.clone() for batch in batches]  # type: ignore[attr-defined]
         self.devices = [batch.params[0].device for batch in batches]
         self.measured = parts[0].batch is None
+        self.tables = [part.lists[:2] for part in parts if part.batch is not None]
 
     def run(self, optimizer: StatefulOptimizer, *, forget: bool) -> bool:
         """Do the step, if it is still good."""
-        if not self.memory.holds(optimizer):
+        if not self.memory.holds(optimizer) or tables.watched():
             return False
-        found: list[tuple[list[Tensor], list[Tensor]]] = []
         for index, group in enumerate(optimizer.param_groups):
             mask = self.masks[index]
-            if mask is not None and not mask.serves(optimizer.saliency, group["params"], ()):
+            if mask is not None and not mask.current(optimizer.saliency):
                 return False
-            names = group.get("param_names")
+            names, before = group.get("param_names"), (self.params[index], self.kinds[index])
             if names is not None and len(names) != len(group["params"]):
                 return False
-            params, grads, tabled = tables.gather(group["params"], optimizer._tables, index)
-            if not tabled or not native.same(params, self.params[index]):
+            if native.gather(group["params"], self.tables[index], *before) is None:
                 return False
-            if not native.alike(params, grads, self.kinds[index]):
-                return False
-            found.append((params, grads))
-        if len(found) > 1:
-            found.append(([], [grad for _, grads in found for grad in grads]))
         for part in self.parts:
-            lists = tuple(found[x[0]][x[1]] if type(x) is tuple else x for x in part.lists)
-            if native.describe(part.table, lists) != native.BY_TABLE:
+            if native.describe(part.table, part.lists) != native.BY_TABLE:
                 return False
-        return self._call(optimizer, found, forget=forget)
+        return self._call(optimizer, forget=forget)
 
-    def _call(
-        self,
-        optimizer: StatefulOptimizer,
-        found: list[tuple[list[Tensor], list[Tensor]]],
-        *,
-        forget: bool,
-    ) -> bool:
+    def _call(self, optimizer: StatefulOptimizer, *, forget: bool) -> bool:
         norm = None
         for part in self.parts:
             rest, scalars = part.rest, part.scalars
@@ -124,7 +110,7 @@ class Replay:
             if part.batch is None:
                 norm = result
             else:
-                torch.autograd.graph.increment_version(found[part.batch][PARAMS])
+                torch.autograd.graph.increment_version(self.params[part.batch])
         if self.measured:
             optimizer._noted["grad_norm"] = norm
             optimizer._skips.watch(self.devices[0])
@@ -196,21 +182,33 @@ def _replay(
         kept |= {id(t) for t in ([*mask.masks, mask.flat] if mask is not None else ())}
     counter = optimizer._skips.counter(batches[0].params[0].device)
     norm = made[0].result if clipped else None
-    parts: list[Part] = []
     for number, call in enumerate(made, -int(clipped)):
-        index = None if number < 0 else number
-        places = {"params": (index, PARAMS), "grads": (ALL if index is None else index, GRADS)}
         for name, tensors in call.lists.items():
-            if name not in places and not all(id(t) in kept or t.numel() == 0 for t in tensors):
+            found = name in ("params", "grads")
+            if not found and not all(id(t) in kept or t.numel() == 0 for t in tensors):
                 return None
-        head, others = call.rest[: index is not None], call.rest[index is not None :]
+        steps = number >= 0
         skipped = call.scalars.get("skipped")
-        loose = [t for t in (*others, call.scalars.get("numbers")) if t is not None]
-        loose += [t for t in head if t is not norm]
-        if call.op is None or loose or not (skipped is None or skipped is counter):
+        loose = [t for t in (*call.rest[steps:], call.scalars.get("numbers")) if t is not None]
+        loose += [t for t in call.rest[:steps] if t is not norm]
+        if loose or not (skipped is None or skipped is counter):
             return None
-        lists = [places.get(name, list(tensors)) for name, tensors in call.lists.items()]
-        words = native.table_words(tuple(map(list, call.lists.values())))
-        table = torch.empty(words, dtype=torch.int64, device="cpu")
-        parts.append(Part(call.op, lists, table, list(others), call.scalars, index))
+    parts = [_part(call, index) for index, call in enumerate(made[clipped:])]
+    if clipped:
+        parts.insert(0, _part(made[0], None, tuple(part.lists[1] for part in parts)))
     return Replay(memory, batches, masks, parts)
+
+
+def _part(call: calls.Call, batch: int | None, grads: tuple[Tensor, ...] = ()) -> Part:
+    """Of a step, in whose table parameters and gradients come first; or of the norm, with the
+    tables of all ``grads``.
+    """
+    lists: list[Any] = [list(tensors) for tensors in call.lists.values()]
+    words = native.ROW_WORDS * len(lists[0])
+    table = torch.zeros(native.table_words(tuple(lists)), dtype=torch.int64, device="cpu")
+    if batch is None:
+        lists[0] = grads
+    else:
+        lists[:2] = table[len(lists) : len(lists) + 2 * words].view(2, words).unbind()
+    rest = list(call.rest[batch is not None :])
+    return Part(call.op, tuple(lists), table, rest, call.scalars, batch)
