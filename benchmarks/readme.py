@@ -82,9 +82,11 @@ def table(results: dict) -> str:
 
 
 def _origin(origin: dict) -> str:
+    runs = origin.get("runs", 1)
+    told = "one run" if runs == 1 else f"{runs} runs"
     return (
         f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}, commit"
-        f" {origin['commit']}, {origin['date']}. Medians of one run, arms in turn."
+        f" {origin['commit']}, {origin['date']}. Medians of {told}, arms in turn."
     )
 
 
