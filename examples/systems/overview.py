@@ -22,7 +22,7 @@ def overview(systems: Path = SYSTEMS) -> str:
     """The page, of every folder that holds seeds."""
     folders = sorted({path.parent for path in systems.rglob("seed*.json")})
     lines = [line(folder, systems) for folder in folders]
-    head = ["system", "verdicts", "claimed: found, by seed", "control: found, by seed"]
+    head = ["system", "verdicts", "claims: found, by seed (limit)", "controls"]
     return f"{HEAD}\n{markdown.table(head, lines)}\n"
 
 
@@ -37,11 +37,11 @@ def line(folder: Path, systems: Path) -> list[str]:
 
 
 def _rows(found: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """Each claim or control with its limit, and what the seeds found."""
+    """Each claim or control, what the seeds found, and its limit."""
     said = []
     for number, row in enumerate(found[0][kind]):
         values = " / ".join(shown(result[kind][number]) for result in found)
-        said.append(f"{row['text']} {row['limit']}: {values}")
+        said.append(f"• {row['text']}: {values} ({row['limit']})")
     return "<br>".join(said)
 
 
