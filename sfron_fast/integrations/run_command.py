@@ -180,8 +180,8 @@ def _forget(
     cycles = settings.epochs * len(loaders["forget"])
     overrides: dict[str, Any] = {"cycles": cycles, "lr": lr, "forget_lr": lr / 2}
     overrides |= settings.dtypes()
-    if "holdout" not in sets:
-        overrides["ceiling"] = None
+    # of a ceiling of sequences half of the answers would stay (docs/language-models.md)
+    overrides |= {"ceiling_of": "token"} if "holdout" in sets else {"ceiling": None}
     result = unlearn(
         model,
         forget=loaders["forget"],
