@@ -217,7 +217,8 @@ class Task:
         """
         samples = self.samples(batch)
         found: object = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        require(found == [samples], self.argument, f"per-sample losses [{samples}]", found)
+        remedy = "reduce nothing over the samples" if found == [] else ""
+        require(found == [samples], self.argument, f"per-sample losses [{samples}]", found, remedy)
         floats = values.is_floating_point()
         require(floats, self.argument, "losses of a floating dtype", values.dtype)
         return values
@@ -235,8 +236,8 @@ class Task:
     def _lacks(self, what: str) -> ValueError:
         named = "losses() or losses_of()" if what == "losses_of" else f"{what}()"
         return ValueError(
-            f"{self.argument}: expected a task with {named}, which this method asks for, found"
-            f" {type(self).__name__} without it; override it"
+            f"task: expected a task with {named}, which this method asks for, found"
+            f" {type(self).__name__} without it; pass another, or override it"
         )
 
 
