@@ -66,7 +66,8 @@ def unlearn(
             again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
             without samples are skipped. On several ranks each loader gives its rank's part of every
             global batch, as with DistributedSampler; parts may differ in size or be empty.
-        holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
+        holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling,
+            read again and again as the others.
         recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()``, ``.language()`` or a diffusion
             model's, with overrides. None = one for the task, under a budget, that ends the
             forgetting of a sample and leaves running statistics as they are (``defaults.py``).
