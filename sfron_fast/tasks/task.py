@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import call, move_tensors, tensors_in
+from ..data.batches import call, check_loader, move_tensors, tensors_in
 from ..errors import require
 from ..losses import adaptive_weights
 from ..weights import with_ceiling
@@ -69,6 +69,7 @@ class Task:
 
     def prepared(self, loader: Iterable[Any], device: torch.device, name: str) -> Iterator[Any]:
         """One pass over the batches of ``loader`` that have samples, prepared."""
+        check_loader(loader, name)
         for drawn in loader:
             batch = self.prepare(drawn, device, name)
             if self.samples(batch):

@@ -637,6 +637,9 @@ def test_baselines(method):
     refused(name, lambda: method(model, [X]))
     refused("epochs", lambda: method(model, GOOD, epochs=0))
     refused("lr", lambda: method(model, GOOD, lr=NAN))
+    once = "retain" if method is finetune else "forget"
+    refused(once, lambda: method(model, iter(GOOD), epochs=2))  # not after the first epoch
+    refused(once, lambda: method(model, None))
     assert same(bits(model), before)
 
 
@@ -646,6 +649,7 @@ def test_baselines_of_two_loaders():
     refused("mixed", lambda: random_label(model, []))
     refused("forget", lambda: scrub(model, retain=GOOD, forget=[]))
     refused("retain", lambda: scrub(model, retain=[], forget=GOOD, ascent_epochs=0))
+    refused("forget", lambda: scrub(model, retain=GOOD, forget=iter(GOOD)))
     refused("penalty", lambda: selective_amnesia(model, retain=GOOD, forget=GOOD, penalty=-1.0))
     refused("forget", lambda: selective_amnesia(model, retain=GOOD, forget=[]))
     refused("mixed", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))
