@@ -1,5 +1,6 @@
 """sfron_fast: fast, faithful SFR-on unlearning for PyTorch."""
 
+from . import methods as methods
 from .data.paired import PairedLoader
 from .evaluation import evaluate
 from .evaluation.diffusion import loss_profile

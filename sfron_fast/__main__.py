@@ -102,12 +102,14 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command in ("unlearn", "evaluate", "memory"):
         try:
             (memory if chosen.command == "memory" else command).execute(chosen)
-        except (ValueError, ImportError) as error:  # bad input, an optional package
+        except (ValueError, ImportError, OSError) as error:  # input, optional packages, paths
             print(error, file=sys.stderr)
-            return 2 if isinstance(error, ValueError) else 1
+            return 1 if isinstance(error, ImportError) else 2
         return 0
     if chosen.seeds < 1:
         parser.error(f"--seeds: expected an integer >= 1, found {chosen.seeds}")
+    if chosen.out.exists() and not chosen.out.is_dir():
+        parser.error(f"--out: expected a folder, found a file {chosen.out}")
     from .demo import run as digits
 
     try:

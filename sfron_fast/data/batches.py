@@ -5,7 +5,7 @@ over data.
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -14,8 +14,34 @@ from torch import Tensor, nn
 from ..errors import require
 
 
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError for what is no model: a class, a state dict, a loader."""
+    kind = type(model).__name__
+    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", f"a {kind}")
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Raise ValueError for what cannot be iterated."""
+    there = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    require(there, name, "batches", type(loader).__name__, "pass a DataLoader or a list of batches")
+
+
+def check_again(loader: Any, name: str) -> None:
+    """Raise ValueError for what can be read once, as a generator."""
+    check_loader(loader, name)
+    remedy = "pass a DataLoader, a list, or an object whose __iter__ begins a new pass"
+    found = f"a {type(loader).__name__}, which can be read once"
+    wanted = "batches that can be read again and again"
+    require(not isinstance(loader, Iterator), name, wanted, found, remedy)
+
+
 def model_device(model: nn.Module) -> torch.device:
-    """The device of the first parameter, else of the first buffer, else the CPU."""
+    """The device of the first parameter, else of the first buffer, else the CPU.
+
+    Raises:
+        ValueError: it is no model.
+    """
+    check_model(model)
     return next(model.parameters(), next(model.buffers(), torch.empty(0))).device
 
 
@@ -76,10 +102,12 @@ def move(batch: Any, device: torch.device, name: str = "loader") -> tuple[Any, T
             ...].
     """
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
-    require(pair, name, "batches (inputs, targets)", type(batch).__name__, "change collate_fn")
+    remedy = "change collate_fn; of a single batch pass [(inputs, targets)]"
+    require(pair, name, "batches (inputs, targets)", type(batch).__name__, remedy)
     inputs, targets = batch
     require(bool(tensors_in(inputs)), name, "inputs with a tensor in them", type(inputs).__name__)
-    require(targets.dim() > 0, name, "targets [samples, ...]", "one number")
+    remedy = "pass batches: DataLoader(data_set, batch_size) of a data set"
+    require(targets.dim() > 0, name, "targets [samples, ...]", "one number", remedy)
     return move_tensors(inputs, device), move_tensors(targets, device)
 
 

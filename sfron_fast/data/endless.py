@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import require
-from .batches import tensors_in
+from .batches import check_again, tensors_in
 from .sampler_state import sampler_state, set_sampler_state
 
 SAMPLED = 4096  # elements of a tensor that tell batches apart
@@ -73,13 +73,7 @@ class EndlessLoader:
     here = True  # whether the last batch counts; of ranks that share batches one may have none
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
-        require(
-            not isinstance(loader, Iterator),
-            name,
-            "batches that can be read again and again",
-            f"a {type(loader).__name__}, which can be read once",
-            "pass a DataLoader, a list, or an object whose __iter__ begins a new pass",
-        )
+        check_again(loader, name)
         empty = length_hint(loader, 1) == 0
         require(
             not empty,

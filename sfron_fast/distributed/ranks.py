@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..data.batches import model_device
+from ..data.batches import check_model, model_device
 from ..errors import require
 from ..ops.adaptive_weights import formula, portion
 from ..ops.layout import is_sharded
@@ -67,6 +67,7 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module, group: Any) -> None:
+        check_model(model)
         check_whole(list(model.parameters()))
         bare = getattr(model, "_orig_mod", model)  # of torch.compile
         # DDP has no use for autograd.grad

@@ -104,8 +104,8 @@ def evaluate(
     the retrained model or what `collect` returned for it, also D_KL_forget, D_KL_retain, D_KL_test
     in nats and Avg.D, the mean absolute gap over FA, RA, TA and MIA in percentage points; absent
     otherwise. RTE is `rte` in seconds, absent when not given: everything the method needs, its
-    Fisher passes included, validation excluded (see `stopwatch.Stopwatch`). A reference that was
-    chosen by test accuracy makes D_KL and Avg.D depend on the test set. Raises as `collect` and
+    Fisher passes included, validation excluded (see `sfron_fast.runs.stopwatch`). A reference that
+    was chosen by test accuracy makes D_KL and Avg.D depend on the test set. Raises as `collect` and
     `kl_divergence` do; ImportError without scikit-learn.
     """
     good = reference is None or isinstance(reference, (nn.Module, Evaluated))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import call, model_device, move
+from ..data.batches import call, check_loader, model_device, move
 from ..distributed.ranks import Ranks
 from ..errors import by_keyword, require
 from ..models.modes import evaluating
@@ -72,6 +72,7 @@ def predict(model: nn.Module, loader: Loader) -> Predictions:
 def predict_named(model: nn.Module, loader: Loader, name: str) -> Predictions:
     """`predict`, with errors about the loader called `name`."""
     device = model_device(model)
+    check_loader(loader, name)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with evaluating(model), torch.no_grad():
         for batch in loader:

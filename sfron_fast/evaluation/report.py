@@ -39,6 +39,9 @@ class Report:
     def __init__(
         self, settings: Mapping[str, str] | None = None, *, notes: Sequence[str] = ()
     ) -> None:
+        named = settings is None or isinstance(settings, Mapping)
+        wanted = "{name: one line about it}"
+        require(named, "settings", wanted, type(settings).__name__)
         self.settings = dict(settings or {})
         self.notes = list(notes)
         self._runs: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
@@ -60,6 +63,8 @@ class Report:
         )
         where = f"{setting} / {method} / seed {seed}"
         require(isinstance(seed, Integral), "seed", "an integer", repr(seed))
+        named = isinstance(metrics, Mapping) or metrics is None
+        require(named, "metrics", "{name: number}", type(metrics).__name__, where)
         require(bool(metrics), "metrics", "at least one metric", "none", where)
         for name, value in metrics.items():
             good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -130,13 +135,16 @@ class Report:
         missing.
 
         A file appears whole or not at all. Raises ValueError for a figure name that is not a plain
-        file name.
+        file name, a file in the folder's place, and a report without a run.
         """
         figures = figures or {}
         for name in figures:
             plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
             require(plain, "figures", "names of letters, digits, . _ -", repr(name))
+        require(bool(self._runs), "report", "at least one run", "none", "add(...) one first")
         path = Path(folder)
+        there = not path.exists() or path.is_dir()
+        require(there, "folder", "a folder, or nothing there yet", f"a file at {path}")
         path.mkdir(parents=True, exist_ok=True)
         content = self.to_dict()
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

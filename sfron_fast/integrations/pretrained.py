@@ -21,6 +21,9 @@ def load_tokenizer(path: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    here = Path(path)
+    there = here.is_dir() or not (here.exists() or here.is_absolute())
+    require(there, "model", "a folder with a model, or a name on the Hub", f"no folder at {path}")
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

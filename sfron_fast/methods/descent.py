@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import model_device
+from ..data.batches import check_again, model_device
 from ..errors import number, require, warn
 from ..models.modes import evaluating, keeping_modes, recording, set_modes, training_modes
 from ..saliency.mask import SaliencyMask
@@ -119,8 +119,9 @@ def batches(model: nn.Module, loader: Loader, name: str, task: Task) -> Iterator
     """The batches that have samples, prepared by the task for the model's device.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or they can be read once: the next epoch would find none.
     """
+    check_again(loader, name)
     empty = True
     for batch in task.prepared(loader, model_device(model), name):
         yield batch
@@ -133,6 +134,7 @@ def mean_losses(
     model: nn.Module, loader: Loader, name: str, task: Task, sign: float = 1.0
 ) -> Callable[[int], Iterator[Tensor]]:
     """The mean loss of each batch of ``loader``, every epoch; times ``sign``."""
+    check_again(loader, name)
 
     def losses(_: int) -> Iterator[Tensor]:
         for batch in batches(model, loader, name, task):

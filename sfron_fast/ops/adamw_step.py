@@ -263,6 +263,7 @@ def adamw_step_(
         "slow_from_corrections": listed("slow_from_corrections", slow_from_corrections),
         "masks": listed("masks", masks),
     }
+    calls.check_clip(norm, max_norm)
     calls.over_lists(
         "adamw_step_",
         lists,

@@ -13,6 +13,7 @@ share memory. Of a DTensor the local shard is meant, and masks are then of shard
 or RuntimeError, naming the argument, before anything is written.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import number
+from ..errors import number, require
 from . import registry, tables
 from .arguments import strided
 from .dtypes import only_reference
@@ -130,3 +131,14 @@ def _refuse_leaves(lists: Lists, written: tuple[str, ...]) -> None:
 def learning_rate(lr: float) -> float:
     """The number; a comparison of it would break a compiled graph."""
     return float(lr) if torch.compiler.is_compiling() else number("lr", lr, 0.0)
+
+
+def check_clip(norm: Any, max_norm: float) -> None:
+    """A clip needs a norm: without one the step would not be clipped, and nobody would know."""
+    if torch.compiler.is_compiling():
+        return
+    remedy = "pass what masked_grad_norm returns"
+    there = norm is None or isinstance(norm, Tensor)
+    require(there, "norm", "a tensor", type(norm).__name__, remedy)
+    clips = norm is None and max_norm != math.inf
+    require(not clips, "norm", "a tensor, with max_norm", "None", remedy)

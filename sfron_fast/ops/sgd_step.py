@@ -224,6 +224,9 @@ def sgd_step_(
         "slow_from_corrections": listed("slow_from_corrections", slow_from_corrections),
         "masks": listed("masks", masks),
     }
+    calls.check_clip(norm, max_norm)
+    there = bool(lists["momentum_buffers"]) or momentum == 0.0
+    require(there, "momentum_buffers", "one for each parameter, with momentum", "none")
     calls.over_lists(
         "sgd_step_",
         lists,

@@ -54,7 +54,6 @@ class Best:
         if self.path is None:
             self.state = {n: v.detach().clone().cpu() for n, v in model.items()}
         elif self.run.ranks.rank == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_whole({"entry": self.entry, "model": model}, self.path)
 
     def restore(self) -> dict[str, float] | None:

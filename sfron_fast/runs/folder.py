@@ -25,6 +25,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
+        free = not path.exists() or path.is_dir()
+        require(free, "checkpoint", "a folder, or nothing there yet", f"a file at {path}")
         self.path, self.checkpoint, self.mask = path, path / CHECKPOINT, path / MASK
 
     def open(self, mask: SaliencyMask) -> None:
@@ -41,7 +43,6 @@ class RunFolder:
             "one",
             "use another folder, or remove it",
         )
-        self.path.mkdir(parents=True, exist_ok=True)
         mask.save(self.mask)
 
     def read(self, recipe: Recipe, start: str, device: torch.device) -> dict[str, Any] | None:

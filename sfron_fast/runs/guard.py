@@ -2,14 +2,14 @@
 over-forgetting.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..data.labels import share_no_label
-from ..errors import require, warn
+from ..errors import NO_NUMBER, require, warn
 from ..evaluation import task_accuracy
 from ..models.modes import evaluating
 from .best import Best
@@ -35,6 +35,8 @@ def check_metrics(
     asked = every > 0
     require(asked or not metrics, "eval_every", "an integer > 0, with metrics", every)
     require(asked or stop_when is None, "eval_every", "an integer > 0, with stop_when", every)
+    named = metrics is None or isinstance(metrics, Mapping)
+    require(named, "metrics", "functions by name, {name: metric}", type(metrics).__name__)
     for name, metric in (metrics or {}).items():
         require(name not in OURS, "metrics", f"other names than {', '.join(OURS)}", repr(name))
         require(callable(metric), "metrics", f"a function for {name!r}", type(metric).__name__)
@@ -60,14 +62,6 @@ class Guard:
         stop_when: StopWhen | None,
         best: Best | None,
     ) -> None:
-        again = not every or not isinstance(holdout, Iterator)
-        require(
-            again,
-            "holdout",
-            "batches that can be read again and again",
-            f"a {type(holdout).__name__}, which can be read once",
-            "pass a DataLoader or a list",
-        )
         self.run, self.holdout, self.every = run, holdout, every
         self.action, self.warned = action, False
         self.metrics, self.stop_when = metrics, stop_when
@@ -104,7 +98,11 @@ class Guard:
                     entry["val_loss"] = loss.item()
             for name, metric in self.metrics.items():
                 with evaluating(run.model), torch.no_grad():
-                    entry[name] = float(metric(run.model))
+                    value = metric(run.model)
+                try:
+                    entry[name] = float(value)
+                except NO_NUMBER:
+                    require(False, f"metrics[{name!r}]", "a function that returns a number", value)
         self.run.result.history.append(entry)
         return entry
 

@@ -36,7 +36,7 @@ class Known:
         with run.looking(), run.ranks.together():
             self.sets["forget"] = self._some(run.forget.loader, "forget")
             self.sets["retain"] = run.kept or self._some(run.retain.loader, "retain")
-            if run.holdout is not None and not isinstance(run.holdout, Iterator):
+            if run.holdout is not None:
                 self.sets["holdout"] = self._some(run.holdout, "holdout")
 
     def _some(self, loader: Iterable[Any], name: str) -> list[Any]:
@@ -73,7 +73,7 @@ class Known:
         if run.chosen or few:
             return ""
         return (
-            f"{known:.1f} % of it are right; whether a model that never saw it would know less,"
+            f"{known:.1f} % of it are right, which may be what a model knows that never saw it:"
             " only a holdout set tells (holdout=)"
         )
 

@@ -15,6 +15,7 @@ from .step_losses import StepLosses
 
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
 NATS = 0.01
+UNSPENT = 0.5  # of the budget: a larger one would have changed little
 SHARE = 0.01  # the same for a loss of the caller's, in units of itself
 _LISTS = ("losses", "norms", "retained", "reached")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,19 +82,31 @@ class Outcome:
         """Warn (RuntimeWarning) of what the run did not do: once, of the first cause that fits.
         ``still``: what is left of the forget set, if it is too much.
         """
-        remedy = (
-            "raise forget_weight or forget_lr (choose them on validation data), or lower"
-            " retain_steps"
-        )
-        if budget is not None:
-            remedy = f"raise retain_budget ({budget:g}), or take more cycles"
         found = self._nothing() or self._diverged(result.after)
         if not found:
             nothing = self._forgot_nothing(result, floor)
             part = f"the forget set was forgotten in part: {still}" if still else ""
-            found = f"{nothing or part}; {remedy}" if nothing or part else ""
+            more = self._more(budget, result.budget_spent)
+            found = f"{nothing or part}; to forget more, {more}" if nothing or part else ""
         if found:
             warn(found)
+
+    def _more(self, budget: float | None, spent: float | None) -> str:
+        """What to change for a run that is to forget more: what has ended its forgetting."""
+        if 2 * self.forgotten > len(self.losses):
+            return "raise the recipe's ceiling: most forget steps were past it"
+        if budget is None:
+            clip = "" if self.recipe.max_norm is None else f"max_norm ({self.recipe.max_norm:g}), "
+            return (
+                f"raise {clip}forget_lr or forget_weight (choose them on validation data), or"
+                " lower retain_steps"
+            )
+        if spent is not None and spent < UNSPENT:
+            return (
+                f"take more cycles ({self.recipe.cycles}), or raise forget_lr: {spent:.0%} of"
+                " retain_budget was spent"
+            )
+        return f"raise retain_budget ({budget:g}), or take more cycles ({self.recipe.cycles})"
 
     def _nothing(self) -> str:
         norms, retained = _numbers(self.norms), _numbers(self.retained)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..data.batches import progress_bar
+from ..data.batches import check_again, check_model, progress_bar
 from ..distributed.ranks import shared
 from ..distributed.shards import check_wrapper
 from ..errors import by_keyword, noting, number, require
@@ -66,7 +66,8 @@ def unlearn(
             again: every ``iter()`` begins a new pass. Inputs as for ``estimate_fisher``; batches
             without samples are skipped. On several ranks each loader gives its rank's part of every
             global batch, as with DistributedSampler; parts may differ in size or be empty.
-        holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling.
+        holdout: held-out batches for the evaluations, ``retain_budget`` and a recipe's ceiling,
+            read again and again as the others.
         recipe: ``Recipe.paper()``, ``.official()``, ``.budgeted()``, ``.language()`` or a diffusion
             model's, with overrides. None = one for the task, under a budget, that ends the
             forgetting of a sample and leaves running statistics as they are (``defaults.py``).
@@ -122,6 +123,7 @@ def unlearn(
             the sets look swapped, or their batches differ in size under an estimator that depends
             on it.
     """
+    check_model(model)
     check_wrapper(model)
     several = shared(model)
     require(
@@ -134,6 +136,12 @@ def unlearn(
     if several and group is None:
         group = torch.distributed.group.WORLD
     # what can be refused without looking at model or data
+    for name, loader in (("forget", forget), ("retain", retain), ("holdout", holdout)):
+        if loader is not None or name != "holdout":
+            check_again(loader, name)
+    given = type(mask).__name__
+    require(mask is None or isinstance(mask, SaliencyMask), "mask", "a SaliencyMask", given)
+    require(retain_budget is not True, "retain_budget", "a number such as 0.05", "True")
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
         number("retain_budget", retain_budget, 0.0, open_low=True)

@@ -63,7 +63,7 @@ def difference_mask(
         same = seen == counts[name] * draws
         remedy = "let it give the same samples each time"
         require(same, name, f"{counts[name]} samples in every pass", seen // draws, remedy)
-        one.check_finite(ranks)
+        one.check_finite(ranks, name)
         flags = ranks.any([n in squares.reached for n in params])
         here = {n for n, there in zip(params, flags, strict=True) if there}
         reached |= here

@@ -222,7 +222,7 @@ def _estimate(
     reached |= squares.reached
 
     # the ranks' sums added up, and the mean over samples or batches
-    one_pass.check_finite(ranks)
+    one_pass.check_finite(ranks, name)
     if apart and group is not None:
         ranks.sum_(values.values())
     if group is not None and estimator in ("sample", "rank"):

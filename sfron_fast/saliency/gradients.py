@@ -38,19 +38,18 @@ class Pass:
         check_depends(loss, self.task)
         return loss
 
-    def check_finite(self, ranks: Ranks) -> None:
-        """Once for all, as to read a loss waits for the device.
+    def check_finite(self, ranks: Ranks, name: str) -> None:
+        """Once for all of the loader called ``name``, as to read a loss waits for the device.
 
         Raises:
             ValueError: a loss was not finite; on every rank, so that none waits for another.
         """
-        name, remedy = self.task.argument, "check the data and the model"
-        mine = bool(self.losses) and not bool(torch.isfinite(torch.cat(self.losses)).all())
-        others = ranks.any([mine]) == [True] and not mine
-        require(not others, name, "a finite loss", "another on another rank", remedy)
-        for draw, loss in enumerate(self.losses if mine else ()):
-            good = bool(torch.isfinite(loss).all())
-            require(good, name, "a finite loss", f"{loss.tolist()} in draw {draw}", remedy)
+        met = torch.cat(self.losses) if self.losses else torch.zeros(0)
+        bad = met[~met.isfinite()]
+        others = ranks.any([len(bad) > 0]) == [True] and not len(bad)
+        wanted, remedy = "a finite loss of every sample", "check the data, the loss and the model"
+        require(not others, name, wanted, "another on another rank", remedy)
+        require(not len(bad), name, wanted, bad[:1].tolist(), remedy)
 
 
 def batch_gradients(one: Pass, batch: Any, share: float) -> Gradients:

@@ -78,7 +78,8 @@ def read_schedule(scheduler: Any, prediction: Prediction | None) -> Schedule:
     assert isinstance(kept, Tensor)
     kept = kept.detach().to("cpu", torch.float64)
     falls = bool((kept >= 0).all() and (kept <= 1).all() and (kept.diff() <= 0).all())
-    require(falls, "scheduler", "products that fall within [0, 1]", "others")
+    remedy = "of betas pass (1 - betas).cumprod(0)"
+    require(falls, "scheduler", "products that fall within [0, 1]", "others", remedy)
     own = getattr(getattr(scheduler, "config", None), "prediction_type", None)
     require(own is None or own in NAMES, "scheduler", " or ".join(map(repr, NAMES)), repr(own))
     theirs: Any = prediction if own is None else NAMES[own]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import call, move_tensors, tensors_in
+from ..data.batches import call, check_loader, move_tensors, tensors_in
 from ..errors import require
 from ..losses import adaptive_weights
 from ..weights import with_ceiling
@@ -69,6 +69,7 @@ class Task:
 
     def prepared(self, loader: Iterable[Any], device: torch.device, name: str) -> Iterator[Any]:
         """One pass over the batches of ``loader`` that have samples, prepared."""
+        check_loader(loader, name)
         for drawn in loader:
             batch = self.prepare(drawn, device, name)
             if self.samples(batch):
@@ -217,7 +218,8 @@ class Task:
         """
         samples = self.samples(batch)
         found: object = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        require(found == [samples], self.argument, f"per-sample losses [{samples}]", found)
+        remedy = "reduce nothing over the samples" if found == [] else ""
+        require(found == [samples], self.argument, f"per-sample losses [{samples}]", found, remedy)
         floats = values.is_floating_point()
         require(floats, self.argument, "losses of a floating dtype", values.dtype)
         return values
@@ -235,8 +237,8 @@ class Task:
     def _lacks(self, what: str) -> ValueError:
         named = "losses() or losses_of()" if what == "losses_of" else f"{what}()"
         return ValueError(
-            f"{self.argument}: expected a task with {named}, which this method asks for, found"
-            f" {type(self).__name__} without it; override it"
+            f"task: expected a task with {named}, which this method asks for, found"
+            f" {type(self).__name__} without it; pass another, or override it"
         )
 
 

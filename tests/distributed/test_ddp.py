@@ -506,7 +506,7 @@ def unreached_and_refused():
     bad = exact_batches()
     if dist.get_rank() == 1:
         bad[1][0].fill_(float("nan"))
-    with pytest.raises(ValueError, match="loss_fn: expected a finite loss"):
+    with pytest.raises(ValueError, match="loader: expected a finite loss"):
         estimate_fisher(exact_model(), bad, mean_square, group=group)
 
 

@@ -219,3 +219,16 @@ def test_save_refuses_figure_names_that_are_not_file_names(tmp_path, name):
     with pytest.raises(ValueError, match="figures: expected names of letters"):
         filled().save(tmp_path / "out", {name: None})
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_a_report_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"settings: expected .*found str"):
+        Report("digits")
+    with pytest.raises(ValueError, match=r"metrics: expected .*found float"):
+        Report().add("digits", "FT", 0, 1.0)
+    with pytest.raises(ValueError, match="report: expected at least one run, found none"):
+        Report().save(tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"folder: expected a folder.*found a file at"):
+        filled().save(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

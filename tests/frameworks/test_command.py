@@ -279,7 +279,7 @@ def test_what_is_wrong_is_said_before_a_step(folder, tmp_path, capsys):
         "lr: expected a number": ["--lr", -1],
         "weight_bits: expected dtype bfloat16": ["--weight-bits", 24],
         "weight_bits: expected method sfron": ["--weight-bits", 24, "--method", "npo"],
-        "model: expected a folder with a tokenizer": ["--model", tmp_path / "none"],
+        "model: expected a folder with a model": ["--model", tmp_path / "none"],
         "retain, line 1: expected a text that is not in forget too": [
             "--retain",
             folder / "forget.jsonl",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import bits, build, data, random_fishers, random_mask, same
 from op_table import OPS
+from torch.utils.data import TensorDataset
 
 import sfron_fast as sf
 from sfron_fast import Fisher, Recipe, SaliencyMask, functional
@@ -63,6 +64,19 @@ def test_a_leaf_that_requires_grad_is_refused():
     with pytest.raises(RuntimeError, match=r"params\[0\]: expected a call under torch.no_grad"):
         functional.sgd_step_([weight], [torch.ones(3)], lr=0.1)
     assert torch.equal(weight, torch.ones(3))
+
+
+@table(
+    [
+        ("clip without a norm", "norm", {"max_norm": 1.0}),
+        ("norm of a number", "norm", {"norm": 1.0, "max_norm": 1.0}),
+        ("momentum without buffers", "momentum_buffers", {"momentum": 0.9}),
+    ]
+)
+def test_a_step_that_would_not_do_what_it_is_told(argument, call):
+    weights = [torch.ones(3)]
+    refused(argument, lambda: functional.sgd_step_(weights, [torch.ones(3)], lr=0.1, **call))
+    assert torch.equal(weights[0], torch.ones(3))
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -475,6 +489,8 @@ X, Y = data(6)
     [
         (i, a, (b, s))
         for i, a, b, s in [
+            ("none", "loader", None, {}),
+            ("data set", "loader", TensorDataset(X, Y), {}),
             ("empty", "loader", [], {}),
             ("empty batches", "loader", [(X[:0], Y[:0])], {}),
             ("no pair", "loader", [X], {}),
@@ -486,7 +502,7 @@ X, Y = data(6)
             ("chunk", "chunk_size", [(X, Y)], {"chunk_size": 0}),
             ("chunk type", "chunk_size", [(X, Y)], {"chunk_size": 2.0}),
             ("loss shape", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum(1)}),
-            ("loss inf", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: o.sum() * INF}),
+            ("loss inf", "loader", [(X, Y)], {"loss_fn": lambda o, t: o.sum() * INF}),
             ("loss constant", "loss_fn", [(X, Y)], {"loss_fn": lambda o, t: torch.tensor(1.0)}),
         ]
     ]
@@ -510,7 +526,9 @@ def test_estimate_fisher(estimator, argument, call):
         ("threshold", {"threshold": NAN}),
         ("estimator", {"estimator": "samples"}),
         ("chunk_size", {"chunk_size": 0}),
-        ("loss_fn", {"loss_fn": lambda o, t: o.sum() * INF}),
+        ("forget", {"loss_fn": lambda o, t: o.sum() * INF}),
+        ("retain", {"retain": [(X * NAN, Y)]}),
+        ("retain", {"retain": None}),
     ],
 )
 def test_estimate_mask(argument, change):
@@ -574,11 +592,18 @@ OTHER_MODEL = SaliencyMask.from_bool({"0.weight": torch.ones(10, 7)})
         ("targets", {"retain": [(X, Y - 1)], "mask": random_mask(build("bn"))}),
         ("targets", {"forget": [(X, Y.int())], "mask": random_mask(build("bn"))}),
         ("saliency", {"mask": OTHER_MODEL}),
-        ("saliency", {"mask": {"0.weight": torch.ones(3)}}),
+        ("mask", {"mask": {"0.weight": torch.ones(3)}}),
         ("loss_fn", {"loss_fn": lambda o, t: o.sum()}),
         ("holdout", {"holdout": [], "eval_every": 1}),
+        ("holdout", {"holdout": iter(GOOD)}),
+        ("forget", {"forget": 3}),
+        ("eval_every", {"metrics": [len]}),
+        ("metrics", {"eval_every": 1, "metrics": [len]}),
+        (r"metrics\['a'\]", {"eval_every": 1, "metrics": {"a": lambda model: None}}),
         ("eval_every", {"best": "best.pt"}),
         ("retain_budget", {"retain_budget": 0.0}),
+        ("retain_budget", {"retain_budget": True}),
+        ("checkpoint", {"checkpoint": __file__}),
     ],
 )
 def test_unlearn(argument, changes, tmp_path):
@@ -596,6 +621,13 @@ def test_unlearn(argument, changes, tmp_path):
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("model", [torch.nn.Linear, {}, GOOD])
+def test_what_is_no_model(model):
+    refused("model", lambda: sf.unlearn(model, forget=GOOD, retain=GOOD))
+    refused("model", lambda: sf.estimate_fisher(model, GOOD))
+    refused("model", lambda: sf.evaluate(model, forget=GOOD, retain=GOOD, holdout=GOOD))
+
+
 @pytest.mark.parametrize("method", [finetune, gradient_ascent])
 def test_baselines(method):
     model = build("bn")
@@ -605,6 +637,9 @@ def test_baselines(method):
     refused(name, lambda: method(model, [X]))
     refused("epochs", lambda: method(model, GOOD, epochs=0))
     refused("lr", lambda: method(model, GOOD, lr=NAN))
+    once = "retain" if method is finetune else "forget"
+    refused(once, lambda: method(model, iter(GOOD), epochs=2))  # not after the first epoch
+    refused(once, lambda: method(model, None))
     assert same(bits(model), before)
 
 
@@ -614,6 +649,7 @@ def test_baselines_of_two_loaders():
     refused("mixed", lambda: random_label(model, []))
     refused("forget", lambda: scrub(model, retain=GOOD, forget=[]))
     refused("retain", lambda: scrub(model, retain=[], forget=GOOD, ascent_epochs=0))
+    refused("forget", lambda: scrub(model, retain=GOOD, forget=iter(GOOD)))
     refused("penalty", lambda: selective_amnesia(model, retain=GOOD, forget=GOOD, penalty=-1.0))
     refused("forget", lambda: selective_amnesia(model, retain=GOOD, forget=[]))
     refused("mixed", lambda: bad_teacher(model, GOOD, build("bn", seed=1)))

@@ -254,3 +254,15 @@ def test_a_switch_needs_no_remedy():
     assert "switched off by SFRON_FAST_NATIVE=0" in told
     assert "unset SFRON_FAST_NATIVE" in told
     assert "pip install" not in told.split("triton")[0]
+
+
+def test_methods_and_functions_are_there_with_the_package():
+    script = "import sfron_fast as sf; sf.methods.finetune, sf.functional.pack_bits"
+    assert python(script) == ""
+
+
+def test_a_path_that_cannot_be_is_said_before_the_demo_begins(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        __main__.main(["demo", "--out", str(tmp_path / "file")])
+    assert "--out: expected a folder, found a file" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Runs that do nothing, and say so; models and callers that would make one do nothing."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sfron_fast as sf
 from sfron_fast import Recipe
+from sfron_fast.runs.outcome import Outcome
 
 X, Y = data(8, seed=6)
 BAD = torch.full_like(X, float("nan"))
@@ -334,3 +336,28 @@ def test_buffers_made_or_enlarged_in_forward(tmp_path):
     with pytest.warns(RuntimeWarning, match="nothing was retained"):
         run([(BAD, Y)], [(X[:2], Y[:2])], model, mask=everything)
     assert (model.scale.shape, model.late, hasattr(model, "made")) == ((2, 1), None, False)
+
+
+@pytest.mark.parametrize(
+    ("remedy", "budget", "spent", "reached"),
+    [
+        ("raise max_norm (7), forget_lr or forget_weight", None, None, 0),
+        ("raise retain_budget (0.05), or take more cycles (300)", 0.05, 1.1, 1),
+        ("take more cycles (300), or raise forget_lr: 20% of retain_budget", 0.05, 0.2, 1),
+        ("raise the recipe's ceiling", 0.05, 0.2, 3),
+    ],
+)
+def test_the_remedy_is_for_what_ended_the_forgetting(remedy, budget, spent, reached):
+    model = by_heart()
+    asked = SimpleNamespace(model=model, recipe=Recipe.official(), task=sf.Classification())
+    outcome = Outcome(asked)
+    outcome.before = outcome.before + 1  # the weights have moved
+    outcome.losses = [torch.tensor(0.5)] * 4
+    outcome.reached = [torch.tensor(i < reached) for i in range(4)]
+    result = sf.UnlearnResult(model, None, budget_spent=spent)
+    result.before, result.after = {"forget_loss": 0.1}, {"forget_loss": 0.5, "retain_loss": 0.1}
+    with pytest.warns(RuntimeWarning) as said:
+        outcome.judge(result, None, budget, "90.0 % of it are right")
+    found = str(said[0].message)
+    assert "in part: 90.0 % of it are right; to forget more, " in found
+    assert remedy in found

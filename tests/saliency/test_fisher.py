@@ -222,7 +222,7 @@ def test_a_non_finite_sample_is_an_error_wherever_it_is(estimator):
     for i in (0, 5, 10):
         x, y = data(SAMPLES)
         x[i, 0] = float("nan")
-        with pytest.raises(ValueError, match="loss_fn: expected a finite loss"):
+        with pytest.raises(ValueError, match="loader: expected a finite loss"):
             estimate_fisher(build(), [(x, y)], estimator=estimator, chunk_size=4)
 
 

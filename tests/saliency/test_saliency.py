@@ -434,6 +434,14 @@ def test_pickles_are_refused_and_never_run(write, tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_saving_makes_the_folder_and_does_not_take_its_place(saved, tmp_path):
+    mask, _ = saved
+    mask.save(tmp_path / "new" / "mask.safetensors")
+    assert SaliencyMask.load(tmp_path / "new" / "mask.safetensors") == mask
+    with pytest.raises(ValueError, match="path: expected a file's, found a folder at"):
+        mask.save(tmp_path / "new")
+
+
 def test_saving_is_whole_or_not_at_all(saved, monkeypatch):
     mask, path = saved
     whole = path.read_bytes()

@@ -135,7 +135,9 @@ def step_arguments(draw, make, masks, dtype):
     flags = {
         "maximize": draw(st.booleans()),
         "freeze_masked": draw(st.booleans()),
-        "max_norm": draw(st.sampled_from([math.inf, 1e-3, 1.0, 50.0])),
+        "max_norm": draw(
+            st.sampled_from([math.inf] if norm is None else [math.inf, 1e-3, 1.0, 50.0])
+        ),
     }
     return tensors, {**given, **flags}, numbers
 

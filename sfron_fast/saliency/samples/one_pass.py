@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...data.batches import check_loader
 from ...errors import require, warn
 from ...ops.dtypes import accumulate_dtype
 from ...ops.lists import zeroed
@@ -159,6 +160,7 @@ def drawn(
     task: Task, loader: Iterable[Any], draws: int, device: torch.device, name: str
 ) -> Iterator[tuple[Any, int]]:
     """Each batch of the loader called ``name``, prepared ``draws`` times, and its samples."""
+    check_loader(loader, name)
     for batch in loader:
         for _ in range(draws):
             prepared = task.prepare(batch, device, name)
