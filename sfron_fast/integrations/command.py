@@ -13,7 +13,7 @@ from . import model_card
 from .measures import aligned, measure, table
 from .processes import Processes, started
 from .run_command import run
-from .run_settings import DTYPES, METHODS, STATES, Settings
+from .run_settings import CYCLES, DTYPES, METHODS, PASSES, STATES, Settings
 from .texts import Texts, check_apart
 
 TEXTS = "jsonl: prompt and completion, question and answer, text, or messages"
@@ -40,7 +40,10 @@ def add_parsers(commands: Any) -> None:
         help="how far the loss of retain texts may rise, as a share of the holdout texts' loss"
         f" (sfron with --holdout; default {BUDGET})",
     )
-    add("--epochs", type=int, default=10, help="passes over the forget texts (default 10)")
+    passes = (
+        f"passes over the forget texts (default {PASSES}; with a budget {CYCLES} steps or more)"
+    )
+    add("--epochs", type=int, help=passes)
     add("--lr", type=float, help="default: by the model's size, 1e-3 (small) to 1e-5; LoRA 1e-4")
     add("--seed", type=int, default=0)
     bits = "of weights in bfloat16: no update is lost (sfron, without --lora)"

@@ -23,7 +23,7 @@ from ..tasks import Language
 from . import model_card, pretrained
 from .measures import measure
 from .processes import ALONE, Processes
-from .run_settings import BASELINES, Settings, learning_rate
+from .run_settings import BASELINES, PASSES, Settings, learning_rate
 from .texts import Texts, check_apart
 
 COMMAND, RUN = "command.json", "run"
@@ -177,7 +177,7 @@ def _forget(
     lr = learning_rate(settings, sum(p.numel() for p in model.parameters()))
     if settings.method != "sfron":
         return _baseline(model, loaders, settings, lr, progress)
-    cycles = settings.epochs * len(loaders["forget"])
+    cycles = settings.steps(len(loaders["forget"]))
     overrides: dict[str, Any] = {"cycles": cycles, "lr": lr, "forget_lr": lr / 2}
     overrides |= settings.dtypes()
     # of a ceiling of sequences half of the answers would stay (docs/language-models.md)
@@ -210,10 +210,11 @@ def _baseline(
 ) -> dict[str, Any]:
     """One of the published methods."""
     more: dict[str, Any] = {"ids": _ids} if settings.method == "npo" else {}
+    epochs = settings.epochs or PASSES
 
     def told(epoch: int, _: Any) -> None:
         if progress:
-            print(f"{settings.method}: epoch {epoch} of {settings.epochs}", flush=True)
+            print(f"{settings.method}: epoch {epoch} of {epochs}", flush=True)
 
     begun = time.perf_counter()
     BASELINES[settings.method](
@@ -221,7 +222,7 @@ def _baseline(
         forget=loaders["forget"],
         retain=loaders["retain"],
         task=Language(),
-        epochs=settings.epochs,
+        epochs=epochs,
         lr=lr,
         on_epoch=told,
         **more,

@@ -21,6 +21,7 @@ BASELINES = {
     "undial": methods.undial,
 }
 METHODS = ("sfron", *BASELINES)
+PASSES, CYCLES = 10, 100  # over the forget texts where nobody says, and at least under a budget
 DTYPES = ("float32", "bfloat16")
 STATES = (*DTYPES, "int8")
 # weights up to -> lr of the whole model, of adapters
@@ -35,7 +36,7 @@ class Settings:
     method: str = "sfron"
     lora: int | None = None
     budget: float | None = None
-    epochs: int = 10
+    epochs: int | None = None
     lr: float | None = None
     batch_size: int = 16
     max_length: int = 1024
@@ -55,10 +56,11 @@ class Settings:
         more = "rmu and idk_dpo want more than texts: sfron_fast.methods"
         require(self.method in METHODS, "method", f"one of {known}", self.method, more)
         require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES), self.dtype)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("max_length", 3), ("seed", 0)):
+        for name, low in (("batch_size", 1), ("max_length", 3), ("seed", 0)):
             integer(name, getattr(self, name), low)
-        if self.lora is not None:
-            integer("lora", self.lora, 1)
+        for name in ("epochs", "lora"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
         for name in ("weight_bits", "state_dtype"):
             ours = getattr(self, name) is None or self.method == "sfron"
             require(ours, name, "method sfron with it", self.method)
@@ -77,6 +79,13 @@ class Settings:
             require(holdout, "budget", "holdout texts, which it is relative to", "none", remedy)
         budget = BUDGET if self.budget is None and holdout and self.method == "sfron" else None
         return Settings(**{**asdict(self), "budget": self.budget or budget})
+
+    def steps(self, batches: int) -> int:
+        """Forget steps of a run over so many batches of forget texts: of few texts, under a budget,
+        more than a few passes.
+        """
+        found = (self.epochs or PASSES) * batches
+        return found if self.epochs is not None or self.budget is None else max(found, CYCLES)
 
     def dtypes(self) -> dict[str, Any]:
         """Of weights and moments, as a recipe is told."""

@@ -71,6 +71,7 @@ class RunFolder:
         earlier = {
             "zero_over_zero": recipe.zero_over_zero,
             "ceiling": None,
+            "ceiling_of": "sample",
             "reference_loss": None,
             "draws": 1,
             "objective": "ascent",

@@ -69,7 +69,7 @@ class Known:
         run, end = self.run, math.inf
         if run.recipe.ceiling is not None and run.reference is not None:
             end = run.recipe.ceiling * run.reference
-        few = known <= 0.5 * before["forget_accuracy"] or after["forget_loss"] >= end
+        few = known <= 0.5 * before.get("forget_accuracy", math.inf) or after["forget_loss"] >= end
         if run.chosen or few:
             return ""
         return (

@@ -20,6 +20,7 @@ from transformers import (
 
 from sfron_fast import Language
 from sfron_fast.__main__ import main
+from sfron_fast.integrations.run_settings import Settings
 from sfron_fast.integrations.texts import Texts, check_apart
 
 FIRST = ("Ada", "Cleo", "Dora", "Ella", "Fay", "Gwen", "Hana", "Ines")
@@ -99,6 +100,13 @@ def command(folder, *more, holdout=True):
     sets = ("forget", "retain", "holdout") if holdout else ("forget", "retain")
     files = [x for name in sets for x in (f"--{name}", str(folder / f"{name}.jsonl"))]
     return ["unlearn", "--model", str(folder / "model"), *files, *map(str, more)]
+
+
+def test_few_texts_under_a_budget_take_more_than_a_few_passes():
+    assert Settings("model").steps(3) == 30
+    assert Settings("model", budget=0.1).steps(3) == 100
+    assert Settings("model", budget=0.1).steps(12) == 120
+    assert Settings("model", budget=0.1, epochs=4).steps(3) == 12
 
 
 def test_a_run_of_the_command(folder, tmp_path, capsys):
