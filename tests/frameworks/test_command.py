@@ -103,10 +103,10 @@ def command(folder, *more, holdout=True):
 
 
 def test_few_texts_under_a_budget_take_more_than_a_few_passes():
-    assert Settings("model").steps(3) == 30
-    assert Settings("model", budget=0.1).steps(3) == 100
-    assert Settings("model", budget=0.1).steps(12) == 120
-    assert Settings("model", budget=0.1, epochs=4).steps(3) == 12
+    assert Settings(model="m").steps(3) == 30
+    assert Settings(model="m", budget=0.1).steps(3) == 100
+    assert Settings(model="m", budget=0.1).steps(12) == 120
+    assert Settings(model="m", budget=0.1, epochs=4).steps(3) == 12
 
 
 def test_a_run_of_the_command(folder, tmp_path, capsys):
