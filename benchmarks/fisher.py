@@ -24,7 +24,7 @@ import sfron_fast as sf
 from sfron_fast.demo import digits
 from sfron_fast.distributed.ranks import Ranks
 from sfron_fast.models.modes import evaluating
-from sfron_fast.saliency.gradients import Pass, sample_gradients, square_into
+from sfron_fast.saliency.gradients import Pass, SquareSums, sample_gradients
 from sfron_fast.saliency.samples.one_pass import sums_like, trainable
 from sfron_fast.tasks.classification import MeanLoss
 
@@ -94,11 +94,12 @@ def by_vmap(model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]
     """What "sample" was before: gradients of 32 samples at a time, then squared."""
     params = trainable(model)
     values = sums_like(params)
+    sums = SquareSums(values)
     one = Pass(model, MeanLoss(loss), params, Ranks(model, None), 32)
     with evaluating(model):
         for batch in batches:
             for grads in sample_gradients(one, batch):
-                square_into(values, grads, 1.0)
+                sums.add([grads.get(n) for n in values], 1.0)
     samples = sum(len(y) for _, y in batches)
     return {n: v / samples for n, v in values.items()}
 

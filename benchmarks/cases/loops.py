@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import sfron_fast as sf
 from sfron_fast import functional
 from sfron_fast.ops import reference
+from sfron_fast.saliency.gradients import SquareSums
 
 from .arms import MAX_NORM
 from .row_arms import FLOOR, TEMPERATURE, weighted
@@ -76,14 +77,15 @@ class Ours:
         with phase("update and interpolation" if last else "update"):
             self.optimizer.step()
 
-    def sums(self) -> list[Tensor]:
-        return [torch.zeros_like(p) for p in self.params]
+    def sums(self) -> SquareSums:
+        """As ``estimate_fisher`` makes them."""
+        return SquareSums({n: torch.zeros_like(p) for n, p in self.model.named_parameters()})
 
-    def accumulate(self, sums: list[Tensor], share: float) -> None:
-        functional.fisher_accumulate_(sums, [p.grad for p in self.params], share)
+    def accumulate(self, sums: SquareSums, share: float) -> None:
+        sums.add([p.grad for p in self.params], share)
 
-    def build(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
-        return functional.saliency_mask(forget, retain, 1.0)[0]
+    def build(self, forget: SquareSums, retain: SquareSums) -> list[Tensor]:
+        return functional.saliency_mask(forget.sums, retain.sums, 1.0)[0]
 
     def bits(self, masks: list[Tensor]) -> list[Tensor]:
         shapes = [p.shape for p in self.params]

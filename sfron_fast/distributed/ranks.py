@@ -219,9 +219,9 @@ class Ranks:
 
     def gradients(
         self, loss: Tensor | None, share: float, params: dict[str, nn.Parameter]
-    ) -> dict[str, Tensor]:
-        """Of the mean loss over all samples, the same on every rank; without the parameters that
-        none of them reached.
+    ) -> list[Tensor | None]:
+        """Each parameter's of the mean loss over all samples, the same on every rank; None where
+        none of them reached it.
 
         ``loss``: the mean over this rank's samples, which are ``share`` of all; None if it has
         none.
@@ -234,7 +234,7 @@ class Ranks:
             found = torch.autograd.grad(part, list(params.values()), allow_unused=True)
         if self.group is not None:
             found = self._sum(list(params.values()), found)
-        return {n: g for n, g in zip(params, found, strict=True) if g is not None}
+        return list(found)
 
     def _sum(self, params: list[nn.Parameter], found: Any) -> list[Tensor | None]:
         reached = self.any([g is not None for g in found])
@@ -251,12 +251,12 @@ class Ranks:
 
     def _sharded_gradients(
         self, loss: Any, share: float, params: dict[str, nn.Parameter]
-    ) -> dict[str, Tensor]:
+    ) -> list[Tensor | None]:
         before = {n: p.grad for n, p in params.items()}
         for p in params.values():
             p.grad = None
         (loss * (share * self.size)).backward()  # FSDP2 averages
-        found = {n: p.grad for n, p in params.items() if p.grad is not None}
+        found = [p.grad for p in params.values()]
         for n, p in params.items():
             p.grad = before[n]
         return found

@@ -20,7 +20,7 @@ from ..tasks.classification import MeanLoss
 from ..tasks.task import as_task
 from .diagonal import Fisher
 from .difference import difference_mask
-from .gradients import Pass, batch_gradients, square_into
+from .gradients import Pass, SquareSums, batch_gradients
 from .mask import SaliencyMask
 from .samples.one_pass import SamplePass, drawn, sums_like, trainable
 
@@ -204,6 +204,7 @@ def _estimate(
             reached = set(params) - set(start.metadata["no_gradient"])
 
         # one pass: gradients by batch or by sample, squared as they come
+        sums = SquareSums(values)
         for batch, counts in progress_bar(chain([first], rounds), loader, "Fisher", progress):
             count, mine = sum(counts), counts[ranks.rank]
             samples, batches, batch_size = samples + count, batches + 1, max(batch_size, count)
@@ -216,8 +217,8 @@ def _estimate(
             if estimator == "batch_equal":
                 weight = 1.0
             grads = batch_gradients(one_pass, batch, 1.0 if apart else mine / count)
-            square_into(values, grads, weight)
-            reached |= grads.keys()
+            sums.add(grads, weight)
+            reached |= {n for n, g in zip(params, grads, strict=True) if g is not None}
             del grads  # freed before the next backward
     reached |= squares.reached
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from .. import functional
 from ..data.batches import each_tensor, tensors_in
 from ..distributed.ranks import Ranks
 from ..errors import require
+from ..ops import native, registry, tables
 from ..ops.layout import dense, ordered, orders_of
 from ..tasks import Task
 from ..tasks.task import check_depends
@@ -52,9 +54,10 @@ class Pass:
         require(not len(bad), name, wanted, bad[:1].tolist(), remedy)
 
 
-def batch_gradients(one: Pass, batch: Any, share: float) -> Gradients:
-    """The gradient of the batch's mean loss, of which this rank has ``share`` of the samples; it
-    has None of a batch without any.
+def batch_gradients(one: Pass, batch: Any, share: float) -> list[Tensor | None]:
+    """Each parameter's gradient of the batch's mean loss, None where the loss does not reach it.
+
+    This rank has ``share`` of the samples; ``batch`` is None if it has none.
     """
     loss = None
     if batch is not None:
@@ -114,13 +117,38 @@ def sample_gradients(one: Pass, batch: Any) -> Iterator[Gradients]:
             yield {n: g[i] for n, g in found.items()}
 
 
-def square_into(values: dict[str, Tensor], grads: Gradients, weight: float) -> None:
-    """values += weight * grads^2, of the parameters that there is a gradient of."""
-    sums = [values[name] for name in grads]
-    orders = orders_of(sums)
-    functional.fisher_accumulate_(
-        ordered(sums, orders), dense(list(grads.values()), orders), weight
-    )
+class SquareSums:
+    """Sums of squared gradients that a run adds to: their half of the op's table is written once.
+
+    Until the run ends nobody else sees the tensors: no graph can have saved them, so autograd is
+    not told of each write. A mode or transform (``tables.watched``) lasts from before to after it.
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        sums = list(values.values())
+        self.orders = orders_of(sums)
+        self.sums = ordered(sums, self.orders)  # kept: the table points to their shapes
+        # its second half is the gradients', written in every call; in another order they may have
+        # to be copied
+        self.table = None if self.orders else tables.table_of((self.sums, self.sums))
+        if self.table is not None:
+            self.rows = self.table[2 : 2 + native.ROW_WORDS * len(sums)]
+            self.op = registry.described("fisher_accumulate_").table
+
+    def add(self, grads: list[Tensor | None], weight: float) -> None:
+        """values += weight * grads^2; there is a gradient for each, or None."""
+        if (
+            self.table is not None
+            and not is_dynamo_compiling()  # it may trace this though it has not traced the above
+            # refuses None too
+            and native.describe(self.table, (self.rows, grads)) == native.BY_TABLE
+        ):
+            self.op(self.table, weight)
+            return
+        there = [i for i, g in enumerate(grads) if g is not None]
+        orders = tuple(self.orders[i] for i in there) if self.orders else ()
+        found = dense([g for g in grads if g is not None], orders)
+        functional.fisher_accumulate_([self.sums[i] for i in there], found, weight)
 
 
 class _Losses(nn.Module):

@@ -14,7 +14,7 @@ from ...ops.dtypes import accumulate_dtype
 from ...ops.lists import zeroed
 from ...tasks import Task
 from ...tasks.task import check_depends
-from ..gradients import Pass, by_sample, check_by_sample, sample_gradients, square_into
+from ..gradients import Pass, SquareSums, by_sample, check_by_sample, sample_gradients
 from .separable import Found, check_apart, look, moved
 from .squares import SampleSquares
 from .taps import Taps, backward
@@ -123,8 +123,9 @@ class SamplePass:
         one = self.one
         left = {n: p for n, p in one.params.items() if n in self.found.left}  # type: ignore[union-attr]
         rest = Pass(one.model, one.task, left, one.ranks, one.chunk_size)
+        sums = SquareSums({n: self.values[n] for n in left})
         for grads in sample_gradients(rest, batch):
-            square_into(self.values, grads, weight)
+            sums.add([grads.get(n) for n in left], weight)
             self.reached |= grads.keys()
 
 
