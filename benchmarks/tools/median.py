@@ -1,8 +1,9 @@
 """`python -m benchmarks.tools.median RUN.json RUN.json ... --out OUT`: one result of several.
 
 A process may be lucky or unlucky in its memory and its neighbours for as long as it lives, so a
-case near 1 wants several. Each figure is the median over the runs that have the row. The runs must
-be of one commit, machine and number of threads; the load told is the largest.
+case near 1 wants several. Each figure is the median over the runs that have the row; ``runs`` in the
+provenance is how many the most measured have. The runs must be of one commit, machine and number of
+threads; the load told is the largest.
 """
 
 import argparse
@@ -38,10 +39,13 @@ def median(runs: list[dict[str, Any]]) -> tuple[list[Row], dict[str, Any], list[
         middle.append(Row(**{**same[0], **figures}))
     origin = runs[-1]["provenance"] | {
         "load": max(run["provenance"]["load"] for run in runs),
-        "runs": len(runs),
+        "runs": max(map(len, rows.values())),
     }
+    had = {row.case for row in middle}
     notes = {tuple(m.values()): m for run in runs for m in run["messages"]}
-    return middle, origin, list(notes.values())
+    # what one run had no time for another may have
+    told = [m for m in notes.values() if m["arm"] or m["case"] not in had]
+    return middle, origin, told
 
 
 def main(arguments: list[str] | None = None) -> int:

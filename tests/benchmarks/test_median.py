@@ -28,6 +28,15 @@ def test_each_figure_is_the_median_of_the_runs_that_have_it():
     assert [note["message"] for note in notes] == ["a", "b"]
 
 
+def test_a_case_that_one_run_had_no_time_for():
+    late = {"case": "case 1", "arm": "", "message": "skipped"}
+    runs = [run(1.0), run(3.0, 9.0)]
+    runs[0]["messages"] = [late, {**late, "case": "case 2"}]
+    rows, _, notes = median(runs)
+    assert [(r.case, r.p50_ms) for r in rows] == [("case 0", 2.0), ("case 1", 9.0)]
+    assert [note["case"] for note in notes] == ["case 2"]
+
+
 def test_runs_of_two_commits_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="runs: expected one commit, found abc, abd"):
         median([run(1.0), run(1.0, commit="abd")])
