@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from .harness import is_ours
-from .rows import HEADLINES, MODEL, Rows, by_case, fractions, memory, phases, speedups, sweep, whole
+from .rows import (
+    HEADLINES,
+    MODEL,
+    PROBE,
+    Rows,
+    by_case,
+    fractions,
+    memory,
+    phases,
+    speedups,
+    sweep,
+    whole,
+)
 
 OURS, OTHER, AUTHORS = "#c1440e", "#6c7480", "#c9ced6"
 COLOURS = {
@@ -209,19 +221,22 @@ def stacks(cycles: dict[str, dict[str, dict[str, float]]], rows: Rows) -> Any:
 
 def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
     """Cost of a forget step by the number of weights, an arm a line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    best: dict[int, float] = {}
     for arm, points in arms.items():
-        style = {"color": "#c1440e", "linewidth": 2.0} if is_ours(arm) else {"linewidth": 1.0}
+        if not (is_ours(arm) or arm.startswith(PROBE)):
+            best |= {n: min(cost, best.get(n, cost)) for n, cost in points}
+    ours = [point for arm, points in arms.items() if is_ours(arm) for point in points]
+    ahead = sum(cost < best.get(n, 0.0) for n, cost in ours)
+    title = f"A forget step costs less than the fastest other arm's at {ahead} of {len(ours)} sizes"
+    figure, axes = _landscape(title, 9)
+    for arm, points in arms.items():
+        style = {"color": OURS, "linewidth": 2.0} if is_ours(arm) else {"linewidth": 1.0}
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("weights", fontsize=8)
     axes.set_ylabel("ns a weight", fontsize=8)
-    axes.set_ylim(top=5.0 * axes.get_ylim()[1])  # room for the legend
-    axes.legend(fontsize=7, loc="upper right")
+    figure.legend(fontsize=8, loc="outside right center", frameon=False)
     axes.grid(alpha=0.3)
     return figure
 

@@ -1,9 +1,9 @@
 """`python -m benchmarks.tools.median RUN.json RUN.json ... --out OUT`: one result of several.
 
 A process may be lucky or unlucky in its memory and its neighbours for as long as it lives, so a
-case near 1 wants several. Each figure is the median over the runs that have the row; ``runs`` in the
-provenance is how many the most measured have. The runs must be of one commit, machine and number of
-threads; the load told is the largest.
+case near 1 wants several. Each figure is the median over the runs that have the row; ``runs`` in
+the provenance is how many the most measured have. The runs must be of one commit, machine and
+number of threads; the load told is the largest.
 """
 
 import argparse
