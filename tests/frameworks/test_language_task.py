@@ -209,7 +209,7 @@ def test_a_ceiling_of_tokens_wants_means_and_a_task_of_tokens():
     given = {"forget": [batch], "retain": [batch], "holdout": [batch], "recipe": recipe}
     with pytest.raises(ValueError, match=r"task: expected Language\('mean'\).*found Language"):
         sf.unlearn(model, **given, task=Language("sum"))
-    with pytest.raises(ValueError, match=r"loss_fn: .*token_ceiling_loss.*found Classification"):
+    with pytest.raises(ValueError, match=r"task: .*token_ceiling_loss.*found Classification"):
         sf.unlearn(model, **given)
     with pytest.raises(ValueError, match="ceiling: expected a number, with ceiling_of 'token'"):
         sf.Recipe.paper(ceiling_of="token")
