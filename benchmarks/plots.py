@@ -14,10 +14,10 @@ from .harness import is_ours
 from .rows import (
     HEADLINES,
     MODEL,
-    PROBE,
     Rows,
     by_case,
     fractions,
+    is_rival,
     memory,
     phases,
     speedups,
@@ -223,7 +223,7 @@ def curves(arms: dict[str, list[tuple[int, float]]]) -> Any:
     """Cost of a forget step by the number of weights, an arm a line."""
     best: dict[int, float] = {}
     for arm, points in arms.items():
-        if not (is_ours(arm) or arm.startswith(PROBE)):
+        if is_rival(arm):
             best |= {n: min(cost, best.get(n, cost)) for n, cost in points}
     ours = [point for arm, points in arms.items() if is_ours(arm) for point in points]
     ahead = sum(cost < best.get(n, 0.0) for n, cost in ours)

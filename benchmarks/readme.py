@@ -48,11 +48,7 @@ def _line(case: str, arms: tuple[select.Rows, dict]) -> str:
     times = {row["arm"]: row["p50_ms"] / ours["p50_ms"] for row in others}
     probe = next((t for arm, t in times.items() if arm.startswith(select.PROBE)), None)
     authors = next((t for arm, t in times.items() if arm.startswith("authors")), None)
-    rest = {
-        a: t
-        for a, t in times.items()
-        if not (a.startswith((select.PROBE, "authors")) or is_ours(a))
-    }
+    rest = {a: t for a, t in times.items() if select.is_rival(a) and not a.startswith("authors")}
     best = min(rest, key=rest.__getitem__, default="")
     cells = [
         f"{ours['p50_ms']:.2f}",

@@ -41,6 +41,11 @@ ALLOCATING = {
 Rows = list[dict[str, Any]]
 
 
+def is_rival(arm: str) -> bool:
+    """Whether it is another's way of doing the work: neither the probe nor ours."""
+    return not (arm.startswith(PROBE) or is_ours(arm))
+
+
 def by_case(rows: Rows) -> dict[str, Rows]:
     cases: dict[str, Rows] = {}
     for row in rows:
@@ -64,9 +69,7 @@ def speedups(rows: Rows) -> dict[str, dict[str, float]]:
     for case, arms in by_case(rows).items():
         if is_ours(arms[-1]["arm"]):
             found[case] = {
-                r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"]
-                for r in arms[:-1]
-                if not (r["arm"].startswith(PROBE) or is_ours(r["arm"]))
+                r["arm"]: r["p50_ms"] / arms[-1]["p50_ms"] for r in arms[:-1] if is_rival(r["arm"])
             }
     return {case: bars for case, bars in found.items() if bars}
 
