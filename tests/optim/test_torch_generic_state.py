@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from models import equal
 from optimizer_infos import EACH, EACH_INPUT, inputs, line
 from torch import nn
 from torch.nn import Parameter
@@ -30,17 +31,6 @@ def steps(optimizer, params, count, seed=0):
 
 def pair():
     return Parameter(torch.randn(2, 3)), Parameter(torch.randn(2))
-
-
-def equal(a, b):
-    """State dicts, tensors by bits and dtype."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 def nameless(state):

@@ -7,22 +7,13 @@ import sys
 import pytest
 import torch
 from cases import only_long
+from models import equal
 from paths import ROOT, SUPPORT
 
 pytest.importorskip("fcntl", reason="a system without fork")
 import killed
 
 pytestmark = pytest.mark.checklist("C5")
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 def run(job, folder, kills):

@@ -1,6 +1,7 @@
 """Tiny models, data and loaders; everything is seeded, nothing takes more than milliseconds."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,17 @@ def random_fishers(shapes: dict[str, tuple[int, ...]], seed: int = 3) -> tuple[F
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """A copy of parameters and buffers."""
     return {n: t.detach().clone() for n, t in model.state_dict().items()}
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether state dicts are: tensors by value and dtype."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
