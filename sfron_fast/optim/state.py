@@ -197,8 +197,6 @@ class StatefulOptimizer(Optimizer):
             return [batch.flat.flats[key]]
         if kind.role == "scale":
             return self._scales(batch, key, kind)
-        if any(self.state.get(p, {}).get(key) is None for p in batch.params):
-            batch.check()  # a refusal leaves no state behind
         if batch.flat is not None and not kind.is_away(batch.params[0]):
             flat = batch.flat.get(key, kind, fill)
             if flat is not None:

@@ -38,9 +38,10 @@ def check_step(
 ) -> None:
     """Raise what any op of this step would raise; then have state follow a new ``state_dtype``.
 
-    Settings are looked at when they have changed; gradients and state where there is more than one
-    op, as for each parameter a ``single`` one. ``idle`` are parameters without gradient whose slow
-    weights are set. Warns (RuntimeWarning) of a step of a cycle without any gradient.
+    Settings are looked at when they have changed; gradients and state where something is written
+    before the last op looks: by another op (one for each parameter if ``single``), by copies of
+    slow weights that are away, as state is made. ``idle`` are parameters without gradient whose
+    slow weights are set. Warns (RuntimeWarning) of a step of a cycle without any gradient.
     """
     groups = optimizer.param_groups
     check_capture(groups, [batch.params[0].device for batch in batches])
@@ -65,9 +66,8 @@ def check_step(
     if changed:
         for group in groups:
             _check_conversion(optimizer, group)
-    # copies of slow weights that are away go before the op, which would look
     several = single or len(batches) + len(idle) > 1 or any(map(is_away, batches))
-    if several or changed:
+    if several or changed or any(_makes_state(optimizer, batch, forget) for batch in batches):
         for batch in batches:
             check_batch(optimizer, batch, forget=forget, numbers=several)
         for batch in idle:
@@ -78,6 +78,19 @@ def check_step(
             if batch.flat is not None:  # which takes over what is new
                 batch.flat.serves(batch.flat.params, optimizer.state, batch.orders)
         optimizer.checked_settings = known
+
+
+def _makes_state(optimizer: GroupedOptimizer, batch: Batch, forget: bool) -> bool:
+    """Whether a step has to make an entry of a parameter's state."""
+    flats = batch.flat.flats if batch.flat is not None else {}
+    used = optimizer.used_state(batch.group, forget=forget)
+    missing = {key: kind for key, kind in used.items() if key not in flats}
+    return any(
+        optimizer.state.get(param, {}).get(key) is None
+        for param in (batch.params if missing else ())
+        for key, kind in missing.items()
+        if kind.role != "scale" or is_coded(param)
+    )
 
 
 def _value(setting: Any) -> Any:

@@ -295,6 +295,27 @@ def test_sparse_and_complex_are_refused_before_anything_changes(kind):
         kind([wave]).step()
 
 
+@pytest.mark.checklist("A12")
+@BOTH
+@pytest.mark.parametrize("retain", [False, True], ids=["forget", "retain"])
+def test_a_refused_step_leaves_no_state_behind(kind, retain):
+    """What a step makes of state comes after all it refuses, a state that is there included."""
+    weight = nn.Parameter(torch.ones(3))
+    settings = {"momentum": 0.9} if kind is SFRonSGD else {}
+    optimizer = kind([weight], slow_lr=0.5, **settings)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    if retain:  # its slow weights have not begun
+        optimizer.param_groups[0]["retain_pending"] = 1
+    state = optimizer.state[weight]
+    key = list(state)[-1]
+    state[key] = state[key].half()
+    before = dict(state)
+    with pytest.raises((ValueError, RuntimeError), match=rf"{key}\[0\]: expected dtype"):
+        (optimizer.step if retain else optimizer.forget_step)()
+    assert optimizer.state[weight] == before
+
+
 def test_tensor_lr_and_zero_lr():
     params = parameters(torch.float32)
     optimizer = SFRonSGD(params.items(), lr=torch.tensor(0.0), momentum=0.9, slow_lr=0.5)
