@@ -32,8 +32,9 @@ struct AdamwKernel {
   template <class P, class S>
   void operator()(As<P> p, As<S> state, const AdamwTensor& t, int64_t begin, int64_t end,
                   AdamwScalars s) const {
-    if (s.l2 || s.avg.from_end || kAmsgrad) return run<true>(p, state, t, begin, end, s);
-    s.l2 = s.avg.from_end = false;  // as constants, which cost nothing
+    if (s.l2 || s.freeze || s.avg.from_end || kAmsgrad)
+      return run<true>(p, state, t, begin, end, s);
+    s.l2 = s.freeze = s.avg.from_end = false;  // as constants, which cost nothing
     t.mask == nullptr ? run<false>(p, state, t, begin, end, s)
                       : run<true>(p, state, t, begin, end, s);
   }
@@ -62,24 +63,42 @@ struct AdamwKernel {
       const S v(t.exp_avg_sq, t.state_dtype, nullptr, at, n, scratch[4]);  // [n]
       const Maxima<S> w(kAmsgrad ? t.max_exp_avg_sq : nullptr, t.state_dtype, nullptr, at, n,
                         scratch[5]);  // [n]
-      each_lane(
-          n, mask,
-          [=](int64_t i) {
-            if (ahead) prefetch_all(i, param, grad, m, v);
-            if (ahead && kAmsgrad) prefetch_all(i, w);
-            if (ahead && kSlowFrom) prefetch_all(i, slow);
-            slow_save.block(i);
-          },
-          [=](int64_t i, bool of_mask) {
-            const bool selected = !kMasked || of_mask;
-            const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
-            const AdamwElement e = adamw_one<kAmsgrad>(old, grad.get(i), selected, scale, eps, s);
-            const uint32_t threshold = dither.of(i);
-            param.set(i, kSlowFrom ? lerp_one(slow.get(i), e.param, s.slow) : e.param, threshold);
-            m.set(i, e.exp_avg, threshold);
-            v.set(i, e.exp_avg_sq, threshold);
-            if (kAmsgrad) w.set(i, e.max_exp_avg_sq, threshold);
-          });
+      const auto before = [=](int64_t i) {
+        if (ahead) prefetch_all(i, param, grad, m, v);
+        if (ahead && kAmsgrad) prefetch_all(i, w);
+        if (ahead && kSlowFrom) prefetch_all(i, slow);
+        slow_save.block(i);
+      };
+      const auto one = [=](const AdamwElement& old, float g, float from, bool of_mask) {
+        AdamwElement e = adamw_one<kAmsgrad>(old, g, !kMasked || of_mask, scale, eps, s);
+        if (kSlowFrom) e.param = lerp_one(from, e.param, s.slow);
+        return e;
+      };
+      const auto each = [=](int64_t i, bool of_mask) {
+        const AdamwElement old{param.get(i), m.get(i), v.get(i), kAmsgrad ? w.get(i) : 0.0f};
+        const AdamwElement e = one(old, grad.get(i), kSlowFrom ? slow.get(i) : 0.0f, of_mask);
+        const uint32_t threshold = dither.of(i);
+        param.set(i, e.param, threshold);
+        m.set(i, e.exp_avg, threshold);
+        v.set(i, e.exp_avg_sq, threshold);
+        if (kAmsgrad) w.set(i, e.max_exp_avg_sq, threshold);
+      };
+      if constexpr (kPairs<P, S>) {
+        const auto both = [=](int64_t i, bool of_mask, bool next_of_mask) {
+          const Pair none{}, p = param.pair(i), g = grad.pair(i), m2 = m.pair(i), v2 = v.pair(i);
+          const Pair w2 = kAmsgrad ? w.pair(i) : none, from = kSlowFrom ? slow.pair(i) : none;
+          const AdamwElement e = one({p.low, m2.low, v2.low, w2.low}, g.low, from.low, of_mask);
+          const AdamwElement f =
+              one({p.high, m2.high, v2.high, w2.high}, g.high, from.high, next_of_mask);
+          param.set_pair(i, {e.param, f.param});
+          m.set_pair(i, {e.exp_avg, f.exp_avg});
+          v.set_pair(i, {e.exp_avg_sq, f.exp_avg_sq});
+          if (kAmsgrad) w.set_pair(i, {e.max_exp_avg_sq, f.max_exp_avg_sq});
+        };
+        each_pair(n, mask, before, both, each);
+      } else {
+        each_lane(n, mask, before, each);
+      }
       m.store(dither);
       v.store(dither);
       if (kAmsgrad) w.store(dither);
@@ -188,7 +207,7 @@ void adamw_step_cpu(const std::vector<AdamwTensor>& tensors, const Runs& runs, i
               const bool converts = t.dtype != DType::kFloat32 || t.state_dtype != DType::kFloat32;
               with_weights(t.dtype, t.corrections, t.state_dtype, [&](auto p, auto state) {
                 const AdamwKernel<amsgrad, slow_from> kernel;
-                run_step(converts, kernel, p, state, t, first, last, s);
+                run_streaming(converts, kernel, p, state, t, first, last, s);
               });
             });
       });

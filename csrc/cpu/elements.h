@@ -36,6 +36,22 @@ struct BFloat16Cell {  // in memory; read and written as a float
   }
 };
 
+// Neighbours of bf16 are the halves of a word: a shift gives one and an AND the other, where
+// vectors of 16 bits would be widened and narrowed by shuffles across their lanes.
+struct Pair {
+  float low, high;
+
+  SFRON_HD static Pair load(const BFloat16Cell* cells) {
+    uint32_t word;
+    std::memcpy(&word, cells, sizeof word);
+    return {float_of(word << 16), float_of(word & 0xffff0000u)};
+  }
+  SFRON_HD void store(BFloat16Cell* cells) const {
+    const uint32_t word = (bfloat16_above(low) >> 16) | (bfloat16_above(high) & 0xffff0000u);
+    std::memcpy(cells, &word, sizeof word);
+  }
+};
+
 struct DitheredCell {  // the same, of an average that moves by less than it holds
   uint16_t bits;
 
@@ -64,6 +80,8 @@ class Direct {
       data_[i] = x;
     }
   }
+  SFRON_HD Pair pair(int64_t i) const { return Pair::load(data_ + i); }
+  SFRON_HD void set_pair(int64_t i, const Pair& x) const { x.store(data_ + i); }
   SFRON_HD const E* address() const { return data_; }
   SFRON_HD void store() const {}
   SFRON_HD void store(const Dither&) const {}
@@ -71,6 +89,10 @@ class Direct {
  private:
   E* data_;
 };
+
+// Whether all views are of bf16 rounded to nearest, whose elements may be taken in pairs.
+template <class... Elements>
+constexpr bool kPairs = (std::is_same_v<Elements, Direct<BFloat16Cell>> && ...);
 
 class Tiled {  // of any dtype
  public:

@@ -62,14 +62,9 @@ void run_isa(const Kernel& kernel, const Args&... args) {
   run_at(isa(), kernel, args...);
 }
 
-template <class Kernel, class... Args>
-void run_streaming(const Kernel& kernel, const Args&... args) {
-  run_at(streaming_isa(), kernel, args...);
-}
-
 // Elements that are converted take arithmetic, for which vectors of 512 bits are twice as fast.
 template <class Kernel, class... Args>
-void run_step(bool converts, const Kernel& kernel, const Args&... args) {
+void run_streaming(bool converts, const Kernel& kernel, const Args&... args) {
   run_at(converts ? isa() : streaming_isa(), kernel, args...);
 }
 

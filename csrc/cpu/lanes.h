@@ -31,6 +31,10 @@ alignas(64) constexpr uint32_t kBit[kLanes] = {
     1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
     1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
 
+alignas(64) constexpr uint32_t kEvenBit[kLanes / 2] = {
+    1u << 0,  1u << 2,  1u << 4,  1u << 6,  1u << 8,  1u << 10, 1u << 12, 1u << 14,
+    1u << 16, 1u << 18, 1u << 20, 1u << 22, 1u << 24, 1u << 26, 1u << 28, 1u << 30};
+
 // 32 mask bits, the lowest for the first element; compilers make one load of it.
 SFRON_HD uint32_t mask_word(const uint8_t* bytes) {
   return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8 | static_cast<uint32_t>(bytes[2]) << 16 |
@@ -80,7 +84,23 @@ SFRON_HD void each_lane(int64_t n, const uint8_t* mask, const Ahead& ahead, cons
     const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8);
     ahead(i);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) body(i + j, (word & kBit[j]) != 0);
+    for (int64_t j = 0; j < kLanes; ++j) body(i + j, (word & kBit[j]) == kBit[j]);
+  }
+  for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
+}
+
+// The same in pairs of neighbours, the first of an even index: pair(i, selected, next_selected).
+// What no block covers goes to `body`.
+template <class Ahead, class PairBody, class Body>
+SFRON_HD void each_pair(int64_t n, const uint8_t* mask, const Ahead& ahead, const PairBody& pair,
+                        const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8), next = word >> 1;
+    ahead(i);
+    SFRON_INDEPENDENT
+    for (int64_t j = 0; j < kLanes / 2; ++j)
+      pair(i + 2 * j, (word & kEvenBit[j]) == kEvenBit[j], (next & kEvenBit[j]) == kEvenBit[j]);
   }
   for (; i < n; ++i) body(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);
 }
@@ -118,7 +138,7 @@ SFRON_HD void add_lanes(double* lane, int64_t n, const uint8_t* mask, const Ahea
     const uint32_t word = mask == nullptr ? ~0u : mask_word(mask + i / 8);
     ahead(i);
     SFRON_INDEPENDENT
-    for (int64_t j = 0; j < kLanes; ++j) sum[j] += term(i + j, (word & kBit[j]) != 0);
+    for (int64_t j = 0; j < kLanes; ++j) sum[j] += term(i + j, (word & kBit[j]) == kBit[j]);
   }
   for (int64_t j = 0; i < n; ++i, ++j) {
     sum[j] += term(i, mask == nullptr || ((mask[i / 8] >> (i % 8)) & 1) != 0);

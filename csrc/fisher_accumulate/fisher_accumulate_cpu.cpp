@@ -30,7 +30,8 @@ void fisher_accumulate_cpu(const std::vector<FisherTensor>& tensors, const Runs&
                            int64_t begin, int64_t end, float weight) {
   const auto add = [&](int64_t i, int64_t first, int64_t last) {
     with_elements(tensors[i].dtype, [&](auto elements) {
-      run_streaming(FisherKernel{}, elements, tensors[i], first, last, weight);
+      run_streaming(tensors[i].dtype != DType::kFloat32, FisherKernel{}, elements, tensors[i],
+                    first, last, weight);
     });
   };
   runs.walk(begin, end, add, [&](size_t i) {

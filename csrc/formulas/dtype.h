@@ -9,11 +9,14 @@ SFRON_HD float from_bfloat16(uint16_t h) {
 }
 
 // To nearest, ties to even, by adding just under half a unit to the bits; a NaN could overflow so
-// and is replaced.
-SFRON_HD uint16_t to_bfloat16(float x) {
+// and is replaced. The upper half is the result, the lower one anything.
+SFRON_HD uint32_t bfloat16_above(float x) {
   const uint32_t u = bits_of(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  return x != x ? 0x7fc00000u : u + 0x7fffu + ((u >> 16) & 1u);
+}
+
+SFRON_HD uint16_t to_bfloat16(float x) {
+  return static_cast<uint16_t>(bfloat16_above(x) >> 16);
 }
 
 // Moves the 15 value bits into place and corrects the exponent; a subnormal is made by subtracting
@@ -61,8 +64,7 @@ SFRON_HD uint32_t dither_threshold(int64_t index, int64_t step) {
 }
 
 SFRON_HD uint16_t to_bfloat16_dithered(float x, uint32_t threshold) {
-  const uint32_t u = bits_of(x);
-  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : (u + threshold) >> 16);
+  return static_cast<uint16_t>((x != x ? 0x7fc00000u : bits_of(x) + threshold) >> 16);
 }
 
 }  // namespace sfron

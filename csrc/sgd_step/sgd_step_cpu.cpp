@@ -13,16 +13,21 @@ namespace {
 
 template <bool kMomentum, bool kSlowFrom>
 struct SgdKernel {
-  template <class P>  // how parameters are seen
-  void operator()(As<P> as, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
-    if (s.first || s.nesterov) return run<true>(as, t, begin, end, s);
-    s.first = s.nesterov = false;  // as constants, which cost nothing
-    t.mask == nullptr ? run<false>(as, t, begin, end, s) : run<true>(as, t, begin, end, s);
+  // P, S: how parameters and momentum are seen.
+  template <class P, class S>
+  void operator()(As<P> p, As<S> state, const SgdTensor& t, int64_t begin, int64_t end,
+                  SgdScalars s) const {
+    if (s.first || s.nesterov || s.freeze) return run<true>(p, state, t, begin, end, s);
+    s.first = s.nesterov = s.freeze = false;  // as constants, which cost nothing
+    t.mask == nullptr ? run<false>(p, state, t, begin, end, s)
+                      : run<true>(p, state, t, begin, end, s);
   }
 
  private:
-  template <bool kMasked, class P>
-  SFRON_HD void run(As<P>, const SgdTensor& t, int64_t begin, int64_t end, SgdScalars s) const {
+  template <bool kMasked, class P, class S>
+  SFRON_HD void run(As<P>, As<S>, const SgdTensor& t, int64_t begin, int64_t end,
+                    SgdScalars s) const {
+    using Grad = typename P::Whole;
     Scratch scratch[4];
     const WeightCorrections& c = t.corrections;
     const int64_t step = t.step == nullptr ? 0 : static_cast<int64_t>(*t.step);
@@ -31,33 +36,48 @@ struct SgdKernel {
       const Dither dither(at, step);
       const SlowCopy slow_save(t.slow_save, t.param, t.dtype, at, n, t.numel);
       save_corrections(c, at, n);
-      const uint8_t* mask = mask_tile(t.mask, at);                        // [ceil(n / 8)]
-      const float* grad = load_tile(t.grad, t.dtype, at, n, scratch[1]);  // [n]
-      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);        // [n]
-      const Tiled m(kMomentum ? t.momentum : nullptr, t.momentum_dtype, nullptr, at, n,
-                    scratch[2]);  // [n]
+      const uint8_t* mask = mask_tile(t.mask, at);                   // [ceil(n / 8)]
+      const P param(t.param, t.dtype, c.param, at, n, scratch[0]);   // [n]
+      const Grad grad(t.grad, t.dtype, nullptr, at, n, scratch[1]);  // [n]
+      const S m(kMomentum ? t.momentum : nullptr, t.momentum_dtype, nullptr, at, n,
+                scratch[2]);  // [n]
       const P slow(kSlowFrom ? t.slow_from : nullptr, t.dtype, c.slow_from, at, n,
                    scratch[3]);  // [n]
-      each_lane(
-          n, mask,
-          [=](int64_t i) {
-            prefetch(i, param.address(), grad);
-            if (kMomentum) prefetch(i, m.address());
-            if (kSlowFrom) prefetch(i, slow.address());
-            slow_save.block(i);
-          },
-          [=](int64_t i, bool of_mask) {
-            const bool selected = !kMasked || of_mask;
-            SgdElement e{};
-            if (kMomentum) {
-              e = sgd_momentum_one({param.get(i), m[i]}, grad[i], selected, s);
-              m[i] = e.momentum;
-            } else {
-              e.param = sgd_one(param.get(i), grad[i], selected, s);
-            }
-            const float x = kSlowFrom ? lerp_one(slow.get(i), e.param, s.slow) : e.param;
-            param.set(i, x, dither.of(i));
-          });
+      const auto before = [=](int64_t i) {
+        prefetch(i, param.address(), grad.address());
+        if (kMomentum) prefetch(i, m.address());
+        if (kSlowFrom) prefetch(i, slow.address());
+        slow_save.block(i);
+      };
+      const auto one = [=](SgdElement e, float g, float from, bool of_mask) {
+        const bool selected = !kMasked || of_mask;
+        if (kMomentum) {
+          e = sgd_momentum_one(e, g, selected, s);
+        } else {
+          e.param = sgd_one(e.param, g, selected, s);
+        }
+        if (kSlowFrom) e.param = lerp_one(from, e.param, s.slow);
+        return e;
+      };
+      const auto each = [=](int64_t i, bool of_mask) {
+        const SgdElement old{param.get(i), kMomentum ? m.get(i) : 0.0f};
+        const SgdElement e = one(old, grad.get(i), kSlowFrom ? slow.get(i) : 0.0f, of_mask);
+        if (kMomentum) m.set(i, e.momentum, 0);
+        param.set(i, e.param, dither.of(i));
+      };
+      if constexpr (kPairs<P, S>) {
+        const auto both = [=](int64_t i, bool of_mask, bool next_of_mask) {
+          const Pair none{}, p = param.pair(i), g = grad.pair(i);
+          const Pair m2 = kMomentum ? m.pair(i) : none, from = kSlowFrom ? slow.pair(i) : none;
+          const SgdElement e = one({p.low, m2.low}, g.low, from.low, of_mask),
+                           f = one({p.high, m2.high}, g.high, from.high, next_of_mask);
+          if (kMomentum) m.set_pair(i, {e.momentum, f.momentum});
+          param.set_pair(i, {e.param, f.param});
+        };
+        each_pair(n, mask, before, both, each);
+      } else {
+        each_lane(n, mask, before, each);
+      }
       if (kMomentum) m.store();
       param.store(dither);
     }
@@ -136,14 +156,19 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
       const SgdTensor& t = tensors[i];
       Scales{t.scales, t.row, 1}.whole_groups(&first, &last);
+      const SgdKernel<momentum, slow_from> kernel;
+      const DType state = momentum ? t.momentum_dtype : t.dtype;
+      if (!t.is_compact() && t.dtype == DType::kBFloat16 && state == DType::kBFloat16) {
+        using Cells = As<Direct<BFloat16Cell>>;
+        return run_streaming(true, kernel, Cells{}, Cells{}, t, first, last, s);
+      }
       with_tiled_weights(t.corrections, [&](auto param) {
         if constexpr (momentum) {
           if (t.scales != nullptr)
             return run_isa(CodedSgdKernel<slow_from>{}, param, t, first, last, s);
         }
-        const bool converts =
-            t.dtype != DType::kFloat32 || (momentum && t.momentum_dtype != DType::kFloat32);
-        run_step(converts, SgdKernel<momentum, slow_from>{}, param, t, first, last, s);
+        const bool converts = t.dtype != DType::kFloat32 || state != DType::kFloat32;
+        run_streaming(converts, kernel, param, As<Tiled>{}, t, first, last, s);
       });
     });
   };
