@@ -31,7 +31,7 @@ def number(
     argument: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> float:
     """The value, a finite number in [low, high], or (low, high] with ``open_low``."""
-    if isinstance(value, str):  # float() would read one
+    if isinstance(value, (str, bool)):  # float() would read one
         require(False, argument, _interval(low, high, open_low), repr(value))
     try:  # words only for what is refused: a compiler's symbolic number has none
         value = float(value)

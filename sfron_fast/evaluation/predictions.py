@@ -152,4 +152,5 @@ def task_accuracy(
     remedy = "pass a DataLoader or list, not a generator"
     require(rounds > 0, name, "at least one batch", "none", remedy)
     right, units = ranks.sum(counts).tolist()
+    require(units > 0, name, "a label that counts", "none: all are left out")
     return 100.0 * right / units

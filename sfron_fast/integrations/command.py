@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import write_whole
 from ..runs.budget import BUDGET
+from ..runs.result import share_spent
 from . import model_card
 from .measures import aligned, measure, table
 from .processes import Processes, started
@@ -100,7 +101,8 @@ def _execute(chosen: argparse.Namespace, processes: Processes) -> None:
     print(aligned(table(columns)))
     if chosen.command == "unlearn":
         if report["budget_spent"] is not None:
-            print(f"budget: {report['budget_spent']:.0%} of {report['settings']['budget']} spent")
+            spent = share_spent(report["budget_spent"])
+            print(f"budget: {spent} of {report['settings']['budget']} spent")
         for sentence in report["limits"]:
             print(f"- {sentence}")
         print(chosen.out.resolve())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..files import write_whole
+from ..runs.result import share_spent
 from ..version import __version__
 from .measures import LOOKED_AT, table
 
@@ -93,7 +94,8 @@ def card(report: dict[str, Any]) -> str:
     if mask is not None:
         rows += [["mask, sha256", mask["digest"]], ["mask, density", f"{mask['density']:.4f}"]]
     if report["budget_spent"] is not None:
-        rows.append(["budget spent", f"{report['budget_spent']:.0%} of {settings['budget']}"])
+        spent = share_spent(report["budget_spent"])
+        rows.append(["budget spent", f"{spent} of {settings['budget']}"])
     if report["skipped_steps"] is not None:
         rows.append(["steps skipped", str(report["skipped_steps"])])
         rows.append(["of them not needed: forgotten", str(report["forgotten_steps"])])

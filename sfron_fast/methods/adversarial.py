@@ -23,7 +23,8 @@ from ..data.batches import call
 from ..errors import integer, number, require
 from ..models.modes import evaluating, recording
 from ..tasks import Classification
-from ..tasks.classification import check_classes, check_labels
+from ..tasks.classification import check_classes
+from ..tasks.labels import check_labels
 from .descent import batches
 from .original import only
 

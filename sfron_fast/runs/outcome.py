@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..distributed.shards import whole
 from ..errors import warn
-from .result import UnlearnResult
+from .result import UnlearnResult, share_spent
 from .step_losses import StepLosses
 
 # a cross-entropy that rises by less has forgotten nothing: the label is as probable within 1 %
@@ -103,8 +103,8 @@ class Outcome:
             )
         if spent is not None and spent < UNSPENT:
             return (
-                f"take more cycles ({self.recipe.cycles}), or raise forget_lr: {spent:.0%} of"
-                " retain_budget was spent"
+                f"take more cycles ({self.recipe.cycles}), or raise forget_lr:"
+                f" {share_spent(spent)} of retain_budget was spent"
             )
         return f"raise retain_budget ({budget:g}), or take more cycles ({self.recipe.cycles})"
 

@@ -40,7 +40,7 @@ class UnlearnResult:
         """One line: loss and accuracy of each set before and after, and what it took."""
         parts = [self._change(name) for name in SETS if f"{name}_loss" in self.before]
         if self.budget_spent is not None:
-            parts.append(f"{self.budget_spent:.0%} of the budget spent")
+            parts.append(f"{share_spent(self.budget_spent)} of the budget spent")
         parts.append(f"mask of {words.line(self.mask)}")
         parts.append(f"{self.cycles} cycles{' (stopped early)' if self.stopped_early else ''}")
         if self.forgotten_steps:
@@ -67,3 +67,8 @@ class UnlearnResult:
                 first, last = self.before[key], self.after.get(key, math.nan)
                 said.append(f"{what} {first:{form}} -> {last:{form}}{unit}")
         return f"{name} {', '.join(said)}"
+
+
+def share_spent(spent: float) -> str:
+    """Of a budget, in words: a loss that fell has cost nothing."""
+    return f"{max(spent, 0.0):.0%}"

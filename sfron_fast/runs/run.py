@@ -175,7 +175,10 @@ class Run:
         unused = set(mask.coverage(self.model.named_parameters())["unused"])
         counts = {n: count for n, count in mask.counts().items() if n not in unused}
         selected, size = sum(counts.values()), sum(map(mask.size, counts))
-        remedy = "lower the recipe's threshold, or give another mask"
+        remedy = (
+            "lower the recipe's threshold, give another mask, or look whether a loss of the forget"
+            " set has a gradient (labels of -100 count for nothing)"
+        )
         found = f"none of {sum(map(mask.size, mask))}"
         require(selected > 0, "mask", "at least one selected weight", found, remedy)
         if self.chosen and mask.metadata.get("threshold") and selected == size:

@@ -141,7 +141,6 @@ def unlearn(
             check_again(loader, name)
     given = type(mask).__name__
     require(mask is None or isinstance(mask, SaliencyMask), "mask", "a SaliencyMask", given)
-    require(retain_budget is not True, "retain_budget", "a number such as 0.05", "True")
     task = as_task(task, Classification, loss_fn)
     if retain_budget is not None:
         number("retain_budget", retain_budget, 0.0, open_low=True)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..data.batches import call, each_tensor, move, tensors_in
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
+from .labels import IGNORED, check_counted, check_labels
 from .outputs import logits_of
 from .task import Task, Units
 
 SampleLoss = Callable[[Any, Tensor], Tensor]  # (output, targets) -> losses [samples]
 
-IGNORED = -100  # the label that F.cross_entropy leaves out
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _TOKENS = (
     "for tokens pass loss_fn=..., with F.cross_entropy(output.flatten(0, 1), targets.flatten())"
@@ -185,17 +185,6 @@ def check_classes(outputs: Any, targets: Tensor) -> None:
     )
 
 
-def check_labels(outputs: Tensor, targets: Tensor) -> None:
-    """A label that is no class, before it reaches a kernel; on other devices the loss itself
-    objects.
-    """
-    if targets.device.type != "cpu" or not targets.numel():
-        return
-    low, high = int(targets.min()), int(targets.max())
-    last = outputs.shape[1] - 1
-    require(low >= 0 and high <= last, "targets", f"classes 0 to {last}", f"{low} to {high}")
-
-
 def check_logits(logits: Any, labels: Any, where: str) -> None:
     """Finite logits [samples, classes], or -inf for a class that is switched off, and an integer
     label for each.
@@ -291,10 +280,3 @@ def _each_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         return losses.mean(1)
     counted = (targets != IGNORED).view(len(targets), -1).sum(1)
     return losses.sum(1) / counted
-
-
-def check_counted(outputs: Any, targets: Tensor) -> None:
-    """``check_labels`` of those F.cross_entropy counts, for outputs [samples, classes, ...]."""
-    labelled = isinstance(outputs, Tensor) and outputs.dim() > 1 and targets.dtype == torch.int64
-    if labelled and targets.shape[1:] == outputs.shape[2:]:
-        check_labels(outputs, targets[targets != IGNORED])

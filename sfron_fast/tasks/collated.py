@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require
+from ..ops.dtypes import wide
+from .labels import IGNORED, check_counted
 from .task import Units
-
-IGNORED = -100
 
 
 class Each(NamedTuple):
@@ -17,6 +18,21 @@ class Each(NamedTuple):
     losses: Tensor  # at least fp32 [rows, positions], 0 where nothing is asked
     counted: Tensor  # bool [rows, positions]
     sample: Tensor | None  # int64 [rows, positions]; None = each row is a sample
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each position, at least fp32 [rows, positions]; of logits [rows,
+    positions, classes].
+
+    Raises:
+        ValueError: a label that is no class; where labels are not on the CPU, torch's own error.
+    """
+    flat, classes = labels.flatten(), wide(logits).flatten(0, -2)
+    try:
+        return F.cross_entropy(classes, flat, reduction="none").view(labels.shape)
+    except IndexError:
+        check_counted(classes, flat)
+        raise
 
 
 def packed(batch: dict[str, Any]) -> bool:

@@ -13,9 +13,9 @@ from ..errors import require
 from ..heads import LinearLoss, linear_adaptive_cross_entropy
 from ..heads.fused import is_fused, through
 from ..losses import adaptive_cross_entropy_parts, adaptive_weights
-from ..ops.dtypes import wide
 from ..weights import with_ceiling
-from .collated import IGNORED, Each, assistant_labels, packed, rows_of, sums, units_of
+from .collated import Each, assistant_labels, packed, rows_of, sums, token_losses, units_of
+from .labels import IGNORED
 from .outputs import inner, logits_of
 from .task import Task, Units
 
@@ -116,11 +116,8 @@ class Language(Task):
         bare = inner(model)
         config, takes = getattr(bare, "config", None), inspect.signature(bare.forward).parameters
         inputs = {key: value for key, value in batch.items() if key not in OURS}
-        labels, mask, sample = (
-            batch["labels"],
-            batch.get("attention_mask"),
-            batch.get("sample_index"),
-        )
+        labels, mask = batch["labels"], batch.get("attention_mask")
+        sample = batch.get("sample_index")
         if getattr(config, "is_encoder_decoder", False):
             if inputs.get("decoder_input_ids") is None:
                 inputs["decoder_input_ids"] = bare.prepare_decoder_input_ids_from_labels(labels)
@@ -145,6 +142,11 @@ class Language(Task):
     def losses_of(self, outputs: Tokens, batch: Any) -> Tensor:
         """Each sequence's loss [samples]."""
         return self._reduced(self._each(outputs), batch)[0]
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """A look at the labels, by the outputs of the batch."""
+        with torch.no_grad():
+            self._losses(model, batch)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """The same from the batch; a fused head makes no logits."""
@@ -254,9 +256,8 @@ class Language(Task):
         return not is_fused(model)
 
     def _each(self, outputs: Tokens) -> Each:
-        logits, labels = wide(outputs.logits).flatten(0, -2), outputs.labels
-        losses = F.cross_entropy(logits, labels.flatten(), reduction="none", ignore_index=IGNORED)
-        return Each(losses.view(labels.shape), labels != IGNORED, outputs.sample)
+        losses = token_losses(outputs.logits, outputs.labels)
+        return Each(losses, outputs.labels != IGNORED, outputs.sample)
 
     def _losses(self, model: nn.Module, batch: Any) -> Each:
         """``_each`` of the batch; a fused head makes no logits."""

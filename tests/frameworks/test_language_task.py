@@ -318,3 +318,26 @@ def test_a_language_model_is_unlearnt(estimator):
     )
     assert losses(model, batches[0]).mean() > before
     assert set(run.history[0]) == {"cycle", "skipped_steps", "forget_accuracy", "val_accuracy"}
+
+
+@pytest.mark.parametrize("side", ["forget", "retain"])
+@pytest.mark.parametrize("estimator", ["sample", "batch"])
+def test_labels_that_are_no_token_are_told(side, estimator):
+    model = built(gpt2)
+    sets = {name: [padded(*sequences(9, 5))] for name in ("forget", "retain", "holdout")}
+    sets[side][0]["labels"][0, 3] = VOCABULARY
+    recipe = sf.Recipe.paper(cycles=1, estimator=estimator)
+    message = rf"expected classes 0 to {VOCABULARY - 1}.*, found"
+    with pytest.raises(ValueError, match=message):
+        sf.unlearn(model, **sets, recipe=recipe, task=Language())
+
+
+@pytest.mark.parametrize(
+    ("side", "message"), [("forget", "mask: .*labels of -100"), ("retain", "retain: .*found none")]
+)
+def test_a_set_without_a_label_is_told(side, message):
+    sets = {name: [padded(*sequences(9, 5))] for name in ("forget", "retain", "holdout")}
+    sets[side][0]["labels"][:] = -100
+    recipe = sf.Recipe.paper(cycles=1)
+    with pytest.raises(ValueError, match=message):
+        sf.unlearn(built(gpt2), **sets, recipe=recipe, task=Language())
