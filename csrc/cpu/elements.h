@@ -1,8 +1,8 @@
 #pragma once
 // A tensor's elements as the loop of a kernel sees them: floats, whatever they are kept as. Where
-// they are fp32 or bf16 they stay in memory and are converted in registers; fp16 goes through a
-// scratch tile. SGD and the norm use tiles for bf16, too (tiles.h): measured, they would gain
-// nothing, and SGD lose a tenth with AVX2. What is kept in few bits: compact.h.
+// they are fp32 or bf16 they stay in memory and are converted in registers, bf16 two by two where
+// it can be (Pair); fp16 goes through a scratch tile, and so does bf16 in the norm, which would
+// gain nothing (tiles.h). What is kept in few bits: compact.h.
 #include "cpu/tiles.h"
 
 namespace sfron {
