@@ -133,7 +133,8 @@ inline void check_device(Name name, Device found) {
 }
 
 inline void check_contiguous(Name name, bool contiguous) {
-  if (!contiguous) fail(name, "a contiguous tensor", "strides that are not; use .contiguous()");
+  if (!contiguous)
+    fail(name, "a contiguous tensor", "other strides or none; use .contiguous() or .to_dense()");
 }
 
 // Contiguous, unless the caller takes its strides [dim].

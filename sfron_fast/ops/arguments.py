@@ -134,6 +134,8 @@ def coded_moments(
     params: Sequence[Tensor],
     scales: Sequence[Tensor],
     moments: dict[str, tuple[Sequence[Tensor], torch.dtype]],
+    *,
+    optional: bool = False,
 ) -> None:
     """Moments by name beside the dtype of their codes. Where a scale has elements they are codes,
     and else what ``aligned`` allows.
@@ -162,7 +164,7 @@ def coded_moments(
         dtypes = [
             {code} if c else state_dtypes(p.dtype) for p, c in zip(params, coded, strict=True)
         ]
-        aligned(name, states, params, optional=True, dtypes=dtypes)
+        aligned(name, states, params, optional=optional, dtypes=dtypes)
 
 
 def flat_list(name: str, flat: Tensor, like: Sequence[Tensor], size: int) -> None:
@@ -212,14 +214,12 @@ def scalar_tensors(
     """Tensors of one element beside ``like``, or None."""
     for name, scalar in scalars.items():
         if scalar is not None:
+            dense(name, scalar, False)
             require(scalar.numel() == 1, name, "one element", tuple(scalar.shape))
             require(scalar.dtype == dtype, name, str(dtype).removeprefix("torch."), scalar.dtype)
-            require(
-                not like or scalar.device == like[0].device,
-                name,
-                f"device {like[0].device}",
-                scalar.device,
-            )
+            for tensor in like[:1]:
+                same = scalar.device == tensor.device
+                require(same, name, f"device {tensor.device}", scalar.device)
 
 
 def numbers_of(
@@ -229,7 +229,7 @@ def numbers_of(
     device.
     """
     if numbers is not None:
-        require(isinstance(numbers, Tensor), "numbers", "a tensor", type(numbers).__name__)
+        dense("numbers", numbers, False)
         shape = (len(given),)
         require(numbers.shape == shape, "numbers", f"shape {shape}", tuple(numbers.shape))
         require(numbers.dtype == torch.float64, "numbers", "dtype torch.float64", numbers.dtype)

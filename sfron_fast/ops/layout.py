@@ -84,8 +84,11 @@ def in_memory(tensor: Tensor) -> Tensor:
     """The tensor with its values in memory, row after row: itself or a copy.
 
     A zero tensor of torch's, as forward-mode derivatives are made of, has no memory; a negated view
-    holds its values with the other sign. The compiler is left to see to both.
+    holds its values with the other sign. The compiler is left to see to both. What is not dense is
+    left to the op, which refuses it by name.
     """
+    if tensor.layout != torch.strided:
+        return tensor
     if torch.compiler.is_compiling():
         return tensor.contiguous()
     if torch._is_zerotensor(tensor):

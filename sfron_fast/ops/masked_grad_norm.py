@@ -65,10 +65,9 @@ def masked_grad_norm(
     of a non-finite selected gradient. No host synchronisation. Source: docs/equations.md, 6
     (paper: clip of S * grad L^f).
     """
-    grads = listed("grads", grads)
+    grads, masks = listed("grads", grads), listed("masks", masks)
     if not grads:
+        check(grads, masks, grad_scale)
         return torch.zeros(())
     with torch.no_grad():
-        return calls.over_lists(
-            "masked_grad_norm", {"grads": grads, "masks": listed("masks", masks)}, grad_scale
-        )
+        return calls.over_lists("masked_grad_norm", {"grads": grads, "masks": masks}, grad_scale)

@@ -82,6 +82,9 @@ def sample_square_accumulate_(
     """
     if not torch.compiler.is_compiling():  # guards on strides would compile anew
         dense("accumulator", accumulator, True)
+        negated = accumulator.is_neg()
+        own = "a tensor that holds its own values"
+        require(not negated, "accumulator", own, "a negated view", "clone it")
         dense("deltas", deltas, False)
         dense("inputs", inputs, False)
         weight = number("weight", weight, -FLOAT32_MAX, FLOAT32_MAX)

@@ -129,7 +129,8 @@ def check(
         found_inf,
         scalars,
     )
-    coded_moments(params, scales, {"momentum_buffers": (momentum_buffers, SIGNED)})
+    moments = {"momentum_buffers": (momentum_buffers, SIGNED)}
+    coded_moments(params, scales, moments, optional=True)
     require(bool(momentum_buffers) or not scales, "scales", "none without momentum", "some")
     step_counts(steps, params, optional=not (scales or corrections))
     number("momentum", scalars["momentum"], 0.0)

@@ -15,7 +15,7 @@ from .flat_state import FlatStates
 from .masks import GroupMask
 from .scalars import moves_slowly
 from .state import StatefulOptimizer
-from .validation import check_dtypes, check_names, check_settings, own_group
+from .validation import check_dtypes, check_names, check_settings, check_tensor_settings, own_group
 
 
 class GroupedOptimizer(StatefulOptimizer):
@@ -57,6 +57,12 @@ class GroupedOptimizer(StatefulOptimizer):
         on.
         """
         check_settings(group)
+
+    def check_groups(self) -> None:
+        """``check_group`` of all, as they are now; of tensors no value is read."""
+        for group in self.param_groups:
+            check_tensor_settings(group)
+            self.check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
 
     def _group_masks(
         self, index: int, group: dict[str, Any], orders: Orders

@@ -121,6 +121,10 @@ class StatefulOptimizer(Optimizer):
         self.param_groups[0]["skipped"] += self._skips.take()
         return self.param_groups[0]["skipped"]
 
+    def check_groups(self) -> None:
+        """Raise ValueError or RuntimeError unless the settings are good, as they are now."""
+        raise NotImplementedError
+
     # --- state ------------------------------------------------------------------------------------
 
     def state_kinds(self, group: dict[str, Any]) -> dict[str, StateKind]:
@@ -168,6 +172,7 @@ class StatefulOptimizer(Optimizer):
         graph, and where all ranks must hold the same keys. SGD's momentum then starts from 0, with
         ``dampening`` from its first update on.
         """
+        self.check_groups()
         for group in self.param_groups:
             check_dtypes(group, group["params"])
         for group in self.param_groups:

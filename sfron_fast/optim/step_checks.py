@@ -20,7 +20,7 @@ from .elsewhere import is_away
 from .groups import GroupedOptimizer
 from .scalars import NAMES, check_capture
 from .state_kind import CODES, StateKind, is_coded, slow_kinds
-from .validation import COUNTS, check_dtypes, check_tensor_settings
+from .validation import COUNTS, check_dtypes
 
 CONVERT = (
     "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been"
@@ -56,9 +56,8 @@ def check_step(
         )
     known = [[_value(g[k]) for k in optimizer.defaults if k not in COUNTS] for g in groups]
     changed = known != optimizer.checked_settings
-    for group in groups if changed else ():
-        check_tensor_settings(group)
-        optimizer.check_group({k: 1.0 if isinstance(v, Tensor) else v for k, v in group.items()})
+    if changed:
+        optimizer.check_groups()
     for batch in batches:  # a model may have been converted since
         check_dtypes(batch.group, batch.params)
     for name in ("grad_scale", "found_inf") if batches else ():
@@ -200,5 +199,5 @@ def _convert_state(optimizer: GroupedOptimizer) -> None:
             state = optimizer.state.get(param, {})
             for key, value in state.items():
                 dtype = kinds[key].dtype_of(param) if key in kinds else None
-                if dtype is not None and value is not None and value.dtype != dtype:
+                if dtype is not None and isinstance(value, Tensor) and value.dtype != dtype:
                     state[key] = value.to(dtype)
