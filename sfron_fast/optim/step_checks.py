@@ -19,9 +19,11 @@ from .batch import Batch
 from .elsewhere import is_away
 from .groups import GroupedOptimizer
 from .scalars import NAMES, check_capture
-from .state_kind import CODES, StateKind, is_coded, slow_kinds
+from .state_kind import CODES, StateKind, is_coded
 from .validation import COUNTS, check_dtypes
 
+# what the end of a cycle reads of a parameter without a gradient
+IDLE = {"slow", "correction", "count"}
 CONVERT = (
     "optimizer.load_state_dict(optimizer.state_dict()) makes state like parameters that have been"
     " converted"
@@ -40,8 +42,9 @@ def check_step(
 
     Settings are looked at when they have changed; gradients and state where something is written
     before the last op looks: by another op (one for each parameter if ``single``), by copies of
-    slow weights that are away, as state is made. ``idle`` are parameters without gradient whose
-    slow weights are set. Warns (RuntimeWarning) of a step of a cycle without any gradient.
+    slow weights that are away, as state is made; and where tensors are reordered for the op.
+    ``idle`` are parameters without gradient whose slow weights are set. Warns (RuntimeWarning) of a
+    step of a cycle without any gradient.
     """
     groups = optimizer.param_groups
     check_capture(groups, [batch.params[0].device for batch in batches])
@@ -66,11 +69,13 @@ def check_step(
         for group in groups:
             _check_conversion(optimizer, group)
     several = single or len(batches) + len(idle) > 1 or any(map(is_away, batches))
-    if several or changed or any(_makes_state(optimizer, batch, forget) for batch in batches):
+    if several or changed or any(b.orders or _makes_state(optimizer, b, forget) for b in batches):
         for batch in batches:
             check_batch(optimizer, batch, forget=forget, numbers=several)
         for batch in idle:
-            _check_state(optimizer, batch, slow_kinds(batch.group))
+            used = optimizer.used_state(batch.group, forget=forget)
+            used = {key: kind for key, kind in used.items() if kind.role in IDLE}
+            _check_state(optimizer, batch, used)
     if changed:
         _convert_state(optimizer)
         for batch in batches:
