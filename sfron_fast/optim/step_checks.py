@@ -72,10 +72,10 @@ def check_step(
     if several or changed or any(b.orders or _makes_state(optimizer, b, forget) for b in batches):
         for batch in batches:
             check_batch(optimizer, batch, forget=forget, numbers=several)
-        for batch in idle:
-            used = optimizer.used_state(batch.group, forget=forget)
-            used = {key: kind for key, kind in used.items() if kind.role in IDLE}
-            _check_state(optimizer, batch, used)
+    for batch in idle:
+        used = optimizer.used_state(batch.group, forget=forget)
+        used = {key: kind for key, kind in used.items() if kind.role in IDLE}
+        _check_state(optimizer, batch, used)
     if changed:
         _convert_state(optimizer)
         for batch in batches:
