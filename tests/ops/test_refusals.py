@@ -370,3 +370,82 @@ def test_settings_changed_between_steps_are_checked(kind):
             optimizer.step()
         optimizer.param_groups[0][name] = good
     optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        (1.0, "float"),
+        (torch.ones(1).to_sparse(), "sparse|other strides or none"),
+    ],
+)
+def test_scalars_that_are_no_dense_tensor_are_refused_by_name(dtype, bad, found):
+    grads, sums = ones(3, dtype=dtype), ones(3, dtype=dtype)
+    calls = {
+        "grad_scale": lambda: functional.masked_grad_norm(grads, grad_scale=bad),
+        "numbers": lambda: functional.fisher_accumulate_(sums, grads, 1.0, numbers=bad),
+        "norm": lambda: functional.sgd_step_(sums, grads, lr=0.1, norm=bad, max_norm=1.0),
+        "skipped": lambda: functional.sgd_step_(sums, grads, lr=0.1, skipped=bad),
+    }
+    for name, call in calls.items():
+        told = rf"{name}: expected .*found .*({found})|argument '{name}' but instead found type"
+        with pytest.raises((ValueError, RuntimeError), match=told):
+            call()
+    assert sums[0].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adamw_wants_both_moments(dtype):
+    lists = {"exp_avgs": ones(3, 4, dtype=dtype), "exp_avg_sqs": ones(3, 4, dtype=dtype)}
+    settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 0.1, "weight_decay": 0.0}
+    for name in lists:
+        moments = {**lists, name: []}
+        params = ones(3, 4, dtype=dtype)
+        with pytest.raises(ValueError, match=f"{name}: expected 2 tensors, found 0"):
+            functional.adamw_step_(
+                params, ones(3, 4, dtype=dtype), **moments, steps=ones((), ()), **settings
+            )
+        assert params[0].tolist() == [1.0] * 3
+
+
+def test_a_norm_of_nothing_takes_no_masks():
+    assert functional.masked_grad_norm([], grad_scale=torch.ones(())).item() == 0.0
+    with pytest.raises(ValueError, match="masks: expected 0 tensors, found 1"):
+        functional.masked_grad_norm([], [torch.ones(1, dtype=torch.uint8)])
+
+
+def test_a_negated_accumulator_is_refused():
+    negated = torch.complex(torch.zeros(2, 2), -torch.ones(2, 2)).conj().imag
+    with pytest.raises(ValueError, match=r"accumulator: expected .*found a negated view; clone it"):
+        functional.sample_square_accumulate_(negated, torch.ones(3, 2), torch.ones(3, 2))
+    assert negated.tolist() == [[1.0, 1.0]] * 2
+
+
+@BOTH
+def test_state_that_an_idle_parameter_ends_its_cycle_with_is_looked_at(kind):
+    """No op does: its slow weights are blended without one."""
+    moving, idle = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = kind([moving, idle], slow_lr=0.5)
+    for p in (moving, idle):
+        p.grad = torch.ones(3)
+    optimizer.forget_step()
+    idle.grad = None
+    optimizer.state[idle]["slow"] = 0.0
+    before = moving.detach().clone()
+    with pytest.raises(ValueError, match=r"slow\[0\]: expected a tensor, found float"):
+        optimizer.step()
+    assert_same_bits(moving.detach(), before, "moving")
+
+
+@BOTH
+def test_state_is_not_made_by_settings_that_are_wrong(kind):
+    """Nor by the idle step with which torch.distributed.checkpoint asks for it."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight], lr=0.0)
+    optimizer.param_groups[0]["slow_device"] = "cuda"
+    weight.grad = torch.zeros(3)
+    for call in (optimizer.init_state, optimizer.step):
+        with pytest.raises(ValueError, match="slow_device: expected None or 'cpu', found 'cuda'"):
+            call()
+    assert not optimizer.state
