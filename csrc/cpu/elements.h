@@ -94,6 +94,15 @@ class Direct {
 template <class... Elements>
 constexpr bool kPairs = (std::is_same_v<Elements, Direct<BFloat16Cell>> && ...);
 
+// Where a tensor's elements lie, to be added to like a pointer.
+struct Memory {
+  const char* data;
+  int64_t bytes;  // of an element
+
+  SFRON_HD Memory operator+(int64_t elements) const { return {data + elements * bytes, bytes}; }
+  SFRON_HD operator const void*() const { return data; }
+};
+
 class Tiled {  // of any dtype
  public:
   using Whole = Tiled;
@@ -108,7 +117,10 @@ class Tiled {  // of any dtype
   SFRON_HD float& operator[](int64_t i) const { return values_[i]; }
   SFRON_HD float get(int64_t i) const { return values_[i]; }
   SFRON_HD void set(int64_t i, float x, uint32_t) const { values_[i] = x; }
-  SFRON_HD const float* address() const { return values_; }
+  SFRON_HD Memory address() const {
+    const int64_t bytes = dtype_bytes(dtype_);
+    return {static_cast<const char*>(data_) + at_ * bytes, bytes};
+  }
   SFRON_HD void store() const {
     if (data_ != nullptr) store_tile(data_, dtype_, at_, n_, values_);
   }
