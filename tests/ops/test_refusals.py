@@ -449,3 +449,18 @@ def test_state_is_not_made_by_settings_that_are_wrong(kind):
         with pytest.raises(ValueError, match="slow_device: expected None or 'cpu', found 'cuda'"):
             call()
     assert not optimizer.state
+
+
+@BOTH
+def test_state_is_looked_at_before_it_is_reordered(kind):
+    """As that of a weight that is not row-major is for the op, which would look."""
+    weight = nn.Parameter(torch.ones(3, 4).t())
+    optimizer = kind([weight], **({"momentum": 0.9} if kind is SFRonSGD else {}))
+    weight.grad = torch.ones(3, 4).t()
+    optimizer.step()
+    key = next(iter(set(optimizer.state[weight]) - {"step"}))
+    optimizer.state[weight][key] = 0.0
+    before = weight.detach().clone()
+    with pytest.raises(ValueError, match=rf"{key}\[0\]: expected a tensor, found float"):
+        optimizer.step()
+    assert_same_bits(weight.detach(), before, "weight")
