@@ -153,6 +153,15 @@ void with_tiled_weights(const WeightCorrections& c, const Run& run) {
   c.bytes == 1 ? run(As<Split<int8_t>>{}) : run(As<Split<int16_t>>{});
 }
 
+// run(As<...>, As<...>) for weights and moments by way of tiles, but for bf16 that goes in pairs.
+template <class Run>
+void with_tiled_weights(DType dtype, const WeightCorrections& c, DType state, const Run& run) {
+  using Cells = As<Direct<BFloat16Cell>>;
+  const bool pairs = dtype == DType::kBFloat16 && state == DType::kBFloat16;
+  if (pairs && c.param == nullptr) return run(Cells{}, Cells{});
+  with_tiled_weights(c, [&](auto param) { run(param, As<Tiled>{}); });
+}
+
 // run(As<...>, As<...>) for weights and moments that are no codes: of the weights' dtype or fp32,
 // or of bf16 and dithered.
 template <class Run>

@@ -1,6 +1,7 @@
 // Arrays of fp16 to fp32 and back, by the processor's own instructions where it has them. They give
 // the bits of the formulas (formulas/dtype.h), NaNs included.
 #include "cpu/isa.h"
+#include "cpu/lanes.h"
 #include "cpu/tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -11,9 +12,9 @@ namespace sfron {
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define SFRON_UNROLLED _Pragma("GCC unroll 8")  // a conversion is two instructions, a turn three
 // Each returns how many elements it did; the portable loop does the rest. The maskz forms, every
-// lane on, spare the undefined register of the plain ones, of which g++ 12 warns.
+// lane on, spare the undefined register of the plain ones, of which g++ 12 warns. Unrolled, because
+// a conversion is two instructions and a turn three.
 __attribute__((target("avx,f16c"))) int64_t load_8(const uint16_t* source, float* target,
                                                    int64_t n) {
   int64_t i = 0;

@@ -156,19 +156,17 @@ void sgd_step_cpu(const std::vector<SgdTensor>& tensors, const Runs& runs, int64
     walk_step(tensors, runs, begin, end, s.measured, [&](int64_t i, int64_t first, int64_t last) {
       const SgdTensor& t = tensors[i];
       Scales{t.scales, t.row, 1}.whole_groups(&first, &last);
-      const SgdKernel<momentum, slow_from> kernel;
-      const DType state = momentum ? t.momentum_dtype : t.dtype;
-      if (!t.is_compact() && t.dtype == DType::kBFloat16 && state == DType::kBFloat16) {
-        using Cells = As<Direct<BFloat16Cell>>;
-        return run_streaming(true, kernel, Cells{}, Cells{}, t, first, last, s);
-      }
-      with_tiled_weights(t.corrections, [&](auto param) {
-        if constexpr (momentum) {
-          if (t.scales != nullptr)
-            return run_isa(CodedSgdKernel<slow_from>{}, param, t, first, last, s);
+      if constexpr (momentum) {
+        if (t.scales != nullptr) {
+          return with_tiled_weights(t.corrections, [&](auto param) {
+            run_isa(CodedSgdKernel<slow_from>{}, param, t, first, last, s);
+          });
         }
-        const bool converts = t.dtype != DType::kFloat32 || state != DType::kFloat32;
-        run_streaming(converts, kernel, param, As<Tiled>{}, t, first, last, s);
+      }
+      const DType state = momentum ? t.momentum_dtype : t.dtype;
+      const bool converts = t.dtype != DType::kFloat32 || state != DType::kFloat32;
+      with_tiled_weights(t.dtype, t.corrections, state, [&](auto p, auto m) {
+        run_streaming(converts, SgdKernel<momentum, slow_from>{}, p, m, t, first, last, s);
       });
     });
   };

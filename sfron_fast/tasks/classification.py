@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.batches import call, each_tensor, move, tensors_in
 from ..errors import require
 from ..losses import adaptive_cross_entropy_parts
-from .labels import IGNORED, check_counted, check_labels
+from .labels import IGNORED, check_counted, check_labels, checked_cross_entropy
 from .outputs import logits_of
 from .task import Task, Units
 
@@ -243,11 +243,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         "F.cross_entropy",
         _TOKENS,
     )
-    try:
-        return F.cross_entropy(outputs, targets)
-    except IndexError:
-        check_counted(outputs, targets)  # to say which labels there are, and which classes
-        raise
+    return checked_cross_entropy(outputs, targets)
 
 
 def _split(outputs: Any, samples: int) -> Iterator[Any]:
@@ -270,12 +266,7 @@ def _each_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     count.
     """
     cross_entropy(outputs[:1], targets[:1])  # it refuses what it would refuse of all
-    try:
-        losses = F.cross_entropy(outputs, targets, reduction="none")
-    except IndexError:
-        check_counted(outputs, targets)
-        raise
-    losses = losses.view(len(targets), -1)
+    losses = checked_cross_entropy(outputs, targets, "none").view(len(targets), -1)
     if targets.is_floating_point():
         return losses.mean(1)
     counted = (targets != IGNORED).view(len(targets), -1).sum(1)

@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require
 from ..ops.dtypes import wide
-from .labels import IGNORED, check_counted
+from .labels import IGNORED, checked_cross_entropy
 from .task import Units
 
 
@@ -23,16 +22,9 @@ class Each(NamedTuple):
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each position, at least fp32 [rows, positions]; of logits [rows,
     positions, classes].
-
-    Raises:
-        ValueError: a label that is no class; where labels are not on the CPU, torch's own error.
     """
-    flat, classes = labels.flatten(), wide(logits).flatten(0, -2)
-    try:
-        return F.cross_entropy(classes, flat, reduction="none").view(labels.shape)
-    except IndexError:
-        check_counted(classes, flat)
-        raise
+    classes = wide(logits).flatten(0, -2)
+    return checked_cross_entropy(classes, labels.flatten(), "none").view(labels.shape)
 
 
 def packed(batch: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require
@@ -26,3 +27,16 @@ def check_counted(outputs: Any, targets: Tensor) -> None:
     labelled = isinstance(outputs, Tensor) and outputs.dim() > 1 and targets.dtype == torch.int64
     if labelled and targets.shape[1:] == outputs.shape[2:]:
         check_labels(outputs, targets[targets != IGNORED])
+
+
+def checked_cross_entropy(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """F.cross_entropy, which does not say which labels there are, and which classes.
+
+    Raises:
+        ValueError: a label that is no class; where labels are not on the CPU, torch's own error.
+    """
+    try:
+        return F.cross_entropy(outputs, targets, reduction=reduction)
+    except IndexError:
+        check_counted(outputs, targets)
+        raise

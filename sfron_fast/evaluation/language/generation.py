@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ...data.batches import model_device
 from ...errors import integer, require
 from ...models.modes import evaluating
-from ...tasks.language import IGNORED, Language
+from ...tasks.labels import IGNORED
+from ...tasks.language import Language
 from .rouge import Rouge, rouge_l
 
 

@@ -12,7 +12,8 @@ from ...errors import require
 from ...models.modes import evaluating
 from ...ops.dtypes import wide
 from ...ops.linear_logp_stats import LogpStats, of_logits
-from ...tasks.language import IGNORED, Language, Tokens
+from ...tasks.labels import IGNORED
+from ...tasks.language import Language, Tokens
 
 AT_ONCE = 1 << 24  # logits that are looked at together, in fp32
 
